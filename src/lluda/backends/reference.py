@@ -1,0 +1,99 @@
+"""The reference backend: plain torch on any device, the definition of correct that every other backend is tested by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lluda.backends.base import ComputeBackend, DenseWeight, Segment, Weight
+
+_FORMATS = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
+
+
+class ReferenceBackend(ComputeBackend):
+    """Every primitive as torch writes it."""
+
+    name = "reference"
+
+    def matrix(self, values: Tensor) -> Weight:
+        """Zero-copy where the tensor is already in the compute dtype and on the device."""
+        values = values.to(self.device, self.precision.compute)
+        return DenseWeight(values, _FORMATS[values.dtype])
+
+    def embedding(self, weight: Weight, ids: Tensor) -> Tensor:
+        return F.embedding(ids, _dense(weight)).to(self.precision.residual)
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        y = F.linear(x, _dense(weight))
+        return y if bias is None else (y + bias).to(y.dtype)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x = x.to(self.precision.residual)
+        return (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight).to(self.precision.compute)
+
+    def rotary_table(self, positions: Tensor, inverse_frequencies: Tensor) -> tuple[Tensor, Tensor]:
+        # Frequencies are float32 by definition (the models were trained so); a float64 run only widens them.
+        angles = positions.to(self.precision.rotary)[:, None] * inverse_frequencies.to(self.precision.rotary)
+        return angles.cos(), angles.sin()
+
+    def rotate(self, x: Tensor, table: tuple[Tensor, Tensor], norm: Tensor | None, eps: float) -> Tensor:
+        x = x.to(self.precision.residual)
+        if norm is not None:
+            x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * norm
+        cos, sin = table[0][:, None], table[1][:, None]
+        first, second = x.chunk(2, dim=-1)
+        rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        return rotated.to(self.precision.compute)
+
+    def attention(self, query: Tensor, segments: Sequence[Segment], layer: int, keys: Tensor, values: Tensor,
+                  window: int | None) -> Tensor:
+        outputs = []
+        for segment in segments:
+            rows = slice(segment.start, segment.start + segment.rows)
+            all_keys, all_values = segment.store.append(layer, keys[rows], values[rows])
+            outputs.append(_attend(query[rows], all_keys, all_values, window))
+        out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return out.to(self.precision.compute)
+
+    def gated_silu(self, gate: Tensor, up: Tensor) -> Tensor:
+        exact = self.precision.residual
+        return (F.silu(gate.to(exact)) * up.to(exact)).to(self.precision.compute)
+
+    def route(self, x: Tensor, router: Tensor, top_k: int, normalise: bool) -> tuple[Tensor, Tensor]:
+        probabilities = F.linear(x.to(router.dtype), router).softmax(dim=-1)
+        weights, ids = probabilities.topk(top_k, dim=-1)
+        return (weights / weights.sum(-1, keepdim=True) if normalise else weights), ids
+
+
+def _dense(weight: Weight) -> Tensor:
+    assert isinstance(weight, DenseWeight), f"the reference backend was given a {weight.format} weight"
+    return weight.values
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
+    """Attention of the last ``rows`` positions: query ``[rows, heads, d]``, keys ``[kv_heads, length, d]``."""
+    rows, heads, head_dim = query.shape
+    kv_heads, length, _ = keys.shape
+    query = query.to(keys.dtype)
+    if rows == 1:
+        # The query heads that share a key head become rows of one product: no repeated keys, no mask.
+        start = 0 if window is None else max(0, length - window)
+        grouped = query.view(1, kv_heads, heads // kv_heads, head_dim)
+        out = F.scaled_dot_product_attention(grouped, keys[None, :, start:], values[None, :, start:])
+        return out.reshape(1, heads * head_dim)
+    mask = None if rows == length and window is None else _causal_mask(rows, length, window, query.device)
+    out = F.scaled_dot_product_attention(
+        query.transpose(0, 1)[None], keys[None], values[None], attn_mask=mask, is_causal=mask is None, enable_gqa=True
+    )
+    return out[0].transpose(0, 1).reshape(rows, heads * head_dim)
+
+
+def _causal_mask(rows: int, length: int, window: int | None, device: torch.device) -> Tensor:
+    """True where the last ``rows`` of ``length`` positions may look: ``[rows, length]``."""
+    query_position = torch.arange(length - rows, length, device=device)[:, None]
+    key_position = torch.arange(length, device=device)
+    visible = key_position <= query_position
+    return visible if window is None else visible & (key_position > query_position - window)

@@ -1,0 +1,132 @@
+"""Strict reading of one JSON object: each value has a type and a range, and every key must have been read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lluda.errors import CorruptFile, UnsupportedModel
+
+
+class ConfigReader:
+    """Reads the keys of ``raw``, remembering which; ``path`` names the file (and section) in errors.
+
+    A key that is absent or null takes its default; without one it is missing. All errors are CorruptFile with field,
+    value and rule, except for values that are well-formed but not implemented (UnsupportedModel).
+    """
+
+    def __init__(self, raw: Mapping[str, Any], path: str) -> None:
+        if not isinstance(raw, Mapping):
+            raise CorruptFile(path, "must be a JSON object", found=type(raw).__name__)
+        self.raw = raw
+        self.path = path
+        self._read: set[str] = set()
+
+    def integer(self, key: str, minimum: int, maximum: int, *, default: int | None = None) -> int:
+        """An integer in [minimum, maximum]; a default stands outside that rule."""
+        value = self._value(key, default)
+        if value is default and self.raw.get(key) is None:
+            return int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise CorruptFile(self.path, f"{key} must be an integer", found=value)
+        if not minimum <= value <= maximum:
+            raise CorruptFile(self.path, f"{key} must be from {minimum} to {maximum}", found=value)
+        return value
+
+    def number(self, key: str, above: float, maximum: float) -> float:
+        """A finite number in (above, maximum]."""
+        value = self._value(key, None)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise CorruptFile(self.path, f"{key} must be a number", found=value)
+        if not math.isfinite(value) or not above < value <= maximum:
+            raise CorruptFile(self.path, f"{key} must be a number above {above:g}, up to {maximum:g}", found=value)
+        return float(value)
+
+    def boolean(self, key: str, *, default: bool) -> bool:
+        """True or false."""
+        value = self._value(key, default)
+        if not isinstance(value, bool):
+            raise CorruptFile(self.path, f"{key} must be true or false", found=value)
+        return value
+
+    def choice(self, key: str, allowed: tuple[str, ...], *, default: str, unsupported: bool = False) -> str:
+        """One of ``allowed``; another word is UnsupportedModel if ``unsupported``, else CorruptFile."""
+        value = self._value(key, default)
+        if value == default or value in allowed:
+            return str(value)
+        if unsupported:
+            raise UnsupportedModel(f"{self.path}: {key} {value!r:.80} is not supported; supported: {', '.join(allowed)}")
+        raise CorruptFile(self.path, f"{key} must be one of {', '.join(allowed)}", found=value)
+
+    def integers(self, key: str, minimum: int, maximum: int) -> tuple[int, ...]:
+        """A list of integers in [minimum, maximum]; absent means empty."""
+        values = self._list(key)
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+                raise CorruptFile(self.path, f"{key} must hold integers from {minimum} to {maximum}", found=value)
+        return tuple(values)
+
+    def strings(self, key: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+        """A list of words, each one of ``allowed`` (else UnsupportedModel); absent means empty."""
+        values = self._list(key)
+        for value in values:
+            if value not in allowed:
+                raise UnsupportedModel(
+                    f"{self.path}: {key} holds {value!r:.80}, which is not supported; supported: {', '.join(allowed)}"
+                )
+        return tuple(values)
+
+    def token_ids(self, key: str) -> tuple[int, ...]:
+        """One id or a list of ids; absent means none."""
+        value = self.raw.get(key)
+        self._read.add(key)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        for one in ids:
+            if isinstance(one, bool) or not isinstance(one, int) or one < 0:
+                raise CorruptFile(self.path, f"{key} must be a token id or a list of them", found=one)
+        return tuple(ids)
+
+    def section(self, key: str) -> ConfigReader | None:
+        """A nested object with a reader of its own; None if absent or null."""
+        value = self.raw.get(key)
+        self._read.add(key)
+        return None if value is None else ConfigReader(value, f"{self.path}: {key}")
+
+    def forbid(self, key: str) -> None:
+        """A switch that is implemented only in its off position."""
+        self._read.add(key)
+        if self.raw.get(key):
+            raise UnsupportedModel(f"{self.path}: {key} {self.raw[key]!r:.80} is not supported; supported: false")
+
+    def ignore(self, *keys: str) -> None:
+        """Keys known to have no influence."""
+        self._read.update(keys)
+
+    def refuse_unread(self, *, allow_unknown: bool = False) -> None:
+        """UnsupportedModel if a key nobody read is set: it may change the maths."""
+        unknown = sorted(str(key) for key in self.raw if key not in self._read and self.raw[key] is not None)
+        if unknown and not allow_unknown:
+            shown = ", ".join(f"{key:.60}" for key in unknown[:10])
+            raise UnsupportedModel(
+                f"{self.path}: unknown keys that may change the maths: {shown}; "
+                "pass --allow-unknown-config (allow_unknown_config=True) to ignore them"
+            )
+
+    def _value(self, key: str, default: Any) -> Any:
+        self._read.add(key)
+        value = self.raw.get(key)
+        if value is not None:
+            return value
+        if default is None:
+            raise CorruptFile(self.path, f"{key} is missing")
+        return default
+
+    def _list(self, key: str) -> list[Any]:
+        self._read.add(key)
+        value = self.raw.get(key)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            raise CorruptFile(self.path, f"{key} must be a list", found=value)
+        return value

@@ -1,0 +1,32 @@
+"""Linear layers: a weight in whatever format it has, an optional bias."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lluda.backends.base import ComputeBackend, Weight
+
+
+class Linear:
+    """``x @ weight.T + bias``. The format is the weight's own affair; the backend has a kernel for each."""
+
+    def __init__(self, backend: ComputeBackend, weight: Weight, bias: Tensor | None = None) -> None:
+        self._backend = backend
+        self.weight = weight
+        self.bias = None if bias is None else backend.vector(bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[rows, in_features] -> [rows, out_features]`` in the compute dtype."""
+        return self._backend.linear(x, self.weight, self.bias)
+
+
+class Embedding:
+    """A table of rows, looked up by id."""
+
+    def __init__(self, backend: ComputeBackend, weight: Weight) -> None:
+        self._backend = backend
+        self.weight = weight
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """int64 ``[rows] -> [rows, width]`` in the residual dtype."""
+        return self._backend.embedding(self.weight, ids)

@@ -1,0 +1,50 @@
+"""Text models: a decoder and its vocabulary head. Qwen3 dense, Qwen3-MoE and Llama-shaped checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from lluda.backends.base import ComputeBackend, Segment
+from lluda.config import DecoderConfig
+from lluda.layers.linear import Linear
+from lluda.models.decoder import Decoder, Observer, decoder_parameters
+from lluda.parameters import ParameterSpec
+
+
+class CausalLM:
+    """``lm_head(norm(decoder(ids)))``; the head shares the embedding's table where the config ties them."""
+
+    def __init__(self, config: DecoderConfig, tensors: Mapping[str, Tensor], backend: ComputeBackend) -> None:
+        self.config = config
+        self.backend = backend
+        self.decoder = Decoder(config, tensors, backend)
+        tied = config.tie_word_embeddings
+        head = self.decoder.embed_tokens.weight if tied else backend.matrix(tensors["lm_head.weight"])
+        self.lm_head = Linear(backend, head)
+
+    def __call__(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        segments: Sequence[Segment],
+        rows: Tensor | None,
+        observe: Observer | None = None,
+    ) -> Tensor:
+        """Logits ``[len(rows), vocab_size]`` in the compute dtype of the chosen ``rows`` (int64; None for all), after
+        running ids and positions (int64 ``[rows]``) through the decoder. A prefill needs only its last row."""
+        x = self.decoder(ids, positions, segments, observe)
+        x = self.decoder.norm(x if rows is None else x[rows])
+        logits = self.lm_head(x)
+        if observe:
+            observe("norm", x)
+            observe("logits", logits)
+        return logits
+
+
+def causal_lm_parameters(config: DecoderConfig) -> list[ParameterSpec]:
+    """Every tensor of the checkpoint, in order; ``lm_head.weight`` marked as tied where it is."""
+    tied_to = "model.embed_tokens.weight" if config.tie_word_embeddings else None
+    head = ParameterSpec("lm_head.weight", (config.vocab_size, config.hidden_size), "matrix", tied_to)
+    return [*decoder_parameters(config), head]

@@ -1,0 +1,41 @@
+"""One tensor as it lies on disk, and what every checkpoint reader offers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """Where one tensor lies: name as the models use it, shape in torch order, storage type (``BF16``, ``Q8_0``, …),
+    byte count, file and absolute byte offset in that file."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    file: Path
+    offset: int
+
+
+class Checkpoint(Protocol):
+    """An opened checkpoint: headers are read and validated, tensor bytes are not touched until asked for."""
+
+    path: Path
+    """The folder or .gguf file it was opened from."""
+
+    entries: Mapping[str, TensorEntry]
+    """All tensors by name, in file order."""
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor's values: zero-copy over the memory map for plain float types, decoded to float32 for block
+        formats. KeyError for a name that is not in ``entries``; CorruptFile if the file changed since it was opened."""
+
+    def close(self) -> None:
+        """Drop the maps. Tensors still alive keep theirs."""
