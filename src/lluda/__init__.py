@@ -1,0 +1,62 @@
+"""lluda: Qwen3 and Qwen3-Omni on one person's machine.
+
+``import lluda`` is light: torch is imported when a model is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lluda.errors import (
+    CorruptFile,
+    InvalidRequest,
+    LimitExceeded,
+    LludaError,
+    MissingDependency,
+    ModelNotFound,
+    OutOfMemory,
+    TemplateError,
+    UnsupportedModel,
+)
+
+if TYPE_CHECKING:
+    from lluda.engine.generation import Completion, Token
+    from lluda.engine.model import Conversation, Model, load
+    from lluda.engine.sampler import SamplingParams
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Completion",
+    "Conversation",
+    "CorruptFile",
+    "InvalidRequest",
+    "LimitExceeded",
+    "LludaError",
+    "MissingDependency",
+    "Model",
+    "ModelNotFound",
+    "OutOfMemory",
+    "SamplingParams",
+    "TemplateError",
+    "Token",
+    "UnsupportedModel",
+    "load",
+]
+
+_LAZY = {
+    "Completion": "lluda.engine.generation",
+    "Conversation": "lluda.engine.model",
+    "Model": "lluda.engine.model",
+    "SamplingParams": "lluda.engine.sampler",
+    "Token": "lluda.engine.generation",
+    "load": "lluda.engine.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'lluda' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)

@@ -1,0 +1,208 @@
+"""Generation: prompts in, tokens out, one step at a time for all sequences together.
+
+A prompt is run in chunks through an empty (or partly filled) cache; then every unfinished sequence adds one row to each
+step, so that the weights are read once for all of them. ``generate`` is the fold of ``stream``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lluda.backends.base import Segment
+from lluda.engine.kv_cache import CacheOptions, KVCache
+from lluda.engine.sampler import SampledToken, Sampler, SamplingParams
+from lluda.errors import InvalidRequest, LimitExceeded
+from lluda.inputs.text_stream import TextStream
+from lluda.inputs.tokenizer import Tokenizer
+from lluda.models.causal_lm import CausalLM
+
+PREFILL_CHUNK = 512
+MAX_STREAMS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token of sequence ``index``: the text that became safe to show with it (may be empty), its log
+    probability and, where asked for, the likeliest alternatives."""
+
+    index: int
+    id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished answer. ``finish_reason``: ``stop`` (end-of-text id, stop id or stop string) or ``length``. Seconds:
+    ``prefill_seconds`` from the sequence's start to its first token, ``decode_seconds`` from there to its last."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    prompt_tokens: int
+    tokens: tuple[Token, ...]
+    prefill_seconds: float
+    decode_seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decode rate, the first token not counted (it belongs to the prefill)."""
+        return (len(self.token_ids) - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+
+@dataclass(slots=True)
+class _Sequence:
+    index: int
+    prompt: list[int]
+    params: SamplingParams
+    cache: KVCache
+    sampler: Sampler
+    text: TextStream
+    stop_ids: frozenset[int]
+    max_tokens: int
+    tokens: list[Token] = field(default_factory=list)
+    finish_reason: str = ""
+    started: float = 0.0
+    first_token: float = 0.0
+
+    def take(self, sampled: SampledToken) -> Token:
+        """Record one sampled token and decide whether it was the last."""
+        if not self.tokens:
+            self.first_token = time.perf_counter()
+        ended = sampled.id in self.stop_ids
+        text = "" if ended else self.text.push(sampled.id)
+        if ended or self.text.stopped is not None:
+            self.finish_reason = "stop"
+        elif len(self.tokens) + 1 >= self.max_tokens:
+            self.finish_reason = "length"
+        if self.finish_reason and self.text.stopped is None:
+            text += self.text.finish()
+        token = Token(self.index, sampled.id, text, sampled.logprob, sampled.top)
+        self.tokens.append(token)
+        return token
+
+    def completion(self) -> Completion:
+        return Completion(
+            index=self.index,
+            text="".join(token.text for token in self.tokens),
+            token_ids=tuple(token.id for token in self.tokens),
+            finish_reason=self.finish_reason,
+            prompt_tokens=len(self.prompt),
+            tokens=tuple(self.tokens),
+            prefill_seconds=self.first_token - self.started,
+            decode_seconds=time.perf_counter() - self.first_token,
+        )
+
+
+class Generator:
+    """Runs sequences through one model. ``max_context`` positions at most for each, prompt and answer together."""
+
+    def __init__(
+        self, model: CausalLM, tokenizer: Tokenizer, eos_ids: Sequence[int], cache_options: CacheOptions,
+        prefill_chunk: int = PREFILL_CHUNK,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.eos_ids = tuple(eos_ids)
+        self.cache_options = cache_options
+        self.prefill_chunk = prefill_chunk
+
+    def new_cache(self) -> KVCache:
+        """An empty cache for one sequence."""
+        return KVCache(self.model.config, self.cache_options, self.model.backend.device)
+
+    def stream(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, cache: KVCache | None = None
+    ) -> Iterator[Token | Completion]:
+        """Yields every token as it is sampled and each sequence's Completion after its last one.
+
+        ``params`` has no None left (``SamplingParams.with_defaults``). ``cache``, for a single prompt, may already hold
+        the first positions of that prompt; only the rest is computed.
+
+        Raises:
+            InvalidRequest: an empty prompt or ids outside the vocabulary.
+            LimitExceeded: prompt and max_tokens do not fit the context.
+        """
+        waiting = [self._sequence(index, list(prompt), params, cache) for index, prompt in enumerate(prompts)]
+        return self._run(waiting[::-1])
+
+    @torch.inference_mode()
+    def _run(self, waiting: list[_Sequence]) -> Iterator[Token | Completion]:
+        active: list[_Sequence] = []
+        while waiting or active:
+            while waiting and len(active) < MAX_STREAMS:
+                sequence = waiting.pop()
+                sequence.started = time.perf_counter()
+                yield sequence.take(sequence.sampler.sample(self.prefill(sequence.prompt, sequence.cache)))
+                active.append(sequence)
+            for sequence in active:
+                if sequence.finish_reason:
+                    yield sequence.completion()
+            active = [sequence for sequence in active if not sequence.finish_reason]
+            if active:
+                logits = self.step([s.tokens[-1].id for s in active], [s.cache for s in active])
+                for sequence, row in zip(active, logits, strict=True):
+                    yield sequence.take(sequence.sampler.sample(row))
+
+    @torch.inference_mode()
+    def prefill(self, ids: Sequence[int], cache: KVCache) -> Tensor:
+        """Run the ids the cache does not hold yet, in chunks; returns float logits ``[vocab]`` after the last."""
+        device = self.model.backend.device
+        logits = torch.empty(0)
+        while cache.length < len(ids):
+            start = cache.length
+            rows = min(self.prefill_chunk, len(ids) - start)
+            last = start + rows == len(ids)
+            # Only the very last row's logits are wanted; earlier chunks need none.
+            wanted = torch.tensor([rows - 1] if last else [], dtype=torch.int64, device=device)
+            chunk = torch.tensor(ids[start : start + rows], device=device)
+            positions = torch.arange(start, start + rows, device=device)
+            logits = self.model(chunk, positions, [Segment(0, rows, cache)], wanted)
+            cache.advance(rows)
+        return logits[0].float()
+
+    @torch.inference_mode()
+    def step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> Tensor:
+        """One token for each sequence; returns float logits ``[sequences, vocab]``."""
+        device = self.model.backend.device
+        positions = torch.tensor([cache.length for cache in caches], device=device)
+        segments = [Segment(row, 1, cache) for row, cache in enumerate(caches)]
+        logits = self.model(torch.tensor(list(ids), device=device), positions, segments, None)
+        for cache in caches:
+            cache.advance(1)
+        return logits.float()
+
+    def _sequence(self, index: int, prompt: list[int], params: SamplingParams, cache: KVCache | None) -> _Sequence:
+        vocabulary = self.model.config.vocab_size
+        limit = self.cache_options.max_length
+        if not prompt:
+            raise InvalidRequest("the prompt is empty: give at least one token")
+        if not all(0 <= token < vocabulary for token in prompt):
+            outside = next(token for token in prompt if not 0 <= token < vocabulary)
+            raise InvalidRequest(f"the prompt holds token id {outside}; ids go from 0 to {vocabulary - 1}")
+        if len(prompt) >= limit:
+            raise LimitExceeded(f"the prompt has {len(prompt)} tokens but the context holds {limit}; shorten it")
+        room = limit - len(prompt)
+        if params.max_tokens is not None and params.max_tokens > room:
+            raise LimitExceeded(
+                f"max_tokens {params.max_tokens} after a prompt of {len(prompt)} tokens exceeds the context of {limit}; "
+                f"ask for at most {room}"
+            )
+        stop_ids = frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else frozenset(self.eos_ids))
+        return _Sequence(
+            index=index,
+            prompt=prompt,
+            params=params,
+            cache=cache if cache is not None else self.new_cache(),
+            sampler=Sampler(params, prompt, vocabulary),
+            text=TextStream(self.tokenizer, params.stop or ()),
+            stop_ids=stop_ids,
+            max_tokens=params.max_tokens if params.max_tokens is not None else room,
+        )

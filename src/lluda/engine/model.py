@@ -1,0 +1,285 @@
+"""``lluda.load`` and the Model it returns: the public face of the text engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lluda.backends import select_backend
+from lluda.config import DTypeName, ModelConfig, resolve_dtype
+from lluda.engine.generation import PREFILL_CHUNK, Completion, Generator, Token
+from lluda.engine.kv_cache import CacheOptions, KVCache, Strategy
+from lluda.engine.memory_plan import MemoryPlan, plan_memory
+from lluda.engine.sampler import SamplingParams
+from lluda.errors import InvalidRequest, LimitExceeded, UnsupportedModel
+from lluda.inputs.chat_template import ChatTemplate
+from lluda.inputs.prompt import build_chat_prompt
+from lluda.inputs.tokenizer import Tokenizer
+from lluda.models.causal_lm import CausalLM, causal_lm_parameters
+from lluda.weights.checkpoint import open_checkpoint, read_config, read_generation_config, read_gguf_metadata
+from lluda.weights.hub import resolve_model
+from lluda.weights.loader import CheckTensors, LoadReport, Progress, load_tensors
+
+Message = Mapping[str, Any]
+"""``{"role": "user" | "assistant" | "system" | "tool", "content": str}``."""
+
+DEFAULT_CONTEXT = 8192
+"""Positions a sequence may have where ``max_context`` is not given and the model allows more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How to load. ``dtype``: auto (as released), bf16, f32, f64. ``device``: any torch device. ``backend``: auto or a
+    name. ``max_context``: positions a sequence may have (default: the model's limit, at most 8192). ``kv_cache``:
+    growing or preallocated; ``kv_dtype``: auto (as dtype), bf16, f32. ``threads``: torch's CPU threads.
+    ``check_tensors``: look at every value, and warn, fail, or off. ``allow_*`` accept what is refused by default."""
+
+    dtype: str = "auto"
+    device: str = "cpu"
+    backend: str = "auto"
+    max_context: int | None = None
+    kv_cache: Strategy = "growing"
+    kv_dtype: str = "auto"
+    prefill_chunk: int = PREFILL_CHUNK
+    threads: int | None = None
+    check_tensors: CheckTensors = "warn"
+    allow_unexpected: bool = False
+    allow_unknown_config: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("max_context", self.max_context), ("threads", self.threads)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InvalidRequest(f"{name} must be a positive integer, not {value!r:.80}")
+        if self.prefill_chunk < 1:
+            raise InvalidRequest(f"prefill_chunk must be a positive integer, not {self.prefill_chunk}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """What a checkpoint says of itself, before any weight is touched."""
+
+    path: Path
+    config: ModelConfig
+    generation_config: Mapping[str, Any]
+
+    @classmethod
+    def find(cls, name_or_path: str | os.PathLike[str], *, allow_unknown_config: bool = False) -> ModelFiles:
+        """Resolve a folder, .gguf file or hub name ``org/name[@revision]`` and read its configs."""
+        path = resolve_model(name_or_path)
+        config = ModelConfig.from_hf(read_config(path), _config_name(path), allow_unknown=allow_unknown_config)
+        return cls(path, config, read_generation_config(path))
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """End-of-text ids: generation_config.json's where it names some, else config.json's."""
+        ids = self.generation_config.get("eos_token_id")
+        if ids is None:
+            return self.config.eos_token_ids
+        return tuple(ids) if isinstance(ids, list) else (int(ids),)
+
+    def plan(self, options: LoadOptions) -> MemoryPlan:
+        """The memory this model will take under ``options``."""
+        context, dtype = self.context(options), resolve_dtype(options.dtype, self.config.dtype)
+        return plan_memory(
+            causal_lm_parameters(self.config.text),
+            self.config.text,
+            dtype=dtype,
+            kv_bytes=self.cache_options(options, dtype).bytes_for(self.config.text, context),
+            context=context,
+            prefill_rows=min(options.prefill_chunk, context),
+            device=options.device,
+        )
+
+    def context(self, options: LoadOptions) -> int:
+        """Positions a sequence may have. LimitExceeded if more are asked for than the model was made for."""
+        limit = self.config.text.max_position_embeddings
+        if options.max_context is None:
+            return min(limit, DEFAULT_CONTEXT)
+        if options.max_context > limit:
+            raise LimitExceeded(f"max_context {options.max_context} exceeds the model's {limit} positions")
+        return options.max_context
+
+    def cache_options(self, options: LoadOptions, dtype: DTypeName) -> CacheOptions:
+        """The KV cache under ``options``."""
+        kv_dtype = dtype if options.kv_dtype == "auto" else options.kv_dtype
+        return CacheOptions(self.context(options), options.kv_cache, kv_dtype)
+
+
+def load(
+    name_or_path: str | os.PathLike[str], *, progress: Progress | None = None, **options: Any
+) -> Model:
+    """Load a text model from a folder, a .gguf file or a hub name ``org/name[@revision]``.
+
+    ``options`` are the fields of :class:`LoadOptions`; ``progress`` is called with bytes done and in all.
+
+    Raises:
+        ModelNotFound, CorruptFile, UnsupportedModel: the checkpoint cannot be had, read or run.
+        OutOfMemory: the plan does not fit; nothing was allocated.
+        InvalidRequest: an option out of its range.
+    """
+    try:
+        chosen = LoadOptions(**options)
+    except TypeError as error:
+        raise InvalidRequest(f"load: {str(error).replace('LoadOptions.__init__() ', '')}") from None
+    return Model(ModelFiles.find(name_or_path, allow_unknown_config=chosen.allow_unknown_config), chosen, progress)
+
+
+class Model:
+    """A loaded text model: ``generate``, ``stream`` and ``chat``."""
+
+    def __init__(self, files: ModelFiles, options: LoadOptions, progress: Progress | None = None) -> None:
+        files.plan(options).require_fit()
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        self.files = files
+        self.config = files.config
+        self.dtype = resolve_dtype(options.dtype, files.config.dtype)
+        self.backend = select_backend(options.backend, options.device, self.dtype)
+        self.tokenizer, self.chat_template = _load_inputs(files.path)
+        self.tokenizer.check_fits(files.config.text.vocab_size)
+        self.network, self.report = self._load_network(options, progress)
+        self.generator = Generator(
+            self.network, self.tokenizer, files.eos_ids, files.cache_options(options, self.dtype), options.prefill_chunk
+        )
+
+    def describe(self) -> str:
+        """What was chosen: model, backend, dtype, context."""
+        cache = self.generator.cache_options
+        return (
+            f"{self.files.path.name}: {self.config.model_type}, {self.report.describe()}; {self.backend.describe()}; "
+            f"context {cache.max_length}, {cache.strategy} KV cache in {cache.dtype}"
+        )
+
+    def generate(
+        self, prompt: str | Sequence[str] | Sequence[int], params: SamplingParams | None = None, **sampling: Any
+    ) -> Completion | list[Completion]:
+        """Continue a prompt, or several in one batch: text (taken literally: no special token is recognised in it) or
+        one list of token ids. Returns one Completion, or a list in the order of the prompts.
+
+        ``params`` or keyword arguments are the fields of SamplingParams.
+        """
+        single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], int))
+        done = [event for event in self.stream(prompt, params, **sampling) if isinstance(event, Completion)]
+        done.sort(key=lambda completion: completion.index)
+        return done[0] if single else done
+
+    def stream(
+        self, prompt: str | Sequence[str] | Sequence[int], params: SamplingParams | None = None, **sampling: Any
+    ) -> Iterator[Token | Completion]:
+        """The same as events: each Token as it is sampled, each sequence's Completion after its last token."""
+        return self.generator.stream(self._encode(prompt), self._sampling(params, sampling))
+
+    def chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, *,
+        enable_thinking: bool | None = None, **sampling: Any,
+    ) -> Completion:
+        """Answer a conversation through the checkpoint's chat template. ``enable_thinking`` is Qwen3's switch."""
+        events = self.chat_stream(messages, params, enable_thinking=enable_thinking, **sampling)
+        return next(event for event in events if isinstance(event, Completion))
+
+    def chat_stream(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, *,
+        enable_thinking: bool | None = None, **sampling: Any,
+    ) -> Iterator[Token | Completion]:
+        """The answer as events."""
+        prompt = self.chat_prompt(messages, enable_thinking=enable_thinking)
+        return self.generator.stream([prompt], self._sampling(params, sampling))
+
+    def chat_prompt(self, messages: Sequence[Message], *, enable_thinking: bool | None = None) -> list[int]:
+        """Token ids of a conversation, ready for the answer. Special tokens typed inside messages stay text."""
+        if self.chat_template is None:
+            raise UnsupportedModel(
+                f"{self.files.path}: the checkpoint has no chat template; use generate (--raw) for a plain continuation"
+            )
+        return build_chat_prompt(self.tokenizer, self.chat_template, list(messages), enable_thinking=enable_thinking)
+
+    def conversation(self, system: str | None = None) -> Conversation:
+        """A multi-turn chat that keeps its KV cache from turn to turn."""
+        return Conversation(self, [{"role": "system", "content": system}] if system else [])
+
+    def _load_network(self, options: LoadOptions, progress: Progress | None) -> tuple[CausalLM, LoadReport]:
+        checkpoint = open_checkpoint(self.files.path)
+        tensors, report = load_tensors(
+            checkpoint,
+            causal_lm_parameters(self.config.text),
+            dtype=self.backend.precision.compute,
+            allow_unexpected=options.allow_unexpected,
+            check=options.check_tensors,
+            progress=progress,
+        )
+        return CausalLM(self.config.text, tensors, self.backend), report
+
+    def _encode(self, prompt: str | Sequence[str] | Sequence[int]) -> list[list[int]]:
+        prompts: list[Any] = [prompt] if isinstance(prompt, str) else list(prompt)
+        if prompts and all(isinstance(item, int) for item in prompts):
+            return [prompts]
+        if not prompts or not all(isinstance(item, str) for item in prompts):
+            raise InvalidRequest("prompt must be a text, a list of texts, or one list of token ids")
+        return [self.tokenizer.encode(text, allow_special=False) for text in prompts]
+
+    def _sampling(self, params: SamplingParams | None, sampling: Mapping[str, Any]) -> SamplingParams:
+        try:
+            chosen = replace(params, **sampling) if params else SamplingParams(**sampling)
+        except TypeError as error:
+            raise InvalidRequest(f"sampling: {str(error).replace('SamplingParams.__init__() ', '')}") from None
+        return chosen.with_defaults(self.files.generation_config)
+
+
+@dataclass(slots=True)
+class Conversation:
+    """Messages so far and the KV cache of the ids they became. A turn computes only what the cache does not hold."""
+
+    model: Model
+    messages: list[Message]
+    _cache: KVCache | None = None
+    _ids: list[int] = field(default_factory=list)
+
+    def ask(
+        self, text: str, params: SamplingParams | None = None, *, enable_thinking: bool | None = None, **sampling: Any
+    ) -> Iterator[Token | Completion]:
+        """Add a user message and stream the answer. An answer that is broken off (the iterator is closed) is kept as
+        far as it came; a request that is refused leaves the conversation as it was."""
+        messages = [*self.messages, {"role": "user", "content": text}]
+        prompt = self.model.chat_prompt(messages, enable_thinking=enable_thinking)
+        cache = self._reusable_cache(prompt)
+        events = self.model.generator.stream([prompt], self.model._sampling(params, sampling), cache)
+        self._cache, self._ids = cache, prompt
+        return self._answer(messages, events)
+
+    def _answer(self, messages: list[Message], events: Iterator[Token | Completion]) -> Iterator[Token | Completion]:
+        parts: list[str] = []
+        try:
+            for event in events:
+                if isinstance(event, Token):
+                    parts.append(event.text)
+                    self._ids = [*self._ids, event.id]
+                yield event
+        finally:
+            self.messages = [*messages, {"role": "assistant", "content": "".join(parts)}]
+
+    def _reusable_cache(self, prompt: list[int]) -> KVCache:
+        """The cache cut back to the longest prefix it shares with ``prompt``, the last id always left to compute."""
+        if self._cache is None:
+            return self.model.generator.new_cache()
+        shared = 0
+        limit = min(self._cache.length, len(prompt) - 1, len(self._ids))
+        while shared < limit and self._ids[shared] == prompt[shared]:
+            shared += 1
+        self._cache.truncate(shared)
+        return self._cache
+
+
+def _config_name(path: Path) -> str:
+    return str(path if path.suffix == ".gguf" else path / "config.json")
+
+
+def _load_inputs(path: Path) -> tuple[Tokenizer, ChatTemplate | None]:
+    if path.suffix == ".gguf":
+        metadata = read_gguf_metadata(path)
+        return Tokenizer.from_gguf(metadata, path), ChatTemplate.from_gguf(metadata, path)
+    return Tokenizer.from_folder(path), ChatTemplate.from_folder(path)

@@ -1,0 +1,141 @@
+"""Strict JSON from files that others wrote: bounded in size and depth, and never ambiguous.
+
+RFC 8259 leaves duplicate keys, non-finite numbers and nesting to the implementation, and Python's ``json`` accepts them
+all. Here each is an error, as is a byte order mark, so that no two readers can see two different configs in one file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from lluda.errors import CorruptFile
+from lluda.weights.mapped_file import open_regular
+
+MAX_JSON_BYTES = 4 * 2**20
+"""Default size limit of a JSON file (the largest released Qwen3 config.json has 20 kB). Parsed JSON takes up to about 20
+times its bytes, so this also bounds the memory a hostile file can take."""
+
+MAX_DEPTH = 64
+"""Default limit of nesting: released configs use 5 levels."""
+
+MAX_DIGITS = 40
+"""Longest integer taken: 2^64 has 20 digits."""
+
+
+def read_json(
+    path: Path, *, max_bytes: int = MAX_JSON_BYTES, max_depth: int = MAX_DEPTH
+) -> dict[str, Any] | list[Any]:
+    """The object or array in the JSON file ``path``.
+
+    CorruptFile: any rule broken (see `parse_json`) or more than ``max_bytes`` bytes, told by the file's size before
+    anything is read. ModelNotFound: absent or not permitted.
+    """
+    descriptor, status = open_regular(path)
+    with os.fdopen(descriptor, "rb") as file:
+        if status.st_size > max_bytes:
+            raise CorruptFile(
+                path, "the JSON file is too large", expected=f"at most {max_bytes} bytes", found=status.st_size
+            )
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:  # it grew since
+        raise CorruptFile(path, "the JSON file is too large", expected=f"at most {max_bytes} bytes", found="more")
+    value = parse_json(data, path, max_depth=max_depth)
+    if not isinstance(value, dict | list):
+        raise CorruptFile(path, "the JSON is neither an object nor an array", found=value)
+    return value
+
+
+def read_json_object(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """As `read_json`; CorruptFile also if the file holds an array."""
+    value = read_json(path, max_bytes=max_bytes)
+    if not isinstance(value, dict):
+        raise CorruptFile(path, "the JSON must be an object", found="an array")
+    return value
+
+
+def parse_json(data: bytes | bytearray | str, path: Path, *, part: str = "", max_depth: int = MAX_DEPTH) -> Any:
+    """The JSON value in ``data``, which is ``part`` of the file ``path`` (both only for messages).
+
+    CorruptFile: not UTF-8, a byte order mark, not JSON, NaN or Infinity or a number too large for float64, an integer
+    of more than `MAX_DIGITS` digits, a duplicate key, or nesting deeper than ``max_depth``.
+    """
+    where = f"{part}: " if part else ""
+    text = data if isinstance(data, str) else decode_utf8(data, path, where)
+    try:
+        value = _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise CorruptFile(
+            path, f"{where}not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from error
+    except _Refused as error:
+        raise CorruptFile(path, f"{where}{error}") from error
+    except RecursionError:
+        raise CorruptFile(path, f"{where}nested too deep", expected=f"at most {max_depth} levels") from None
+    _check_depth(value, path, where, max_depth)
+    return value
+
+
+def decode_utf8(data: bytes | bytearray, path: Path, where: str = "") -> str:
+    """``data`` as text; CorruptFile if it is not UTF-8 or starts with a byte order mark."""
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise CorruptFile(path, f"{where}starts with a byte order mark; save it as UTF-8 without one")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CorruptFile(path, f"{where}not UTF-8", found=f"byte {data[error.start]:#04x} at {error.start}") from error
+
+
+class _Refused(Exception):
+    """JSON that Python accepts and lluda does not; carries the rule to `parse_json`."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _Refused(f"the key {ascii(key)[:120]} appears twice in one object")
+            seen.add(key)
+    return result
+
+
+def _float(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise _Refused(f"the number {digits[:40]} is too large for float64")
+    return number
+
+
+def _int(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise _Refused(f"an integer of {len(digits)} digits; at most {MAX_DIGITS} are taken")
+    return int(digits)
+
+
+def _constant(word: str) -> float:
+    raise _Refused(f"{word} is not a JSON number")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_float=_float, parse_int=_int, parse_constant=_constant, strict=True
+)
+
+
+def _check_depth(value: Any, path: Path, where: str, max_depth: int) -> None:
+    level = [value]
+    for _ in range(max_depth):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, dict | list)
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return
+    raise CorruptFile(path, f"{where}nested too deep", expected=f"at most {max_depth} levels")

@@ -1,0 +1,143 @@
+"""From names to parameters: what a model declares, what a checkpoint holds, and a strict report of the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lluda.errors import CorruptFile, InvalidRequest, UnsupportedModel
+from lluda.parameters import ParameterSpec
+from lluda.weights.entry import Checkpoint, TensorEntry
+
+CheckTensors = Literal["warn", "fail", "off"]
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+_INTEGER_OR_FP8 = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL", "F8_E4M3", "F8_E5M2")
+_LISTED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What loading did. ``tied`` names tensors that share another's values, ``stored_twice`` those of them that the
+    checkpoint stores all the same (not read), ``unexpected`` tensors that were skipped by permission, ``suspicious``
+    one sentence for each tensor with values no trained model has."""
+
+    loaded: int
+    nbytes: int
+    converted: int
+    tied: tuple[str, ...]
+    stored_twice: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    suspicious: tuple[str, ...]
+
+    def describe(self) -> str:
+        """The report in one line."""
+        parts = [f"{self.loaded} tensors, {self.nbytes / 1e9:.2f} GB"]
+        parts += [f"{self.converted} converted"] if self.converted else []
+        parts += [f"tied: {', '.join(self.tied)}"] if self.tied else []
+        parts += [f"stored twice: {', '.join(self.stored_twice)}"] if self.stored_twice else []
+        parts += [f"{len(self.unexpected)} unexpected skipped"] if self.unexpected else []
+        return "; ".join(parts)
+
+
+def load_tensors(
+    checkpoint: Checkpoint,
+    specs: Sequence[ParameterSpec],
+    *,
+    dtype: torch.dtype,
+    allow_unexpected: bool = False,
+    check: CheckTensors = "warn",
+    progress: Progress | None = None,
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """All tensors of ``specs``; matrices and embeddings in ``dtype`` (zero-copy where stored so), the rest as stored.
+
+    ``check`` looks at every value: NaN or infinity anywhere and all-zero norms are reported, or refused with ``fail``.
+
+    Raises:
+        CorruptFile: tensors missing, unexpected or of the wrong shape (the first ten are listed); values refused.
+        UnsupportedModel: a storage type that holds no plain numbers (fp8, integers).
+    """
+    if check not in ("warn", "fail", "off"):
+        raise InvalidRequest(f"check_tensors {check!r} is not one of warn, fail, off")
+    wanted = {spec.name: spec for spec in specs}
+    _refuse_mismatch(checkpoint, wanted, allow_unexpected)
+    tied = [spec.name for spec in specs if spec.tied_to]
+    read = [spec for spec in specs if not spec.tied_to]
+    total = sum(checkpoint.entries[spec.name].nbytes for spec in read)
+    tensors: dict[str, Tensor] = {}
+    suspicious: list[str] = []
+    done = converted = 0
+    for spec in read:
+        stored = checkpoint.tensor(spec.name)
+        if check != "off":
+            suspicious += _suspicions(spec, stored)
+        tensors[spec.name] = stored.to(dtype) if spec.role in ("matrix", "embedding") else stored
+        converted += tensors[spec.name].dtype != stored.dtype
+        done += checkpoint.entries[spec.name].nbytes
+        if progress:
+            progress(done, total)
+    if suspicious and check == "fail":
+        raise CorruptFile(checkpoint.path, _first("tensors with values no trained model has", suspicious))
+    return tensors, LoadReport(
+        loaded=len(read),
+        nbytes=total,
+        converted=converted,
+        tied=tuple(tied),
+        stored_twice=tuple(name for name in tied if name in checkpoint.entries),
+        unexpected=tuple(name for name in checkpoint.entries if name not in wanted),
+        suspicious=tuple(suspicious),
+    )
+
+
+def _refuse_mismatch(checkpoint: Checkpoint, wanted: dict[str, ParameterSpec], allow_unexpected: bool) -> None:
+    entries = checkpoint.entries
+    missing = [name for name, spec in wanted.items() if name not in entries and not spec.tied_to]
+    # Old Llama checkpoints store the rotary frequencies, which follow from the config.
+    unexpected = [name for name in entries if name not in wanted and not name.endswith("rotary_emb.inv_freq")]
+    wrong = [
+        f"{name} (expected {list(spec.shape)}, found {list(entries[name].shape)})"
+        for name, spec in wanted.items()
+        if name in entries and entries[name].shape != spec.shape
+    ]
+    problems = []
+    if missing:
+        problems.append(_first("missing tensors", missing))
+    if wrong:
+        problems.append(_first("tensors of the wrong shape", wrong))
+    if unexpected and not allow_unexpected:
+        listing = _first("unexpected tensors", unexpected)
+        problems.append(f"{listing} (--allow-unexpected, allow_unexpected=True skips them)")
+    if problems:
+        raise CorruptFile(checkpoint.path, "; ".join(problems))
+    for name in wanted:
+        if name in entries:
+            _refuse_storage(entries[name])
+
+
+def _refuse_storage(entry: TensorEntry) -> None:
+    if entry.dtype in _INTEGER_OR_FP8 or entry.dtype.startswith(("F8", "F4", "F6")):
+        raise UnsupportedModel(
+            f"{entry.file}: {entry.name} is stored as {entry.dtype}; lluda reads BF16, F16 and F32 weights (and GGUF's)"
+        )
+
+
+def _suspicions(spec: ParameterSpec, values: Tensor) -> list[str]:
+    if not values.numel():
+        return []
+    # One pass: NaN propagates through both extremes, infinity is one of them.
+    low, high = torch.aminmax(values)
+    if not bool(torch.isfinite(low) & torch.isfinite(high)):
+        return [f"{spec.name} holds NaN or infinity"]
+    if spec.role == "norm" and float(low) == float(high) == 0.0:
+        return [f"{spec.name} is a norm of zeros"]
+    return []
+
+
+def _first(what: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{len(names)} {what}: {', '.join(names[:_LISTED])}{more}"
