@@ -22,7 +22,7 @@ from lluda.errors import (
 if TYPE_CHECKING:
     from lluda.engine.generation import Completion, Token
     from lluda.engine.model import Conversation, Model, load
-    from lluda.engine.sampler import SamplingParams
+    from lluda.engine.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
 
@@ -48,7 +48,7 @@ _LAZY = {
     "Completion": "lluda.engine.generation",
     "Conversation": "lluda.engine.model",
     "Model": "lluda.engine.model",
-    "SamplingParams": "lluda.engine.sampler",
+    "SamplingParams": "lluda.engine.sampling_params",
     "Token": "lluda.engine.generation",
     "load": "lluda.engine.model",
 }

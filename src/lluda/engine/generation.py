@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lluda.backends.base import Segment
 from lluda.engine.kv_cache import CacheOptions, KVCache
-from lluda.engine.sampler import SampledToken, Sampler, SamplingParams
+from lluda.engine.sampler import SampledToken, Sampler
+from lluda.engine.sampling_params import SamplingParams
 from lluda.errors import InvalidRequest, LimitExceeded
 from lluda.inputs.text_stream import TextStream
 from lluda.inputs.tokenizer import Tokenizer

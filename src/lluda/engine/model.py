@@ -15,7 +15,7 @@ from lluda.config import DTypeName, ModelConfig, resolve_dtype
 from lluda.engine.generation import PREFILL_CHUNK, Completion, Generator, Token
 from lluda.engine.kv_cache import CacheOptions, KVCache, Strategy
 from lluda.engine.memory_plan import MemoryPlan, plan_memory
-from lluda.engine.sampler import SamplingParams
+from lluda.engine.sampling_params import SamplingParams
 from lluda.errors import InvalidRequest, LimitExceeded, UnsupportedModel
 from lluda.inputs.chat_template import ChatTemplate
 from lluda.inputs.prompt import build_chat_prompt

@@ -16,8 +16,8 @@ from lluda.errors import CorruptFile
 from lluda.weights.mapped_file import open_regular
 
 MAX_JSON_BYTES = 4 * 2**20
-"""Default size limit of a JSON file (the largest released Qwen3 config.json has 20 kB). Parsed JSON takes up to about 20
-times its bytes, so this also bounds the memory a hostile file can take."""
+"""Default size limit of a JSON file (the largest released Qwen3 config.json has 20 kB). Parsed JSON takes up to
+about 20 times its bytes, so this also bounds the memory a hostile file can take."""
 
 MAX_DEPTH = 64
 """Default limit of nesting: released configs use 5 levels."""
@@ -26,9 +26,7 @@ MAX_DIGITS = 40
 """Longest integer taken: 2^64 has 20 digits."""
 
 
-def read_json(
-    path: Path, *, max_bytes: int = MAX_JSON_BYTES, max_depth: int = MAX_DEPTH
-) -> dict[str, Any] | list[Any]:
+def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES, max_depth: int = MAX_DEPTH) -> dict[str, Any] | list[Any]:
     """The object or array in the JSON file ``path``.
 
     CorruptFile: any rule broken (see `parse_json`) or more than ``max_bytes`` bytes, told by the file's size before
@@ -68,10 +66,8 @@ def parse_json(data: bytes | bytearray | str, path: Path, *, part: str = "", max
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        raise CorruptFile(
-            path, f"{where}not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        ) from error
-    except _Refused as error:
+        raise CorruptFile(path, f"{where}not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
+    except _RefusedError as error:
         raise CorruptFile(path, f"{where}{error}") from error
     except RecursionError:
         raise CorruptFile(path, f"{where}nested too deep", expected=f"at most {max_depth} levels") from None
@@ -89,7 +85,7 @@ def decode_utf8(data: bytes | bytearray, path: Path, where: str = "") -> str:
         raise CorruptFile(path, f"{where}not UTF-8", found=f"byte {data[error.start]:#04x} at {error.start}") from error
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """JSON that Python accepts and lluda does not; carries the rule to `parse_json`."""
 
 
@@ -99,7 +95,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise _Refused(f"the key {ascii(key)[:120]} appears twice in one object")
+                raise _RefusedError(f"the key {ascii(key)[:120]} appears twice in one object")
             seen.add(key)
     return result
 
@@ -107,18 +103,18 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _float(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise _Refused(f"the number {digits[:40]} is too large for float64")
+        raise _RefusedError(f"the number {digits[:40]} is too large for float64")
     return number
 
 
 def _int(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
-        raise _Refused(f"an integer of {len(digits)} digits; at most {MAX_DIGITS} are taken")
+        raise _RefusedError(f"an integer of {len(digits)} digits; at most {MAX_DIGITS} are taken")
     return int(digits)
 
 
 def _constant(word: str) -> float:
-    raise _Refused(f"{word} is not a JSON number")
+    raise _RefusedError(f"{word} is not a JSON number")
 
 
 _DECODER = json.JSONDecoder(

@@ -45,6 +45,7 @@ class MappedFile:
 
     def read(self, offset: int, count: int) -> bytearray:
         """``count`` bytes from byte ``offset`` on, copied. CorruptFile if the file ends before."""
+        assert self._release.alive, f"{self.path} is used after it was closed"
         data = bytearray(count)
         filled = 0
         with memoryview(data) as target:
@@ -72,6 +73,7 @@ class MappedFile:
 
         A rewrite that keeps the size within one tick of the file system's clock (4 ms on Linux) goes unseen.
         """
+        assert self._release.alive, f"{self.path} is used after it was closed"
         opened = _identity(os.fstat(self._descriptor))
         if opened[2] != self.size:
             raise CorruptFile(

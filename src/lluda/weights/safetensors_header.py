@@ -10,6 +10,7 @@ is nested, and the first broken entry ends the work.
 
 from __future__ import annotations
 
+import re
 from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ _METADATA = "__metadata__"
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _MAX_INFO = 4096  # characters of one tensor's description; real ones have about 70
 _MAX_BYTES = 2**63 - 1  # torch counts bytes and elements in int64
-_WHITESPACE = " \t\n\r"
+_WHITESPACE = re.compile(r"[ \t\n\r]*")
 _STRING = JSONDecoder(strict=True)
 
 
@@ -155,9 +156,10 @@ class _Scanner:
 
     def _peek(self) -> str:
         """The next character that is not white space; "" at the end."""
-        while (character := self._text[self._at : self._at + 1]) and character in _WHITESPACE:
-            self._at += 1
-        return character
+        space = _WHITESPACE.match(self._text, self._at)
+        assert space is not None
+        self._at = space.end()
+        return self._text[self._at : self._at + 1]
 
     def _error(self, rule: str) -> CorruptFile:
         found = self._text[self._at : self._at + 20] or "the header's end"

