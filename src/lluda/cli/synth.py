@@ -9,8 +9,14 @@ from pathlib import Path
 from lluda.cli import options
 
 _TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
-    "chat_template.json", "chat_template.jinja", "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "generation_config.json",
 )
 
 
@@ -41,8 +47,15 @@ def run(args: argparse.Namespace) -> int:
     extra = {name: source / name for name in _TOKENIZER_FILES if (source / name).is_file()}
     with options.byte_progress("writing") as progress:
         files = synthesize(
-            causal_lm_parameters(config.text), args.out_dir, config=raw, extra_files=extra, seed=args.seed,
-            dtype=args.dtype.upper(), shard_bytes=args.shard_bytes, store_tied=args.store_tied, progress=progress,
+            causal_lm_parameters(config.text),
+            args.out_dir,
+            config=raw,
+            extra_files=extra,
+            seed=args.seed,
+            dtype=args.dtype.upper(),
+            shard_bytes=args.shard_bytes,
+            store_tied=args.store_tied,
+            progress=progress,
         )
     for file in files:
         print(file)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lluda.backends.base import Segment
+from lluda.backends.blocks import Segment
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.engine.sampler import SampledToken, Sampler
 from lluda.engine.sampling_params import SamplingParams
@@ -28,13 +28,13 @@ MAX_STREAMS = 16
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token of sequence ``index``: the text that became safe to show with it (may be empty), its log
-    probability and, where asked for, the likeliest alternatives."""
+    """One generated token of sequence ``index``: the text that became safe to show with it (may be empty), where
+    log-probabilities were asked for, its own and the likeliest alternatives'."""
 
     index: int
     id: int
     text: str
-    logprob: float
+    logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
 
 
@@ -106,7 +106,11 @@ class Generator:
     """Runs sequences through one model. ``max_context`` positions at most for each, prompt and answer together."""
 
     def __init__(
-        self, model: CausalLM, tokenizer: Tokenizer, eos_ids: Sequence[int], cache_options: CacheOptions,
+        self,
+        model: CausalLM,
+        tokenizer: Tokenizer,
+        eos_ids: Sequence[int],
+        cache_options: CacheOptions,
         prefill_chunk: int = PREFILL_CHUNK,
     ) -> None:
         self.model = model
@@ -193,17 +197,17 @@ class Generator:
         room = limit - len(prompt)
         if params.max_tokens is not None and params.max_tokens > room:
             raise LimitExceeded(
-                f"max_tokens {params.max_tokens} after a prompt of {len(prompt)} tokens exceeds the context of {limit}; "
-                f"ask for at most {room}"
+                f"max_tokens {params.max_tokens} after a prompt of {len(prompt)} tokens exceeds the context of "
+                f"{limit}; ask for at most {room}"
             )
-        stop_ids = frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else frozenset(self.eos_ids))
+        ending = () if params.ignore_eos else self.eos_ids
         return _Sequence(
             index=index,
             prompt=prompt,
             params=params,
             cache=cache if cache is not None else self.new_cache(),
             sampler=Sampler(params, prompt, vocabulary),
-            text=TextStream(self.tokenizer, params.stop or ()),
-            stop_ids=stop_ids,
+            text=TextStream(self.tokenizer, params.stop),
+            stop_ids=frozenset((*params.stop_token_ids, *ending)),
             max_tokens=params.max_tokens if params.max_tokens is not None else room,
         )

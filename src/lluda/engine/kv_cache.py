@@ -1,4 +1,4 @@
-"""One sequence's keys and values, layer by layer, in the layout attention reads: ``[kv_heads, capacity, head_dim]``."""
+"""One sequence's keys and values in the layout attention reads: ``[layers, kv_heads, capacity, head_dim]``."""
 
 from __future__ import annotations
 
@@ -39,42 +39,39 @@ class CacheOptions:
 
 
 class KVCache:
-    """Implements ``backends.base.KeyValueStore`` for one sequence."""
+    """Implements ``backends.blocks.KeyValueStore`` for one sequence."""
 
     def __init__(self, config: DecoderConfig, options: CacheOptions, device: torch.device) -> None:
         self.options = options
         self.length = 0
-        self._shape = (config.num_key_value_heads, config.head_dim)
+        self._layers = config.num_hidden_layers
+        self._heads, self._head_dim = config.num_key_value_heads, config.head_dim
         self._device = device
         first = options.max_length if options.strategy == "preallocated" else min(_FIRST_CAPACITY, options.max_length)
-        self._keys = [self._room(first) for _ in range(config.num_hidden_layers)]
-        self._values = [self._room(first) for _ in range(config.num_hidden_layers)]
+        self._keys, self._values = self._allocate(first), self._allocate(first)
+
+    @property
+    def capacity(self) -> int:
+        """Positions there is memory for."""
+        return self._keys.shape[2]
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        return sum(tensor.nbytes for tensor in (*self._keys, *self._values))
+        return self._keys.nbytes + self._values.nbytes
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """See ``KeyValueStore.append``. LimitExceeded past ``max_length``."""
-        end = self.length + keys.shape[0]
-        self.reserve(layer, end)
-        self._keys[layer][:, self.length : end] = keys.transpose(0, 1)
-        self._values[layer][:, self.length : end] = values.transpose(0, 1)
-        return self._keys[layer][:, :end], self._values[layer][:, :end]
-
-    def reserve(self, layer: int, positions: int) -> None:
-        """Make room for ``positions`` in all in one layer, keeping what is stored."""
-        if positions > self.options.max_length:
+    def room(self, rows: int) -> tuple[Tensor, Tensor]:
+        """See ``KeyValueStore.room``. LimitExceeded past ``max_length``."""
+        needed = self.length + rows
+        if needed > self.options.max_length:
             raise LimitExceeded(
-                f"the KV cache holds {self.options.max_length} positions but {positions} are needed; "
+                f"the KV cache holds {self.options.max_length} positions but {needed} are needed; "
                 "load with a larger max_context"
             )
-        capacity = self._keys[layer].shape[1]
-        if positions > capacity:
-            grown = min(max(positions, 2 * capacity), self.options.max_length)
-            self._keys[layer] = self._grow(self._keys[layer], grown)
-            self._values[layer] = self._grow(self._values[layer], grown)
+        if needed > self.capacity:
+            grown = min(max(needed, 2 * self.capacity), self.options.max_length)
+            self._keys, self._values = self._grow(self._keys, grown), self._grow(self._values, grown)
+        return self._keys, self._values
 
     def advance(self, rows: int) -> None:
         """Count ``rows`` positions that every layer has stored."""
@@ -85,11 +82,11 @@ class KVCache:
         assert 0 <= length <= self.length, f"cannot keep {length} of {self.length} positions"
         self.length = length
 
-    def _room(self, capacity: int) -> Tensor:
-        heads, head_dim = self._shape
-        return torch.empty(heads, capacity, head_dim, dtype=STORAGE_DTYPES[self.options.dtype], device=self._device)
+    def _allocate(self, capacity: int) -> Tensor:
+        shape = (self._layers, self._heads, capacity, self._head_dim)
+        return torch.empty(shape, dtype=STORAGE_DTYPES[self.options.dtype], device=self._device)
 
     def _grow(self, old: Tensor, capacity: int) -> Tensor:
-        new = self._room(capacity)
-        new[:, : self.length] = old[:, : self.length]
+        new = self._allocate(capacity)
+        new[:, :, : self.length] = old[:, :, : self.length]
         return new

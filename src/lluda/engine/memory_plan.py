@@ -56,7 +56,8 @@ class MemoryPlan:
             raise OutOfMemory(
                 f"the model needs {_gb(self.total)} on {self.device} (weights {_gb(self.weight_bytes)}, KV cache "
                 f"{_gb(self.kv_cache.nbytes)}, activations {_gb(self.activations.nbytes)}) but {_gb(self.available)} "
-                "are available; take a smaller --max-context, --dtype bf16, or a smaller model (lluda plan shows the parts)"
+                "are available; take a smaller --max-context, --dtype bf16, or a smaller model "
+                "(lluda plan shows the parts)"
             )
 
 

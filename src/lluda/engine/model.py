@@ -110,9 +110,7 @@ class ModelFiles:
         return CacheOptions(self.context(options), options.kv_cache, kv_dtype)
 
 
-def load(
-    name_or_path: str | os.PathLike[str], *, progress: Progress | None = None, **options: Any
-) -> Model:
+def load(name_or_path: str | os.PathLike[str], *, progress: Progress | None = None, **options: Any) -> Model:
     """Load a text model from a folder, a .gguf file or a hub name ``org/name[@revision]``.
 
     ``options`` are the fields of :class:`LoadOptions`; ``progress`` is called with bytes done and in all.
@@ -175,16 +173,24 @@ class Model:
         return self.generator.stream(self._encode(prompt), self._sampling(params, sampling))
 
     def chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None, *,
-        enable_thinking: bool | None = None, **sampling: Any,
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        enable_thinking: bool | None = None,
+        **sampling: Any,
     ) -> Completion:
         """Answer a conversation through the checkpoint's chat template. ``enable_thinking`` is Qwen3's switch."""
         events = self.chat_stream(messages, params, enable_thinking=enable_thinking, **sampling)
         return next(event for event in events if isinstance(event, Completion))
 
     def chat_stream(
-        self, messages: Sequence[Message], params: SamplingParams | None = None, *,
-        enable_thinking: bool | None = None, **sampling: Any,
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        enable_thinking: bool | None = None,
+        **sampling: Any,
     ) -> Iterator[Token | Completion]:
         """The answer as events."""
         prompt = self.chat_prompt(messages, enable_thinking=enable_thinking)

@@ -1,0 +1,1 @@
+"""Claims about quality, measured."""

@@ -1,0 +1,1 @@
+"""User text before it is tensors."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lluda.backends.base import ComputeBackend, Weight
+from lluda.backends.base import ComputeBackend
+from lluda.backends.blocks import Weight
 
 
 class Linear:

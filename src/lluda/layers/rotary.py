@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lluda.backends.base import ComputeBackend
-
-RotaryTable = tuple[Tensor, Tensor]
+from lluda.backends.base import ComputeBackend, RotaryTable
 
 
 class Rotary:

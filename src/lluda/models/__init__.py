@@ -1,0 +1,1 @@
+"""One file per component: its formula and the names of its tensors."""

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from lluda.backends.base import ComputeBackend, Segment
+from lluda.backends.base import ComputeBackend
+from lluda.backends.blocks import Segment
 from lluda.config import DecoderConfig
 from lluda.layers.linear import Linear
 from lluda.models.decoder import Decoder, Observer, decoder_parameters

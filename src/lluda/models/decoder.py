@@ -1,7 +1,7 @@
 """The one decoder: embeddings, Qwen3 blocks, final norm. Every text-shaped component of Qwen3-Omni is one of these.
 
-Block: ``x += attention(RMSNorm(x))``; ``x += feed_forward(RMSNorm(x))``, where the feed-forward is dense or sparse as
-the config says layer by layer.
+A layer is ``x += attention(RMSNorm(x))``; ``x += feed_forward(RMSNorm(x))``, where the feed-forward is dense or sparse
+as the config says layer by layer (spec sections 2 and 5).
 """
 
 from __future__ import annotations
@@ -10,39 +10,40 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from lluda.backends.base import ComputeBackend, Segment, SwiGLU
+from lluda.backends.base import ComputeBackend, RotaryTable
+from lluda.backends.blocks import AttentionBlock, MixtureBlock, Norm, Projection, Segment, SwiGLU, SwiGLUBlock
 from lluda.config import DecoderConfig
-from lluda.layers.attention import Attention
-from lluda.layers.feed_forward import MLP, MixtureOfExperts
-from lluda.layers.linear import Embedding, Linear
+from lluda.layers.linear import Embedding
 from lluda.layers.norm import RMSNorm
-from lluda.layers.rotary import Rotary, RotaryTable
-from lluda.parameters import ParameterSpec, Role
+from lluda.layers.rotary import Rotary
+from lluda.parameters import ParameterSpec
 
 Observer = Callable[[str, Tensor], None]
-"""Called with a name (``embeddings``, ``layers.0``, …, ``norm``, ``logits``) and the rows there, for validation."""
+"""Called with a name (``embeddings``, ``layers.0``, …, ``norm``, ``logits``) and the rows there, for validation. The
+rows may change after the call: copy what is kept."""
 
 
 class DecoderLayer:
-    """One block."""
+    """Attention, then a feed-forward."""
 
     def __init__(
-        self, input_layernorm: RMSNorm, attention: Attention, post_attention_layernorm: RMSNorm,
-        feed_forward: MLP | MixtureOfExperts,
+        self, backend: ComputeBackend, index: int, attention: AttentionBlock, feed_forward: SwiGLUBlock | MixtureBlock
     ) -> None:
-        self.input_layernorm = input_layernorm
+        self._backend = backend
+        self.index = index
         self.self_attn = attention
-        self.post_attention_layernorm = post_attention_layernorm
         self.mlp = feed_forward
 
-    def __call__(self, x: Tensor, layer: int, table: RotaryTable, segments: Sequence[Segment]) -> Tensor:
+    def __call__(self, x: Tensor, table: RotaryTable, segments: Sequence[Segment]) -> Tensor:
         """Residual rows ``[rows, hidden]`` in, the same out; both in the residual dtype."""
-        x = x + self.self_attn(self.input_layernorm(x), layer, table, segments)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = self._backend.attention_block(x, self.self_attn, self.index, table, segments)
+        if isinstance(self.mlp, MixtureBlock):
+            return self._backend.mixture_block(x, self.mlp)
+        return self._backend.swiglu_block(x, self.mlp)
 
 
 class Decoder:
-    """``config.num_hidden_layers`` blocks over tensors named as in the checkpoint, below ``prefix``."""
+    """``config.num_hidden_layers`` layers over tensors named as in the checkpoint, below ``prefix``."""
 
     def __init__(
         self, config: DecoderConfig, tensors: Mapping[str, Tensor], backend: ComputeBackend, prefix: str = "model."
@@ -51,7 +52,7 @@ class Decoder:
         self.embed_tokens = Embedding(backend, backend.matrix(tensors[f"{prefix}embed_tokens.weight"]))
         build = _LayerBuilder(config, tensors, backend)
         self.layers = [build.layer(index, f"{prefix}layers.{index}.") for index in range(config.num_hidden_layers)]
-        self.norm = build.norm(f"{prefix}norm.weight")
+        self.norm = RMSNorm(backend, build.norm(f"{prefix}norm"))
         self.rotary = Rotary(backend, config.head_dim, config.rope.theta)
 
     def __call__(
@@ -62,10 +63,10 @@ class Decoder:
         if observe:
             observe("embeddings", x)
         table = self.rotary(positions)
-        for index, layer in enumerate(self.layers):
-            x = layer(x, index, table, segments)
+        for layer in self.layers:
+            x = layer(x, table, segments)
             if observe:
-                observe(f"layers.{index}", x)
+                observe(f"layers.{layer.index}", x)
         return x
 
 
@@ -75,32 +76,34 @@ class _LayerBuilder:
     def __init__(self, config: DecoderConfig, tensors: Mapping[str, Tensor], backend: ComputeBackend) -> None:
         self._config, self._tensors, self._backend = config, tensors, backend
 
-    def norm(self, name: str) -> RMSNorm:
-        return RMSNorm(self._backend, self._tensors[name], self._config.rms_norm_eps)
+    def norm(self, name: str) -> Norm:
+        return Norm(self._backend.vector(self._tensors[f"{name}.weight"]), self._config.rms_norm_eps)
 
     def layer(self, index: int, prefix: str) -> DecoderLayer:
+        norm = self.norm(f"{prefix}post_attention_layernorm")
         sparse = self._config.is_sparse(index)
         return DecoderLayer(
-            self.norm(f"{prefix}input_layernorm.weight"),
-            self._attention(index, f"{prefix}self_attn."),
-            self.norm(f"{prefix}post_attention_layernorm.weight"),
-            self._mixture(f"{prefix}mlp.") if sparse else MLP(self._backend, self._swiglu(f"{prefix}mlp.")),
+            self._backend,
+            index,
+            self._attention(index, prefix),
+            self._mixture(norm, f"{prefix}mlp.") if sparse else SwiGLUBlock(norm, self._swiglu(f"{prefix}mlp.")),
         )
 
-    def _linear(self, name: str) -> Linear:
+    def _projection(self, name: str) -> Projection:
+        bias = self._tensors.get(f"{name}.bias")
         weight = self._backend.matrix(self._tensors[f"{name}.weight"])
-        return Linear(self._backend, weight, self._tensors.get(f"{name}.bias"))
+        return Projection(weight, None if bias is None else self._backend.vector(bias))
 
-    def _attention(self, index: int, prefix: str) -> Attention:
+    def _attention(self, index: int, prefix: str) -> AttentionBlock:
         qk_norm = self._config.use_qk_norm
-        return Attention(
-            self._backend,
-            q_proj=self._linear(f"{prefix}q_proj"),
-            k_proj=self._linear(f"{prefix}k_proj"),
-            v_proj=self._linear(f"{prefix}v_proj"),
-            o_proj=self._linear(f"{prefix}o_proj"),
-            q_norm=self.norm(f"{prefix}q_norm.weight") if qk_norm else None,
-            k_norm=self.norm(f"{prefix}k_norm.weight") if qk_norm else None,
+        return AttentionBlock(
+            norm=self.norm(f"{prefix}input_layernorm"),
+            q_proj=self._projection(f"{prefix}self_attn.q_proj"),
+            k_proj=self._projection(f"{prefix}self_attn.k_proj"),
+            v_proj=self._projection(f"{prefix}self_attn.v_proj"),
+            o_proj=self._projection(f"{prefix}self_attn.o_proj"),
+            q_norm=self.norm(f"{prefix}self_attn.q_norm") if qk_norm else None,
+            k_norm=self.norm(f"{prefix}self_attn.k_norm") if qk_norm else None,
             head_dim=self._config.head_dim,
             window=self._config.window(index),
         )
@@ -109,13 +112,13 @@ class _LayerBuilder:
         parts = (f"{prefix}{name}.weight" for name in ("gate_proj", "up_proj", "down_proj"))
         return SwiGLU(*(self._backend.matrix(self._tensors[name]) for name in parts))
 
-    def _mixture(self, prefix: str) -> MixtureOfExperts:
+    def _mixture(self, norm: Norm, prefix: str) -> MixtureBlock:
         moe = self._config.moe
         assert moe is not None
-        return MixtureOfExperts(
-            self._backend,
-            self._tensors[f"{prefix}gate.weight"],
-            [self._swiglu(f"{prefix}experts.{expert}.") for expert in range(moe.num_experts)],
+        return MixtureBlock(
+            norm=norm,
+            router=self._backend.vector(self._tensors[f"{prefix}gate.weight"]),
+            experts=[self._swiglu(f"{prefix}experts.{expert}.") for expert in range(moe.num_experts)],
             top_k=moe.num_experts_per_tok,
             normalise=moe.norm_topk_prob,
         )
@@ -140,9 +143,7 @@ def _layer_parameters(config: DecoderConfig, index: int, prefix: str) -> Iterato
     assert moe is not None
     yield ParameterSpec(f"{prefix}mlp.gate.weight", (moe.num_experts, config.hidden_size), "matrix")
     for expert in range(moe.num_experts):
-        yield from _swiglu_parameters(
-            f"{prefix}mlp.experts.{expert}.", config.hidden_size, moe.moe_intermediate_size
-        )
+        yield from _swiglu_parameters(f"{prefix}mlp.experts.{expert}.", config.hidden_size, moe.moe_intermediate_size)
 
 
 def _attention_parameters(config: DecoderConfig, prefix: str) -> Iterator[ParameterSpec]:
@@ -160,7 +161,6 @@ def _attention_parameters(config: DecoderConfig, prefix: str) -> Iterator[Parame
 
 
 def _swiglu_parameters(prefix: str, hidden: int, width: int) -> Iterator[ParameterSpec]:
-    role: Role = "matrix"
-    yield ParameterSpec(f"{prefix}gate_proj.weight", (width, hidden), role)
-    yield ParameterSpec(f"{prefix}up_proj.weight", (width, hidden), role)
-    yield ParameterSpec(f"{prefix}down_proj.weight", (hidden, width), role)
+    yield ParameterSpec(f"{prefix}gate_proj.weight", (width, hidden), "matrix")
+    yield ParameterSpec(f"{prefix}up_proj.weight", (width, hidden), "matrix")
+    yield ParameterSpec(f"{prefix}down_proj.weight", (hidden, width), "matrix")

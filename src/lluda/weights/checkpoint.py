@@ -40,9 +40,11 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         return read_json_object(path / CONFIG_NAME)
-    from lluda.weights.gguf_names import config_from_metadata
+    _require_gguf(path)
+    from lluda.weights.gguf import GGUFCheckpoint
 
-    return config_from_metadata(read_gguf_metadata(path))
+    with GGUFCheckpoint(path) as checkpoint:
+        return checkpoint.config
 
 
 def read_generation_config(path: Path) -> dict[str, Any]:

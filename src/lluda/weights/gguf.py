@@ -205,13 +205,13 @@ def _half_split(rows: torch.Tensor, heads: int, entry: TensorEntry) -> torch.Ten
     if rows.shape[0] % (2 * heads):
         rule = f"tensor {entry.name!r}: its rows must be a multiple of twice the heads, {heads}"
         raise CorruptFile(entry.file, rule, found=rows.shape[0])
-    return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(rows.shape)
+    return rows.view(heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
 def _decode_q8_0(stored: torch.Tensor) -> torch.Tensor:
     import torch
 
-    blocks = stored.unflatten(-1, (-1, 34))
+    blocks = stored.view(*stored.shape[:-1], -1, 34)
     scales = blocks[..., :2].contiguous().view(torch.float16).float()
     values = torch.empty((*blocks.shape[:-1], 32), dtype=torch.float32)
     torch.mul(blocks[..., 2:].view(torch.int8), scales, out=values)
@@ -241,10 +241,11 @@ def _open_parts(path: Path) -> tuple[GGUFFile, ...]:
     files = [first]
     try:
         count = _split_number(first, "split.count", 1)
-        number = _split_number(first, "split.no", 0)
-        if count > 1 and number:
-            start = _part_path(path, 0, count) or "the first part"
-            raise CorruptFile(path, f"this is part {number + 1} of {count} of a split model; open {start} instead")
+        number = _split_number(first, "split.no", None) if count > 1 else 0
+        if number:
+            start = _part_path(path, 0, count)
+            remedy = f"open {start} instead" if start and start != path else "restore the names of the parts"
+            raise CorruptFile(path, f"this is part {number + 1} of {count} of a split model (split.no); {remedy}")
         for index in range(1, count):
             files.append(_open_part(path, index, count))
             _refuse_foreign(files[index], first, index, count)
@@ -258,13 +259,14 @@ def _open_parts(path: Path) -> tuple[GGUFFile, ...]:
 
 def _open_part(first: Path, index: int, count: int) -> GGUFFile:
     part = _part_path(first, index, count)
-    if part is None or part == first:
-        rule = f"the first of {count} parts must be named so that the others can be found"
+    if part is None or part == first or _part_path(first, 0, count) != first:
+        rule = f"part 1 of {count} of a split model must be named so that the others can be found"
         raise CorruptFile(first, rule, expected=f"NAME-00001-of-{count:05}.gguf", found=first.name)
     try:
         return GGUFFile(part)
     except ModelNotFound as error:
-        raise CorruptFile(first, f"part {index + 1} of {count} is missing: {error}") from error
+        rule = f"part {index + 1} of {count} of the split model is missing; put it beside {first.name}"
+        raise CorruptFile(part, rule) from error
 
 
 def _part_path(path: Path, index: int, count: int) -> Path | None:
@@ -293,7 +295,7 @@ def _refuse_foreign(part: GGUFFile, first: GGUFFile, index: int, count: int) -> 
 def _differ(one: Any, other: Any) -> bool:
     if isinstance(one, str | int | float | list):
         return bool(one != other)
-    return one.dtype != other.dtype or one.tolist() != other.tolist()
+    return bool(one.dtype != other.dtype or one.tolist() != other.tolist())
 
 
 def _refuse_short_set(files: list[GGUFFile], count: int) -> None:

@@ -2,8 +2,8 @@
 
 Layout (the GGUF document of the ggml project, versions 2 and 3, little-endian): magic ``GGUF``, u32 version, u64 number
 of tensors, u64 number of keys; the keys (string, u32 type, value); the tensors (string, u32 number of dimensions, u64
-for each, innermost first, u32 type, u64 offset from the data); padding to ``general.alignment``; the data. A string is a
-u64 byte count and that much UTF-8. Counts are compared with the bytes left before anything is made of them.
+for each, innermost first, u32 type, u64 offset from the data); padding to ``general.alignment``; the data. A string is
+a u64 byte count and that much UTF-8. Counts are compared with the bytes left before anything is made of them.
 """
 
 from __future__ import annotations
@@ -328,5 +328,6 @@ def _refuse_overlap(entries: Iterable[TensorEntry], path: Path) -> None:
     for before, after in pairwise(sorted(entries, key=lambda entry: entry.offset)):
         if before.offset + before.nbytes > after.offset:
             rule = f"the tensors {before.name!r} and {after.name!r} overlap"
-            raise CorruptFile(path, rule, expected=f"{after.name!r} from {before.offset + before.nbytes} on",
-                              found=after.offset)
+            raise CorruptFile(
+                path, rule, expected=f"{after.name!r} from {before.offset + before.nbytes} on", found=after.offset
+            )

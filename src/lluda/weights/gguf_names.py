@@ -50,11 +50,31 @@ _LARGEST = 2**31 - 1
 # Read below, or without influence on the maths. Any other key of the architecture is passed on under its own name, for
 # the config reader to refuse or, if told to, ignore.
 _KNOWN_KEYS = frozenset(
-    """vocab_size context_length embedding_length block_count feed_forward_length attention.head_count
-    attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon rope.freq_base
-    rope.dimension_count rope.scale_linear rope.scaling.type rope.scaling.factor rope.scaling.original_context_length
-    rope.scaling.finetuned tensor_data_layout expert_count expert_used_count expert_feed_forward_length
-    expert_weights_norm expert_gating_func""".split()
+    (
+        "vocab_size",
+        "context_length",
+        "embedding_length",
+        "block_count",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.value_length",
+        "attention.layer_norm_rms_epsilon",
+        "rope.freq_base",
+        "rope.dimension_count",
+        "rope.scale_linear",
+        "rope.scaling.type",
+        "rope.scaling.factor",
+        "rope.scaling.original_context_length",
+        "rope.scaling.finetuned",
+        "tensor_data_layout",
+        "expert_count",
+        "expert_used_count",
+        "expert_feed_forward_length",
+        "expert_weights_norm",
+        "expert_gating_func",
+    )
 )
 _SOFTMAX_GATING = 1
 
@@ -246,9 +266,7 @@ def _refuse_rope_scaling(reader: _MetadataReader) -> None:
     if kind is None and any(value not in (None, 0, 1) for value in (factor, reader.get("rope.scale_linear"))):
         kind = "linear"
     if kind not in (None, "none"):
-        raise UnsupportedModel(
-            f"{reader.path}: RoPE scaling type {kind!r:.80} is not supported; supported: none"
-        )
+        raise UnsupportedModel(f"{reader.path}: RoPE scaling type {kind!r:.80} is not supported; supported: none")
 
 
 def _token_ids(reader: _MetadataReader) -> dict[str, Any]:

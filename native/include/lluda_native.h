@@ -1,0 +1,207 @@
+/* lluda_native.h: the C interface of lluda's native CPU kernels.
+ *
+ * Conventions
+ *   - Every function that can fail returns LLUDA_OK or one of the codes below; lluda_last_error() then says what was
+ *     wrong, per calling thread.
+ *   - Shapes are written [slowest, ..., fastest]. Strides count elements, not bytes.
+ *   - BF16 numbers are uint16_t with the upper 16 bits of a float32. "Rounded to BF16" is round to nearest even.
+ *   - Alignment: pointers need their element's own alignment only (2 bytes for BF16, 4 for float), unless stated.
+ *   - Inputs and outputs must not overlap, except where one argument is both.
+ *   - `rows` is 0 .. LLUDA_MAX_ROWS; 0 rows is a no-op that still checks its other arguments.
+ *   - Results do not depend on the number of threads. Calls from several threads are run one after the other.
+ *   - Pointers inside descriptors are only read during the call that is given them; nothing is retained.
+ */
+#ifndef LLUDA_NATIVE_H
+#define LLUDA_NATIVE_H
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define LLUDA_API __declspec(dllexport)
+#else
+#define LLUDA_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define LLUDA_ABI_VERSION 1
+#define LLUDA_MAX_ROWS 16
+
+enum {
+    LLUDA_OK = 0,
+    LLUDA_BAD_ARGUMENT = 1,   /* a shape, pointer, dtype or descriptor breaks a rule of this header */
+    LLUDA_UNSUPPORTED = 2,    /* this machine or build cannot do it (an instruction set, for example) */
+    LLUDA_OUT_OF_MEMORY = 3,
+    LLUDA_INCOMPRESSIBLE = 4, /* packing would save too little; keep the tensor BF16 */
+    LLUDA_CORRUPT = 5         /* a packed buffer contradicts itself */
+};
+
+/* Weight formats. */
+enum { LLUDA_FORMAT_BF16 = 0, LLUDA_FORMAT_PACKED_BF16 = 1 };
+
+/* Element types of outputs and caches. */
+enum { LLUDA_DTYPE_F32 = 0, LLUDA_DTYPE_BF16 = 1 };
+
+/* A matrix [out_features, in_features] that rows are multiplied with: y = x W^T + bias. */
+typedef struct lluda_weight {
+    int32_t format;                 /* LLUDA_FORMAT_* */
+    int32_t reserved;               /* 0 */
+    int64_t out_features;
+    int64_t in_features;            /* >= 1 */
+    const void *values;             /* BF16: row-major [out, in]. Packed: the blocks (see docs/formats.md) */
+    const float *bias;              /* F32 [out], added to the product, or NULL */
+    const uint8_t *exponents;       /* packed: 16 bytes, exponent of each code, [15] = 0. BF16: NULL, as the following */
+    const uint32_t *escape_rows;    /* packed: [out + 1] */
+    const uint32_t *escape_columns; /* packed: [escape_rows[out]], ascending within a row */
+    const uint16_t *escape_values;  /* packed: [escape_rows[out]], the exact BF16 bits */
+} lluda_weight;
+
+/* ---- Library ---------------------------------------------------------------------------------------------------- */
+
+/* LLUDA_ABI_VERSION of the library; differs from the header's when they do not fit together. */
+LLUDA_API int lluda_abi_version(void);
+
+/* sizeof of a struct of this header by name ("lluda_weight", ...), for bindings to check their mirror; 0 if unknown. */
+LLUDA_API int64_t lluda_struct_size(const char *name);
+
+/* Message of this thread's last failed call. Valid until its next failing call. */
+LLUDA_API const char *lluda_last_error(void);
+
+/* Name of the kernels in use: "avx512bf16", "avx512", "avx2" or "portable". The best this machine has, unless chosen. */
+LLUDA_API const char *lluda_isa(void);
+
+/* Choose kernels by name, or the best with NULL or "auto". LLUDA_UNSUPPORTED if this build or machine lacks them. */
+LLUDA_API int lluda_select_isa(const char *name);
+
+/* Threads that compute, the calling one included; 1 .. 256. Default: the CPUs this process may run on, at most 256. */
+LLUDA_API int lluda_set_threads(int threads);
+LLUDA_API int lluda_threads(void);
+
+/* Page-aligned memory, in huge pages where the system grants them (fewer TLB misses when weights stream through). The
+ * bytes are zero. NULL if there is none. Free with the same byte count. */
+LLUDA_API void *lluda_allocate(int64_t bytes);
+LLUDA_API void lluda_free(void *memory, int64_t bytes);
+
+/* ---- Packed BF16 ------------------------------------------------------------------------------------------------ */
+
+/* Bytes of the packed form of BF16 values [out, in] in *bytes. LLUDA_INCOMPRESSIBLE (with *bytes set) if that is 0.85
+ * or more of 2 * out * in: keep such a tensor BF16. Reads the tensor once, in parallel. */
+LLUDA_API int lluda_pack_size(const uint16_t *values, int64_t out_features, int64_t in_features, int64_t *bytes);
+
+/* Pack BF16 values [out, in] into buffer (64-byte aligned, `bytes` as lluda_pack_size said; LLUDA_BAD_ARGUMENT if they
+ * differ). Does pack a tensor that lluda_pack_size calls incompressible. Parallel over rows. */
+LLUDA_API int lluda_pack(const uint16_t *values, int64_t out_features, int64_t in_features, void *buffer,
+                         int64_t bytes);
+
+/* Fill *weight with pointers into a packed buffer (64-byte aligned, for example mmapped from a file). Everything a
+ * kernel relies on is checked: sizes, row offsets, columns; LLUDA_CORRUPT otherwise. bias is set to NULL. */
+LLUDA_API int lluda_packed_view(const void *buffer, int64_t bytes, lluda_weight *weight);
+
+/* The exact BF16 values [out, in] of a weight in any format. Parallel over rows. */
+LLUDA_API int lluda_unpack(const lluda_weight *weight, uint16_t *values);
+
+/* ---- Products --------------------------------------------------------------------------------------------------- */
+
+/* Rows `ids` [count] (any count) of a table, widened to F32: y [count, in_features], row stride y_stride. */
+LLUDA_API int lluda_embedding(const lluda_weight *table, int64_t count, const int64_t *ids, float *y,
+                              int64_t y_stride);
+
+/* y = x W^T + bias, summed in float32. x BF16 [rows, in], y [rows, out] of y_dtype (rounded once if BF16). */
+LLUDA_API int lluda_linear(const lluda_weight *weight, int64_t rows, const uint16_t *x, int64_t x_stride, void *y,
+                           int32_t y_dtype, int64_t y_stride);
+
+/* Several products of the same rows (q, k and v; gate and up) in one pass over the threads: y[i] [rows, out of
+ * weights[i]], row stride y_strides[i]; all weights have the same in_features. count <= 64. */
+LLUDA_API int lluda_linear_group(int64_t count, const lluda_weight *const *weights, int64_t rows, const uint16_t *x,
+                                 int64_t x_stride, void *const *y, int32_t y_dtype, const int64_t *y_strides);
+
+/* ---- Blocks of a decoder layer ---------------------------------------------------------------------------------- *
+ * Each takes the residual stream x F32 [rows, hidden] (row stride x_stride) and adds its result to it:
+ *   x += scale * block(RMSNorm(x) * norm)
+ * with scale = output_scale F32 [hidden], or 1 if NULL. Matrix inputs are rounded to BF16, all else is float32. */
+
+/* Where one row's keys and values live: [kv_heads, capacity, head_dim] each, in cache_dtype. The row's own are written
+ * at `position`; it attends to 0 .. position (or the last `window` of those). Rows of one call may share a cache (then
+ * at different positions; a row sees what earlier positions' rows of this call wrote) or have different ones. */
+typedef struct lluda_cache_row {
+    void *keys;
+    void *values;
+    int64_t head_stride; /* elements from one kv head to the next: capacity * head_dim >= (position + 1) * head_dim */
+    int64_t position;    /* >= 0 */
+} lluda_cache_row;
+
+typedef struct lluda_attention {
+    int64_t hidden;
+    int64_t heads;             /* a multiple of kv_heads */
+    int64_t kv_heads;
+    int64_t head_dim;          /* even */
+    int64_t window;            /* positions a row sees, itself included; 0: all */
+    const float *norm;         /* F32 [hidden]: RMSNorm weight before the block */
+    const float *q_norm;       /* F32 [head_dim] or NULL: per-head RMSNorm of queries */
+    const float *k_norm;       /* the same for keys */
+    const float *output_scale; /* F32 [hidden] or NULL */
+    const lluda_weight *q;     /* [heads * head_dim, hidden] */
+    const lluda_weight *k;     /* [kv_heads * head_dim, hidden] */
+    const lluda_weight *v;     /* the same */
+    const lluda_weight *o;     /* [hidden, heads * head_dim] */
+    float norm_eps;
+    float qk_norm_eps;
+    int32_t cache_dtype;       /* BF16: queries, keys and values are rounded to it once. F32: none of them is rounded */
+    int32_t reserved;          /* 0 */
+} lluda_attention;
+
+/* Causal grouped-query attention with scale 1/sqrt(head_dim). cos and sin: F32 [rows, head_dim / 2], contiguous, for
+ * the half-split rotation of the pairs (i, i + head_dim/2). cache: [rows]. */
+LLUDA_API int lluda_attention_block(const lluda_attention *block, int64_t rows, float *x, int64_t x_stride,
+                                    const float *cos, const float *sin, const lluda_cache_row *cache);
+
+typedef struct lluda_mlp {
+    int64_t hidden;
+    int64_t intermediate;
+    const float *norm;         /* F32 [hidden] */
+    const float *output_scale; /* F32 [hidden] or NULL */
+    const lluda_weight *gate;  /* [intermediate, hidden] */
+    const lluda_weight *up;    /* the same */
+    const lluda_weight *down;  /* [hidden, intermediate] */
+    float norm_eps;
+    int32_t reserved;          /* 0 */
+} lluda_mlp;
+
+/* down(silu(gate) * up), the product rounded once to BF16. */
+LLUDA_API int lluda_mlp_block(const lluda_mlp *block, int64_t rows, float *x, int64_t x_stride);
+
+typedef struct lluda_moe {
+    int64_t hidden;
+    int64_t experts;             /* 1 .. 4096 */
+    int64_t intermediate;        /* of every routed expert */
+    int64_t shared_intermediate; /* of the shared expert; 0 if there is none */
+    int64_t top_k;               /* 1 .. 64, <= experts */
+    const float *norm;           /* F32 [hidden] */
+    const float *output_scale;   /* F32 [hidden] or NULL */
+    const float *router;         /* F32 [experts, hidden]; multiplied with the rows rounded to BF16 */
+    const lluda_weight *gate;    /* array [experts] of [intermediate, hidden] */
+    const lluda_weight *up;      /* the same */
+    const lluda_weight *down;    /* array [experts] of [hidden, intermediate] */
+    const lluda_weight *shared_gate; /* one weight each, or NULL */
+    const lluda_weight *shared_up;
+    const lluda_weight *shared_down;
+    const float *shared_expert_gate; /* F32 [hidden]: the shared expert is weighted by sigmoid(row . this); or NULL: 1 */
+    float norm_eps;
+    int32_t normalise;           /* not 0: the chosen weights are divided by their sum */
+} lluda_moe;
+
+/* Softmax over all experts in float32, the top_k largest of each row (the lower index first among equals), sum of
+ * weight * expert(row) in float32. Only the chosen experts' weights are read, once for all rows that chose them.
+ * chosen: int32 [rows, top_k], the experts in descending order of weight, or NULL. */
+LLUDA_API int lluda_moe_block(const lluda_moe *block, int64_t rows, float *x, int64_t x_stride, int32_t *chosen);
+
+/* logits F32 [rows, out] = (RMSNorm(x) * norm, rounded to BF16) W^T + bias. x F32 [rows, in] is only read. */
+LLUDA_API int lluda_lm_head(const lluda_weight *weight, const float *norm, float norm_eps, int64_t rows,
+                            const float *x, int64_t x_stride, float *logits, int64_t logits_stride);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

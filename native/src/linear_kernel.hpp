@@ -1,0 +1,215 @@
+// Products of 1 to 16 prepared rows with a range of output features.
+//
+// A tile is Outputs weight rows times Rows prepared rows, its sums all in registers, so that each weight is loaded (and
+// decoded) once for all of them. Weight rows lie one after the other, so a range is one stream through memory.
+#pragma once
+
+#include "kernels.hpp"
+#include "weight_group.hpp"
+
+namespace lluda {
+namespace {
+
+#ifndef LLUDA_PREFETCH_BYTES
+#define LLUDA_PREFETCH_BYTES 4096
+#endif
+// Ahead of the hardware prefetcher, which stops at page ends. Past the last row this touches nothing that faults.
+constexpr int64_t kPrefetchBytes = LLUDA_PREFETCH_BYTES;
+
+LLUDA_INLINE void prefetch_lines(const void *p, int lines) {
+    for (int i = 0; i < lines; ++i)
+        __builtin_prefetch(reinterpret_cast<const void *>(reinterpret_cast<uintptr_t>(p) +
+                                                          static_cast<uintptr_t>(kPrefetchBytes + 64 * i)));
+}
+
+// One weight row in either format, read in blocks of 128.
+struct PlainRow {
+    const uint16_t *values;
+    LLUDA_INLINE void block(int64_t index, const ExponentTable &, Group out[4]) const {
+        const uint16_t *p = values + index * kBlockWeights;
+        prefetch_lines(p, 4);
+        for (int g = 0; g < 4; ++g) out[g] = load_group(p + g * kGroupWeights);
+    }
+};
+
+struct PackedRow {
+    const uint8_t *blocks;
+    LLUDA_INLINE void block(int64_t index, const ExponentTable &table, Group out[4]) const {
+        const uint8_t *p = blocks + index * kBlockBytes;
+        prefetch_lines(p, 3);
+        decode_block(p, table, out);
+    }
+};
+
+LLUDA_INLINE PlainRow row_of(const lluda_weight &w, int64_t output, PlainRow *) {
+    return {static_cast<const uint16_t *>(w.values) + output * w.in_features};
+}
+
+LLUDA_INLINE PackedRow row_of(const lluda_weight &w, int64_t output, PackedRow *) {
+    return {static_cast<const uint8_t *>(w.values) + output * blocks_per_row(w.in_features) * kBlockBytes};
+}
+
+// Whole blocks of a row, and what follows them (only plain rows have a rest: packed rows are padded).
+LLUDA_INLINE int64_t whole_blocks(int64_t width, PlainRow *) { return width / kBlockWeights; }
+LLUDA_INLINE int64_t whole_blocks(int64_t width, PackedRow *) { return blocks_per_row(width); }
+
+template <int Outputs, int Rows, int Chains>
+struct Sums {
+    Floats v[Outputs * Rows][Chains];
+
+    LLUDA_INLINE void add(const Group (&w)[Outputs], const Prepared *const *x, int64_t column, int chain) {
+        for (int o = 0; o < Outputs; ++o)
+            for (int r = 0; r < Rows; ++r)
+                v[o * Rows + r][chain] = multiply_add(v[o * Rows + r][chain], w[o], x[r] + column);
+    }
+
+    LLUDA_INLINE void finish(float (&out)[16]) {
+        Floats total[16] = {};
+        for (int i = 0; i < Outputs * Rows; ++i) {
+            total[i] = v[i][0];
+            for (int c = 1; c < Chains; ++c) total[i] += v[i][c];
+        }
+        if constexpr (Outputs * Rows > 4) {
+            sum_16(total, out);
+        } else {
+            for (int i = 0; i < Outputs * Rows; ++i) out[i] = sum(total[i]);
+        }
+    }
+};
+
+LLUDA_INLINE void add_rest(PlainRow row, int64_t from, int64_t width, const Prepared *const *x, int rows, float *out) {
+    for (int64_t column = from; column < width; column += kGroupWeights) {
+        const int64_t n = width - column < kGroupWeights ? width - column : kGroupWeights;
+        const Group w = n == kGroupWeights ? load_group(row.values + column) : load_group_part(row.values + column, n);
+        for (int r = 0; r < rows; ++r) out[r] += sum(multiply_add(Floats{}, w, x[r] + column));
+    }
+}
+
+LLUDA_INLINE void add_rest(PackedRow, int64_t, int64_t, const Prepared *const *, int, float *) {}
+
+// out[o * Rows + r]: weight row `output + o` times prepared row r.
+template <class Row, int Outputs, int Rows, int Chains>
+LLUDA_INLINE void tile(const lluda_weight &w, int64_t output, const ExponentTable &table, const Prepared *const *x,
+                       float (&out)[16]) {
+    Row row[Outputs];
+    for (int o = 0; o < Outputs; ++o) row[o] = row_of(w, output + o, static_cast<Row *>(nullptr));
+    const int64_t blocks = whole_blocks(w.in_features, static_cast<Row *>(nullptr));
+    Sums<Outputs, Rows, Chains> sums{};
+    for (int64_t b = 0; b < blocks; ++b) {
+        Group group[Outputs][4];
+        for (int o = 0; o < Outputs; ++o) row[o].block(b, table, group[o]);
+#pragma GCC unroll 4
+        for (int g = 0; g < 4; ++g) {
+            Group same[Outputs];
+            for (int o = 0; o < Outputs; ++o) same[o] = group[o][g];
+            sums.add(same, x, b * kBlockWeights + g * kGroupWeights, g % Chains);
+        }
+    }
+    sums.finish(out);
+    for (int o = 0; o < Outputs; ++o)
+        add_rest(row[o], blocks * kBlockWeights, w.in_features, x, Rows, out + o * Rows);
+}
+
+// The weights that the packed form keeps aside (they decode to zero), added exactly.
+LLUDA_INLINE void add_escapes(const lluda_weight &w, int64_t output, const Prepared *const *x, int rows, float *out) {
+    for (uint32_t i = w.escape_rows[output]; i < w.escape_rows[output + 1]; ++i) {
+        const int64_t at = prepared_index(w.escape_columns[i]);
+        const float value = widen(w.escape_values[i]);
+        for (int r = 0; r < rows; ++r) {
+            if constexpr (sizeof(Prepared) == 2) {
+                out[r] += value * widen(static_cast<uint16_t>(x[r][at]));
+            } else {
+                out[r] += value * static_cast<float>(x[r][at]);
+            }
+        }
+    }
+}
+
+LLUDA_INLINE void put(const LinearTask &task, int row, int64_t output, float product) {
+    if (task.weight->bias) product += task.weight->bias[output];
+    if (task.store == Store::kBFloat16) {
+        static_cast<uint16_t *>(task.y[row])[output] = bf16_bits_of(product);
+        return;
+    }
+    float *y = static_cast<float *>(task.y[row]) + output;
+    if (task.store == Store::kFloat) {
+        *y = product;
+    } else {
+        *y += task.scale ? task.scale[output] * product : product;
+    }
+}
+
+// Outputs of a tile: as many as leave registers for Rows sums each.
+template <int Rows>
+constexpr int tile_outputs() {
+    return Rows == 1 || kLanes < 16 ? 1 : 2;
+}
+
+// Independent sums per output and row, to hide the latency of the additions.
+template <int Rows>
+constexpr int tile_chains() {
+    return Rows == 1 ? 4 : (Rows == 2 ? 2 : 1);
+}
+
+template <class Row, int Outputs, int Rows>
+LLUDA_INLINE void tile_and_put(const LinearTask &task, int64_t output, int first, const ExponentTable &table) {
+    const Prepared *x[Rows];
+    for (int r = 0; r < Rows; ++r) x[r] = static_cast<const Prepared *>(task.x[first + r]);
+    float out[16];
+    tile<Row, Outputs, Rows, tile_chains<Rows>()>(*task.weight, output, table, x, out);
+    for (int o = 0; o < Outputs; ++o) {
+        if (task.weight->format == LLUDA_FORMAT_PACKED_BF16)
+            add_escapes(*task.weight, output + o, x, Rows, out + o * Rows);
+        for (int r = 0; r < Rows; ++r) put(task, first + r, output + o, out[o * Rows + r]);
+    }
+}
+
+// Rows first .. first+Rows-1 of the task. Not inlined: each is a loop of its own with its own register allocation.
+template <class Row, int Rows>
+__attribute__((noinline)) void rows_of_range(const LinearTask &task, int first, int64_t begin, int64_t end,
+                                             const ExponentTable &table) {
+    constexpr int kOutputs = tile_outputs<Rows>();
+    int64_t output = begin;
+    for (; output + kOutputs <= end; output += kOutputs) tile_and_put<Row, kOutputs, Rows>(task, output, first, table);
+    for (; output < end; ++output) tile_and_put<Row, 1, Rows>(task, output, first, table);
+}
+
+template <class Row>
+LLUDA_INLINE void range(const LinearTask &task, int first, int rows, int64_t begin, int64_t end,
+                        const ExponentTable &table) {
+    switch (rows) {
+        case 1: return rows_of_range<Row, 1>(task, first, begin, end, table);
+        case 2: return rows_of_range<Row, 2>(task, first, begin, end, table);
+        case 3: return rows_of_range<Row, 3>(task, first, begin, end, table);
+        case 4: return rows_of_range<Row, 4>(task, first, begin, end, table);
+        case 5: return rows_of_range<Row, 5>(task, first, begin, end, table);
+        case 6: return rows_of_range<Row, 6>(task, first, begin, end, table);
+        case 7: return rows_of_range<Row, 7>(task, first, begin, end, table);
+        default: return rows_of_range<Row, 8>(task, first, begin, end, table);
+    }
+}
+
+template <class Row>
+void linear_in_format(const LinearTask &task, int64_t begin, int64_t end, const ExponentTable &table) {
+    constexpr int kMost = 8;
+    if (task.rows <= kMost) return range<Row>(task, 0, task.rows, begin, end, table);
+    // More rows: pass over few weight rows at a time, so that the second pass finds them in the first-level cache.
+    constexpr int64_t kStep = 2;
+    const int half = (task.rows + 1) / 2;
+    for (int64_t output = begin; output < end; output += kStep) {
+        const int64_t stop = output + kStep < end ? output + kStep : end;
+        range<Row>(task, 0, half, output, stop, table);
+        range<Row>(task, half, task.rows - half, output, stop, table);
+    }
+}
+
+void linear(const LinearTask &task, int64_t begin, int64_t end) {
+    if (task.weight->format == LLUDA_FORMAT_PACKED_BF16) {
+        linear_in_format<PackedRow>(task, begin, end, exponent_table(task.weight->exponents));
+    } else {
+        linear_in_format<PlainRow>(task, begin, end, ExponentTable{});
+    }
+}
+
+}  // namespace
+}  // namespace lluda

@@ -1,0 +1,137 @@
+// What is done to single rows between the products: preparing, norms, rotation, activation, softmax.
+#pragma once
+
+#include "weight_group.hpp"
+
+namespace lluda {
+namespace {
+
+int64_t padded_width(int64_t width) { return blocks_per_row(width) * kBlockWeights; }
+
+int64_t prepared_bytes(int64_t width) { return padded_width(width) * static_cast<int64_t>(sizeof(Prepared)); }
+
+// Words of 2 * kLanes values, two to a word as in memory; `count` of them are there, the rest is zero.
+LLUDA_INLINE void prepare_run(const uint16_t *values, Prepared *out) {
+    if constexpr (sizeof(Prepared) == 2) {
+        memcpy(out, values, sizeof(uint16_t) * 2 * kLanes);
+    } else {
+        const Words pairs = *reinterpret_cast<const WordsInMemory *>(values);
+        *reinterpret_cast<WordsInMemory *>(out) = pairs << 16;
+        *reinterpret_cast<WordsInMemory *>(out + kLanes) = pairs & 0xffff0000u;
+    }
+}
+
+void prepare_bf16(const uint16_t *x, int64_t width, void *prepared) {
+    Prepared *out = static_cast<Prepared *>(prepared);
+    const int64_t run = 2 * kLanes, padded = padded_width(width);
+    int64_t i = 0;
+    for (; i + run <= width; i += run) prepare_run(x + i, out + i);
+    if (i < width) {
+        uint16_t rest[2 * kLanes] = {};
+        memcpy(rest, x + i, static_cast<size_t>(width - i) * 2);
+        prepare_run(rest, out + i);
+        i += run;
+    }
+    if (i < padded) memset(out + i, 0, static_cast<size_t>(padded - i) * sizeof(Prepared));
+}
+
+void to_bf16(const float *x, int64_t count, uint16_t *out) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) store_halves(out + i, bf16_bits(load(x + i)));
+    for (; i < count; ++i) out[i] = bf16_bits_of(x[i]);
+}
+
+void from_bf16(const uint16_t *x, int64_t count, float *out) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(out + i, load_bf16(x + i));
+    for (; i < count; ++i) out[i] = widen(x[i]);
+}
+
+void round_to_bf16(float *x, int64_t count) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(x + i, as_floats(bf16_bits(load(x + i)) << 16));
+    for (; i < count; ++i) x[i] = widen(bf16_bits_of(x[i]));
+}
+
+void prepare_f32(const float *x, int64_t width, void *prepared) {
+    Prepared *out = static_cast<Prepared *>(prepared);
+    const int64_t run = 2 * kLanes, padded = padded_width(width);
+    int64_t i = 0;
+    for (; i < width; i += run) {
+        uint16_t values[2 * kLanes] = {};
+        to_bf16(x + i, width - i < run ? width - i : run, values);
+        prepare_run(values, out + i);
+    }
+    if (i < padded) memset(out + i, 0, static_cast<size_t>(padded - i) * sizeof(Prepared));
+}
+
+float dot(const float *a, const float *b, int64_t count) {
+    Floats sums[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * kLanes <= count; i += 4 * kLanes)
+        for (int c = 0; c < 4; ++c) sums[c] += load(a + i + c * kLanes) * load(b + i + c * kLanes);
+    for (; i + kLanes <= count; i += kLanes) sums[0] += load(a + i) * load(b + i);
+    if (i < count) sums[1] += load_part(a + i, count - i) * load_part(b + i, count - i);
+    return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+void rms_norm(const float *x, const float *weight, int64_t width, float eps, float *out) {
+    const float mean = dot(x, x, width) / static_cast<float>(width);
+    const float factor = 1.0f / __builtin_sqrtf(mean + eps);
+    int64_t i = 0;
+    for (; i + kLanes <= width; i += kLanes) store(out + i, load(x + i) * factor * load(weight + i));
+    for (; i < width; ++i) out[i] = x[i] * factor * weight[i];
+}
+
+void rotate(float *x, const float *norm, float eps, const float *cos, const float *sin, int64_t head_dim) {
+    if (norm) rms_norm(x, norm, head_dim, eps, x);
+    const int64_t half = head_dim / 2;
+    float *first = x, *second = x + half;
+    int64_t i = 0;
+    for (; i < half; i += kLanes) {
+        const int64_t n = half - i < kLanes ? half - i : kLanes;
+        const Floats c = load_part(cos + i, n), s = load_part(sin + i, n);
+        const Floats a = load_part(first + i, n), b = load_part(second + i, n);
+        store_part(first + i, a * c - b * s, n);
+        store_part(second + i, b * c + a * s, n);
+    }
+}
+
+void gated_silu(const float *gate, const float *up, int64_t count, float *out) {
+    for (int64_t i = 0; i < count; i += kLanes) {
+        const int64_t n = count - i < kLanes ? count - i : kLanes;
+        const Floats g = load_part(gate + i, n);
+        store_part(out + i, g / (exponential(-g) + 1.0f) * load_part(up + i, n), n);
+    }
+}
+
+void softmax(float *x, int64_t count) {
+    float top = x[0];
+    for (int64_t i = 1; i < count; ++i) top = x[i] > top ? x[i] : top;
+    Floats sums{};
+    for (int64_t i = 0; i < count; i += kLanes) {
+        const int64_t n = count - i < kLanes ? count - i : kLanes;
+        store_part(x + i, exponential(load_part(x + i, n) - top), n);
+        sums += load_part(x + i, n);
+    }
+    const float total = sum(sums);
+    for (int64_t i = 0; i < count; ++i) x[i] /= total;
+}
+
+void scale(float *x, int64_t count, float factor) {
+    for (int64_t i = 0; i < count; ++i) x[i] *= factor;
+}
+
+void add_scaled(float *y, const float *x, const float *scale, float factor, int64_t count) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+        const Floats v = load(x + i) * factor;
+        store(y + i, load(y + i) + (scale ? v * load(scale + i) : v));
+    }
+    for (; i < count; ++i) y[i] += x[i] * factor * (scale ? scale[i] : 1.0f);
+}
+
+float exponential_of(float x) { return exponential(broadcast(x))[0]; }
+
+}  // namespace
+}  // namespace lluda

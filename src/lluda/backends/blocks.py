@@ -1,0 +1,132 @@
+"""What a fused operation is given: the weights of one residual block, as tensors and numbers.
+
+Compared and hashed by identity, so that a backend may keep what it derives from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Weight(Protocol):
+    """A matrix ``[out_features, in_features]`` in some format. Only backends look inside."""
+
+    @property
+    def format(self) -> str:
+        """Storage format: ``BF16``, ``F32``, …"""
+
+    @property
+    def out_features(self) -> int:
+        """Rows: width of the product."""
+
+    @property
+    def in_features(self) -> int:
+        """Columns: width of the rows it multiplies."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DenseWeight:
+    """A matrix stored as plain numbers, row-major ``[out_features, in_features]``."""
+
+    values: Tensor
+    format: str
+
+    @property
+    def out_features(self) -> int:
+        """Rows: width of the product."""
+        return self.values.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        """Columns: width of the rows it multiplies."""
+        return self.values.shape[1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Norm:
+    """RMSNorm: a weight in the residual dtype and an epsilon."""
+
+    weight: Tensor
+    eps: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Projection:
+    """A matrix and, where the model has one, a bias in the residual dtype."""
+
+    weight: Weight
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SwiGLU:
+    """Weights of ``down(silu(gate(x)) * up(x))``."""
+
+    gate_proj: Weight
+    up_proj: Weight
+    down_proj: Weight
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionBlock:
+    """``x + o_proj(attend(rotate(q_norm(q_proj(n))), rotate(k_norm(k_proj(n))), v_proj(n)))`` with ``n = norm(x)``.
+
+    ``window`` limits each position to itself and the ``window - 1`` before it; None is all of them.
+    """
+
+    norm: Norm
+    q_proj: Projection
+    k_proj: Projection
+    v_proj: Projection
+    o_proj: Projection
+    q_norm: Norm | None
+    k_norm: Norm | None
+    head_dim: int
+    window: int | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SwiGLUBlock:
+    """``x + swiglu(norm(x))``."""
+
+    norm: Norm
+    mlp: SwiGLU
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MixtureBlock:
+    """``x + sum of the top_k experts of norm(x), weighted by the router``.
+
+    ``router [experts, hidden]`` is in the residual dtype: its few numbers decide which experts run, and rounding its
+    logits to BF16 is what makes two implementations choose differently. ``normalise``: the chosen weights sum to one.
+    """
+
+    norm: Norm
+    router: Tensor
+    experts: Sequence[SwiGLU]
+    top_k: int
+    normalise: bool
+
+
+class KeyValueStore(Protocol):
+    """Where one sequence's keys and values live. ``length`` positions are filled before a step; the step's rows are
+    stored layer by layer and counted once, by the engine, when the step is done."""
+
+    length: int
+
+    def room(self, rows: int) -> tuple[Tensor, Tensor]:
+        """The buffers of keys and of values with room for ``rows`` more positions in every layer, what is stored kept:
+        each ``[layers, kv_heads, capacity, head_dim]`` in the store's dtype. They stay the same until more is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive rows of a step that belong to one sequence."""
+
+    start: int
+    rows: int
+    store: KeyValueStore

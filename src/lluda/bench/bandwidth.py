@@ -1,0 +1,109 @@
+"""The machine's streaming read bandwidth: what decoding is limited by, and every row's share is a share of.
+
+``python -m lluda.bench.bandwidth`` measures it in a process of its own, with the protocol of `lluda.bench.worker`. A
+buffer far larger than any cache, on huge pages where the system gives them, is read from one end to the other by N
+threads, each its own part. Several readers are tried, for which instruction sequence streams best differs by machine;
+the best pass of the best reader counts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from json import dumps
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from lluda.bench.job import Job
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+BUFFER_BYTES = 1 << 30
+_PASSES = 6
+
+Reader = Callable[[Any], None]
+"""Reads every byte of one thread's part of the buffer (``NDArray[uint8]``), without holding the interpreter's lock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """Bytes read a second, and how that was measured."""
+
+    bytes_per_second: float
+    method: str
+
+
+def readers() -> dict[str, Reader]:
+    """What there is to read with. Native kernels put theirs here, with the loads their products use."""
+    import numpy as np
+
+    found: dict[str, Reader] = {"numpy.bitwise_or.reduce of 64-bit words": lambda part: _reduce(np, part)}
+    if sys.platform != "win32":
+        libc = ctypes.CDLL(None)
+        libc.memchr.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
+        libc.memchr.restype = ctypes.c_void_p
+        # A search for a byte that is not there reads all and writes nothing.
+        found["libc memchr"] = lambda part: libc.memchr(part.ctypes.data, 0, part.nbytes)
+    return found
+
+
+def measure_bandwidth(threads: int, nbytes: int = BUFFER_BYTES) -> Bandwidth:
+    """The best of several passes of each reader over ``nbytes`` with ``threads`` threads."""
+    parts = _parts(_buffer(nbytes), threads)
+    best = Bandwidth(0.0, "")
+    for name, reader in readers().items():
+        for _ in range(_PASSES):
+            rate = nbytes / _pass_seconds(reader, parts)
+            if rate > best.bytes_per_second:
+                best = Bandwidth(rate, f"{name}, {nbytes / 2**30:.3g} GiB, {threads} threads, best of {_PASSES} passes")
+    return best
+
+
+def _buffer(nbytes: int) -> NDArray[np.uint8]:
+    import numpy as np
+
+    memory = mmap.mmap(-1, nbytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    buffer = np.frombuffer(memory, dtype=np.uint8)
+    buffer[:] = 1
+    return buffer
+
+
+def _parts(buffer: NDArray[np.uint8], threads: int) -> list[NDArray[np.uint8]]:
+    size = max(len(buffer) // threads // 64 * 64, 64)
+    ends = [size * index for index in range(threads)] + [len(buffer)]
+    return [buffer[begin:end] for begin, end in zip(ends, ends[1:], strict=False)]
+
+
+def _pass_seconds(reader: Reader, parts: list[NDArray[np.uint8]]) -> float:
+    workers = [Thread(target=reader, args=(part,)) for part in parts]
+    begun = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return time.perf_counter() - begun
+
+
+def _reduce(np: Any, part: NDArray[np.uint8]) -> None:
+    np.bitwise_or.reduce(part[: part.nbytes // 8 * 8].view(np.int64))
+
+
+def main() -> int:
+    """Measure with the threads of the job on stdin; one row on stdout."""
+    job = Job.from_json(sys.stdin.read())
+    measured = measure_bandwidth(job.threads)
+    print(dumps({"info": {"format": "", "bytes_per_weight": 0.0, "settings": measured.method}}))
+    print(dumps({"test": "bandwidth", "value": measured.bytes_per_second / 1e9, "unit": "GB/s"}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

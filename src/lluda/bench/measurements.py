@@ -1,0 +1,75 @@
+"""The tests: what is timed in one process, in which order, after which warm-up."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+from lluda.bench.job import Job, Sample
+from lluda.bench.session import Session
+
+_SHORT_REPEATS = 5
+
+
+def measure(job: Job, open_session: Callable[[Job], Session], told: Callable[[Session], None]) -> Iterator[Sample]:
+    """Open the engine and run the job's tests, yielding each sample as it is known; ``told`` gets the open session.
+
+    * ``load``: seconds from asking for the model to holding it, packages already imported;
+    * ``start_to_first_token``: seconds from before the process was made to the first greedy token of a one-token prompt:
+      interpreter, imports, load and one cold pass;
+    * ``ttft``: the same prompt in the warm process, median of five;
+    * ``ppN``: prompt tokens a second, logits of the last position only, after one warm-up of the same length;
+    * ``tgN``: tokens a second of N decode steps at batch 1 after a prompt of 128;
+    * ``memory``: peak resident memory of the process so far, in GB (10^9);
+    * ``streamsN``: tokens a second of N sequences decoding together, all of them counted.
+    """
+    begun = time.perf_counter()
+    session = open_session(job)
+    loaded = time.perf_counter() - begun
+    session.first_token(job.prompt(1))
+    since_start = time.monotonic() - job.started
+    told(session)
+    tests = job.plan.tests
+    if "load" in tests:
+        yield Sample("load", loaded, "s")
+    if "ttft" in tests:
+        yield Sample("start_to_first_token", since_start, "s")
+        yield Sample("ttft", median(session.first_token(job.prompt(1)) for _ in range(_SHORT_REPEATS)), "s")
+    if "pp" in tests:
+        yield from (_prefill(job, session, length) for length in job.plan.prompts)
+    if "tg" in tests:
+        steps = job.plan.generate
+        yield Sample(f"tg{steps}", _decode_rate(job, session, 1, steps), "tok/s")
+    if "memory" in tests:
+        yield Sample("memory", peak_memory() / 1e9, "GB")
+    if "streams" in tests:
+        for streams in job.plan.streams:
+            rate = _decode_rate(job, session, streams, job.plan.stream_steps)
+            yield Sample(f"streams{streams}", rate, "tok/s")
+
+
+def _prefill(job: Job, session: Session, length: int) -> Sample:
+    prompt = job.prompt(length)
+    session.first_token(prompt)
+    return Sample(f"pp{length}", length / session.first_token(prompt), "tok/s")
+
+
+def _decode_rate(job: Job, session: Session, streams: int, steps: int) -> float:
+    length = job.plan.decode_prompt(job.context)
+    return streams * steps / session.decode([job.prompt(length, stream) for stream in range(streams)], steps)
+
+
+def peak_memory() -> int:
+    """Bytes of physical memory this process has held at most, mapped files included (Linux: VmHWM)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    # Elsewhere getrusage has it: bytes on macOS, KiB on the BSDs.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,60 @@
+"""What an engine must do to be measured. One process measures one engine, so nothing here is shared or closed."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What was opened: the weights' ``format``, bytes that one weight takes on average (what decoding reads), and the
+    settings worth knowing in one line."""
+
+    format: str
+    bytes_per_weight: float
+    settings: str
+
+
+class Session(Protocol):
+    """A loaded model that can be timed. Tokens are chosen greedily; nothing stops at an end-of-text token."""
+
+    info: EngineInfo
+
+    def first_token(self, prompt: Sequence[int]) -> float:
+        """Seconds to run ``prompt`` as a fresh sequence and choose the token after it."""
+
+    def decode(self, prompts: Sequence[Sequence[int]], steps: int) -> float:
+        """Seconds of ``steps`` decode steps, each giving one token to each of ``prompts`` (of equal length), which have
+        been run before the clock starts."""
+
+
+class SteppingSession(ABC):
+    """A session of an engine that is driven step by step: it says how to start and how to step, not how to time."""
+
+    info: EngineInfo
+
+    @abstractmethod
+    def start(self, prompts: Sequence[Sequence[int]]) -> list[int]:
+        """Forget all sequences, run these prompts and return the token after each; only last rows need logits."""
+
+    @abstractmethod
+    def step(self, tokens: list[int]) -> list[int]:
+        """One token for each sequence; returns the next ones."""
+
+    def first_token(self, prompt: Sequence[int]) -> float:
+        """See ``Session``."""
+        begun = time.perf_counter()
+        self.start([prompt])
+        return time.perf_counter() - begun
+
+    def decode(self, prompts: Sequence[Sequence[int]], steps: int) -> float:
+        """See ``Session``."""
+        tokens = self.start(prompts)
+        begun = time.perf_counter()
+        for _ in range(steps):
+            tokens = self.step(tokens)
+        return time.perf_counter() - begun

@@ -1,0 +1,51 @@
+"""``python -m lluda.bench.worker``: one engine measured in a process of its own.
+
+Reads one `Job` as JSON from stdin; writes one JSON object a line: ``{"info": …}`` when the model is open, then a
+``{"test", "value", "unit"}`` for each sample. Whatever the engine prints goes to stderr. Exit code 1: see stderr's
+last line.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from dataclasses import asdict
+from importlib import import_module
+from json import dumps
+
+from lluda.bench.engines import ENGINES
+from lluda.bench.job import Job
+from lluda.bench.measurements import measure
+from lluda.bench.session import Session
+from lluda.errors import LludaError
+
+
+def main() -> int:
+    """Run the job on stdin."""
+    # Native libraries print to descriptor 1 behind Python's back: keep it for rows alone.
+    rows = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def told(session: Session) -> None:
+        print(dumps({"info": asdict(session.info)}), file=rows)
+
+    try:
+        job = Job.from_json(sys.stdin.read())
+        engine = import_module(ENGINES[job.engine].module)
+        for sample in measure(job, engine.open_session, told):
+            print(dumps(asdict(sample)), file=rows)
+    except LludaError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    # Engines with threads of their own may hang or crash while the interpreter is torn down; all rows are out.
+    os._exit(code)

@@ -1,0 +1,84 @@
+"""What one implementation computes, stage by stage, and the tokens it chooses greedily.
+
+lluda and its references are driven by the same two functions, so that they see the same ids in the same steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Observe = Callable[[str, Tensor], None]
+Step = Callable[[Sequence[int]], Tensor]
+"""Runs further ids of one sequence (its cache holds those before); returns logits ``[len(ids), vocab_size]``."""
+
+
+class Implementation(Protocol):
+    """A loaded model that can be watched. ``name`` and ``dtype`` (bf16, f32, f64) are for the report."""
+
+    name: str
+    dtype: str
+
+    def start(self, observe: Observe | None = None) -> Step:
+        """Begin a sequence with an empty cache. ``observe`` is called in each step with every stage's name and rows
+        ``[rows, width]``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One run over ``positions`` ids. ``stages``, in the order they are computed: ``embeddings``, ``layers.0`` … (the
+    residual stream after each block), ``norm``, ``logits``; each ``[positions, width]`` on the CPU, in the dtype the
+    implementation has it in."""
+
+    implementation: str
+    dtype: str
+    stages: Mapping[str, Tensor]
+
+    @property
+    def positions(self) -> int:
+        """Ids that were run."""
+        return next(iter(self.stages.values())).shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Greedily chosen ``tokens`` and, for each, by how much its logit led the second best."""
+
+    tokens: tuple[int, ...]
+    margins: tuple[float, ...]
+
+
+def trace(implementation: Implementation, ids: Sequence[int], rows_per_step: int) -> Trace:
+    """Run ``ids`` through an empty cache, ``rows_per_step`` at a time: ``len(ids)`` is one prefill, 1 is token by
+    token."""
+    seen: dict[str, list[Tensor]] = {}
+
+    def observe(stage: str, rows: Tensor) -> None:
+        # A copy: what an implementation does later with its tensor must not reach the trace.
+        seen.setdefault(stage, []).append(rows.detach().to("cpu", copy=True))
+
+    step = implementation.start(observe)
+    for start in range(0, len(ids), rows_per_step):
+        step(ids[start : start + rows_per_step])
+    stages = {stage: parts[0] if len(parts) == 1 else torch.cat(parts) for stage, parts in seen.items()}
+    assert all(len(rows) == len(ids) for rows in stages.values()), "a stage was not seen once in each step"
+    return Trace(implementation.name, implementation.dtype, stages)
+
+
+def continue_greedily(implementation: Implementation, prompt: Sequence[int], count: int) -> Continuation:
+    """The ``count`` tokens of highest logit (of equals the lowest id) after ``prompt``; no token ends it."""
+    step = implementation.start()
+    tokens: list[int] = []
+    margins: list[float] = []
+    pending: Sequence[int] = prompt
+    for _ in range(count):
+        logits = step(pending)[-1].double()
+        best, second = logits.topk(2).values.tolist()
+        tokens.append(int(logits.argmax()))
+        margins.append(best - second)
+        pending = tokens[-1:]
+    return Continuation(tuple(tokens), tuple(margins))

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+
+from lluda.config import ModelConfig
+from lluda.engine.kv_cache import CacheOptions
+from lluda.engine.memory_plan import MemoryPlan, PlanRow, plan_memory
+from lluda.errors import OutOfMemory
+from lluda.models.causal_lm import causal_lm_parameters
+
+# Spec section 1, "Qwen3 text models".
+RELEASED = {
+    "Qwen3-0.6B": (596_049_920, 114_688),
+    "Qwen3-1.7B": (1_720_574_976, 114_688),
+    "Qwen3-4B": (4_022_468_096, 147_456),
+    "Qwen3-8B": (8_190_735_360, 147_456),
+    "Qwen3-30B-A3B": (30_532_122_624, 98_304),
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), RELEASED.items(), ids=RELEASED)
+def test_parameters_and_kv_bytes_of_released_models_to_the_byte(released_config, name, expected):
+    config = ModelConfig.from_hf(released_config(name)).text
+    kv_bytes = CacheOptions(1).bytes_for(config, 1)
+    plan = plan_memory(causal_lm_parameters(config), config, dtype="bf16", kv_bytes=kv_bytes, context=1, prefill_rows=1)
+    assert (plan.parameters, plan.kv_cache.nbytes) == expected
+    assert plan.weight_bytes == 2 * plan.parameters
+
+
+def test_what_cannot_fit_is_refused_with_the_numbers():
+    weights = (PlanRow("text / mlp", 5, 9_000_000_000),)
+    rest = PlanRow("KV", 0, 500_000_000), PlanRow("activations", 0, 250_000_000)
+    plan = MemoryPlan("cpu", "bf16", weights, *rest, available=8_000_000_000)
+    with pytest.raises(OutOfMemory, match=r"needs 9\.75 GB on cpu.*8\.00 GB are available"):
+        plan.require_fit()
+    MemoryPlan("cpu", "bf16", weights, *rest, available=9_750_000_000).require_fit()
