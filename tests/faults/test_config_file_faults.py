@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lluda.errors import CorruptFile, ModelNotFound
 from lluda.weights.checkpoint import read_config, read_generation_config
-from lluda.weights.json_file import MAX_DEPTH, parse_json, read_json
+from lluda.json_file import MAX_DEPTH, parse_json, read_json
 
 BROKEN = {
     "empty file": (b"", "not JSON"),
@@ -35,7 +35,7 @@ BROKEN = {
     "overflow to infinity": (b'{"rope_theta": 1e999}', "1e999 is too large for float64"),
     "integer of 5000 digits": (b'{"n": ' + b"9" * 5000 + b"}", "an integer of 5000 digits"),
     "duplicate keys": (b'{"hidden_size": 1024, "hidden_size": 4096}', "'hidden_size' appears twice"),
-    "duplicate keys inside": (b'{"a": [{"b": 1, "\\u0062": 1}]}', "'b' appears twice"),
+    "duplicate keys inside": (b'{"a": [{"c": 1, "b": 1, "\\u0062": 1}]}', "'b' appears twice"),
     "a string": (b'"config"', "neither an object nor an array"),
     "an array": (b"[]", "the JSON must be an object"),
 }

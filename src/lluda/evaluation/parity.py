@@ -131,7 +131,9 @@ def _require_comparable(*traces: Trace) -> None:
     for trace in traces:
         shapes = {stage: tuple(rows.shape) for stage, rows in trace.stages.items()}
         if shapes != {stage: tuple(rows.shape) for stage, rows in first.stages.items()}:
-            raise LludaError(f"{trace.implementation} and {first.implementation} do not have the same stages and widths")
+            raise LludaError(
+                f"{trace.implementation} and {first.implementation} do not have the same stages and widths"
+            )
         for stage, rows in trace.stages.items():
             bad = (~torch.isfinite(rows).all(-1)).nonzero()
             if len(bad):

@@ -158,8 +158,7 @@ class Validation:
             "mode": self.request.mode,
             **_figures(self.logits),
             "tolerance": self.tolerance,
-            "first_divergence": divergence
-            and {"stage": divergence.stage, "position": divergence.first_divergence},
+            "first_divergence": divergence and {"stage": divergence.stage, "position": divergence.first_divergence},
             "layers": [{"stage": stage.stage, **_figures(stage)} for stage in self.stages],
             "greedy": self.greedy and {**asdict(self.greedy), "agreement": self.greedy.agreement},
             "distribution": self.distribution and asdict(self.distribution),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lluda.errors import ModelNotFound
+from lluda.json_file import read_json_object
 from lluda.weights.entry import Checkpoint
-from lluda.weights.json_file import read_json_object
 from lluda.weights.shards import FolderCheckpoint
+
+if TYPE_CHECKING:
+    from lluda.weights.gguf import GGUFCheckpoint
 
 CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
@@ -24,26 +27,21 @@ def open_checkpoint(path: Path, *, prefix: str | tuple[str, ...] = "") -> Checkp
     """
     if path.is_dir():
         return FolderCheckpoint(path, prefix=prefix)
-    _require_gguf(path)
-    from lluda.weights.gguf import GGUFCheckpoint
-
-    checkpoint = GGUFCheckpoint(path)
+    checkpoint = _gguf(path)
     if prefix:
         checkpoint.entries = {name: entry for name, entry in checkpoint.entries.items() if name.startswith(prefix)}
     return checkpoint
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The model's config as in a ``config.json``: the folder's, or rebuilt from the GGUF metadata. Judges no value.
+    """The model's config as in a ``config.json``: the folder's, or what follows from a GGUF file. Judges no value.
 
-    ModelNotFound: none there. CorruptFile: not strict JSON, or broken metadata.
+    ModelNotFound: none there. CorruptFile: not strict JSON, or a broken GGUF file. UnsupportedModel: a GGUF
+    architecture that has no such config.
     """
     if path.is_dir():
         return read_json_object(path / CONFIG_NAME)
-    _require_gguf(path)
-    from lluda.weights.gguf import GGUFCheckpoint
-
-    with GGUFCheckpoint(path) as checkpoint:
+    with _gguf(path) as checkpoint:
         return checkpoint.config
 
 
@@ -55,16 +53,13 @@ def read_generation_config(path: Path) -> dict[str, Any]:
 
 def read_gguf_metadata(path: Path) -> Mapping[str, Any]:
     """The key-value metadata of a .gguf file. Errors as `GGUFCheckpoint`."""
-    _require_gguf(path)
-    from lluda.weights.gguf import GGUFCheckpoint
-
-    checkpoint = GGUFCheckpoint(path)
-    try:
+    with _gguf(path) as checkpoint:
         return checkpoint.metadata
-    finally:
-        checkpoint.close()
 
 
-def _require_gguf(path: Path) -> None:
+def _gguf(path: Path) -> GGUFCheckpoint:
     if path.suffix != ".gguf":
         raise ModelNotFound(f"{path}: not a model; give a model folder or a .gguf file")
+    from lluda.weights.gguf import GGUFCheckpoint
+
+    return GGUFCheckpoint(path)

@@ -37,5 +37,8 @@ class Checkpoint(Protocol):
         """The tensor's values: zero-copy over the memory map for plain float types, decoded to float32 for block
         formats. KeyError for a name that is not in ``entries``; CorruptFile if the file changed since it was opened."""
 
+    def check_unchanged(self) -> None:
+        """CorruptFile if a file was changed or replaced since it was opened."""
+
     def close(self) -> None:
         """Drop the maps. Tensors still alive keep theirs."""

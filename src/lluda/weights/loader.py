@@ -81,6 +81,8 @@ def load_tensors(
         done += checkpoint.entries[spec.name].nbytes
         if progress:
             progress(done, total)
+    # A file replaced while it was read would otherwise give tensors of two checkpoints.
+    checkpoint.check_unchanged()
     if suspicious and check == "fail":
         raise CorruptFile(checkpoint.path, _first("tensors with values no trained model has", suspicious))
     return tensors, LoadReport(

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from lluda.errors import CorruptFile
+from lluda.json_file import decode_utf8, parse_json
 from lluda.weights.entry import TensorEntry
-from lluda.weights.json_file import decode_utf8, parse_json
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's limit of the JSON's length."""

@@ -19,14 +19,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["override_config", "synthesize"]
+__all__ = ["distribution", "override_config", "synthesize"]
 
 DTYPES = ("BF16", "F16", "F32")
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
 INDEX_NAME = "model.safetensors.index.json"
 _CHUNK = 1 << 18  # values made at once: 1 MiB of float32, which stays in the cache of one core
-_LOGIT_STD = 2.0
 
 Shard = tuple[str, list[StoredTensor]]
 Progress = Callable[[int, int], None]
@@ -48,12 +47,7 @@ def synthesize(
 
     Every value is normally distributed and rounded to nearest even in ``dtype``; a tensor's values depend on ``seed``
     and its name alone, not on the other tensors, their order or the shards (as long as numpy keeps its streams). Mean
-    and deviation follow from the role, so that activations keep their scale through any depth and faults show:
-
-    * matrix: 0, 1/sqrt(fan_in) (fan_in: all but the first dimension), which keeps a row's root mean square;
-    * embedding, and output heads (a name part ending in ``_head``): 0, 2/sqrt(width), so that logits of a normalised
-      row have a deviation of 2: the greedy choice is clear, and a tied head does not just repeat its input;
-    * norm and scale: 1, 0.1, so that a weight left out or swapped is seen; bias: 0, 0.02.
+    and deviation are those of :func:`distribution`.
 
     Args:
         specs: tensors in file order; a tied one is written only with ``store_tied``, as a copy.
@@ -106,6 +100,7 @@ class _Values:
     def __init__(self, specs: Sequence[ParameterSpec], seed: int, total: int, progress: Progress | None) -> None:
         self._specs = {spec.name: spec for spec in specs}
         assert len(self._specs) == len(specs), "a tensor is named twice"
+        self._tied = {spec.tied_to for spec in specs}
         self._seed = seed
         self._total = total
         self._done = 0
@@ -116,7 +111,7 @@ class _Values:
         import numpy as np
 
         spec = self._source(self._specs[tensor.name])
-        mean, deviation = _distribution(spec)
+        mean, deviation = distribution(spec, is_tied=spec.name in self._tied)
         generator = _generator(self._seed, spec.name)
         buffer = np.empty(min(_CHUNK, spec.elements), dtype=np.float32)
         for start in range(0, spec.elements, _CHUNK):
@@ -140,16 +135,31 @@ class _Values:
         return source
 
 
-def _distribution(spec: ParameterSpec) -> tuple[float, float]:
-    """Mean and standard deviation of a tensor's values."""
+def distribution(spec: ParameterSpec, *, is_tied: bool) -> tuple[float, float]:
+    """Mean and standard deviation of a tensor's values; ``is_tied`` says that an output head shares them.
+
+    Chosen so that a model of any depth computes something worth comparing: activations keep their scale, a token stays
+    itself among what attention averages (else deep random models lose it, Dong et al. 2021, and greedy answers repeat
+    one token), greedy choices have a margin, and few routers are undecided, which BF16 would turn into other experts.
+
+    * matrix: 0, 1/sqrt(fan_in), fan_in being all but the first dimension; twice that for ``down_proj`` (SwiGLU shrinks
+      its row to 0.6), routers (``gate``) and output heads (logits of deviation 2);
+    * embedding: 0, 4 for ``embed_tokens``, 1 for other tables; 1/sqrt(width) if tied, for logits of deviation 1 (with
+      larger ones a shallow model just repeats its input);
+    * norm, scale: 1, 0.1, so that a weight left out or swapped is seen; bias: 0, 0.02.
+    """
+    parts = spec.name.split(".")
     fan_in = max(spec.elements // max(spec.shape[0], 1), 1) if spec.shape else 1
-    if spec.role in ("norm", "scale"):
-        return 1.0, 0.1
-    if spec.role == "bias":
-        return 0.0, 0.02
-    is_head = any(part.endswith("_head") for part in spec.name.split("."))
-    gain = _LOGIT_STD if spec.role == "embedding" or is_head else 1.0
-    return 0.0, gain / fan_in**0.5
+    match spec.role:
+        case "norm" | "scale":
+            return 1.0, 0.1
+        case "bias":
+            return 0.0, 0.02
+        case "embedding":
+            return 0.0, 1.0 / fan_in**0.5 if is_tied else 4.0 if "embed_tokens" in parts else 1.0
+        case "matrix":
+            doubled = any(part in ("down_proj", "gate") or part.endswith("_head") for part in parts)
+            return 0.0, (2.0 if doubled else 1.0) / fan_in**0.5
 
 
 def _generator(seed: int, name: str) -> np.random.Generator:

@@ -1,0 +1,69 @@
+// lluda_linear, lluda_linear_group and lluda_embedding.
+#include "failure.hpp"
+#include "packed_tensor.hpp"
+#include "products.hpp"
+#include "weight.hpp"
+
+using namespace lluda;
+
+namespace {
+
+void check_rows(std::int64_t rows) {
+    require(rows >= 0 && rows <= LLUDA_MAX_ROWS, "rows", rows, "0 .. 16");
+}
+
+}  // namespace
+
+int lluda_linear_group(int64_t count, const lluda_weight *const *weights, int64_t rows, const uint16_t *x,
+                       int64_t x_stride, void *const *y, int32_t y_dtype, const int64_t *y_strides) {
+    return guarded([&] {
+        require(count >= 1 && count <= 64, "count", count, "1 .. 64");
+        require(weights && y && y_strides, "weights, y and y_strides must not be NULL");
+        check_rows(rows);
+        require(y_dtype == LLUDA_DTYPE_F32 || y_dtype == LLUDA_DTYPE_BF16, "y_dtype", y_dtype, "F32 or BF16");
+        check_weight(weights[0], "0");
+        const int64_t width = weights[0]->in_features;
+        for (int64_t i = 0; i < count; ++i) {
+            check_weight(weights[i], std::to_string(i).c_str());
+            require(weights[i]->in_features == width, "in_features", weights[i]->in_features, "that of weight 0");
+            require(y[i] || rows == 0 || weights[i]->out_features == 0, "an output y[i] is NULL");
+        }
+        if (rows == 0) return;
+        require(x, "x must not be NULL");
+
+        Session session;
+        const int lanes = session.threads(), n = static_cast<int>(rows);
+        const Store store = y_dtype == LLUDA_DTYPE_BF16 ? Store::kBFloat16 : Store::kFloat;
+        const PreparedRows prepared(session, n, width);
+        Products products(lanes);
+        for (int64_t i = 0; i < count; ++i) products.add(*weights[i], prepared, n, store, y[i], y_strides[i]);
+        products.share(lanes);
+        session.run([&](Lane &lane) {
+            for (int r = lane.index; r < n; r += lane.count)
+                kernels().prepare_bf16(x + r * x_stride, width, prepared.row(r));
+            lane.barrier();
+            products.run(lane);
+        });
+    });
+}
+
+int lluda_linear(const lluda_weight *weight, int64_t rows, const uint16_t *x, int64_t x_stride, void *y,
+                 int32_t y_dtype, int64_t y_stride) {
+    return lluda_linear_group(1, &weight, rows, x, x_stride, &y, y_dtype, &y_stride);
+}
+
+int lluda_embedding(const lluda_weight *table, int64_t count, const int64_t *ids, float *y, int64_t y_stride) {
+    return guarded([&] {
+        check_weight(table, "table");
+        require(count >= 0, "count", count, "0 or more");
+        require(count == 0 || (ids && y), "ids and y must not be NULL");
+        for (int64_t i = 0; i < count; ++i)
+            require(ids[i] >= 0 && ids[i] < table->out_features, "an id", ids[i], "0 .. out_features - 1");
+        const int64_t width = table->in_features;
+        std::vector<uint16_t> row(static_cast<std::size_t>(width));
+        for (int64_t i = 0; i < count; ++i) {
+            unpack_rows(*table, ids[i], ids[i] + 1, row.data());
+            kernels().from_bf16(row.data(), width, y + i * y_stride);
+        }
+    });
+}

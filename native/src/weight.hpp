@@ -1,0 +1,18 @@
+// Checks of weight descriptors.
+#pragma once
+
+#include <cstdint>
+
+#include "lluda_native.h"
+
+namespace lluda {
+
+// Throws Failure unless the descriptor can be multiplied with. `name` goes into messages.
+void check_weight(const lluda_weight *weight, const char *name);
+// And has this shape.
+void check_weight(const lluda_weight *weight, const char *name, std::int64_t out_features, std::int64_t in_features);
+
+// Bytes a kernel reads for one output feature: what work is measured in.
+std::int64_t row_bytes(const lluda_weight &weight);
+
+}  // namespace lluda

@@ -1,0 +1,23 @@
+"""How many weights one decode step reads: the numerator of a row's share of the machine's bandwidth."""
+
+from __future__ import annotations
+
+from lluda.config import DecoderConfig
+from lluda.models.causal_lm import causal_lm_parameters
+
+
+def weights_per_step(config: DecoderConfig) -> float:
+    """Weights (numbers, not bytes) that a step of one row must read: each matrix once, the head even if it is tied, of
+    the experts only the chosen ones, of the embedding one row. The KV cache is not counted."""
+    return sum(
+        spec.elements * _share_read(config, spec.name, spec.role == "embedding")
+        for spec in causal_lm_parameters(config)
+    )
+
+
+def _share_read(config: DecoderConfig, name: str, is_embedding: bool) -> float:
+    if is_embedding:
+        return 1 / config.vocab_size
+    if ".experts." in name and config.moe is not None:
+        return config.moe.num_experts_per_tok / config.moe.num_experts
+    return 1.0
