@@ -17,9 +17,10 @@ namespace {
 constexpr int64_t kPrefetchBytes = LLUDA_PREFETCH_BYTES;
 
 LLUDA_INLINE void prefetch_lines(const void *p, int lines) {
+    if (kPrefetchBytes == 0) return;
     for (int i = 0; i < lines; ++i)
         __builtin_prefetch(reinterpret_cast<const void *>(reinterpret_cast<uintptr_t>(p) +
-                                                          static_cast<uintptr_t>(kPrefetchBytes + 64 * i)));
+                                                          static_cast<uintptr_t>(kPrefetchBytes + 64 * i)), 0, LLUDA_PL);
 }
 
 // One weight row in either format, read in blocks of 128.
@@ -142,7 +143,7 @@ LLUDA_INLINE void put(const LinearTask &task, int row, int64_t output, float pro
 // Outputs of a tile: as many as leave registers for Rows sums each.
 template <int Rows>
 constexpr int tile_outputs() {
-    return Rows == 1 || kLanes < 16 ? 1 : 2;
+    return LLUDA_TO;
 }
 
 // Independent sums per output and row, to hide the latency of the additions.

@@ -47,10 +47,8 @@ void over_rows(Session &session, std::int64_t rows, Body &&body) {
     WorkSplit split;
     split.reset((rows + kRowsPerItem - 1) / kRowsPerItem, session.threads());
     session.run([&](Lane &lane) {
-        for (std::int64_t item; (item = split.take(lane.index)) >= 0;) {
-            const std::int64_t begin = item * kRowsPerItem;
-            body(lane.index, begin, std::min(begin + kRowsPerItem, rows));
-        }
+        for (std::int64_t item, stop; split.take(lane.index, item, stop);)
+            body(lane.index, item * kRowsPerItem, std::min(stop * kRowsPerItem, rows));
     });
 }
 

@@ -114,9 +114,9 @@ int lluda_unpack(const lluda_weight *weight, uint16_t *values) {
         constexpr int64_t kRows = 64;
         split.reset((weight->out_features + kRows - 1) / kRows, session.threads());
         session.run([&](Lane &lane) {
-            for (int64_t part; (part = split.take(lane.index)) >= 0;) {
-                const int64_t begin = part * kRows;
-                const int64_t end = begin + kRows < weight->out_features ? begin + kRows : weight->out_features;
+            for (int64_t part, stop; split.take(lane.index, part, stop);) {
+                const int64_t begin = part * kRows, limit = stop * kRows;
+                const int64_t end = limit < weight->out_features ? limit : weight->out_features;
                 unpack_rows(*weight, begin, end, values + begin * weight->in_features);
             }
         });

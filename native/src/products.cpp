@@ -7,8 +7,8 @@
 namespace lluda {
 namespace {
 
-// What a lane takes at a time: small against a phase, so that lanes finish together; large against the taking.
-constexpr std::int64_t kTileBytes = 12 * 1024;
+// The least a lane takes at a time: small against a phase, so that lanes finish together.
+constexpr std::int64_t kTileBytes = 8 * 1024;
 constexpr std::int64_t kRowStep = 4;  // a multiple of every kernel's outputs per tile
 
 }  // namespace
@@ -52,13 +52,19 @@ void Products::share(int lanes) { split_.reset(tiles_, lanes); }
 void Products::run(const Lane &lane) {
     const auto linear = kernels().linear;
     std::size_t at = 0;
-    for (std::int64_t tile; (tile = split_.take(lane.index)) >= 0;) {
-        // Tiles mostly come in order, so the entry is the last one's or the next; after helping, search anew.
+    for (std::int64_t tile, end; split_.take(lane.index, tile, end);) {
+        // Tiles mostly come in order, so the entry is the last one's or follows; after helping, search anew.
         if (tile < entries_[at].first_tile) at = 0;
-        while (at + 1 < entries_.size() && entries_[at + 1].first_tile <= tile) ++at;
-        const Entry &entry = entries_[at];
-        const std::int64_t begin = (tile - entry.first_tile) * entry.tile_rows;
-        linear(entry.task, begin, std::min(begin + entry.tile_rows, entry.task.weight->out_features));
+        while (tile < end) {
+            while (at + 1 < entries_.size() && entries_[at + 1].first_tile <= tile) ++at;
+            const Entry &entry = entries_[at];
+            const std::int64_t next = at + 1 < entries_.size() ? entries_[at + 1].first_tile : tiles_;
+            const std::int64_t stop = std::min(end, next);
+            const std::int64_t features = entry.task.weight->out_features;
+            linear(entry.task, (tile - entry.first_tile) * entry.tile_rows,
+                   std::min((stop - entry.first_tile) * entry.tile_rows, features));
+            tile = stop;
+        }
     }
 }
 

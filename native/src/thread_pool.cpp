@@ -182,4 +182,20 @@ void WorkSplit::reset(std::int64_t total, int lanes) {
     }
 }
 
+bool WorkSplit::take(int lane, std::int64_t &begin, std::int64_t &end) {
+    for (int i = 0; i < lanes_; ++i) {
+        Range &range = ranges_[(lane + i) % lanes_];
+        std::int64_t next = range.next.load(std::memory_order_relaxed);
+        while (next < range.end) {
+            const std::int64_t stop = next + (range.end - next + 1) / 2;
+            if (range.next.compare_exchange_weak(next, stop, std::memory_order_relaxed)) {
+                begin = next;
+                end = stop;
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
 }  // namespace lluda

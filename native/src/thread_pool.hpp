@@ -113,16 +113,9 @@ public:
     // Before the lanes start, or by one lane with a barrier after it.
     void reset(std::int64_t total, int lanes);
 
-    // The next item for this lane, or -1.
-    std::int64_t take(int lane) {
-        for (int i = 0; i < lanes_; ++i) {
-            Range &range = ranges_[(lane + i) % lanes_];
-            if (range.next.load(std::memory_order_relaxed) >= range.end) continue;
-            std::int64_t item = range.next.fetch_add(1, std::memory_order_relaxed);
-            if (item < range.end) return item;
-        }
-        return -1;
-    }
+    // The next items for this lane in begin .. end-1; false when there are none left. Each time half of what is left of a
+    // range: few takings (each stops the flow of loads), yet lanes finish together.
+    bool take(int lane, std::int64_t &begin, std::int64_t &end);
 
 private:
     struct alignas(kCacheLine) Range {

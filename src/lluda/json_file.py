@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lluda.errors import CorruptFile
-from lluda.weights.mapped_file import open_regular
+from lluda.mapped_file import open_regular
 
 MAX_JSON_BYTES = 4 * 2**20
 """Default size limit of a JSON file (the largest released Qwen3 config.json has 20 kB). Parsed JSON takes up to

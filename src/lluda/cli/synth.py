@@ -19,6 +19,8 @@ _TOKENIZER_FILES = (
     "generation_config.json",
 )
 
+_CONFIG_DTYPES = {"bf16": "bfloat16", "f32": "float32"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
@@ -42,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from lluda.weights.synth import override_config, synthesize
 
     raw = override_config(read_config(args.config_dir), args.set)
+    raw["torch_dtype"] = _CONFIG_DTYPES[args.dtype]
     config = ModelConfig.from_hf(raw, str(args.config_dir / "config.json"))
     source = args.tokenizer or args.config_dir
     extra = {name: source / name for name in _TOKENIZER_FILES if (source / name).is_file()}

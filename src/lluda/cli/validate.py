@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 _DEFAULT_TOKENS = 64
 _TABLE_WIDTH = 118
+_COLUMNS = (
+    *("stage", "max |error|", "mean |error|", "max / range", "lluda-f64", "reference-f64", "ratio", "argmax"),
+    "diverges at",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Validate, print, judge."""
     from lluda.engine.model import LoadOptions, ModelFiles
     from lluda.evaluation.parity_plot import plot_parity, require_plot
-    from lluda.evaluation.validation import validate
+    from lluda.evaluation.validation_run import validate
 
     if args.plot:
         require_plot(args.plot)
@@ -57,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _request(args: argparse.Namespace, files: ModelFiles) -> ValidationRequest:
-    from lluda.evaluation.validation import ValidationRequest, random_ids
+    from lluda.evaluation.validation import ValidationRequest
+    from lluda.evaluation.validation_run import random_ids
 
     if args.tokens is not None and args.tokens < 1:
         raise InvalidRequest(f"--tokens must be at least 1, not {args.tokens}")
@@ -84,9 +89,13 @@ def _request(args: argparse.Namespace, files: ModelFiles) -> ValidationRequest:
 
 def _encode(files: ModelFiles, text: str) -> tuple[int, ...]:
     from lluda.cli.generate import read_prompt
-    from lluda.engine.model import load_tokenizer
+    from lluda.inputs.tokenizer import Tokenizer
+    from lluda.weights.checkpoint import read_gguf_metadata
 
-    return tuple(load_tokenizer(files.path).encode(read_prompt(text), allow_special=False))
+    path = files.path
+    gguf = path.suffix == ".gguf"
+    tokenizer = Tokenizer.from_gguf(read_gguf_metadata(path), path) if gguf else Tokenizer.from_folder(path)
+    return tuple(tokenizer.encode(read_prompt(text), allow_special=False))
 
 
 def _judge(validation: Validation) -> int:
@@ -94,9 +103,7 @@ def _judge(validation: Validation) -> int:
     for bar in validation.bars:
         print(f"lluda: {bar.describe()}", file=sys.stderr)
     if validation.passed is None:
-        print(
-            "lluda: not judged: the bar of a bf16 run needs the float64 run that --no-float64 left out", file=sys.stderr
-        )
+        print("lluda: not judged: bf16's bar needs the float64 run that --no-float64 left out", file=sys.stderr)
     return 1 if validation.passed is False else 0
 
 
@@ -109,18 +116,8 @@ def _print_table(validation: Validation) -> None:
     console.print(f"{model['name']}: {model['model_type']}, {model['parameters']:,} parameters, {validation.dtype}")
     console.print(f"{len(request.ids)} tokens ({request.source}), {request.mode}, against {request.reference}")
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in (
-        "stage",
-        "max |error|",
-        "mean |error|",
-        "max / range",
-        "lluda-f64",
-        "reference-f64",
-        "ratio",
-        "argmax",
-    ):
+    for name in _COLUMNS:
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
-    table.add_column("diverges at", justify="right", no_wrap=True)
     for stage in validation.stages:
         table.add_row(*_row(stage))
     console.print(table)

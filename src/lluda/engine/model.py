@@ -12,6 +12,7 @@ import torch
 
 from lluda.backends import select_backend
 from lluda.config import DTypeName, ModelConfig, resolve_dtype
+from lluda.config_reader import ConfigReader
 from lluda.engine.generation import PREFILL_CHUNK, Completion, Generator, Token
 from lluda.engine.kv_cache import CacheOptions, KVCache, Strategy
 from lluda.engine.memory_plan import MemoryPlan, plan_memory
@@ -77,10 +78,8 @@ class ModelFiles:
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """End-of-text ids: generation_config.json's where it names some, else config.json's."""
-        ids = self.generation_config.get("eos_token_id")
-        if ids is None:
-            return self.config.eos_token_ids
-        return tuple(ids) if isinstance(ids, list) else (int(ids),)
+        reader = ConfigReader(self.generation_config, str(self.path / "generation_config.json"))
+        return reader.token_ids("eos_token_id") or self.config.eos_token_ids
 
     def plan(self, options: LoadOptions) -> MemoryPlan:
         """The memory this model will take under ``options``."""
@@ -161,8 +160,8 @@ class Model:
 
         ``params`` or keyword arguments are the fields of SamplingParams.
         """
-        single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], int))
         done = [event for event in self.stream(prompt, params, **sampling) if isinstance(event, Completion)]
+        single = isinstance(prompt, str) or isinstance(prompt[0], int)
         done.sort(key=lambda completion: completion.index)
         return done[0] if single else done
 
@@ -221,6 +220,10 @@ class Model:
         return CausalLM(self.config.text, tensors, self.backend), report
 
     def _encode(self, prompt: str | Sequence[str] | Sequence[int]) -> list[list[int]]:
+        if not isinstance(prompt, Sequence):
+            raise InvalidRequest(
+                f"prompt must be a text, a list of texts, or one list of token ids, not {prompt!r:.80}"
+            )
         prompts: list[Any] = [prompt] if isinstance(prompt, str) else list(prompt)
         if prompts and all(isinstance(item, int) for item in prompts):
             return [prompts]

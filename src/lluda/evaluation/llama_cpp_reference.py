@@ -37,7 +37,8 @@ class LlamaCppReference:
             import llama_cpp
         except ImportError as error:
             raise MissingDependency(
-                f"llama-cpp-python, the reference, cannot be imported ({error}); get it with: pip install llama-cpp-python"
+                f"llama-cpp-python, the reference, cannot be imported ({error}); "
+                "get it with: pip install llama-cpp-python"
             ) from None
         self.version = str(llama_cpp.__version__)
         try:

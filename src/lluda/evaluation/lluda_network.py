@@ -29,7 +29,7 @@ class LludaNetwork:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         text = files.config.text
-        self.dtype = resolve_dtype(options.dtype, files.config.dtype)
+        self.dtype: str = resolve_dtype(options.dtype, files.config.dtype)
         self.backend = select_backend(options.backend, options.device, self.dtype)
         tensors, self.report = load_tensors(
             open_checkpoint(files.path),

@@ -132,14 +132,14 @@ def _require_comparable(*traces: Trace) -> None:
         shapes = {stage: tuple(rows.shape) for stage, rows in trace.stages.items()}
         if shapes != {stage: tuple(rows.shape) for stage, rows in first.stages.items()}:
             raise LludaError(
-                f"{trace.implementation} and {first.implementation} do not have the same stages and widths"
+                f"{trace.implementation} does not have the stages and widths that {first.implementation} has"
             )
         for stage, rows in trace.stages.items():
             bad = (~torch.isfinite(rows).all(-1)).nonzero()
             if len(bad):
                 raise LludaError(
-                    f"{trace.implementation} has NaN or infinity in stage {stage} at position {int(bad[0])}, so there is "
-                    "nothing to compare; look at the weights with --check-tensors"
+                    f"{trace.implementation} has NaN or infinity in stage {stage} at position {int(bad[0])}, so there "
+                    "is nothing to compare; look at the weights with --check-tensors"
                 )
 
 

@@ -1,8 +1,8 @@
 """transformers on the same checkpoint: the reference that lluda is compared with, stage by stage.
 
-The float64 truth is the same model with every parameter widened to float64. transformers computes its norms' statistics,
-rotary angles and router softmax in float32 whatever the dtype; lluda in float64 does not, and the two agree to about
-1e-6 of the range, far below BF16's rounding (tests/evaluation/test_float64_truth.py).
+The float64 truth is the same model with every parameter widened to float64. transformers computes norms, rotary angles
+and the router's softmax in float32 whatever the dtype; lluda in float64 does not, and the two agree to 1e-7 of the
+range, far below BF16's rounding (tests/evaluation/test_float64_truth.py).
 """
 
 from __future__ import annotations

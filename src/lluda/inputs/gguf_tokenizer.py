@@ -1,80 +1,112 @@
-"""The tokenizer inside a GGUF file: vocabulary, merges, token types, and a name for the pre-tokenizer."""
+"""The tokenizer in a .gguf file's metadata: keys ``tokenizer.ggml.*`` (GGUF specification, "Tokenizer").
+
+What the values of ``tokenizer.ggml.pre`` and ``token_type`` stand for is llama.cpp's (``llama-vocab.cpp``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import tokenizers
-from tokenizers import Regex, pre_tokenizers
-
 from lluda.errors import CorruptFile, UnsupportedModel
-from lluda.inputs.tokenizer_files import QWEN2_PATTERN, Added, byte_level_bpe
+from lluda.inputs.added_tokens import AddedToken
+from lluda.inputs.splitting import LLAMA3, QWEN2, SPLITTINGS, Splitting
+from lluda.inputs.vocabulary import MAX_TOKENS, Vocabulary, merge_pairs, separate_added
 
-_GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3_PATTERN = QWEN2_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|").replace(r"|\p{N}| ", r"|\p{N}{1,3}| ")
-
-_CONTROL, _USER_DEFINED = 3, 4
-"""``tokenizer.ggml.token_type`` of tokens that are matched whole: control, and user-defined text."""
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5  # 6, single bytes, is not for byte-level BPE
 
 
-def _splits(pre: str) -> list[Any]:
-    gpt2 = pre_tokenizers.Split(Regex(_GPT2_PATTERN), "isolated")
-    return {
-        "qwen2": [pre_tokenizers.Split(Regex(QWEN2_PATTERN), "isolated")],
-        "smollm": [pre_tokenizers.Digits(individual_digits=True), gpt2],
-        "gpt-2": [gpt2],
-        "llama-bpe": [pre_tokenizers.Split(Regex(_LLAMA3_PATTERN), "isolated")],
-    }[pre]
+def vocabulary_from_gguf(metadata: Mapping[str, Any], path: Path) -> Vocabulary:
+    """The vocabulary of a .gguf file with ``tokenizer.ggml.model`` gpt2 (byte-level BPE).
 
-
-def read_gguf_tokenizer(metadata: Mapping[str, Any], path: Path) -> tuple[tokenizers.Tokenizer, list[Added]]:
-    """The BPE and the added tokens. UnsupportedModel names a model or pre-tokenizer that is not implemented;
-    CorruptFile a list that is missing or does not fit."""
-    model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "gpt-2")
-    if model != "gpt2":
-        raise UnsupportedModel(
-            f"{path}: tokenizer model {model!r:.80} is not supported; supported: gpt2 (byte-level BPE)"
-        )
-    known = ("qwen2", "smollm", "gpt-2", "llama-bpe")
-    if pre not in known:
-        raise UnsupportedModel(f"{path}: pre-tokenizer {pre!r:.80} is not supported; supported: {', '.join(known)}")
-    tokens = _strings(metadata, "tokenizer.ggml.tokens", path)
-    kinds = [int(kind) for kind in metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))]
-    if len(kinds) != len(tokens):
+    CorruptFile: a key missing, of the wrong kind, or breaking a rule. UnsupportedModel: another kind of tokenizer, or
+    a ``tokenizer.ggml.pre`` that is none of `splitting.SPLITTINGS`.
+    """
+    splitting = _splitting(metadata, path)
+    spellings = _strings(metadata, "tokenizer.ggml.tokens", path)
+    kinds = _integers(metadata, "tokenizer.ggml.token_type", path)
+    if len(spellings) > MAX_TOKENS or len(spellings) != len(kinds):
         raise CorruptFile(
-            path, "tokenizer.ggml.token_type must have one entry a token", expected=len(tokens), found=len(kinds)
+            path, f"tokenizer.ggml.tokens and token_type must be equally long, at most {MAX_TOKENS}",
+            found=f"{len(spellings)} and {len(kinds)}",
+        )  # fmt: skip
+    tokens: dict[str, int] = {}
+    added: list[AddedToken] = []
+    for number, (text, kind) in enumerate(zip(spellings, kinds, strict=True)):
+        if kind == _NORMAL:
+            if tokens.setdefault(text, number) != number:
+                raise CorruptFile(path, f"the token {text[:80]!a} has two ids", found=f"{tokens[text]} and {number}")
+        elif kind in (_UNKNOWN, _CONTROL, _USER_DEFINED):
+            added.append(AddedToken(number, text, special=kind != _USER_DEFINED))
+        elif kind != _UNUSED:
+            raise CorruptFile(path, f"tokenizer.ggml.token_type of token {number} must be 1 to 5", found=kind)
+    tokens, separate = separate_added(path, tokens, added)
+    return Vocabulary(
+        path,
+        tokens,
+        merge_pairs(_strings(metadata, "tokenizer.ggml.merges", path), path),
+        separate,
+        splitting,
+        nfc=splitting is QWEN2,  # llama.cpp leaves text as it is; the released Qwen tokenizers normalise it
+        ignore_merges=splitting is LLAMA3,
+        prefix_ids=_prefix(metadata, splitting, len(spellings), path),
+        unused=frozenset(number for number, kind in enumerate(kinds) if kind == _UNUSED),
+    )
+
+
+def special_token_texts(metadata: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """``bos_token``, ``eos_token`` … as chat templates name them. CorruptFile: an id outside the vocabulary."""
+    tokens = metadata.get("tokenizer.ggml.tokens", [])
+    names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+    found = {}
+    for key, name in names.items():
+        number = _token_id(metadata, f"tokenizer.ggml.{key}_token_id", len(tokens), path)
+        if number is not None:
+            found[name] = str(tokens[number])
+    return found
+
+
+def _splitting(metadata: Mapping[str, Any], path: Path) -> Splitting:
+    kind, rule = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
+    if kind is None:
+        raise CorruptFile(path, "no tokenizer: the key tokenizer.ggml.model is missing")
+    if kind != "gpt2":
+        raise UnsupportedModel(f"{path}: tokenizer.ggml.model {kind!r:.60} is not implemented; only gpt2 (BPE) is")
+    if rule not in SPLITTINGS:
+        raise UnsupportedModel(
+            f"{path}: tokenizer.ggml.pre {rule!r:.60} is not implemented; those that are: {', '.join(SPLITTINGS)}"
         )
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    if len(vocabulary) != len(tokens):
-        raise CorruptFile(path, "tokenizer.ggml.tokens repeats a token", found=_repeated(tokens))
-    merges = [_merge(line, path) for line in _strings(metadata, "tokenizer.ggml.merges", path)]
-    bpe = byte_level_bpe(vocabulary, merges, _splits(pre), path, nfc=pre == "qwen2", ignore_merges=pre == "llama-bpe")
-    added = [
-        (index, tokens[index], kind == _CONTROL)
-        for index, kind in enumerate(kinds)
-        if kind in (_CONTROL, _USER_DEFINED) and tokens[index]
-    ]
-    return bpe, added
+    return SPLITTINGS[rule]
+
+
+def _prefix(metadata: Mapping[str, Any], splitting: Splitting, count: int, path: Path) -> tuple[int, ...]:
+    wanted = metadata.get("tokenizer.ggml.add_bos_token", splitting is LLAMA3)
+    number = _token_id(metadata, "tokenizer.ggml.bos_token_id", count, path)
+    return (number,) if wanted is True and number is not None else ()
+
+
+def _token_id(metadata: Mapping[str, Any], key: str, count: int, path: Path) -> int | None:
+    value = metadata.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
+        raise CorruptFile(path, f"{key} must be an id below {count}", found=value)
+    return value
 
 
 def _strings(metadata: Mapping[str, Any], key: str, path: Path) -> list[str]:
     values = metadata.get(key)
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise CorruptFile(path, f"{key} must be a list of strings")
+        raise CorruptFile(path, f"{key} must be an array of strings", found="nothing" if values is None else None)
     return values
 
 
-def _merge(line: str, path: Path) -> tuple[str, str]:
-    # A token may itself begin with a space-like character, but the separator is the first space after its start.
-    left, _, right = line[:1], "", line[1:]
-    middle, _, right = right.partition(" ")
-    if not right:
-        raise CorruptFile(path, "tokenizer.ggml.merges must hold pairs of tokens", found=line)
-    return left + middle, right
-
-
-def _repeated(tokens: list[str]) -> str:
-    seen: set[str] = set()
-    return next(token for token in tokens if token in seen or seen.add(token))  # type: ignore[func-returns-value]
+def _integers(metadata: Mapping[str, Any], key: str, path: Path) -> list[int]:
+    values = metadata.get(key)
+    if values is None:
+        raise CorruptFile(path, f"the key {key} is missing; convert the model again", expected="one integer per token")
+    listed = values.tolist() if hasattr(values, "tolist") else values  # numeric arrays come as numpy's
+    if not isinstance(listed, Iterable) or not all(type(value) is int for value in (listed := list(listed))):
+        raise CorruptFile(path, f"{key} must be an array of integers")
+    return listed

@@ -1,163 +1,138 @@
-"""Text to token ids and back: byte-level BPE of the tokenizers library, with added tokens kept apart from it.
+"""Tokenizer: text to ids and back, byte-level BPE.
 
-The BPE never sees an added token: text is split on their spellings here, and only where the caller allows it. So text
-that a user typed cannot become a control token, however it is spelled.
+One `tokenizers.Tokenizer` without any added token does the merging; added tokens are found by lluda itself. So whether a
+spelling counts as a token is decided per call, and text from a user can be kept from ever becoming a control token.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers import normalizers
 
-from lluda.errors import CorruptFile, InvalidRequest, ModelNotFound
-from lluda.inputs.byte_level import token_bytes
-from lluda.inputs.tokenizer_files import read_added_tokens, read_bpe_files, read_tokenizer_json
+from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded
+from lluda.inputs.added_tokens import AddedTokens
+from lluda.inputs.gguf_tokenizer import vocabulary_from_gguf
+from lluda.inputs.splitting import BYTE_OF_LETTER
+from lluda.inputs.tokenizer_folder import vocabulary_from_folder
+from lluda.inputs.vocabulary import Vocabulary
 
-
-@dataclass(frozen=True, slots=True)
-class AddedToken:
-    """A token outside the BPE vocabulary's merges. ``special`` ones (``<|im_end|>``) are control, never text."""
-
-    id: int
-    content: str
-    special: bool
+MAX_TEXT_LENGTH = 2**23
+"""Characters `Tokenizer.encode` takes at once. Some five times the longest context of a released Qwen3, and below the
+10^7 steps after which the library's pattern matching aborts on one run of white space."""
 
 
 class Tokenizer:
-    """``bpe`` has no added tokens; ``added`` holds them. ``source`` names the file in errors.
+    """A model's tokenizer. Immutable; may be used from several threads."""
 
-    Raises:
-        CorruptFile: two added tokens with one id or spelling, or an id that the vocabulary gives to another token.
-        UnsupportedModel: a tokenizer that is not byte-level.
-    """
-
-    def __init__(self, bpe: tokenizers.Tokenizer, added: Sequence[AddedToken], source: Path) -> None:
-        self.source = source
-        self._bpe = bpe
-        vocabulary = bpe.get_vocab(with_added_tokens=False)
-        _check_ids(vocabulary, added, source)
-        self._added = {token.content: token for token in added}
-        self._special_ids = frozenset(token.id for token in added if token.special)
-        self._pieces: dict[int, bytes] = {}
-        for content, token_id in vocabulary.items():
-            self._pieces[token_id] = token_bytes(content)
-        for token in added:
-            self._pieces[token.id] = token.content.encode()
-        self._added_pattern = _alternatives(self._added)
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        """CorruptFile: the vocabulary breaks a rule (`Vocabulary.check`)."""
+        vocabulary.check()
+        self.path = vocabulary.path
+        self.vocab_size = vocabulary.size
+        """Ids in use: the highest that stands for something, plus one. The embedding may have more rows."""
+        self.prefix_ids = vocabulary.prefix_ids
+        """Ids a plain text (not a chat) starts with; never added by `encode`. Empty for Qwen."""
+        self._plain = tokenizers.Tokenizer(vocabulary.model())
+        self._plain.pre_tokenizer = vocabulary.splitting.pre_tokenizer()  # type: ignore[assignment]
+        if vocabulary.nfc:
+            self._plain.normalizer = normalizers.NFC()  # type: ignore[assignment]
+        self.added = AddedTokens(vocabulary.added, normalizers.NFC().normalize_str if vocabulary.nfc else str)
+        self._bytes = {token.id: token.text.encode() for token in vocabulary.added}
 
     @classmethod
-    def from_folder(cls, folder: Path) -> Tokenizer:
-        """From ``tokenizer.json``, or else ``vocab.json``, ``merges.txt`` and ``tokenizer_config.json`` of Qwen.
+    def from_folder(cls, path: Path) -> Tokenizer:
+        """The tokenizer of a model folder: tokenizer.json, or else vocab.json with merges.txt.
 
-        ModelNotFound if neither is there; CorruptFile for contents that break their format.
+        ModelNotFound: no such files. CorruptFile: a file breaks its format. UnsupportedModel: not a byte-level BPE
+        tokenizer that lluda implements.
         """
-        if (folder / "tokenizer.json").is_file():
-            source = folder / "tokenizer.json"
-            bpe, added = read_tokenizer_json(source)
-        elif (folder / "vocab.json").is_file():
-            source = folder / "vocab.json"
-            bpe, added = read_bpe_files(folder), read_added_tokens(folder / "tokenizer_config.json")
-        else:
-            raise ModelNotFound(
-                f"{folder}: no tokenizer: neither tokenizer.json nor vocab.json and merges.txt is there"
-            )
-        return cls(bpe, [AddedToken(*token) for token in added], source)
+        return cls(vocabulary_from_folder(Path(path)))
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], path: Path) -> Tokenizer:
-        """From a GGUF file's ``tokenizer.ggml.*`` metadata. UnsupportedModel for a kind that is not byte-level BPE."""
-        from lluda.inputs.gguf_tokenizer import read_gguf_tokenizer
-
-        bpe, added = read_gguf_tokenizer(metadata, path)
-        return cls(bpe, [AddedToken(*token) for token in added], path)
-
-    @property
-    def vocab_size(self) -> int:
-        """One more than the largest id in use."""
-        return max(self._pieces) + 1
+        """The tokenizer in the metadata of the .gguf file ``path``. Errors as `from_folder`."""
+        return cls(vocabulary_from_gguf(metadata, Path(path)))
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Ids of control tokens, which are never shown."""
-        return self._special_ids
-
-    @property
-    def added_tokens(self) -> Mapping[str, AddedToken]:
-        """Added tokens by spelling."""
-        return self._added
+        """Ids of control tokens; `decode` leaves them out."""
+        return self.added.special_ids
 
     def id_of(self, token: str) -> int | None:
-        """The id of an added token or of a whole vocabulary entry; None if there is none."""
-        if token in self._added:
-            return self._added[token].id
-        found: int | None = self._bpe.token_to_id(token)
-        return found
+        """The id of a token by its spelling in the file: an added token's text, or byte letters ("Ġthe"). None if there
+        is no such token."""
+        added = self.added.by_text.get(token)
+        return added.id if added else self._plain.token_to_id(token)
 
     def check_fits(self, embedding_rows: int) -> None:
-        """CorruptFile if an id in use has no row in the embedding table."""
+        """CorruptFile: an id has no row in an embedding of ``embedding_rows``."""
         if self.vocab_size > embedding_rows:
             raise CorruptFile(
-                self.source,
-                "the tokenizer has more ids than the model has embedding rows",
+                self.path,
+                "the tokenizer has more ids than the model's embedding has rows; they belong to different models",
                 expected=f"at most {embedding_rows}",
                 found=self.vocab_size,
             )
 
     def encode(self, text: str, *, allow_special: bool = True) -> list[int]:
-        """Token ids of ``text``. Without ``allow_special`` every character is text: no added token is recognised.
+        """The ids of ``text``. Nothing is put before or after it.
 
-        InvalidRequest for what is no text, or holds surrogates (it came from invalid UTF-8).
+        With ``allow_special`` False no added token is found in it: one typed by a user stays ordinary text. Bytes that
+        the vocabulary has no token for are left out, as the released tokenizers do (SmolLM2 lacks 21, all control
+        characters or never in UTF-8; Qwen lacks none).
+
+        InvalidRequest: not a str, or holds half a surrogate pair. LimitExceeded: over `MAX_TEXT_LENGTH`.
         """
-        if not isinstance(text, str):
-            raise InvalidRequest(f"text to encode must be a string, not {type(text).__name__}")
-        surrogate = next((i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff"), None)
-        if surrogate is not None:
-            raise InvalidRequest(f"the text is not valid UTF-8: character {surrogate} is a lone surrogate")
-        if not allow_special or self._added_pattern is None:
+        check_text(text, "the text to encode")
+        if not allow_special:
             return self._encode_plain(text)
         ids: list[int] = []
-        # re.split with one group alternates plain segments and added tokens.
-        for index, segment in enumerate(self._added_pattern.split(text)):
-            ids += [self._added[segment].id] if index % 2 else self._encode_plain(segment)
+        for piece in self.added.split(text):
+            ids += [piece] if isinstance(piece, int) else self._encode_plain(piece)
         return ids
 
-    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """The text of ``ids``; incomplete UTF-8 becomes U+FFFD. InvalidRequest for an id that does not exist."""
-        return b"".join(self.bytes_of(i) for i in ids if not (skip_special and i in self._special_ids)).decode(
-            errors="replace"
-        )
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """The text of ``ids``; bytes that are not UTF-8 become U+FFFD. Ids that stand for nothing (rows that only pad
+        the embedding) have no text. InvalidRequest: not integers from 0."""
+        return b"".join(self.token_bytes(number, skip_special) for number in ids).decode("utf-8", "replace")
 
-    def bytes_of(self, token_id: int) -> bytes:
-        """The bytes one token stands for. InvalidRequest for a negative id; ids no token uses stand for nothing."""
-        if token_id < 0:
-            raise InvalidRequest(f"token id {token_id} does not exist")
-        return self._pieces.get(token_id, b"")
+    def token_bytes(self, number: int, skip_special: bool = True) -> bytes:
+        """The UTF-8 bytes of one token: parts of characters are possible. Errors and empty results as `decode`."""
+        if skip_special and number in self.added.special_ids:
+            return b""
+        found = self._bytes.get(number)
+        return found if found is not None else self._look_up(number)
+
+    def _look_up(self, number: int) -> bytes:
+        try:
+            valid = 0 <= number < 2**32
+            letters = self._plain.id_to_token(int(number)) if valid else None
+        except TypeError:
+            valid = False
+        if not valid:
+            raise InvalidRequest(f"a token id must be an integer from 0, not {number!r:.60}")
+        found = letters.translate(BYTE_OF_LETTER).encode("latin-1") if letters else b""
+        if letters:
+            self._bytes[int(number)] = found
+        return found
 
     def _encode_plain(self, text: str) -> list[int]:
-        return list(self._bpe.encode(text, add_special_tokens=False).ids) if text else []
+        return self._plain.encode(text, add_special_tokens=False).ids
 
 
-def _alternatives(added: Mapping[str, AddedToken]) -> re.Pattern[str] | None:
-    """A pattern that finds the longest added token at the leftmost place."""
-    spellings = sorted(added, key=len, reverse=True)
-    return re.compile(f"({'|'.join(map(re.escape, spellings))})") if spellings else None
-
-
-def _check_ids(vocabulary: Mapping[str, int], added: Sequence[AddedToken], source: Path) -> None:
-    by_id = {token_id: content for content, token_id in vocabulary.items()}
-    if len(by_id) != len(vocabulary):
-        raise CorruptFile(source, "two vocabulary entries share an id")
-    for token in added:
-        other = by_id.setdefault(token.id, token.content)
-        if other != token.content:
-            raise CorruptFile(source, f"added token {token.content!r} has the id {token.id} of {other!r}")
-    if len({token.content for token in added}) != len(added):
-        raise CorruptFile(source, "an added token is listed twice")
-    missing = next((i for i in range(len(by_id)) if i not in by_id), None)
-    if missing is not None:
-        raise CorruptFile(source, f"no token has the id {missing}, though larger ids are in use")
+def check_text(text: object, name: str) -> None:
+    """InvalidRequest: ``text`` is not a str or holds half a surrogate pair. LimitExceeded: over `MAX_TEXT_LENGTH`."""
+    if not isinstance(text, str):
+        raise InvalidRequest(f"{name} must be a str, not {type(text).__name__}")
+    if len(text) > MAX_TEXT_LENGTH:
+        raise LimitExceeded(f"{name} has {len(text)} characters; at most {MAX_TEXT_LENGTH} are taken at once")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{name} holds half a surrogate pair (U+{ord(text[error.start]):04X} at {error.start}); it is not valid text"
+        ) from None

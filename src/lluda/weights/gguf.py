@@ -26,7 +26,7 @@ from lluda.weights.gguf_names import (
     hugging_face_entries,
     interleaved_heads,
 )
-from lluda.weights.mapped_file import MappedFile
+from lluda.mapped_file import MappedFile
 
 if TYPE_CHECKING:
     import torch

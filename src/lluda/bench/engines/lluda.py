@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
+import tokenizers
+import torch
+
+from lluda.backends import select_backend
+from lluda.bench.formats import load_options
 from lluda.bench.job import Job
 from lluda.bench.session import EngineInfo, Session, SteppingSession
+from lluda.config import resolve_dtype
+from lluda.engine.generation import Generator
 from lluda.engine.kv_cache import KVCache
 from lluda.engine.model import LoadOptions, ModelFiles
-from lluda.errors import InvalidRequest
-
-FORMATS: Mapping[str, Mapping[str, Any]] = {"BF16": {"dtype": "bf16"}, "F32": {"dtype": "f32"}}
-"""Weight formats that can be measured, and the `LoadOptions` each stands for. A new format is one more line."""
+from lluda.inputs.tokenizer import Tokenizer
+from lluda.models.causal_lm import CausalLM, causal_lm_parameters
+from lluda.weights.checkpoint import open_checkpoint
+from lluda.weights.loader import load_tensors
 
 
 def open_session(job: Job) -> Session:
@@ -24,14 +31,12 @@ class LludaSession(SteppingSession):
     """One KV cache per stream; all streams share each step."""
 
     def __init__(self, job: Job) -> None:
-        if job.format not in FORMATS:
-            raise InvalidRequest(f"format {job.format!r:.40} does not exist; choose from {', '.join(FORMATS)}")
         options = LoadOptions(
             device=job.device,
             backend=job.backend,
             max_context=job.positions,
             threads=job.threads,
-            **FORMATS[job.format],
+            **load_options(job.format),
         )
         self._generator = _generator(ModelFiles.find(job.model), options)
         self._caches: list[KVCache] = []
@@ -48,3 +53,23 @@ class LludaSession(SteppingSession):
         """See ``SteppingSession``."""
         chosen: list[int] = self._generator.step(tokens, self._caches).argmax(-1).tolist()
         return chosen
+
+
+def _generator(files: ModelFiles, options: LoadOptions) -> Generator:
+    """As `lluda.load` makes it, without a tokenizer: the bench feeds ids, and checkpoints from ``lluda synth`` may have
+    none."""
+    files.plan(options).require_fit()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    text = files.config.text
+    dtype = resolve_dtype(options.dtype, files.config.dtype)
+    backend = select_backend(options.backend, options.device, dtype)
+    tensors, _ = load_tensors(
+        open_checkpoint(files.path),
+        causal_lm_parameters(text),
+        dtype=backend.precision.compute,
+        check=options.check_tensors,
+    )
+    no_text = Tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE()), (), Path("no tokenizer"))
+    cache_options = files.cache_options(options, dtype)
+    return Generator(CausalLM(text, tensors, backend), no_text, (), cache_options, options.prefill_chunk)

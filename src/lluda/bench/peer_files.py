@@ -1,0 +1,63 @@
+"""What each peer opens to run the same weights, and which models a peer cannot run. Prepared before anything is timed."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from lluda.bench.gguf_copy import gguf_copy
+from lluda.config import ModelConfig
+from lluda.errors import UnsupportedModel
+
+Progress = Callable[[int, int], None]
+
+
+def prepare_files(engine: str, path: Path, config: ModelConfig, cache_dir: Path | None, progress: Progress) -> str:
+    """The path that ``engine`` opens for the model in ``path``; copies go to ``cache_dir`` (default: ``lluda-bench`` in
+    the temporary folder) and stay there for the next run.
+
+    UnsupportedModel: the peer has no such model; its message is what is reported.
+    """
+    folder = cache_dir or Path(tempfile.gettempdir()) / "lluda-bench"
+    if engine == "llama.cpp" and path.suffix != ".gguf":
+        return str(gguf_copy(path, config, folder, progress))
+    if engine == "mistralrs":
+        if path.suffix == ".gguf":
+            raise UnsupportedModel("mistralrs is measured on safetensors folders, not on .gguf files")
+        return str(_linked_folder(path, config, folder))
+    if engine == "transformers" and config.model_type != "llama" and not config.text.use_qk_norm:
+        raise UnsupportedModel(f"transformers cannot run {config.model_type} without qk-norm")
+    return str(path)
+
+
+def _linked_folder(path: Path, config: ModelConfig, cache_dir: Path) -> Path:
+    """A folder with links to the checkpoint's weights and config and a tokenizer that spells id 7 as ``t7``, because
+    mistralrs takes text alone and must be given the ids that the other engines get."""
+    folder = cache_dir / f"{path.name}-{config.text.vocab_size}-by-number"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    for file in path.iterdir():
+        if file.name == "config.json" or ".safetensors" in file.name:
+            (folder / file.name).symlink_to(file.resolve())
+    (folder / "tokenizer.json").write_text(json.dumps(_numbered_tokenizer(config.text.vocab_size)))
+    template = "{{ messages[0]['content'] }}"
+    special = {"chat_template": template, "bos_token": None, "eos_token": "t0", "unk_token": "t0"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(special))
+    return folder
+
+
+def _numbered_tokenizer(vocab_size: int) -> dict[str, object]:
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        "model": {"type": "WordLevel", "vocab": {f"t{i}": i for i in range(vocab_size)}, "unk_token": "t0"},
+    }
