@@ -54,7 +54,8 @@ def run_worker(job: Job, timeout: float, module: str = WORKER, command: Sequence
         try:
             rows, error = _converse(process, replace(job, started=begun).to_json(), timeout)
         finally:
-            _kill_group(process)
+            if process.poll() is None:
+                _kill_group(process)
         result = WorkerResult()
         error = error or _read_rows(rows, result)
         if process.returncode and error is None:
@@ -116,7 +117,9 @@ def _last_line(messages: IO[str]) -> str:
 def _busy_seconds() -> float:
     """Processor seconds that the machine has spent on anything, or lost to other guests of its host, since boot."""
     times = psutil.cpu_times()
-    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
+    # Linux counts guests in user and nice as well.
+    idle = sum(getattr(times, name, 0.0) for name in ("idle", "iowait", "guest", "guest_nice"))
+    return float(sum(times) - idle)
 
 
 def _children_seconds() -> float:

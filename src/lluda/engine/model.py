@@ -137,7 +137,8 @@ class Model:
         self.config = files.config
         self.dtype = resolve_dtype(options.dtype, files.config.dtype)
         self.backend = select_backend(options.backend, options.device, self.dtype)
-        self.tokenizer, self.chat_template = _load_inputs(files.path)
+        self.tokenizer = load_tokenizer(files.path)
+        self.chat_template = load_chat_template(files.path)
         self.tokenizer.check_fits(files.config.text.vocab_size)
         self.network, self.report = self._load_network(options, progress)
         self.generator = Generator(
@@ -287,8 +288,15 @@ def _config_name(path: Path) -> str:
     return str(path if path.suffix == ".gguf" else path / "config.json")
 
 
-def _load_inputs(path: Path) -> tuple[Tokenizer, ChatTemplate | None]:
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a model folder or .gguf file."""
+    return (
+        Tokenizer.from_gguf(read_gguf_metadata(path), path) if path.suffix == ".gguf" else Tokenizer.from_folder(path)
+    )
+
+
+def load_chat_template(path: Path) -> ChatTemplate | None:
+    """The chat template of a model folder or .gguf file; None if it has none."""
     if path.suffix == ".gguf":
-        metadata = read_gguf_metadata(path)
-        return Tokenizer.from_gguf(metadata, path), ChatTemplate.from_gguf(metadata, path)
-    return Tokenizer.from_folder(path), ChatTemplate.from_folder(path)
+        return ChatTemplate.from_gguf(read_gguf_metadata(path), path)
+    return ChatTemplate.from_folder(path)

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lluda.errors import CorruptFile, ModelNotFound, UnsupportedModel
+from lluda.mapped_file import MappedFile
 from lluda.weights.entry import TensorEntry
 from lluda.weights.gguf_header import STORAGE_TYPES, read_header
 from lluda.weights.gguf_names import (
@@ -26,7 +27,6 @@ from lluda.weights.gguf_names import (
     hugging_face_entries,
     interleaved_heads,
 )
-from lluda.mapped_file import MappedFile
 
 if TYPE_CHECKING:
     import torch

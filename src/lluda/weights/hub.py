@@ -15,8 +15,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lluda.errors import InvalidRequest, LludaError, ModelNotFound, UnsupportedModel
-from lluda.weights.checkpoint import CONFIG_NAME
 from lluda.mapped_file import open_regular, unreadable
+from lluda.weights.checkpoint import CONFIG_NAME
 from lluda.weights.shards import INDEX_NAME, PICKLE_SUFFIXES, SINGLE_NAME, missing_shards, pickle_only, read_index
 
 ALLOWED = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "*.tiktoken")

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from lluda.errors import CorruptFile, UnsupportedModel
-from lluda.weights.entry import TensorEntry
 from lluda.mapped_file import MappedFile
+from lluda.weights.entry import TensorEntry
 from lluda.weights.safetensors_header import LENGTH_BYTES, MAX_HEADER_BYTES, read_header
 
 if TYPE_CHECKING:

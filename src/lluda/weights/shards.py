@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lluda.errors import CorruptFile, ModelNotFound, UnsupportedModel
 from lluda.json_file import read_json_object
-from lluda.weights.entry import TensorEntry
 from lluda.mapped_file import unreadable
+from lluda.weights.entry import TensorEntry
 from lluda.weights.safetensors import SafetensorsFile
 
 if TYPE_CHECKING:

@@ -1,0 +1,70 @@
+"""A report as a bar chart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lluda.bench.report import Report, Row
+from lluda.errors import LludaError, MissingDependency
+
+_COLOURS = ("#1b6ca8", "#4fa3d9", "#9ecae8", "#d98324", "#7a9e3d", "#9c5fa8", "#777777")
+_PANELS = {
+    "prefill, tok/s": ("pp",),
+    "decode, tok/s": ("tg",),
+    "streams together, tok/s": ("streams",),
+    "time to first token, s": ("load", "start_to_first_token", "ttft"),
+    "peak memory, GB": ("memory",),
+}
+
+
+def require_plotting() -> None:
+    """MissingDependency if matplotlib is not installed: to be asked before hours of measuring."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise MissingDependency("--plot needs matplotlib: pip install 'lluda[bench]'") from None
+
+
+def write_plot(report: Report, path: Path) -> None:
+    """Medians as bars with their range, a panel for each kind of test that was run. LludaError: cannot be written."""
+    from matplotlib.figure import Figure
+
+    panels = {title: _of_kind(report.rows, kinds) for title, kinds in _PANELS.items()}
+    panels = {title: rows for title, rows in panels.items() if rows}
+    figure = Figure(figsize=(max(4.5 * len(panels), 4.5), 4.2), layout="constrained")
+    series = list(dict.fromkeys((row.engine, row.format) for row in report.rows))
+    for index, (title, rows) in enumerate(panels.items(), 1):
+        _draw(figure.add_subplot(1, len(panels), index), title, rows, series)
+    handles, labels = figure.axes[0].get_legend_handles_labels() if panels else ([], [])
+    figure.legend(handles, labels, loc="outside lower center", ncols=max(len(series), 1), frameon=False)
+    threads = report.settings["threads"]
+    figure.suptitle(f"{Path(str(report.model['path'])).name} on {report.machine.cpu}, {threads} threads", fontsize=11)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise LludaError(f"{path}: the plot cannot be written: {error}") from error
+
+
+def _of_kind(rows: Sequence[Row], kinds: tuple[str, ...]) -> list[Row]:
+    return [row for row in rows if row.test.rstrip("0123456789") in kinds]
+
+
+def _draw(axes: Any, title: str, rows: Sequence[Row], series: Sequence[tuple[str, str]]) -> None:
+    tests = list(dict.fromkeys(row.test for row in rows))
+    width = 0.8 / max(len(series), 1)
+    for place, (engine, format_name) in enumerate(series):
+        own = {row.test: row for row in rows if (row.engine, row.format) == (engine, format_name)}
+        at = [index + (place + 0.5) * width - 0.4 for index, test in enumerate(tests) if test in own]
+        shown = [own[test] for test in tests if test in own]
+        heights = [row.median for row in shown]
+        errors = [[row.median - row.min for row in shown], [row.max - row.median for row in shown]]
+        colour = _COLOURS[place % len(_COLOURS)]
+        label = f"{engine} {format_name}"
+        bars = axes.bar(at, heights, width * 0.92, yerr=errors, color=colour, label=label, error_kw={"elinewidth": 0.8})
+        axes.bar_label(bars, [f"{height:.3g}" for height in heights], fontsize=7, padding=1)
+    axes.set_title(title, fontsize=10)
+    axes.set_xticks(range(len(tests)), [test.replace("start_to_first_token", "process start\nto first token") for test in tests])
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)

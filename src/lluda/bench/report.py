@@ -1,0 +1,117 @@
+"""From samples to rows: medians, shares of the machine's bandwidth, and ratios against each peer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from lluda.bench.machine import Machine
+
+STATUSES = ("ok", "failed", "not installed", "not supported")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One test of one engine: ``samples`` in the order of the rounds, and what they come to.
+
+    ``roofline_fraction`` (decode rows): bytes of weights read a second over the machine's streaming bandwidth, both
+    medians of the same run; None where no count of bytes is sure.
+    """
+
+    engine: str
+    format: str
+    test: str
+    median: float
+    min: float
+    max: float
+    unit: str
+    roofline_fraction: float | None
+    samples: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """How many times better lluda's median is than the peer's: higher rates, or shorter times and less memory."""
+
+    format: str
+    test: str
+    against: str
+    times_better: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """How an engine fared. ``detail``: the settings it ran with, or why it did not."""
+
+    engine: str
+    format: str
+    version: str | None
+    status: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """Streaming read bandwidth in GB/s (10^9 bytes), one sample a round."""
+
+    median: float
+    min: float
+    max: float
+    method: str
+
+    @classmethod
+    def of(cls, samples: Sequence[float], method: str) -> Bandwidth | None:
+        """None without samples."""
+        return cls(median(samples), min(samples), max(samples), method) if samples else None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A whole run. ``other_load``: the largest share of all cores that other work took during a worker's run."""
+
+    model: Mapping[str, Any]
+    machine: Machine
+    settings: Mapping[str, Any]
+    bandwidth: Bandwidth | None
+    other_load: float
+    engines: tuple[EngineState, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether an engine that was started did not do its tests."""
+        return any(state.status == "failed" for state in self.engines)
+
+    @property
+    def ratios(self) -> tuple[Ratio, ...]:
+        """Each lluda row against the same test of each peer."""
+        ours = [row for row in self.rows if row.engine == "lluda"]
+        theirs = [row for row in self.rows if row.engine != "lluda"]
+        return tuple(
+            Ratio(our.format, our.test, their.engine, _times_better(our, their))
+            for our in ours
+            for their in theirs
+            if our.test == their.test
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, in plain types."""
+        return asdict(self) | {"ratios": [asdict(ratio) for ratio in self.ratios]}
+
+
+def make_row(
+    engine: str, format: str, test: str, unit: str, samples: Sequence[float], bytes_per_token: float | None,
+    bandwidth: Bandwidth | None,
+) -> Row:  # fmt: skip
+    """``bytes_per_token``: bytes of weights read for each token of the rate; None where that is not known."""
+    middle = median(samples)
+    share = middle * bytes_per_token / (bandwidth.median * 1e9) if bytes_per_token and bandwidth else None
+    return Row(engine, format, test, middle, min(samples), max(samples), unit, share, tuple(samples))
+
+
+def _times_better(our: Row, their: Row) -> float:
+    higher_is_better = our.unit.endswith("/s")
+    best, other = (our.median, their.median) if higher_is_better else (their.median, our.median)
+    return best / other if other else float("inf")

@@ -1,0 +1,197 @@
+"""A benchmark run: every engine in turn, in a process of its own, round after round, so that what disturbs the machine
+disturbs all alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lluda.bench.engines import ENGINES, require_peer
+from lluda.bench.formats import load_options
+from lluda.bench.job import Job, Plan
+from lluda.bench.machine import available_cores, read_machine
+from lluda.bench.peer_files import prepare_files
+from lluda.bench.report import Bandwidth, EngineState, Report, Row, make_row
+from lluda.bench.session import EngineInfo
+from lluda.bench.supervisor import BANDWIDTH, run_worker
+from lluda.bench.weight_traffic import weights_per_step
+from lluda.config import DecoderConfig
+from lluda.engine.model import ModelFiles
+from lluda.errors import InvalidRequest, LimitExceeded, UnsupportedModel
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is going on, and work done and in all (turns of engines, or bytes of a copy)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What to run. ``formats`` are lluda's; peers run in BF16 (llama.cpp: in the type its file has). ``timeout``:
+    seconds for one engine's turn. ``threads`` None: every core this process may use."""
+
+    against: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ("BF16",)
+    backend: str = "auto"
+    device: str = "cpu"
+    plan: Plan = Plan()
+    repeat: int = 5
+    threads: int | None = None
+    timeout: float = 900.0
+    cache_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.against:
+            require_peer(name)
+        for name in self.formats:
+            load_options(name)
+        if self.repeat < 1 or self.timeout <= 0 or (self.threads is not None and self.threads < 1):
+            raise InvalidRequest("repeat, timeout and threads must be at least 1")
+
+
+@dataclass(slots=True)
+class _Entrant:
+    """One engine in one format, and what is known of it so far."""
+
+    job: Job
+    status: str = "ok"
+    detail: str = ""
+    info: EngineInfo | None = None
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def format(self) -> str:
+        return self.info.format if self.info else self.job.format
+
+    def take_turn(self, timeout: float) -> float:
+        """Run the job once; returns the load of other work meanwhile. After a failure there are no more turns."""
+        result = run_worker(self.job, timeout)
+        self.info = result.info or self.info
+        for sample in result.samples:
+            self.samples.setdefault(sample.test, []).append(sample.value)
+            self.units[sample.test] = sample.unit
+        if result.error is not None:
+            self.status, self.detail = "failed", result.error
+        elif self.info:
+            self.detail = self.info.settings
+        return result.other_load
+
+    def state(self) -> EngineState:
+        return EngineState(
+            self.job.engine, self.format, ENGINES[self.job.engine].version, self.status, self.detail
+        )
+
+
+def run_bench(model: str, settings: Settings, progress: Progress | None = None) -> Report:
+    """Measure ``model`` (a folder, .gguf file or hub name).
+
+    A peer that is not installed or cannot run the model is reported, as is an engine that fails; the others go on.
+
+    Raises:
+        ModelNotFound, CorruptFile, UnsupportedModel: the model cannot be had, read or run by lluda.
+        LimitExceeded: prompts longer than the model's context.
+    """
+    told: Progress = progress or (lambda _what, _done, _total: None)
+    files = ModelFiles.find(model)
+    text = files.config.text
+    needed, limit = settings.plan.positions(text.max_position_embeddings), text.max_position_embeddings
+    if needed > limit:
+        raise LimitExceeded(f"the tests need {needed} positions but the model has {limit}; use smaller --prompt or --gen")
+    threads = settings.threads or available_cores()
+    entrants = _entrants(files, settings, threads, told)
+    bandwidth, other_load = _run_rounds(entrants, settings, told)
+    return Report(
+        model={"path": str(files.path), "model_type": files.config.model_type, "weights_per_step": weights_per_step(text)},
+        machine=read_machine(engine.distribution for name, engine in ENGINES.items() if name != "lluda"),
+        settings=_plain(settings, threads),
+        bandwidth=bandwidth,
+        other_load=other_load,
+        engines=tuple(entrant.state() for entrant in entrants),
+        rows=tuple(row for entrant in entrants for row in _rows(entrant, text, bandwidth)),
+    )
+
+
+def _entrants(files: ModelFiles, settings: Settings, threads: int, told: Progress) -> list[_Entrant]:
+    text = files.config.text
+    job = Job(
+        engine="lluda",
+        model=str(files.path),
+        backend=settings.backend,
+        device=settings.device,
+        threads=threads,
+        vocab_size=text.vocab_size,
+        context=text.max_position_embeddings,
+        plan=settings.plan,
+    )
+    ours = [_Entrant(replace(job, format=name)) for name in settings.formats]
+    peers = [_peer(replace(job, engine=name), files, settings, told) for name in settings.against]
+    return ours + peers
+
+
+def _peer(job: Job, files: ModelFiles, settings: Settings, told: Progress) -> _Entrant:
+    engine = ENGINES[job.engine]
+    if not engine.installed:
+        remedy = f"pip install {engine.distribution} (or lluda[bench])"
+        return _Entrant(job, status="not installed", detail=remedy)
+
+    def copying(done: int, total: int) -> None:
+        told(f"copying for {job.engine}", done, total)
+
+    try:
+        path = prepare_files(job.engine, files.path, files.config, settings.cache_dir, copying)
+    except UnsupportedModel as error:
+        return _Entrant(job, status="not supported", detail=str(error))
+    return _Entrant(replace(job, model=path))
+
+
+def _run_rounds(
+    entrants: Sequence[_Entrant], settings: Settings, told: Progress
+) -> tuple[Bandwidth | None, float]:
+    """All turns; the machine's bandwidth, and the largest load of other work during a turn."""
+    turns = settings.repeat * (1 + len(entrants))
+    streaming: list[float] = []
+    method = ""
+    loads = [0.0]
+    for turn in range(turns):
+        number, which = divmod(turn, 1 + len(entrants))
+        label = "bandwidth" if which == 0 else entrants[which - 1].job.engine
+        told(f"round {number + 1} of {settings.repeat}: {label}", turn, turns)
+        if which == 0:
+            result = run_worker(entrants[0].job, settings.timeout, BANDWIDTH)
+            streaming += [sample.value for sample in result.samples]
+            method = result.info.settings if result.info else method
+        elif entrants[which - 1].status == "ok":
+            loads.append(entrants[which - 1].take_turn(settings.timeout))
+    told("done", turns, turns)
+    return Bandwidth.of(streaming, method), max(loads)
+
+
+def _rows(entrant: _Entrant, text: DecoderConfig, bandwidth: Bandwidth | None) -> list[Row]:
+    return [
+        make_row(
+            entrant.job.engine,
+            entrant.format,
+            test,
+            entrant.units[test],
+            samples,
+            _bytes_per_token(test, text, entrant.info),
+            bandwidth,
+        )
+        for test, samples in entrant.samples.items()
+    ]
+
+
+def _bytes_per_token(test: str, text: DecoderConfig, info: EngineInfo | None) -> float | None:
+    """Bytes of weights read for one token of a decode test: streams share one reading. How many experts several streams
+    choose together depends on their texts, so that is left open."""
+    streams = int(test.removeprefix("streams")) if test.startswith("streams") else 1
+    decodes = test.startswith(("tg", "streams"))
+    if info is None or not decodes or (text.moe is not None and streams > 1):
+        return None
+    return weights_per_step(text) * info.bytes_per_weight / streams
+
+
+def _plain(settings: Settings, threads: int) -> dict[str, Any]:
+    plain = asdict(settings) | {"threads": threads}
+    return plain | {"cache_dir": str(settings.cache_dir) if settings.cache_dir else None}

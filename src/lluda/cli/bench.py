@@ -1,0 +1,71 @@
+"""``lluda bench``: speed and memory, side by side with peers in the same call."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lluda.cli import options
+from lluda.errors import InvalidRequest
+
+_EXAMPLE = "exit code 1: an engine failed; its last line is in the report. A peer that is not installed is reported so."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    parser.epilog = _EXAMPLE
+    parser.add_argument("-m", "--model", required=True, metavar="MODEL", help="a folder, a .gguf file, or org/name")
+    parser.add_argument(
+        "--against", default="", metavar="PEERS", help="transformers, llama.cpp, mistralrs: any of them, by comma"
+    )
+    parser.add_argument("--formats", default="BF16", metavar="LIST", help="lluda's weight formats (default BF16)")
+    parser.add_argument("--backend", default="auto", help="lluda's backend (default auto)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … for lluda and transformers (default cpu)")
+    parser.add_argument("--tests", default="load,ttft,pp,tg,memory,streams", metavar="LIST", help="which (default all)")
+    parser.add_argument("--prompt", default="128,512", metavar="N,…", help="prefill lengths (default 128,512)")
+    parser.add_argument("--gen", type=int, default=128, metavar="N", help="tokens decoded by tg (default 128)")
+    parser.add_argument("--streams", default="1,2,4,8", metavar="N,…", help="sequences together (default 1,2,4,8)")
+    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="rounds of all engines (default 5)")
+    parser.add_argument("--threads", type=int, metavar="N", help="for every engine (default: all cores)")
+    parser.add_argument("--timeout", type=float, default=900, metavar="S", help="seconds for a turn (default 900)")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where copies for peers are kept")
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON document here as well")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a bar chart (.png)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and report; 1 if an engine failed."""
+    from lluda.bench.plot import require_plotting, write_plot
+    from lluda.bench.runner import Plan, Settings, run_bench
+
+    if args.plot:
+        require_plotting()
+    settings = Settings(
+        against=_names(args.against),
+        formats=tuple(name.upper() for name in _names(args.formats)),
+        backend=args.backend,
+        device=args.device,
+        plan=Plan(
+            tests=_names(args.tests),
+            prompts=_numbers("--prompt", args.prompt),
+            generate=args.gen,
+            streams=_numbers("--streams", args.streams),
+            stream_steps=max(1, min(args.gen, 32)),
+        ),
+        repeat=args.repeat,
+        threads=args.threads,
+        timeout=args.timeout,
+        cache_dir=args.cache_dir,
+    )
+    with _turn_progress() as progress:
+        report = run_bench(args.model, settings, progress)
+    if args.output:
+        options.write_json(args.output, report.to_json())
+    if args.plot:
+        write_plot(report, args.plot)
+    return 1 if report.failed else 0
