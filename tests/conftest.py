@@ -97,6 +97,18 @@ def random_tensors(raw: dict[str, Any], seed: int = 0, dtype: torch.dtype = torc
     return tensors
 
 
+def placed(tensors: dict[str, torch.Tensor], raw: dict[str, Any], backend: Any) -> Any:
+    """The tensors as the loader hands them to a model."""
+    from lluda.backends.blocks import Parameters
+    from lluda.config import ModelConfig
+    from lluda.models.causal_lm import causal_lm_parameters
+
+    specs = [spec for spec in causal_lm_parameters(ModelConfig.from_hf(raw).text) if not spec.tied_to]
+    matrices = {spec.name for spec in specs if spec.role in ("matrix", "embedding")}
+    take = {True: lambda values: backend.matrix(values)[0], False: backend.vector}
+    return Parameters({spec.name: take[spec.name in matrices](tensors[spec.name]) for spec in specs})
+
+
 class TinyModel:
     """A CausalLM on random tensors with the calls tests make: whole or chunked prefill, decode step by step."""
 
@@ -108,7 +120,7 @@ class TinyModel:
         self.config = ModelConfig.from_hf(raw).text
         self.backend = select_backend("reference", "cpu", dtype)
         self.tensors = random_tensors(raw, seed, self.backend.precision.compute)
-        self.network = CausalLM(self.config, self.tensors, self.backend)
+        self.network = CausalLM(self.config, placed(self.tensors, raw, self.backend), self.backend)
         self.dtype, self.max_length = dtype, max_length
 
     def cache(self, **options: Any):

@@ -202,7 +202,7 @@ struct Bench {
     }
 
     void report(const std::string &what, int rows, Times t, double traffic) {
-        std::printf("%-16s rows %2d: quiet %7.2f ms %6.2f GB/s share %5.1f %% | median %7.2f ms %6.2f GB/s share %5.1f %% "
+        std::printf("%-20s rows %2d: quiet %7.2f ms %6.2f GB/s share %5.1f %% | median %7.2f ms %6.2f GB/s share %5.1f %% "
                     "| %6.1f tok/s quiet\n",
                     what.c_str(), rows, t.quiet * 1e3, traffic / t.quiet / 1e9, 100 * traffic / t.quiet / 1e9 / bandwidth_quiet,
                     t.median * 1e3, traffic / t.median / 1e9, 100 * traffic / t.median / 1e9 / bandwidth_median,
@@ -221,6 +221,42 @@ struct Bench {
             }
         });
         report(format == LLUDA_FORMAT_BF16 ? "products BF16" : "products packed", rows, t, bytes[format]);
+    }
+
+    // A decode step as the engine runs it: two block calls a layer and the head, after `context` positions of cache, each
+    // row a sequence of its own. Traffic counts weights and cache.
+    void decode(int format, int rows, int64_t context) {
+        const int64_t half = s.head_dim / 2, row_cache = s.kv_heads * (context + 1) * s.head_dim;
+        const std::vector<float> hidden_norm(static_cast<size_t>(s.hidden), 1.0f), head_norm(static_cast<size_t>(s.head_dim), 1.0f);
+        const std::vector<float> cos(static_cast<size_t>(rows * half), 0.6f), sin(static_cast<size_t>(rows * half), 0.8f);
+        std::vector<float> x(static_cast<size_t>(rows * s.hidden), 0.5f), logits(static_cast<size_t>(rows * s.vocabulary));
+        std::vector<uint16_t> cache(layers.size() * static_cast<size_t>(2 * rows * row_cache), 0x3c00);
+        auto pick = [&](const Matrix &m) { return format == LLUDA_FORMAT_BF16 ? &m.plain : &m.packed; };
+        auto layer = [&](size_t index) {
+            const Layer &l = layers[index];
+            lluda_attention a{};
+            a.hidden = s.hidden, a.heads = s.heads, a.kv_heads = s.kv_heads, a.head_dim = s.head_dim;
+            a.norm = hidden_norm.data(), a.q_norm = a.k_norm = head_norm.data(), a.norm_eps = a.qk_norm_eps = 1e-6f;
+            a.q = pick(l.q), a.k = pick(l.k), a.v = pick(l.v), a.o = pick(l.o), a.cache_dtype = LLUDA_DTYPE_BF16;
+            std::vector<lluda_cache_row> places;
+            for (int r = 0; r < rows; ++r) {
+                uint16_t *keys = cache.data() + (index * static_cast<size_t>(rows) + static_cast<size_t>(r)) * 2 * static_cast<size_t>(row_cache);
+                places.push_back({keys, keys + row_cache, (context + 1) * s.head_dim, context});
+            }
+            check(lluda_attention_block(&a, rows, x.data(), s.hidden, cos.data(), sin.data(), places.data()));
+            lluda_mlp m{};
+            m.hidden = s.hidden, m.intermediate = s.intermediate, m.norm = hidden_norm.data(), m.norm_eps = 1e-6f;
+            m.gate = pick(l.gate), m.up = pick(l.up), m.down = pick(l.down);
+            check(lluda_mlp_block(&m, rows, x.data(), s.hidden));
+        };
+        auto slice = [&](int index) {
+            if (index < static_cast<int>(layers.size())) return layer(static_cast<size_t>(index));
+            check(lluda_lm_head(pick(head[static_cast<size_t>(index) - layers.size()]), hidden_norm.data(), 1e-6f, rows, x.data(),
+                                s.hidden, logits.data(), s.vocabulary));
+        };
+        const double traffic = bytes[format] + static_cast<double>(cache.size()) * 2;
+        report((format == LLUDA_FORMAT_BF16 ? "decode BF16 @" : "decode packed @") + std::to_string(context), rows,
+               measure(repeat, static_cast<int>(slices.size()), slice), traffic);
     }
 };
 
@@ -253,6 +289,10 @@ int main(int argc, char **argv) {
     bench.bandwidth();
     for (int n : rows)
         for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16}) bench.products(format, n);
+    for (int64_t context : {int64_t{160}, int64_t{4000}})
+        for (int n : rows)
+            if (context < 1000 || n <= 2)
+                for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16}) bench.decode(format, n, context);
     bench.bandwidth();
     return 0;
 }

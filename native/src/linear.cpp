@@ -1,18 +1,11 @@
 // lluda_linear, lluda_linear_group and lluda_embedding.
-#include "failure.hpp"
+#include <string>
+#include <vector>
+
+#include "blocks.hpp"
 #include "packed_tensor.hpp"
-#include "products.hpp"
-#include "weight.hpp"
 
 using namespace lluda;
-
-namespace {
-
-void check_rows(std::int64_t rows) {
-    require(rows >= 0 && rows <= LLUDA_MAX_ROWS, "rows", rows, "0 .. 16");
-}
-
-}  // namespace
 
 int lluda_linear_group(int64_t count, const lluda_weight *const *weights, int64_t rows, const uint16_t *x,
                        int64_t x_stride, void *const *y, int32_t y_dtype, const int64_t *y_strides) {

@@ -10,34 +10,35 @@
 namespace lluda {
 namespace {
 
-#ifndef LLUDA_PREFETCH_BYTES
-#define LLUDA_PREFETCH_BYTES 4096
-#endif
-// Ahead of the hardware prefetcher, which stops at page ends. Past the last row this touches nothing that faults.
-constexpr int64_t kPrefetchBytes = LLUDA_PREFETCH_BYTES;
-
-LLUDA_INLINE void prefetch_lines(const void *p, int lines) {
-    if (kPrefetchBytes == 0) return;
-    for (int i = 0; i < lines; ++i)
-        __builtin_prefetch(reinterpret_cast<const void *>(reinterpret_cast<uintptr_t>(p) +
-                                                          static_cast<uintptr_t>(kPrefetchBytes + 64 * i)), 0, LLUDA_PL);
+// Prefetching into the second-level cache, measured on Zen 4. One weight row at a time is what hardware prefetchers are made
+// for: one line of each block, half a page ahead, only carries them over page ends, and fetching every line would be limited
+// by the first-level miss buffers. Two rows side by side confuse them, so there every line is fetched.
+// Past the last row this touches nothing that faults.
+template <int Outputs>
+LLUDA_INLINE void prefetch_block(const void *block, int lines) {
+    constexpr uintptr_t kAhead = Outputs == 1 ? 2048 : 8192;
+    const uintptr_t ahead = reinterpret_cast<uintptr_t>(block) + kAhead;
+    for (int i = 0; i < (Outputs == 1 ? 1 : lines); ++i)
+        __builtin_prefetch(reinterpret_cast<const void *>(ahead + 64 * static_cast<uintptr_t>(i)), 0, 2);
 }
 
 // One weight row in either format, read in blocks of 128.
 struct PlainRow {
     const uint16_t *values;
+    template <int Outputs>
     LLUDA_INLINE void block(int64_t index, const ExponentTable &, Group out[4]) const {
         const uint16_t *p = values + index * kBlockWeights;
-        prefetch_lines(p, 4);
+        prefetch_block<Outputs>(p, 4);
         for (int g = 0; g < 4; ++g) out[g] = load_group(p + g * kGroupWeights);
     }
 };
 
 struct PackedRow {
     const uint8_t *blocks;
+    template <int Outputs>
     LLUDA_INLINE void block(int64_t index, const ExponentTable &table, Group out[4]) const {
         const uint8_t *p = blocks + index * kBlockBytes;
-        prefetch_lines(p, 3);
+        prefetch_block<Outputs>(p, 3);
         decode_block(p, table, out);
     }
 };
@@ -98,7 +99,7 @@ LLUDA_INLINE void tile(const lluda_weight &w, int64_t output, const ExponentTabl
     Sums<Outputs, Rows, Chains> sums{};
     for (int64_t b = 0; b < blocks; ++b) {
         Group group[Outputs][4];
-        for (int o = 0; o < Outputs; ++o) row[o].block(b, table, group[o]);
+        for (int o = 0; o < Outputs; ++o) row[o].template block<Outputs>(b, table, group[o]);
 #pragma GCC unroll 4
         for (int g = 0; g < 4; ++g) {
             Group same[Outputs];
@@ -140,16 +141,16 @@ LLUDA_INLINE void put(const LinearTask &task, int row, int64_t output, float pro
     }
 }
 
-// Outputs of a tile: as many as leave registers for Rows sums each.
+// Weight rows of a tile: two where that halves the loads of prepared rows and registers suffice for the sums.
 template <int Rows>
 constexpr int tile_outputs() {
-    return LLUDA_TO;
+    return Rows <= 2 || kLanes < 16 ? 1 : 2;
 }
 
 // Independent sums per output and row, to hide the latency of the additions.
 template <int Rows>
 constexpr int tile_chains() {
-    return Rows == 1 ? 4 : (Rows == 2 ? 2 : 1);
+    return Rows <= 2 ? 4 : (Rows == 3 ? 2 : 1);
 }
 
 template <class Row, int Outputs, int Rows>

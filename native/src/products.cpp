@@ -42,11 +42,6 @@ void Products::add(const lluda_weight &weight, const PreparedRows &x, int rows, 
     }
 }
 
-void Products::clear() {
-    entries_.clear();
-    tiles_ = 0;
-}
-
 void Products::share(int lanes) { split_.reset(tiles_, lanes); }
 
 void Products::run(const Lane &lane) {

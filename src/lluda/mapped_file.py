@@ -68,6 +68,14 @@ class MappedFile:
             self._map = _map_private(self._descriptor, self.size)
         return self._map
 
+    def release(self, offset: int, count: int) -> None:
+        """Let go of the map's whole pages within ``count`` bytes from ``offset``: they leave this process's memory and
+        are read from the file again if touched. What was written to them, which nobody should, is lost."""
+        start = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (offset + count) // mmap.PAGESIZE * mmap.PAGESIZE
+        if self._map is not None and end > start:
+            self._map.madvise(mmap.MADV_DONTNEED, start, end - start)
+
     def check_unchanged(self) -> None:
         """CorruptFile if, since it was opened, the file was resized, rewritten (mtime), replaced or removed.
 

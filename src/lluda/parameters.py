@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-Role = Literal["matrix", "embedding", "norm", "bias", "scale"]
+Role = Literal["matrix", "embedding", "router", "norm", "bias", "scale"]
 """How a parameter is used: ``matrix`` multiplies rows (may be packed or quantised), ``embedding`` is looked up by row,
-``norm`` scales a normalised row (synth draws it around 1), ``bias`` is added, ``scale`` is any other vector."""
+``router`` chooses experts (stays unrounded), ``norm`` scales a normalised row (synth draws it around 1), ``bias`` is added, ``scale`` is any other vector."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lluda.backends.blocks import AttentionBlock, MixtureBlock, Norm, Projection, Segment, SwiGLU, SwiGLUBlock, Weight
+from lluda.backends.blocks import (
+    AttentionBlock,
+    MixtureBlock,
+    Norm,
+    Projection,
+    Segment,
+    Step,
+    SwiGLU,
+    SwiGLUBlock,
+    Weight,
+)
 
 RotaryTable = tuple[Tensor, Tensor]
 """Cosines and sines, each ``[rows, head_dim / 2]``."""
@@ -58,11 +68,12 @@ class ComputeBackend(ABC):
     # Parameters
 
     @abstractmethod
-    def matrix(self, values: Tensor) -> Weight:
-        """Take a matrix ``[out, in]`` into this backend's device and format."""
+    def matrix(self, values: Tensor) -> tuple[Weight, bool]:
+        """Take a matrix ``[out, in]`` into this backend's device and format; whether it still reads ``values``' own
+        memory (if not, the caller may let go of it)."""
 
     def vector(self, values: Tensor) -> Tensor:
-        """Take a norm weight, bias or scale, in the residual dtype."""
+        """Take a norm weight, bias, scale or router, in the residual dtype."""
         return values.to(self.device, self.precision.residual)
 
     # Primitive operations
@@ -114,21 +125,28 @@ class ComputeBackend(ABC):
         """Softmax over all experts of ``x @ router.T`` in the residual dtype, the ``top_k`` largest of each row,
         divided by their sum if ``normalise`` (spec section 5). Weights and int64 ids, both ``[rows, top_k]``."""
 
+    def begin_step(self, table: RotaryTable, segments: Sequence[Segment]) -> Step:
+        """What the layers of one step share."""
+        return Step(*table, segments)
+
+    def head(self, x: Tensor, norm: Norm, weight: Weight) -> Tensor:
+        """Logits ``norm(x) @ weight.T`` of residual rows: ``[rows, out]`` in the compute dtype or float32."""
+        return self.linear(self.rms_norm(x, norm), weight)
+
     # Residual blocks, defined by the primitives: ``[rows, hidden]`` in the residual dtype -> the same. The result may
     # be ``x`` itself, changed in place.
 
-    def attention_block(
-        self, x: Tensor, block: AttentionBlock, layer: int, table: RotaryTable, segments: Sequence[Segment]
-    ) -> Tensor:
+    def attention_block(self, x: Tensor, block: AttentionBlock, layer: int, step: Step) -> Tensor:
         """See AttentionBlock. The rows' keys and values are stored as layer ``layer`` of their segments' stores."""
         normed = self.rms_norm(x, block.norm)
         query, key, value = (
             self._project(normed, projection).view(len(x), -1, block.head_dim)
             for projection in (block.q_proj, block.k_proj, block.v_proj)
         )
+        table = step.cos, step.sin
         query = self.rotate(query, table, block.q_norm)
         key = self.rotate(key, table, block.k_norm)
-        attended = self.attention(query, key, value, layer=layer, segments=segments, window=block.window)
+        attended = self.attention(query, key, value, layer=layer, segments=step.segments, window=block.window)
         return x + self._project(attended, block.o_proj)
 
     def swiglu_block(self, x: Tensor, block: SwiGLUBlock) -> Tensor:

@@ -5,7 +5,7 @@ Compared and hashed by identity, so that a backend may keep what it derives from
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,6 +44,25 @@ class DenseWeight:
     def in_features(self) -> int:
         """Columns: width of the rows it multiplies."""
         return self.values.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What a model is built from, by checkpoint name: matrices in their formats, vectors in the residual dtype."""
+
+    values: Mapping[str, Weight | Tensor]
+
+    def matrix(self, name: str) -> Weight:
+        """A matrix or embedding table."""
+        value = self.values[name]
+        assert not isinstance(value, Tensor), f"{name} was loaded as a vector"
+        return value
+
+    def vector(self, name: str) -> Tensor:
+        """A norm, bias, scale or router."""
+        value = self.values[name]
+        assert isinstance(value, Tensor), f"{name} was loaded as a matrix"
+        return value
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,3 +149,13 @@ class Segment:
     start: int
     rows: int
     store: KeyValueStore
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What all layers of one step share: the rows' rotation (cosines and sines ``[rows, head_dim / 2]``) and which
+    rows belong to which sequence. A backend may derive its own kind in ``begin_step``."""
+
+    cos: Tensor
+    sin: Tensor
+    segments: Sequence[Segment]

@@ -19,10 +19,10 @@ class ReferenceBackend(ComputeBackend):
 
     name = "reference"
 
-    def matrix(self, values: Tensor) -> Weight:
+    def matrix(self, values: Tensor) -> tuple[Weight, bool]:
         """Zero-copy where the tensor is already in the compute dtype and on the device."""
-        values = values.to(self.device, self.precision.compute)
-        return DenseWeight(values, _FORMATS[values.dtype])
+        taken = values.to(self.device, self.precision.compute)
+        return DenseWeight(taken, _FORMATS[taken.dtype]), taken is values
 
     def embedding(self, weight: Weight, ids: Tensor) -> Tensor:
         return F.embedding(ids, _dense(weight)).to(self.precision.residual)

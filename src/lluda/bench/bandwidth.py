@@ -14,9 +14,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from json import dumps
 from threading import Thread
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from lluda.bench.job import Job
 
@@ -79,7 +82,7 @@ def _buffer(nbytes: int) -> NDArray[np.uint8]:
 def _parts(buffer: NDArray[np.uint8], threads: int) -> list[NDArray[np.uint8]]:
     size = max(len(buffer) // threads // 64 * 64, 64)
     ends = [size * index for index in range(threads)] + [len(buffer)]
-    return [buffer[begin:end] for begin, end in zip(ends, ends[1:], strict=False)]
+    return [buffer[begin:end] for begin, end in pairwise(ends)]
 
 
 def _pass_seconds(reader: Reader, parts: list[NDArray[np.uint8]]) -> float:
@@ -99,7 +102,7 @@ def _reduce(np: Any, part: NDArray[np.uint8]) -> None:
 def main() -> int:
     """Measure with the threads of the job on stdin; one row on stdout."""
     job = Job.from_json(sys.stdin.read())
-    measured = measure_bandwidth(job.threads)
+    measured = measure_bandwidth(job.threads, min(BUFFER_BYTES, psutil.virtual_memory().available // 4))
     print(dumps({"info": {"format": "", "bytes_per_weight": 0.0, "settings": measured.method}}))
     print(dumps({"test": "bandwidth", "value": measured.bytes_per_second / 1e9, "unit": "GB/s"}))
     return 0

@@ -1,7 +1,7 @@
 """A GGUF copy of a safetensors checkpoint, so that llama.cpp runs the very same weights; made once and kept.
 
 BF16, F16 and F32 matrices keep their type and bits; norms and router matrices become F32, as llama.cpp wants them. The
-tokenizer is the format's ``none``: the bench feeds token ids. Source: the key and tensor names of llama.cpp's converter.
+tokenizer is the format's ``none``: the bench feeds ids. Source: the key and tensor names of llama.cpp's converter.
 """
 
 from __future__ import annotations

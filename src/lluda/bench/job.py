@@ -1,10 +1,10 @@
-"""What the parent tells a worker process and what the worker answers: one JSON object in, one JSON object a line out."""
+"""What the parent tells a worker and what the worker answers: one JSON object in, one JSON object a line out."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from lluda.errors import InvalidRequest
@@ -61,7 +61,7 @@ class Job:
     threads: int = 1
     vocab_size: int = 2
     context: int = 2048
-    plan: Plan = Plan()
+    plan: Plan = field(default_factory=Plan)
     started: float = 0.0
 
     def to_json(self) -> str:

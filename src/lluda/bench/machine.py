@@ -55,7 +55,7 @@ def read_machine(distributions: Iterable[str]) -> Machine:
         memory_bytes=psutil.virtual_memory().total,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
-        versions={"lluda": lluda.__version__} | {name: _version(name) for name in ("torch", *distributions)},
+        versions={"lluda": lluda.__version__, **{name: _version(name) for name in ("torch", *distributions)}},
         git_commit=_git_commit(Path(lluda.__file__).parent),
     )
 
@@ -95,7 +95,9 @@ def _git_commit(package: Path) -> str | None:
 
 def _git(root: Path, *arguments: str) -> str:
     try:
-        done = subprocess.run(("git", "-C", str(root), *arguments), capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            ("git", "-C", str(root), *arguments), capture_output=True, text=True, timeout=10, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -18,8 +18,9 @@ _SHORT_REPEATS = 5
 def measure(job: Job, open_session: Callable[[Job], Session], told: Callable[[Session], None]) -> Iterator[Sample]:
     """Open the engine and run the job's tests, yielding each sample as it is known; ``told`` gets the open session.
 
-    * ``load``: seconds from asking for the model to holding it, packages already imported;
-    * ``start_to_first_token``: seconds from before the process was made to the first greedy token of a one-token prompt:
+    * ``load``: seconds from asking for the model to holding it, the engine's package already imported (what a package
+      imports only as it loads counts);
+    * ``start_to_first_token``: seconds from before the process was made to the greedy token after a one-token prompt:
       interpreter, imports, load and one cold pass;
     * ``ttft``: the same prompt in the warm process, median of five;
     * ``ppN``: prompt tokens a second, logits of the last position only, after one warm-up of the same length;

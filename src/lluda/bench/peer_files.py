@@ -1,4 +1,4 @@
-"""What each peer opens to run the same weights, and which models a peer cannot run. Prepared before anything is timed."""
+"""What each peer opens to run the same weights, prepared before anything is timed; and what a peer cannot run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from lluda.bench.gguf_copy import gguf_copy
 from lluda.config import ModelConfig
 from lluda.errors import UnsupportedModel
+from lluda.weights.checkpoint import read_config
 
 Progress = Callable[[int, int], None]
 
@@ -33,20 +34,36 @@ def prepare_files(engine: str, path: Path, config: ModelConfig, cache_dir: Path 
 
 
 def _linked_folder(path: Path, config: ModelConfig, cache_dir: Path) -> Path:
-    """A folder with links to the checkpoint's weights and config and a tokenizer that spells id 7 as ``t7``, because
-    mistralrs takes text alone and must be given the ids that the other engines get."""
+    """A folder with links to the checkpoint's weights and a tokenizer that spells id 7 as ``t7``, because mistralrs
+    takes text alone and must be given the ids that the other engines get."""
     folder = cache_dir / f"{path.name}-{config.text.vocab_size}-by-number"
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
         old.unlink()
     for file in path.iterdir():
-        if file.name == "config.json" or ".safetensors" in file.name:
+        if ".safetensors" in file.name:
             (folder / file.name).symlink_to(file.resolve())
+    (folder / "config.json").write_text(json.dumps(_explicit_config(path, config)))
     (folder / "tokenizer.json").write_text(json.dumps(_numbered_tokenizer(config.text.vocab_size)))
     template = "{{ messages[0]['content'] }}"
     special = {"chat_template": template, "bos_token": None, "eos_token": "t0", "unk_token": "t0"}
     (folder / "tokenizer_config.json").write_text(json.dumps(special))
     return folder
+
+
+def _explicit_config(path: Path, config: ModelConfig) -> dict[str, object]:
+    """The model's config with what mistralrs insists on and other readers take from defaults."""
+    defaults = {
+        "max_window_layers": config.text.num_hidden_layers,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "head_dim": config.text.head_dim,
+        "num_key_value_heads": config.text.num_key_value_heads,
+        "tie_word_embeddings": config.text.tie_word_embeddings,
+        "rope_theta": config.text.rope.theta,
+        "attention_bias": False,
+    }
+    return defaults | read_config(path)
 
 
 def _numbered_tokenizer(vocab_size: int) -> dict[str, object]:

@@ -9,7 +9,9 @@ from typing import Any
 from lluda.bench.report import Report, Row
 from lluda.errors import LludaError, MissingDependency
 
-_COLOURS = ("#1b6ca8", "#4fa3d9", "#9ecae8", "#d98324", "#7a9e3d", "#9c5fa8", "#777777")
+_OURS = ("#1b6ca8", "#4fa3d9", "#9ecae8", "#0b3c5d")  # one for each of lluda's formats
+_THEIRS = {"transformers": "#d9a324", "llama.cpp": "#7a9e3d", "mistralrs": "#b0623c"}
+_COLUMNS = 3
 _PANELS = {
     "prefill, tok/s": ("pp",),
     "decode, tok/s": ("tg",),
@@ -33,12 +35,17 @@ def write_plot(report: Report, path: Path) -> None:
 
     panels = {title: _of_kind(report.rows, kinds) for title, kinds in _PANELS.items()}
     panels = {title: rows for title, rows in panels.items() if rows}
-    figure = Figure(figsize=(max(4.5 * len(panels), 4.5), 4.2), layout="constrained")
+    columns = max(min(len(panels), _COLUMNS), 1)
+    lines = max(-(-len(panels) // columns), 1)
+    figure = Figure(figsize=(4.6 * columns, 3.4 * lines + 0.8), layout="constrained")
     series = list(dict.fromkeys((row.engine, row.format) for row in report.rows))
     for index, (title, rows) in enumerate(panels.items(), 1):
-        _draw(figure.add_subplot(1, len(panels), index), title, rows, series)
-    handles, labels = figure.axes[0].get_legend_handles_labels() if panels else ([], [])
-    figure.legend(handles, labels, loc="outside lower center", ncols=max(len(series), 1), frameon=False)
+        _draw(figure.add_subplot(lines, columns, index), title, rows, series)
+    # An engine that failed early is in the first panels alone, so each label is taken where it is first found.
+    legend = {
+        label: bars for axes in figure.axes for bars, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=max(len(series), 1), frameon=False)
     threads = report.settings["threads"]
     figure.suptitle(f"{Path(str(report.model['path'])).name} on {report.machine.cpu}, {threads} threads", fontsize=11)
     try:
@@ -60,11 +67,18 @@ def _draw(axes: Any, title: str, rows: Sequence[Row], series: Sequence[tuple[str
         shown = [own[test] for test in tests if test in own]
         heights = [row.median for row in shown]
         errors = [[row.median - row.min for row in shown], [row.max - row.median for row in shown]]
-        colour = _COLOURS[place % len(_COLOURS)]
+        colour = _THEIRS.get(engine, _OURS[place % len(_OURS)])
         label = f"{engine} {format_name}"
         bars = axes.bar(at, heights, width * 0.92, yerr=errors, color=colour, label=label, error_kw={"elinewidth": 0.8})
-        axes.bar_label(bars, [f"{height:.3g}" for height in heights], fontsize=7, padding=1)
+        axes.bar_label(bars, [_label(height) for height in heights], fontsize=7, padding=1)
     axes.set_title(title, fontsize=10)
-    axes.set_xticks(range(len(tests)), [test.replace("start_to_first_token", "process start\nto first token") for test in tests])
+    axes.set_xticks(
+        range(len(tests)), [test.replace("start_to_first_token", "process start\nto first token") for test in tests]
+    )
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _label(height: float) -> str:
+    """Three significant digits; whole numbers from a hundred on."""
+    return f"{height:.0f}" if height >= 100 else f"{height:.3g}"

@@ -18,11 +18,14 @@ from lluda.bench.session import EngineInfo
 from lluda.bench.supervisor import BANDWIDTH, run_worker
 from lluda.bench.weight_traffic import weights_per_step
 from lluda.config import DecoderConfig
-from lluda.engine.model import ModelFiles
-from lluda.errors import InvalidRequest, LimitExceeded, UnsupportedModel
+from lluda.engine.loading import ModelFiles
+from lluda.errors import InvalidRequest, LimitExceeded, LludaError, UnsupportedModel
 
 Progress = Callable[[str, int, int], None]
 """Called with what is going on, and work done and in all (turns of engines, or bytes of a copy)."""
+
+
+_DECODING = {"tg", "streams"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +37,7 @@ class Settings:
     formats: tuple[str, ...] = ("BF16",)
     backend: str = "auto"
     device: str = "cpu"
-    plan: Plan = Plan()
+    plan: Plan = field(default_factory=Plan)
     repeat: int = 5
     threads: int | None = None
     timeout: float = 900.0
@@ -78,9 +81,28 @@ class _Entrant:
         return result.other_load
 
     def state(self) -> EngineState:
-        return EngineState(
-            self.job.engine, self.format, ENGINES[self.job.engine].version, self.status, self.detail
-        )
+        return EngineState(self.job.engine, self.format, ENGINES[self.job.engine].version, self.status, self.detail)
+
+
+@dataclass(slots=True)
+class _Streaming:
+    """The machine's own turns: its bandwidth, once a round."""
+
+    job: Job
+    timeout: float
+    samples: list[float] = field(default_factory=list)
+    method: str = ""
+
+    def take_turn(self) -> None:
+        result = run_worker(self.job, self.timeout, BANDWIDTH)
+        if result.error is not None:
+            raise LludaError(f"the machine's bandwidth could not be measured: {result.error}")
+        self.samples += [sample.value for sample in result.samples]
+        self.method = result.info.settings if result.info else ""
+
+    @property
+    def bandwidth(self) -> Bandwidth | None:
+        return Bandwidth.of(self.samples, self.method)
 
 
 def run_bench(model: str, settings: Settings, progress: Progress | None = None) -> Report:
@@ -97,12 +119,18 @@ def run_bench(model: str, settings: Settings, progress: Progress | None = None) 
     text = files.config.text
     needed, limit = settings.plan.positions(text.max_position_embeddings), text.max_position_embeddings
     if needed > limit:
-        raise LimitExceeded(f"the tests need {needed} positions but the model has {limit}; use smaller --prompt or --gen")
+        raise LimitExceeded(
+            f"the tests need {needed} positions but the model has {limit}; use smaller --prompt or --gen"
+        )
     threads = settings.threads or available_cores()
     entrants = _entrants(files, settings, threads, told)
     bandwidth, other_load = _run_rounds(entrants, settings, told)
     return Report(
-        model={"path": str(files.path), "model_type": files.config.model_type, "weights_per_step": weights_per_step(text)},
+        model={
+            "path": str(files.path),
+            "model_type": files.config.model_type,
+            "weights_per_step": weights_per_step(text),
+        },
         machine=read_machine(engine.distribution for name, engine in ENGINES.items() if name != "lluda"),
         settings=_plain(settings, threads),
         bandwidth=bandwidth,
@@ -145,26 +173,18 @@ def _peer(job: Job, files: ModelFiles, settings: Settings, told: Progress) -> _E
     return _Entrant(replace(job, model=path))
 
 
-def _run_rounds(
-    entrants: Sequence[_Entrant], settings: Settings, told: Progress
-) -> tuple[Bandwidth | None, float]:
+def _run_rounds(entrants: Sequence[_Entrant], settings: Settings, told: Progress) -> tuple[Bandwidth | None, float]:
     """All turns; the machine's bandwidth, and the largest load of other work during a turn."""
-    turns = settings.repeat * (1 + len(entrants))
-    streaming: list[float] = []
-    method = ""
+    turns = [(number, entrant) for number in range(1, settings.repeat + 1) for entrant in entrants]
+    streaming = _Streaming(entrants[0].job, settings.timeout)
     loads = [0.0]
-    for turn in range(turns):
-        number, which = divmod(turn, 1 + len(entrants))
-        label = "bandwidth" if which == 0 else entrants[which - 1].job.engine
-        told(f"round {number + 1} of {settings.repeat}: {label}", turn, turns)
-        if which == 0:
-            result = run_worker(entrants[0].job, settings.timeout, BANDWIDTH)
-            streaming += [sample.value for sample in result.samples]
-            method = result.info.settings if result.info else method
-        elif entrants[which - 1].status == "ok":
-            loads.append(entrants[which - 1].take_turn(settings.timeout))
-    told("done", turns, turns)
-    return Bandwidth.of(streaming, method), max(loads)
+    for done, (number, entrant) in enumerate(turns):
+        told(f"round {number} of {settings.repeat}: {entrant.job.engine}", done, len(turns))
+        if entrant is entrants[0] and _DECODING & set(settings.plan.tests):
+            streaming.take_turn()
+        if entrant.status == "ok":
+            loads.append(entrant.take_turn(settings.timeout))
+    return streaming.bandwidth, max(loads)
 
 
 def _rows(entrant: _Entrant, text: DecoderConfig, bandwidth: Bandwidth | None) -> list[Row]:

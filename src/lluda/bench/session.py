@@ -22,7 +22,9 @@ class EngineInfo:
 class Session(Protocol):
     """A loaded model that can be timed. Tokens are chosen greedily; nothing stops at an end-of-text token."""
 
-    info: EngineInfo
+    @property
+    def info(self) -> EngineInfo:
+        """What was opened; asked for only after the load has been timed."""
 
     def first_token(self, prompt: Sequence[int]) -> float:
         """Seconds to run ``prompt`` as a fresh sequence and choose the token after it."""
@@ -35,7 +37,10 @@ class Session(Protocol):
 class SteppingSession(ABC):
     """A session of an engine that is driven step by step: it says how to start and how to step, not how to time."""
 
-    info: EngineInfo
+    @property
+    @abstractmethod
+    def info(self) -> EngineInfo:
+        """See ``Session``."""
 
     @abstractmethod
     def start(self, prompts: Sequence[Sequence[int]]) -> list[int]:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
@@ -57,7 +58,8 @@ def run_worker(job: Job, timeout: float, module: str = WORKER, command: Sequence
             if process.poll() is None:
                 _kill_group(process)
         result = WorkerResult()
-        error = error or _read_rows(rows, result)
+        complaint = _read_rows(rows, result)
+        error = error or complaint
         if process.returncode and error is None:
             error = _exit_reason(process.returncode)
         if error is not None:
@@ -77,11 +79,9 @@ def _converse(process: subprocess.Popen[str], job: str, timeout: float) -> tuple
 
 def _kill_group(process: subprocess.Popen[str]) -> None:
     """The worker leads a process group of its own: nothing it started outlives it."""
-    try:
+    # All may be gone already; macOS says PermissionError for a group of zombies.
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        # All gone already (macOS says PermissionError for a group of zombies).
-        pass
     process.wait()
 
 

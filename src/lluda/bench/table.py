@@ -8,7 +8,7 @@ from rich.table import Table
 
 from lluda.bench.report import Report, Row
 
-_NARROWEST = 110
+_NARROWEST = 150
 _NOTEWORTHY_LOAD = 0.05
 
 
@@ -24,11 +24,11 @@ def render(report: Report) -> RenderableType:
     """Tests down, engines inside each; after each of lluda's rows, how many times better it is than each peer."""
     peers = list(dict.fromkeys(row.engine for row in report.rows if row.engine != "lluda"))
     table = Table(title=escape(_title(report)), title_justify="left", title_style="bold")
-    table.add_column("test")
-    table.add_column("engine")
+    table.add_column("test", no_wrap=True)
+    table.add_column("engine", no_wrap=True)
     table.add_column("format")
     for name in ("median", "min", "max"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("unit")
     table.add_column("of bandwidth", justify="right")
     for peer in peers:

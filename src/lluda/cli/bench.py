@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lluda.cli import options
 from lluda.errors import InvalidRequest
+from lluda.weights.atomic_file import atomic_file
 
-_EXAMPLE = "exit code 1: an engine failed; its last line is in the report. A peer that is not installed is reported so."
+if TYPE_CHECKING:
+    from lluda.bench.runner import Settings
+
+_EXIT_CODES = (
+    "exit code 1: an engine failed (its last line is in the report); a peer that is not installed is no failure"
+)
+_STREAM_STEPS = 32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.epilog = _EXAMPLE
+    parser.epilog = _EXIT_CODES
     parser.add_argument("-m", "--model", required=True, metavar="MODEL", help="a folder, a .gguf file, or org/name")
     parser.add_argument(
         "--against", default="", metavar="PEERS", help="transformers, llama.cpp, mistralrs: any of them, by comma"
@@ -41,11 +48,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and report; 1 if an engine failed."""
     from lluda.bench.plot import require_plotting, write_plot
-    from lluda.bench.runner import Plan, Settings, run_bench
+    from lluda.bench.runner import run_bench
+    from lluda.bench.table import print_report
 
+    settings = _settings(args)
+    # Whatever would stop the run at its end is looked at before anything is measured.
+    for path in (args.output, args.plot):
+        if path and not path.absolute().parent.is_dir():
+            raise InvalidRequest(f"{path}: its folder does not exist; make it first or name another file")
     if args.plot:
         require_plotting()
-    settings = Settings(
+    with _turn_progress() as progress:
+        report = run_bench(args.model, settings, progress)
+    if args.json:
+        options.print_json(report.to_json())
+    else:
+        print_report(report)
+    if args.output:
+        with atomic_file(args.output) as file:
+            file.write((json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n").encode())
+    if args.plot:
+        write_plot(report, args.plot)
+    return 1 if report.failed else 0
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    from lluda.bench.job import Plan
+    from lluda.bench.runner import Settings
+
+    return Settings(
         against=_names(args.against),
         formats=tuple(name.upper() for name in _names(args.formats)),
         backend=args.backend,
@@ -55,17 +86,35 @@ def run(args: argparse.Namespace) -> int:
             prompts=_numbers("--prompt", args.prompt),
             generate=args.gen,
             streams=_numbers("--streams", args.streams),
-            stream_steps=max(1, min(args.gen, 32)),
+            stream_steps=max(1, min(args.gen, _STREAM_STEPS)),
         ),
         repeat=args.repeat,
         threads=args.threads,
         timeout=args.timeout,
         cache_dir=args.cache_dir,
     )
-    with _turn_progress() as progress:
-        report = run_bench(args.model, settings, progress)
-    if args.output:
-        options.write_json(args.output, report.to_json())
-    if args.plot:
-        write_plot(report, args.plot)
-    return 1 if report.failed else 0
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys(int(part) for part in _names(text)))
+    except ValueError:
+        raise InvalidRequest(f"{option} must be whole numbers with commas between, not {text!r:.80}") from None
+
+
+@contextmanager
+def _turn_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr, drawn once a second: it must not take time from what is measured."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    shown = Progress(*columns, console=console, transient=True, disable=not console.is_terminal, refresh_per_second=1)
+    with shown as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)

@@ -1,14 +1,22 @@
-"""The ``lluda`` command: finds the verb, prints errors as one line, sets the exit code (0, 1 failed, 2 bad input)."""
+"""The ``lluda`` command: finds the verb, prints errors as one line, sets the exit code.
+
+0: done. 1: the work failed (disk full, no memory left, a comparison that fails). 2: bad input (a file, a request).
+130: stopped by Ctrl-C.
+"""
 
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from lluda import __version__
+from lluda.cli.console import one_line, say
 from lluda.errors import LludaError
 
 VERBS = {
@@ -20,47 +28,111 @@ VERBS = {
     "validate": "compare with transformers, layer by layer",
     "bench": "measure speed and memory, side by side with peers",
 }
+_EPILOG = "'lluda VERB --help' lists a verb's options. Try: lluda generate \"What is the capital of France?\""
+_REMEDIES = {
+    errno.ENOSPC: "free disk space",
+    errno.EDQUOT: "free disk space",
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+}
 
 
 class _Parser(argparse.ArgumentParser):
     """One line of error, like every other error of the command."""
 
-    def error(self, message: str) -> None:  # type: ignore[override]
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code. A verb's module is imported only when it is called."""
+    """Run the command line; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(prog="lluda", description="Qwen3 and Qwen3-Omni on your own machine, exact BF16 first.")
+    verb = next((argument for argument in arguments if not argument.startswith("-")), "")
+    name = f"lluda {verb}" if verb in VERBS else "lluda"
+    _print_any_text()
+    try:
+        code = _run(arguments, verb)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except LludaError as error:
+        say(str(error), name)
+        return error.exit_code
+    except KeyboardInterrupt:
+        say("stopped", name)
+        return 130
+    except BrokenPipeError:  # whoever reads our output has seen enough
+        return 0
+    except OSError as error:
+        say(_system_error(error), name)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        say("no memory left; take a smaller --max-context or model (lluda plan shows what a model takes)", name)
+        return 1
+    finally:
+        _drop_unwritable_output()
+
+
+def _run(arguments: list[str], verb: str) -> int:
+    """Parse and call the verb. Only the verb's own module is imported, and only now: --help and light verbs are quick."""
+    parser = _Parser(
+        prog="lluda",
+        description="Qwen3 and Qwen3-Omni on your own machine, exact BF16 first.",
+        epilog=_EPILOG,
+        allow_abbrev=False,
+    )
     parser.add_argument("--version", action="version", version=f"lluda {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
-    for verb, summary in VERBS.items():
-        sub = verbs.add_parser(verb, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", add_help=True)
-        if arguments[:1] == [verb]:
+    for known, summary in VERBS.items():
+        description = f"{summary[0].upper()}{summary[1:]}."
+        sub = verbs.add_parser(known, help=summary, description=description, allow_abbrev=False)
+        if known == verb:
             module = import_module(f"lluda.cli.{verb}")
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
-    args = parser.parse_args(arguments)
-    if args.verb is None:
-        parser.print_help()
-        return 2
-    return _run(args)
-
-
-def _run(args: argparse.Namespace) -> int:
     try:
-        return int(args.run(args))
-    except LludaError as error:
-        print(f"lluda {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(f"lluda {args.verb}: stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of our output went away; do not complain again when Python flushes it.
+        args = parser.parse_args(arguments)
+    except SystemExit as ended:  # --help, --version, a usage error
+        return ended.code if isinstance(ended.code, int) else 0
+    if args.verb is None:
+        parser.print_help(sys.stderr)
+        return 2
+    return int(args.run(args))
+
+
+def _print_any_text() -> None:
+    """What the terminal's encoding lacks is printed as an escape instead of ending the run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _system_error(error: OSError) -> str:
+    """An OSError no deeper layer explained, with its file where it names one."""
+    remedy = _REMEDIES.get(error.errno or 0)
+    thing = "input or output" if error.filename is None else os.fsdecode(error.filename)
+    return f"{thing}: {error.strerror or error}" + (f"; {remedy}" if remedy else "")
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether Python, torch's CPU allocator or its CUDA one (OutOfMemoryError) found no memory."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
+def _drop_unwritable_output() -> None:
+    """If stdout takes nothing more (closed pipe, full disk), let it go, or Python would complain at its exit."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 if __name__ == "__main__":

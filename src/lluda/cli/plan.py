@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; exit 2 (OutOfMemory) if it does not fit what is available."""
-    from lluda.engine.model import LoadOptions, ModelFiles
+    from lluda.engine.loading import LoadOptions, ModelFiles
 
     files = ModelFiles.find(args.model, allow_unknown_config=args.allow_unknown_config)
     plan = files.plan(LoadOptions(**options.load_options(args)))

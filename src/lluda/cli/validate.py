@@ -11,7 +11,7 @@ from lluda.cli import options
 from lluda.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from lluda.engine.model import ModelFiles
+    from lluda.engine.loading import ModelFiles
     from lluda.evaluation.parity import GreedyParity, StageParity
     from lluda.evaluation.validation import Validation, ValidationRequest
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Validate, print, judge."""
-    from lluda.engine.model import LoadOptions, ModelFiles
+    from lluda.engine.loading import LoadOptions, ModelFiles
     from lluda.evaluation.parity_plot import plot_parity, require_plot
     from lluda.evaluation.validation_run import validate
 
@@ -89,13 +89,10 @@ def _request(args: argparse.Namespace, files: ModelFiles) -> ValidationRequest:
 
 def _encode(files: ModelFiles, text: str) -> tuple[int, ...]:
     from lluda.cli.generate import read_prompt
-    from lluda.inputs.tokenizer import Tokenizer
-    from lluda.weights.checkpoint import read_gguf_metadata
+    from lluda.engine.loading import load_tokenizer
 
-    path = files.path
-    gguf = path.suffix == ".gguf"
-    tokenizer = Tokenizer.from_gguf(read_gguf_metadata(path), path) if gguf else Tokenizer.from_folder(path)
-    return tuple(tokenizer.encode(read_prompt(text), allow_special=False))
+    text = read_prompt(text)
+    return tuple(load_tokenizer(files.path).encode(text, allow_special=False))
 
 
 def _judge(validation: Validation) -> int:

@@ -5,108 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from lluda.backends import select_backend
-from lluda.config import DTypeName, ModelConfig, resolve_dtype
-from lluda.config_reader import ConfigReader
-from lluda.engine.generation import PREFILL_CHUNK, Completion, Generator, Token
-from lluda.engine.kv_cache import CacheOptions, KVCache, Strategy
-from lluda.engine.memory_plan import MemoryPlan, plan_memory
+from lluda.config import resolve_dtype
+from lluda.engine.generation import Completion, Generator, Token
+from lluda.engine.kv_cache import KVCache
+from lluda.engine.loading import LoadOptions, ModelFiles, load_chat_template, load_network, load_tokenizer
 from lluda.engine.sampling_params import SamplingParams
-from lluda.errors import InvalidRequest, LimitExceeded, UnsupportedModel
-from lluda.inputs.chat_template import ChatTemplate
+from lluda.errors import InvalidRequest, UnsupportedModel
 from lluda.inputs.prompt import build_chat_prompt
-from lluda.inputs.tokenizer import Tokenizer
-from lluda.models.causal_lm import CausalLM, causal_lm_parameters
-from lluda.weights.checkpoint import open_checkpoint, read_config, read_generation_config, read_gguf_metadata
-from lluda.weights.hub import resolve_model
-from lluda.weights.loader import CheckTensors, LoadReport, Progress, load_tensors
+from lluda.weights.loader import Progress
 
 Message = Mapping[str, Any]
 """``{"role": "user" | "assistant" | "system" | "tool", "content": str}``."""
-
-DEFAULT_CONTEXT = 8192
-"""Positions a sequence may have where ``max_context`` is not given and the model allows more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadOptions:
-    """How to load. ``dtype``: auto (as released), bf16, f32, f64. ``device``: any torch device. ``backend``: auto or a
-    name. ``max_context``: positions a sequence may have (default: the model's limit, at most 8192). ``kv_cache``:
-    growing or preallocated; ``kv_dtype``: auto (as dtype), bf16, f32. ``threads``: torch's CPU threads.
-    ``check_tensors``: look at every value, and warn, fail, or off. ``allow_*`` accept what is refused by default."""
-
-    dtype: str = "auto"
-    device: str = "cpu"
-    backend: str = "auto"
-    max_context: int | None = None
-    kv_cache: Strategy = "growing"
-    kv_dtype: str = "auto"
-    prefill_chunk: int = PREFILL_CHUNK
-    threads: int | None = None
-    check_tensors: CheckTensors = "warn"
-    allow_unexpected: bool = False
-    allow_unknown_config: bool = False
-
-    def __post_init__(self) -> None:
-        for name, value in (("max_context", self.max_context), ("threads", self.threads)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise InvalidRequest(f"{name} must be a positive integer, not {value!r:.80}")
-        if self.prefill_chunk < 1:
-            raise InvalidRequest(f"prefill_chunk must be a positive integer, not {self.prefill_chunk}")
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFiles:
-    """What a checkpoint says of itself, before any weight is touched."""
-
-    path: Path
-    config: ModelConfig
-    generation_config: Mapping[str, Any]
-
-    @classmethod
-    def find(cls, name_or_path: str | os.PathLike[str], *, allow_unknown_config: bool = False) -> ModelFiles:
-        """Resolve a folder, .gguf file or hub name ``org/name[@revision]`` and read its configs."""
-        path = resolve_model(name_or_path)
-        config = ModelConfig.from_hf(read_config(path), _config_name(path), allow_unknown=allow_unknown_config)
-        return cls(path, config, read_generation_config(path))
-
-    @property
-    def eos_ids(self) -> tuple[int, ...]:
-        """End-of-text ids: generation_config.json's where it names some, else config.json's."""
-        reader = ConfigReader(self.generation_config, str(self.path / "generation_config.json"))
-        return reader.token_ids("eos_token_id") or self.config.eos_token_ids
-
-    def plan(self, options: LoadOptions) -> MemoryPlan:
-        """The memory this model will take under ``options``."""
-        context, dtype = self.context(options), resolve_dtype(options.dtype, self.config.dtype)
-        return plan_memory(
-            causal_lm_parameters(self.config.text),
-            self.config.text,
-            dtype=dtype,
-            kv_bytes=self.cache_options(options, dtype).bytes_for(self.config.text, context),
-            context=context,
-            prefill_rows=min(options.prefill_chunk, context),
-            device=options.device,
-        )
-
-    def context(self, options: LoadOptions) -> int:
-        """Positions a sequence may have. LimitExceeded if more are asked for than the model was made for."""
-        limit = self.config.text.max_position_embeddings
-        if options.max_context is None:
-            return min(limit, DEFAULT_CONTEXT)
-        if options.max_context > limit:
-            raise LimitExceeded(f"max_context {options.max_context} exceeds the model's {limit} positions")
-        return options.max_context
-
-    def cache_options(self, options: LoadOptions, dtype: DTypeName) -> CacheOptions:
-        """The KV cache under ``options``."""
-        kv_dtype = dtype if options.kv_dtype == "auto" else options.kv_dtype
-        return CacheOptions(self.context(options), options.kv_cache, kv_dtype)
 
 
 def load(name_or_path: str | os.PathLike[str], *, progress: Progress | None = None, **options: Any) -> Model:
@@ -130,17 +41,13 @@ class Model:
     """A loaded text model: ``generate``, ``stream`` and ``chat``."""
 
     def __init__(self, files: ModelFiles, options: LoadOptions, progress: Progress | None = None) -> None:
-        files.plan(options).require_fit()
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
         self.files = files
         self.config = files.config
         self.dtype = resolve_dtype(options.dtype, files.config.dtype)
-        self.backend = select_backend(options.backend, options.device, self.dtype)
         self.tokenizer = load_tokenizer(files.path)
         self.chat_template = load_chat_template(files.path)
         self.tokenizer.check_fits(files.config.text.vocab_size)
-        self.network, self.report = self._load_network(options, progress)
+        self.network, self.report = load_network(files, options, progress)
         self.generator = Generator(
             self.network, self.tokenizer, files.eos_ids, files.cache_options(options, self.dtype), options.prefill_chunk
         )
@@ -149,7 +56,8 @@ class Model:
         """What was chosen: model, backend, dtype, context."""
         cache = self.generator.cache_options
         return (
-            f"{self.files.path.name}: {self.config.model_type}, {self.report.describe()}; {self.backend.describe()}; "
+            f"{self.files.path.name}: {self.config.model_type}, {self.report.describe()}; "
+            f"{self.network.backend.describe()}; "
             f"context {cache.max_length}, {cache.strategy} KV cache in {cache.dtype}"
         )
 
@@ -207,18 +115,6 @@ class Model:
     def conversation(self, system: str | None = None) -> Conversation:
         """A multi-turn chat that keeps its KV cache from turn to turn."""
         return Conversation(self, [{"role": "system", "content": system}] if system else [])
-
-    def _load_network(self, options: LoadOptions, progress: Progress | None) -> tuple[CausalLM, LoadReport]:
-        checkpoint = open_checkpoint(self.files.path)
-        tensors, report = load_tensors(
-            checkpoint,
-            causal_lm_parameters(self.config.text),
-            dtype=self.backend.precision.compute,
-            allow_unexpected=options.allow_unexpected,
-            check=options.check_tensors,
-            progress=progress,
-        )
-        return CausalLM(self.config.text, tensors, self.backend), report
 
     def _encode(self, prompt: str | Sequence[str] | Sequence[int]) -> list[list[int]]:
         if not isinstance(prompt, Sequence):
@@ -282,21 +178,3 @@ class Conversation:
             shared += 1
         self._cache.truncate(shared)
         return self._cache
-
-
-def _config_name(path: Path) -> str:
-    return str(path if path.suffix == ".gguf" else path / "config.json")
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a model folder or .gguf file."""
-    return (
-        Tokenizer.from_gguf(read_gguf_metadata(path), path) if path.suffix == ".gguf" else Tokenizer.from_folder(path)
-    )
-
-
-def load_chat_template(path: Path) -> ChatTemplate | None:
-    """The chat template of a model folder or .gguf file; None if it has none."""
-    if path.suffix == ".gguf":
-        return ChatTemplate.from_gguf(read_gguf_metadata(path), path)
-    return ChatTemplate.from_folder(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 _BLOCK = 64
 
@@ -12,7 +13,7 @@ _BLOCK = 64
 @dataclass(frozen=True, slots=True)
 class DistributionParity:
     """Over positions: the mean and largest Kullback-Leibler divergence KL(reference || lluda) in nats, and the mean
-    Pearson correlation of the logits of a position."""
+    Pearson correlation of the logits of a position (0 where one has no spread)."""
 
     mean_kl: float
     max_kl: float
@@ -29,5 +30,5 @@ def compare_distributions(lluda: Tensor, reference: Tensor) -> DistributionParit
         total += float(divergence.sum())
         largest = max(largest, float(divergence.max()))
         ours, theirs = (logits - logits.mean(-1, keepdim=True) for logits in (ours, theirs))
-        correlation += float(((ours * theirs).sum(-1) / (ours.norm(dim=-1) * theirs.norm(dim=-1))).sum())
+        correlation += float(cosine_similarity(ours, theirs, dim=-1).sum())
     return DistributionParity(total / reference.shape[0], largest, correlation / reference.shape[0])

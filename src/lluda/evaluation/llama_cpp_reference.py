@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,15 +32,7 @@ class LlamaCppReference:
             MissingDependency: llama-cpp-python is not installed.
             UnsupportedModel: not a .gguf file, or one that llama.cpp refuses.
         """
-        if path.suffix != ".gguf":
-            raise UnsupportedModel(f"{path}: llama.cpp reads only .gguf files; use --reference transformers")
-        try:
-            import llama_cpp
-        except ImportError as error:
-            raise MissingDependency(
-                f"llama-cpp-python, the reference, cannot be imported ({error}); "
-                "get it with: pip install llama-cpp-python"
-            ) from None
+        llama_cpp = require_llama_cpp(path)
         self.version = str(llama_cpp.__version__)
         try:
             self._model = llama_cpp.Llama(
@@ -74,3 +67,16 @@ class LlamaCppReference:
             return logits
 
         return step
+
+
+def require_llama_cpp(path: Path) -> Any:
+    """The package, for a file it can read. Errors as ``LlamaCppReference``."""
+    if path.suffix != ".gguf":
+        raise UnsupportedModel(f"{path}: llama.cpp reads only .gguf files; use --reference transformers")
+    try:
+        import llama_cpp
+    except ImportError as error:
+        raise MissingDependency(
+            f"llama-cpp-python, the reference, cannot be imported ({error}); get it with: pip install llama-cpp-python"
+        ) from None
+    return llama_cpp

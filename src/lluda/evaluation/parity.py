@@ -31,14 +31,16 @@ class DistanceToTruth:
 @dataclass(frozen=True, slots=True)
 class StageParity:
     """One stage of lluda and the reference. Errors are absolute differences over all positions; ``value_range`` is the
-    reference's largest value less its smallest; ``argmax_agreement`` is the share of positions whose largest value
-    stands at the same index (for logits: the same greedy token); ``first_divergence`` the first position whose error
-    exceeds the tolerance, as a share of the reference's range at that position."""
+    reference's largest value less its smallest, ``mean_abs_value`` the mean of its absolute values;
+    ``argmax_agreement`` is the share of positions whose largest value stands at the same index (for logits: the same
+    greedy token); ``first_divergence`` the first position whose error exceeds the tolerance, as a share of the
+    reference's range at that position."""
 
     stage: str
     max_abs_error: float
     mean_abs_error: float
     value_range: float
+    mean_abs_value: float
     argmax_agreement: float
     first_divergence: int | None
     error_to_float64: DistanceToTruth | None
@@ -74,7 +76,7 @@ def compare_traces(lluda: Trace, reference: Trace, truth: Trace | None, toleranc
     Raises:
         LludaError: the traces have other stages, shapes or NaN and infinity in them; the first such place is named.
     """
-    _require_comparable(lluda, reference)
+    _require_comparable(reference, lluda, *((truth,) if truth else ()))
     stages = []
     for stage in reference.stages:
         exact = truth.stages[stage] if truth else None
@@ -93,7 +95,7 @@ def compare_greedy(lluda: Continuation, reference: Continuation) -> GreedyParity
 
 
 def _compare(stage: str, lluda: Tensor, reference: Tensor, truth: Tensor | None, tolerance: float) -> StageParity:
-    largest = total = to_truth_lluda = to_truth_reference = 0.0
+    largest = total = size = to_truth_lluda = to_truth_reference = 0.0
     agreeing = 0
     divergence: int | None = None
     for rows in _blocks(reference.shape[0]):
@@ -102,6 +104,7 @@ def _compare(stage: str, lluda: Tensor, reference: Tensor, truth: Tensor | None,
         worst = error.amax(-1)
         largest = max(largest, float(worst.max()))
         total += float(error.sum())
+        size += float(theirs.abs().sum())
         agreeing += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
         beyond = (worst > tolerance * (theirs.amax(-1) - theirs.amin(-1))).nonzero()
         if divergence is None and len(beyond):
@@ -117,6 +120,7 @@ def _compare(stage: str, lluda: Tensor, reference: Tensor, truth: Tensor | None,
         max_abs_error=largest,
         mean_abs_error=total / count,
         value_range=float(high) - float(low),
+        mean_abs_value=size / count,
         argmax_agreement=agreeing / reference.shape[0],
         first_divergence=divergence,
         error_to_float64=DistanceToTruth(to_truth_lluda / count, to_truth_reference / count)

@@ -15,8 +15,9 @@ Series = tuple[str, str, Callable[[StageParity], float]]
 
 
 def plot_parity(validation: Validation, path: Path) -> None:
-    """Write a PNG: for each stage the mean absolute error as a share of the stage's range, of both implementations
-    against float64 where that was run, and of lluda against the reference. Stages without any error have no point.
+    """Write a PNG: the mean absolute error of each stage as a share of the mean absolute value there, of lluda and the
+    reference against float64 where that was run, and of lluda against the reference. A stage without error has no
+    point.
 
     Raises:
         InvalidRequest: a name that does not end in .png, a folder there is not, or a file that cannot be written.
@@ -32,21 +33,20 @@ def plot_parity(validation: Validation, path: Path) -> None:
     stages = validation.stages
     for label, style, error in _series(validation):
         points = [
-            (index, error(stage) / stage.value_range)
+            (index, error(stage) / stage.mean_abs_value)
             for index, stage in enumerate(stages)
-            if error(stage) > 0 and stage.value_range > 0
+            if error(stage) > 0 and stage.mean_abs_value > 0
         ]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.4)
     axes.set_yscale("log")
     every = max(1, -(-len(stages) // _MOST_LABELS))
-    # The two last stages are named always, the ones before where there is room.
-    ticks = [index for index in range(len(stages)) if index >= len(stages) - 2 or index % every == 0]
-    ticks = [index for index in ticks if not len(stages) - 2 - every < index < len(stages) - 2]
+    layers = range(1, len(stages) - 2)
+    ticks = [0, *(index for index in layers if (index - 1) % every == 0), *range(max(1, len(stages) - 2), len(stages))]
     axes.set_xticks(ticks, [stages[index].stage.removeprefix("layers.") for index in ticks], rotation=45, ha="right")
     axes.set_xlim(-0.5, len(stages) - 0.5)
     axes.set_xlabel("stage (numbers: residual stream after that layer)")
-    axes.set_ylabel("mean |error| / range of the stage")
+    axes.set_ylabel("mean |error| / mean |value|")
     axes.set_title(_title(validation), fontsize=11)
     axes.grid(visible=True, which="major", alpha=0.3)
     if axes.lines:

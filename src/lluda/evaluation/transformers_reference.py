@@ -7,9 +7,10 @@ range, far below BF16's rounding (tests/evaluation/test_float64_truth.py).
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -125,13 +126,19 @@ def _widen_while_running(unit: nn.Module) -> list[Any]:
     return [unit.register_forward_pre_hook(widen), unit.register_forward_hook(restore, always_call=True)]
 
 
-def _load(path: Path, dtype: torch.dtype) -> tuple[str, Any]:
+def require_transformers() -> Any:
+    """The package, or MissingDependency."""
     try:
         import transformers
     except ImportError as error:
         raise MissingDependency(
             f"transformers, the reference, cannot be imported ({error}); get it with: pip install 'lluda[validate]'"
         ) from None
+    return transformers
+
+
+def _load(path: Path, dtype: torch.dtype) -> tuple[str, Any]:
+    transformers = require_transformers()
     source: dict[str, Any] = {"local_files_only": True}
     folder = path
     if path.suffix == ".gguf":
@@ -188,7 +195,8 @@ def _silence(transformers: Any) -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        # The bar of its GGUF reader knows no switch: it is what the redirection is for.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

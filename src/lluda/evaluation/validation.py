@@ -12,13 +12,16 @@ from lluda.evaluation.parity import GreedyParity, StageParity
 Reference = Literal["transformers", "llama.cpp"]
 REFERENCES: tuple[Reference, ...] = ("transformers", "llama.cpp")
 
-TOLERANCES = {"f32": 1e-4, "bf16": 0.1, "f64": 1e-6}
+TOLERANCES = {"f32": 1e-4, "bf16": 0.25, "f64": 1e-6}
 """Error at a position, as a share of the reference's range there, from which on a stage counts as diverged."""
+
+LLAMA_CPP_TOLERANCE = 0.1
+"""The same for llama.cpp, which rounds activations to 8 bits where weights are quantised."""
 
 LOGIT_BARS = {"f32": 1e-3, "f64": 1e-5}
 """Largest logit error as a share of the logits' range. BF16 is judged by its distance to float64 instead."""
 
-LLAMA_CPP_BARS = {"correlation": 0.99, "mean_kl": 0.05}
+LLAMA_CPP_BARS = {"correlation": 0.998, "mean_kl": 0.02}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +157,7 @@ def _figures(stage: StageParity) -> dict[str, Any]:
         "max_abs_error": stage.max_abs_error,
         "mean_abs_error": stage.mean_abs_error,
         "range": stage.value_range,
+        "mean_abs_value": stage.mean_abs_value,
         "relative_error": stage.relative_error,
         "error_to_float64": distance and {**asdict(distance), "ratio": distance.ratio},
         "first_divergence": stage.first_divergence,

@@ -19,16 +19,16 @@ import torch
 
 from lluda import __version__
 from lluda.config import resolve_dtype
+from lluda.engine.loading import LoadOptions, ModelFiles
 from lluda.engine.memory_plan import DTYPE_BYTES
-from lluda.engine.model import LoadOptions, ModelFiles
 from lluda.errors import InvalidRequest, LimitExceeded, OutOfMemory
 from lluda.evaluation.distribution import compare_distributions
-from lluda.evaluation.llama_cpp_reference import LlamaCppReference
+from lluda.evaluation.llama_cpp_reference import LlamaCppReference, require_llama_cpp
 from lluda.evaluation.lluda_network import LludaNetwork
 from lluda.evaluation.parity import compare_greedy, compare_traces
 from lluda.evaluation.trace import Continuation, Implementation, Trace, continue_greedily, trace
-from lluda.evaluation.transformers_reference import TransformersReference
-from lluda.evaluation.validation import TOLERANCES, Validation, ValidationRequest
+from lluda.evaluation.transformers_reference import TransformersReference, require_transformers
+from lluda.evaluation.validation import LLAMA_CPP_TOLERANCE, TOLERANCES, Validation, ValidationRequest
 from lluda.models.causal_lm import causal_lm_parameters
 
 Note = Callable[[str], None]
@@ -55,6 +55,12 @@ def validate(
     """
     dtype = _dtype(files, options, request)
     _require_context(files, options, request)
+    # Before lluda's run, which may take minutes.
+    if request.reference == "transformers":
+        require_transformers()
+        _require_memory(files, dtype, request.float64)
+    else:
+        require_llama_cpp(files.path)
     return _Run(files, options, request, dtype, note).validation()
 
 
@@ -77,7 +83,7 @@ class _Run:
         gc.collect()
         if not whole:
             ours = Trace(ours.implementation, ours.dtype, {"logits": ours.stages["logits"]})
-        tolerance = TOLERANCES[self.dtype]
+        tolerance = TOLERANCES[self.dtype] if whole else LLAMA_CPP_TOLERANCE
         self.note("comparing")
         stages = compare_traces(ours, theirs, truth, tolerance)
         return Validation(
@@ -99,7 +105,6 @@ class _Run:
             return (*self._observe(network), network.backend.describe())
 
     def _transformers(self) -> tuple[Trace, Continuation, Trace | None]:
-        _require_memory(self.files, self.dtype, self.request.float64)
         with self._timed("transformers"):
             reference = TransformersReference(self.files.path, self.dtype)
             self.versions["transformers"] = reference.version

@@ -1,26 +1,26 @@
-"""The byte-level alphabet of GPT-2 (Radford et al. 2019): every byte as a printable character."""
+"""Byte letters: byte-level BPE writes each byte of UTF-8 as one printable letter (Radford et al. 2019, GPT-2).
+
+Printable Latin-1 stands for itself; the other 68 bytes, in order, are U+0100 to U+0143.
+"""
 
 from __future__ import annotations
 
 
-def _alphabet() -> dict[str, int]:
+def _byte_of_letter() -> dict[int, int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    moved = [byte for byte in range(256) if byte not in set(printable)]
-    characters = {chr(byte): byte for byte in printable}
-    return characters | {chr(0x100 + index): byte for index, byte in enumerate(moved)}
+    rest = sorted(set(range(256)) - set(printable))
+    return {byte: byte for byte in printable} | {0x100 + index: byte for index, byte in enumerate(rest)}
 
 
-_BYTE_OF = _alphabet()
+_BYTES = _byte_of_letter()
+
+LETTERS = frozenset(map(chr, _BYTES))
+"""The 256 letters."""
+
+EVERYDAY_LETTERS = LETTERS & {*map(chr, range(0x21, 0x7F)), "Ġ", "Ċ"}
+"""Those of printable ASCII, the space and the newline, which every vocabulary has."""
 
 
-def token_bytes(token: str) -> bytes:
-    """The bytes a vocabulary entry stands for; one that uses other characters stands for its own UTF-8."""
-    try:
-        return bytes(_BYTE_OF[character] for character in token)
-    except KeyError:
-        return token.encode()
-
-
-def is_byte_level(token: str) -> bool:
-    """Whether every character belongs to the alphabet."""
-    return all(character in _BYTE_OF for character in token)
+def bytes_of_letters(token: str) -> bytes:
+    """The bytes that ``token`` spells. ``token`` consists of `LETTERS`."""
+    return token.translate(_BYTES).encode("latin-1")

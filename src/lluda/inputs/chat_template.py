@@ -1,172 +1,245 @@
-"""The checkpoint's chat template, rendered in a bounded child process."""
+"""ChatTemplate: the checkpoint's template, rendered in a child process that is bounded in time, memory and output."""
 
 from __future__ import annotations
 
-import contextlib
+import os
+import socket
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lluda.errors import CorruptFile, TemplateError
+from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded, TemplateError, UnsupportedModel
 from lluda.inputs import template_worker
-from lluda.inputs.template_worker import read_message, write_message
+from lluda.inputs.gguf_tokenizer import special_token_texts
+from lluda.inputs.text_file import read_text
+from lluda.inputs.tokenizer_files import read_tokenizer_config, token_text
 from lluda.json_file import read_json_object
 
 MAX_SECONDS = 2.0
-MAX_OUTPUT = 4 << 20
-MAX_SOURCE = 4 << 20
+"""Time a rendering may take, compiling included; not the start of the process (about 0.2 s, once)."""
+
+MAX_OUTPUT = 2**22
+"""Characters a rendering may produce."""
+
+MAX_SOURCE = 2**22
+"""Bytes of a template file."""
+
+MAX_REQUEST = 2**25
+"""Bytes of the messages and tools of one rendering."""
+
+_MAX_ANSWER = 8 * MAX_OUTPUT  # JSON writes a character in up to six bytes, one beyond U+FFFF in twelve for two
 _START_SECONDS = 20.0
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class ChatTemplate:
-    """Jinja ``source`` from the file ``origin``; ``tokens`` are variables such as ``eos_token``.
+    """A Jinja template and the special tokens it may name. May be used from several threads, one rendering at a time.
 
-    The child starts with the first rendering, stays for the next, and is killed when a rendering takes longer than
-    ``MAX_SECONDS``; its output is at most ``MAX_OUTPUT`` characters.
+    ``source`` is the template, ``tool_source`` another for conversations with tools where the checkpoint has one;
+    ``path`` names the file in errors; ``special_tokens`` are variables such as ``bos_token``. The process starts with
+    the first rendering (or `start`) and stays for the next; it ends with the object, the interpreter, or `close`.
     """
 
-    def __init__(self, source: str, origin: Path, tokens: Mapping[str, str] | None = None) -> None:
-        if len(source) > MAX_SOURCE:
-            raise TemplateError(f"{origin}: template_error: the chat template is longer than {MAX_SOURCE} characters")
+    def __init__(
+        self,
+        source: str,
+        path: Path,
+        special_tokens: Mapping[str, str] | None = None,
+        *,
+        tool_source: str | None = None,
+    ) -> None:
         self.source = source
-        self.origin = origin
-        self._tokens = dict(tokens or {})
+        self.tool_source = tool_source
+        self.path = path
+        self.special_tokens = dict(special_tokens or {})
+        self._lock = threading.Lock()
         self._worker: _Worker | None = None
 
     @classmethod
     def from_folder(cls, folder: Path) -> ChatTemplate | None:
-        """From ``chat_template.jinja``, ``chat_template.json`` or ``tokenizer_config.json``; None if none has one."""
-        config_path = folder / "tokenizer_config.json"
-        config = read_json_object(config_path) if config_path.is_file() else {}
-        tokens = {name: _token(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-        for path in (folder / "chat_template.jinja", folder / "chat_template.json", config_path):
-            source = _source(path)
-            if source is not None:
-                return cls(source, path, {name: text for name, text in tokens.items() if text is not None})
+        """From chat_template.jinja, or else chat_template.json or tokenizer_config.json; None if there is none.
+
+        CorruptFile: a file breaks its format. UnsupportedModel: named templates, none of them ``default``.
+        """
+        folder = Path(folder)
+        config_path, config = folder / "tokenizer_config.json", read_tokenizer_config(folder)
+        for name in ("chat_template.jinja", "chat_template.json", config_path.name):
+            path = folder / name
+            found: Any = None
+            if path.suffix == ".jinja" and path.exists():
+                found = read_text(path, MAX_SOURCE)
+            elif path.exists():
+                content = config if path == config_path else read_json_object(path, max_bytes=2 * MAX_SOURCE)
+                found = content.get("chat_template")
+            if found is not None:
+                source, tool_source = _default_and_tool(found, path)
+                return cls(source, path, _special_tokens(config), tool_source=tool_source)
         return None
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], path: Path) -> ChatTemplate | None:
-        """From ``tokenizer.chat_template``; None if the file has none."""
-        source = metadata.get("tokenizer.chat_template")
-        if source is None:
+        """From ``tokenizer.chat_template`` (and ``….tool_use``); None if there is none. CorruptFile: not a string."""
+        names = {"default": "tokenizer.chat_template", "tool_use": "tokenizer.chat_template.tool_use"}
+        found = {name: metadata[key] for name, key in names.items() if key in metadata}
+        if "default" not in found:
             return None
-        if not isinstance(source, str):
-            raise CorruptFile(path, "tokenizer.chat_template must be a string")
-        names = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
-        vocabulary = metadata.get("tokenizer.ggml.tokens", [])
-        tokens = {}
-        for name, key in names.items():
-            token_id = metadata.get(f"tokenizer.ggml.{key}_token_id")
-            if isinstance(token_id, int) and 0 <= token_id < len(vocabulary):
-                tokens[name] = vocabulary[token_id]
-        return cls(source, path, tokens)
+        source, tool_source = _default_and_tool(found, Path(path))
+        return cls(source, Path(path), special_token_texts(metadata, Path(path)), tool_source=tool_source)
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The conversation as one string. TemplateError if the template fails or breaks its bounds."""
-        request = {
-            "template": self.source,
+        """The conversation as text. ``variables`` are passed to the template as they are (JSON values).
+
+        TemplateError: the template does not compile (with its line), fails or refuses the messages, or takes over
+        `MAX_SECONDS`, `MAX_OUTPUT` or the worker's memory. LimitExceeded: the messages exceed `MAX_REQUEST`.
+        """
+        request: dict[str, Any] = {
+            "source": self.tool_source if tools and self.tool_source is not None else self.source,
+            "seconds": MAX_SECONDS,
             "max_output": MAX_OUTPUT,
             "variables": {
-                **self._tokens,
+                "tools": None,
+                "documents": None,
+                **self.special_tokens,
+                **(variables or {}),
                 "messages": list(messages),
                 "add_generation_prompt": add_generation_prompt,
-                **variables,
             },
         }
-        if self._worker is None or not self._worker.alive:
-            self._worker = _Worker()
-        answer = self._worker.ask(request)
-        if answer is None:
-            reason = f"it did not finish within {MAX_SECONDS:g} s, or crashed"
-        elif "text" in answer:
+        if tools is not None:
+            request["variables"]["tools"] = list(tools)
+        with self._lock:
+            answer = self._started().ask(request)
+        if isinstance(answer.get("text"), str):
             return str(answer["text"])
-        else:
-            reason = str(answer["error"])[:500]
-        raise TemplateError(f"{self.origin}: template_error: the chat template failed: {reason}")
+        line = f" in line {answer['line']}" if answer.get("line") else ""
+        raise TemplateError(f"{self.path}: template_error: the chat template failed{line}: {answer.get('error')}")
+
+    def start(self) -> None:
+        """Start the process now, so that the first rendering need not wait for it. TemplateError: it does not start."""
+        with self._lock:
+            self._started()
+
+    def close(self) -> None:
+        """End the process. A later rendering starts another."""
+        with self._lock:
+            if self._worker is not None:
+                self._worker.close()
+
+    def _started(self) -> _Worker:
+        if self._worker is None or not self._worker.usable:
+            self._worker = _Worker()
+        return self._worker
 
 
 class _Worker:
-    """One child process."""
+    """One child process. It is killed, and never used again, after anything but a proper answer."""
 
     def __init__(self) -> None:
-        # The script itself, isolated: it starts without importing lluda, whatever the caller's path is.
-        command = [sys.executable, "-I", template_worker.__file__]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        self._end = weakref.finalize(self, _kill, self._process)
-        if self._within(_START_SECONDS, lambda: read_message(self._stdout)) is None:
-            raise TemplateError("template_error: the process that renders chat templates did not start")
+        self._owner = os.getpid()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # By its path and with -P: it needs no lluda on its module path, and takes no module from the folder the
+            # user happens to be in. A session of its own keeps the terminal's Ctrl-C from it.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", template_worker.__file__],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._channel = _TimedChannel(ours)
+        self.close = weakref.finalize(self, _end, self._process, ours, self._owner)
+        answer = self._exchange(b"", _START_SECONDS)
+        if not answer.get("ready"):
+            self.close()
+            raise TemplateError(f"template_error: chat templates cannot be rendered: {answer.get('error')}")
 
     @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
+    def usable(self) -> bool:
+        """Whether it can be asked, by this process: one forked off has no part in the conversation."""
+        return self.close.alive and self._process.poll() is None and self._owner == os.getpid()
 
-    def ask(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The answer; None, and the process killed, if it takes too long or dies."""
-        answer: dict[str, Any] | None = self._within(MAX_SECONDS, lambda: self._exchange(request))
-        if answer is None:
-            self._end()
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The worker's answer, or what became of it as ``{"error": …}``."""
+        try:
+            message = template_worker.framed(request)
+        except (TypeError, ValueError, RecursionError):
+            raise InvalidRequest("messages, tools and template variables must be JSON values") from None
+        if len(message) > MAX_REQUEST:
+            raise LimitExceeded(f"the messages take {len(message)} bytes as JSON; at most {MAX_REQUEST} are rendered")
+        return self._exchange(message, float(request["seconds"]))
+
+    def _exchange(self, message: bytes, seconds: float) -> dict[str, Any]:
+        answer: dict[str, Any] = {"worn": True}
+        self._channel.deadline = time.monotonic() + seconds
+        try:
+            self._channel.sendall(message)
+            found = template_worker.receive(self._channel, _MAX_ANSWER)
+            answer = found if isinstance(found, dict) else answer
+        except TimeoutError:
+            answer["error"] = f"it was stopped after {seconds:g} s"
+        except (EOFError, OSError, ValueError):
+            answer["error"] = "its process ended without an answer (it overran a limit, or crashed)"
+        finally:  # also when the user interrupts
+            if answer.get("worn"):
+                self.close()
         return answer
 
-    @property
-    def _stdout(self) -> Any:
-        return self._process.stdout
 
-    def _exchange(self, request: Mapping[str, Any]) -> Any:
-        try:
-            assert self._process.stdin is not None
-            write_message(self._process.stdin, request)  # type: ignore[arg-type]
-            return read_message(self._stdout)
-        except (OSError, ValueError):
-            return None
+class _TimedChannel:
+    """A socket all of whose operations share one ``deadline`` (of `time.monotonic`)."""
 
-    def _within(self, seconds: float, action: Any) -> Any:
-        """Run ``action``, which blocks on the child's pipes; killing the child unblocks it."""
-        timer = threading.Timer(seconds, self._process.kill)
-        timer.daemon = True
-        timer.start()
-        try:
-            return action()
-        finally:
-            timer.cancel()
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self.deadline = 0.0
+
+    def sendall(self, data: bytes, /) -> None:
+        """TimeoutError past the deadline, as `recv`."""
+        self._timed().sendall(data)
+
+    def recv(self, size: int, /) -> bytes:
+        """At most ``size`` bytes."""
+        return self._timed().recv(size)
+
+    def _timed(self) -> socket.socket:
+        self._channel.settimeout(max(self.deadline - time.monotonic(), 1e-6))
+        return self._channel
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
+def _end(process: subprocess.Popen[bytes], channel: socket.socket, owner: int) -> None:
+    channel.close()
+    if owner == os.getpid():
+        process.kill()
+        process.wait()
 
 
-def _source(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    if path.suffix == ".jinja":
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise CorruptFile(path, f"not UTF-8 at byte {error.start}") from None
-    found = read_json_object(path).get("chat_template")
+def _default_and_tool(found: Any, path: Path) -> tuple[str, str | None]:
+    """The templates in ``found``: one string, a list of ``{"name", "template"}``, or a mapping of names."""
     if isinstance(found, list):
-        # Several named templates: the default one is for conversations.
-        named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
-        found = named.get("default")
-    if found is not None and not isinstance(found, str):
-        raise CorruptFile(path, "chat_template must be a string, or a list with one named default")
-    return found
+        if not all(isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in found):
+            raise CorruptFile(path, "chat_template must be a string or a list of named templates", found=found)
+        found = {entry["name"]: entry.get("template") for entry in found}
+    named = found if isinstance(found, dict) else {"default": found}
+    if "default" not in named:
+        raise UnsupportedModel(f"{path}: of its chat templates ({', '.join(named):.80}) none is named default")
+    for name, source in named.items():
+        if not isinstance(source, str):
+            raise CorruptFile(path, f"the chat template {name[:40]!a} must be a string", found=type(source).__name__)
+    return named["default"], named.get("tool_use")
 
 
-def _token(value: Any) -> str | None:
-    """A token as tokenizer_config.json has it: a string, or an object with its content."""
-    content = value.get("content") if isinstance(value, dict) else value
-    return content if isinstance(content, str) else None
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    texts = {name: token_text(config.get(name)) for name in _SPECIAL_TOKENS}
+    return {name: text for name, text in texts.items() if text is not None}

@@ -5,7 +5,7 @@ What the values of ``tokenizer.ggml.pre`` and ``token_type`` stand for is llama.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,6 @@ def _integers(metadata: Mapping[str, Any], key: str, path: Path) -> list[int]:
     if values is None:
         raise CorruptFile(path, f"the key {key} is missing; convert the model again", expected="one integer per token")
     listed = values.tolist() if hasattr(values, "tolist") else values  # numeric arrays come as numpy's
-    if not isinstance(listed, Iterable) or not all(type(value) is int for value in (listed := list(listed))):
+    if not isinstance(listed, list) or not all(type(value) is int for value in listed):
         raise CorruptFile(path, f"{key} must be an array of integers")
     return listed

@@ -1,12 +1,13 @@
 """Tokenizer: text to ids and back, byte-level BPE.
 
-One `tokenizers.Tokenizer` without any added token does the merging; added tokens are found by lluda itself. So whether a
-spelling counts as a token is decided per call, and text from a user can be kept from ever becoming a control token.
+One `tokenizers.Tokenizer` without any added token does the merging; added tokens are found by lluda itself. So whether
+a spelling counts as a token is decided per call, and text from a user can be kept from ever becoming a control token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from tokenizers import normalizers
 
 from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded
 from lluda.inputs.added_tokens import AddedTokens
+from lluda.inputs.byte_level import bytes_of_letters
 from lluda.inputs.gguf_tokenizer import vocabulary_from_gguf
-from lluda.inputs.splitting import BYTE_OF_LETTER
-from lluda.inputs.tokenizer_folder import vocabulary_from_folder
+from lluda.inputs.splitting import GPT2
+from lluda.inputs.tokenizer_files import vocabulary_from_folder
 from lluda.inputs.vocabulary import Vocabulary
 
 MAX_TEXT_LENGTH = 2**23
@@ -29,18 +31,17 @@ class Tokenizer:
     """A model's tokenizer. Immutable; may be used from several threads."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        """CorruptFile: the vocabulary breaks a rule (`Vocabulary.check`)."""
-        vocabulary.check()
+        """CorruptFile: the merges do not fit the vocabulary."""
         self.path = vocabulary.path
         self.vocab_size = vocabulary.size
         """Ids in use: the highest that stands for something, plus one. The embedding may have more rows."""
         self.prefix_ids = vocabulary.prefix_ids
         """Ids a plain text (not a chat) starts with; never added by `encode`. Empty for Qwen."""
         self._plain = tokenizers.Tokenizer(vocabulary.model())
-        self._plain.pre_tokenizer = vocabulary.splitting.pre_tokenizer()  # type: ignore[assignment]
+        self._plain.pre_tokenizer = vocabulary.splitting.pre_tokenizer()
         if vocabulary.nfc:
-            self._plain.normalizer = normalizers.NFC()  # type: ignore[assignment]
-        self.added = AddedTokens(vocabulary.added, normalizers.NFC().normalize_str if vocabulary.nfc else str)
+            self._plain.normalizer = normalizers.NFC()
+        self.added_tokens = AddedTokens(vocabulary.added, normalizers.NFC().normalize_str if vocabulary.nfc else str)
         self._bytes = {token.id: token.text.encode() for token in vocabulary.added}
 
     @classmethod
@@ -50,22 +51,27 @@ class Tokenizer:
         ModelNotFound: no such files. CorruptFile: a file breaks its format. UnsupportedModel: not a byte-level BPE
         tokenizer that lluda implements.
         """
-        return cls(vocabulary_from_folder(Path(path)))
+        return cls(vocabulary_from_folder(Path(path)).checked())
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], path: Path) -> Tokenizer:
         """The tokenizer in the metadata of the .gguf file ``path``. Errors as `from_folder`."""
-        return cls(vocabulary_from_gguf(metadata, Path(path)))
+        return cls(vocabulary_from_gguf(metadata, Path(path)).checked())
+
+    @classmethod
+    def empty(cls) -> Tokenizer:
+        """One without tokens, for callers that feed ids and read ids: no id has text."""
+        return cls(Vocabulary(Path("no tokenizer"), {}, (), (), GPT2, nfc=False))
 
     @property
     def special_ids(self) -> frozenset[int]:
         """Ids of control tokens; `decode` leaves them out."""
-        return self.added.special_ids
+        return self.added_tokens.special_ids
 
     def id_of(self, token: str) -> int | None:
         """The id of a token by its spelling in the file: an added token's text, or byte letters ("Ġthe"). None if there
         is no such token."""
-        added = self.added.by_text.get(token)
+        added = self.added_tokens.by_text.get(token)
         return added.id if added else self._plain.token_to_id(token)
 
     def check_fits(self, embedding_rows: int) -> None:
@@ -91,34 +97,25 @@ class Tokenizer:
         if not allow_special:
             return self._encode_plain(text)
         ids: list[int] = []
-        for piece in self.added.split(text):
+        for piece in self.added_tokens.split(text):
             ids += [piece] if isinstance(piece, int) else self._encode_plain(piece)
         return ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of ``ids``; bytes that are not UTF-8 become U+FFFD. Ids that stand for nothing (rows that only pad
         the embedding) have no text. InvalidRequest: not integers from 0."""
-        return b"".join(self.token_bytes(number, skip_special) for number in ids).decode("utf-8", "replace")
+        return b"".join(self.bytes_of(number, skip_special) for number in ids).decode("utf-8", "replace")
 
-    def token_bytes(self, number: int, skip_special: bool = True) -> bytes:
+    def bytes_of(self, number: int, skip_special: bool = True) -> bytes:
         """The UTF-8 bytes of one token: parts of characters are possible. Errors and empty results as `decode`."""
-        if skip_special and number in self.added.special_ids:
-            return b""
-        found = self._bytes.get(number)
-        return found if found is not None else self._look_up(number)
-
-    def _look_up(self, number: int) -> bytes:
         try:
-            valid = 0 <= number < 2**32
-            letters = self._plain.id_to_token(int(number)) if valid else None
-        except TypeError:
-            valid = False
-        if not valid:
-            raise InvalidRequest(f"a token id must be an integer from 0, not {number!r:.60}")
-        found = letters.translate(BYTE_OF_LETTER).encode("latin-1") if letters else b""
-        if letters:
-            self._bytes[int(number)] = found
-        return found
+            number = index(number)  # numpy's and torch's integers too
+            letters = None if number in self._bytes else self._plain.id_to_token(number)
+        except (TypeError, OverflowError):
+            raise InvalidRequest(f"a token id must be an integer from 0 to 2^32, not {number!r:.60}") from None
+        if letters is not None:
+            self._bytes[number] = bytes_of_letters(letters)
+        return b"" if skip_special and number in self.special_ids else self._bytes.get(number, b"")
 
     def _encode_plain(self, text: str) -> list[int]:
         return self._plain.encode(text, add_special_tokens=False).ids
@@ -133,6 +130,5 @@ def check_text(text: object, name: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InvalidRequest(
-            f"{name} holds half a surrogate pair (U+{ord(text[error.start]):04X} at {error.start}); it is not valid text"
-        ) from None
+        found = f"U+{ord(text[error.start]):04X} at {error.start}"
+        raise InvalidRequest(f"{name} holds half a surrogate pair ({found}); decode it as UTF-8 first") from None

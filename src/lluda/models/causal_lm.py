@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from lluda.backends.base import ComputeBackend
-from lluda.backends.blocks import Segment
+from lluda.backends.blocks import Parameters, Segment
 from lluda.config import DecoderConfig
-from lluda.layers.linear import Linear
 from lluda.models.decoder import Decoder, Observer, decoder_parameters
 from lluda.parameters import ParameterSpec
 
@@ -17,13 +16,12 @@ from lluda.parameters import ParameterSpec
 class CausalLM:
     """``lm_head(norm(decoder(ids)))``; the head shares the embedding's table where the config ties them."""
 
-    def __init__(self, config: DecoderConfig, tensors: Mapping[str, Tensor], backend: ComputeBackend) -> None:
+    def __init__(self, config: DecoderConfig, parameters: Parameters, backend: ComputeBackend) -> None:
         self.config = config
         self.backend = backend
-        self.decoder = Decoder(config, tensors, backend)
+        self.decoder = Decoder(config, parameters, backend)
         tied = config.tie_word_embeddings
-        head = self.decoder.embed_tokens.weight if tied else backend.matrix(tensors["lm_head.weight"])
-        self.lm_head = Linear(backend, head)
+        self.lm_head = self.decoder.embed_tokens.weight if tied else parameters.matrix("lm_head.weight")
 
     def __call__(
         self,
@@ -33,13 +31,13 @@ class CausalLM:
         rows: Tensor | None,
         observe: Observer | None = None,
     ) -> Tensor:
-        """Logits ``[len(rows), vocab_size]`` in the compute dtype of the chosen ``rows`` (int64; None for all), after
+        """Logits ``[len(rows), vocab_size]`` of the chosen ``rows`` (int64; None for all), after
         running ids and positions (int64 ``[rows]``) through the decoder. A prefill needs only its last row."""
         x = self.decoder(ids, positions, segments, observe)
-        x = self.decoder.norm(x if rows is None else x[rows])
-        logits = self.lm_head(x)
+        x = x if rows is None else x[rows]
+        logits = self.backend.head(x, self.decoder.norm, self.lm_head)
         if observe:
-            observe("norm", x)
+            observe("norm", self.backend.rms_norm(x, self.decoder.norm))
             observe("logits", logits)
         return logits
 

@@ -6,15 +6,24 @@ as the config says layer by layer (spec sections 2 and 5).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
-from lluda.backends.base import ComputeBackend, RotaryTable
-from lluda.backends.blocks import AttentionBlock, MixtureBlock, Norm, Projection, Segment, SwiGLU, SwiGLUBlock
+from lluda.backends.base import ComputeBackend
+from lluda.backends.blocks import (
+    AttentionBlock,
+    MixtureBlock,
+    Norm,
+    Parameters,
+    Projection,
+    Segment,
+    Step,
+    SwiGLU,
+    SwiGLUBlock,
+)
 from lluda.config import DecoderConfig
 from lluda.layers.linear import Embedding
-from lluda.layers.norm import RMSNorm
 from lluda.layers.rotary import Rotary
 from lluda.parameters import ParameterSpec
 
@@ -34,25 +43,26 @@ class DecoderLayer:
         self.self_attn = attention
         self.mlp = feed_forward
 
-    def __call__(self, x: Tensor, table: RotaryTable, segments: Sequence[Segment]) -> Tensor:
-        """Residual rows ``[rows, hidden]`` in, the same out; both in the residual dtype."""
-        x = self._backend.attention_block(x, self.self_attn, self.index, table, segments)
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        """Residual rows ``[rows, hidden]`` in, the same out (perhaps changed in place); both in the residual dtype."""
+        x = self._backend.attention_block(x, self.self_attn, self.index, step)
         if isinstance(self.mlp, MixtureBlock):
             return self._backend.mixture_block(x, self.mlp)
         return self._backend.swiglu_block(x, self.mlp)
 
 
 class Decoder:
-    """``config.num_hidden_layers`` layers over tensors named as in the checkpoint, below ``prefix``."""
+    """``config.num_hidden_layers`` layers over parameters named as in the checkpoint, below ``prefix``."""
 
     def __init__(
-        self, config: DecoderConfig, tensors: Mapping[str, Tensor], backend: ComputeBackend, prefix: str = "model."
+        self, config: DecoderConfig, parameters: Parameters, backend: ComputeBackend, prefix: str = "model."
     ) -> None:
         self.config = config
-        self.embed_tokens = Embedding(backend, backend.matrix(tensors[f"{prefix}embed_tokens.weight"]))
-        build = _LayerBuilder(config, tensors, backend)
+        self._backend = backend
+        self.embed_tokens = Embedding(backend, parameters.matrix(f"{prefix}embed_tokens.weight"))
+        build = _LayerBuilder(config, parameters, backend)
         self.layers = [build.layer(index, f"{prefix}layers.{index}.") for index in range(config.num_hidden_layers)]
-        self.norm = RMSNorm(backend, build.norm(f"{prefix}norm"))
+        self.norm = build.norm(f"{prefix}norm")
         self.rotary = Rotary(backend, config.head_dim, config.rope.theta)
 
     def __call__(
@@ -62,9 +72,9 @@ class Decoder:
         x = self.embed_tokens(ids)
         if observe:
             observe("embeddings", x)
-        table = self.rotary(positions)
+        step = self._backend.begin_step(self.rotary(positions), segments)
         for layer in self.layers:
-            x = layer(x, table, segments)
+            x = layer(x, step)
             if observe:
                 observe(f"layers.{layer.index}", x)
         return x
@@ -73,11 +83,11 @@ class Decoder:
 class _LayerBuilder:
     """Makes the layers of one decoder out of named tensors."""
 
-    def __init__(self, config: DecoderConfig, tensors: Mapping[str, Tensor], backend: ComputeBackend) -> None:
-        self._config, self._tensors, self._backend = config, tensors, backend
+    def __init__(self, config: DecoderConfig, parameters: Parameters, backend: ComputeBackend) -> None:
+        self._config, self._parameters, self._backend = config, parameters, backend
 
     def norm(self, name: str) -> Norm:
-        return Norm(self._backend.vector(self._tensors[f"{name}.weight"]), self._config.rms_norm_eps)
+        return Norm(self._parameters.vector(f"{name}.weight"), self._config.rms_norm_eps)
 
     def layer(self, index: int, prefix: str) -> DecoderLayer:
         norm = self.norm(f"{prefix}post_attention_layernorm")
@@ -90,9 +100,8 @@ class _LayerBuilder:
         )
 
     def _projection(self, name: str) -> Projection:
-        bias = self._tensors.get(f"{name}.bias")
-        weight = self._backend.matrix(self._tensors[f"{name}.weight"])
-        return Projection(weight, None if bias is None else self._backend.vector(bias))
+        bias = self._parameters.vector(f"{name}.bias") if self._config.attention_bias else None
+        return Projection(self._parameters.matrix(f"{name}.weight"), bias)
 
     def _attention(self, index: int, prefix: str) -> AttentionBlock:
         qk_norm = self._config.use_qk_norm
@@ -110,14 +119,14 @@ class _LayerBuilder:
 
     def _swiglu(self, prefix: str) -> SwiGLU:
         parts = (f"{prefix}{name}.weight" for name in ("gate_proj", "up_proj", "down_proj"))
-        return SwiGLU(*(self._backend.matrix(self._tensors[name]) for name in parts))
+        return SwiGLU(*(self._parameters.matrix(name) for name in parts))
 
     def _mixture(self, norm: Norm, prefix: str) -> MixtureBlock:
         moe = self._config.moe
         assert moe is not None
         return MixtureBlock(
             norm=norm,
-            router=self._backend.vector(self._tensors[f"{prefix}gate.weight"]),
+            router=self._parameters.vector(f"{prefix}gate.weight"),
             experts=[self._swiglu(f"{prefix}experts.{expert}.") for expert in range(moe.num_experts)],
             top_k=moe.num_experts_per_tok,
             normalise=moe.norm_topk_prob,
@@ -141,7 +150,7 @@ def _layer_parameters(config: DecoderConfig, index: int, prefix: str) -> Iterato
         return
     moe = config.moe
     assert moe is not None
-    yield ParameterSpec(f"{prefix}mlp.gate.weight", (moe.num_experts, config.hidden_size), "matrix")
+    yield ParameterSpec(f"{prefix}mlp.gate.weight", (moe.num_experts, config.hidden_size), "router")
     for expert in range(moe.num_experts):
         yield from _swiglu_parameters(f"{prefix}mlp.experts.{expert}.", config.hidden_size, moe.moe_intermediate_size)
 

@@ -37,6 +37,9 @@ class Checkpoint(Protocol):
         """The tensor's values: zero-copy over the memory map for plain float types, decoded to float32 for block
         formats. KeyError for a name that is not in ``entries``; CorruptFile if the file changed since it was opened."""
 
+    def release(self, name: str) -> None:
+        """Let go of the memory behind a tensor that will not be read again (it is read anew if it is)."""
+
     def check_unchanged(self) -> None:
         """CorruptFile if a file was changed or replaced since it was opened."""
 

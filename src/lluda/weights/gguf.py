@@ -105,6 +105,10 @@ class GGUFFile:
         rows = _half_split(stored.view(entry.shape[0], row_bytes), heads, entry)
         return rows.view(*entry.shape[:-1], -1)
 
+    def release(self, entry: TensorEntry) -> None:
+        """Let go of the memory behind an entry, as `MappedFile.release`."""
+        self._file.release(entry.offset, entry.nbytes)
+
     def check_unchanged(self) -> None:
         """CorruptFile if the file changed since it was opened; call it after the last use of mapped tensors' bytes."""
         self._file.check_unchanged()
@@ -167,6 +171,11 @@ class GGUFCheckpoint:
         key rows of a llama file (see `tensor`). For kernels that read blocks as they are stored."""
         entry = self.entries[name]
         return self._by_path[entry.file].bytes_of(entry, interleaved_heads(name, self.config))
+
+    def release(self, name: str) -> None:
+        """Let go of the memory behind the tensor ``name``, as `MappedFile.release`."""
+        entry = self.entries[name]
+        self._by_path[entry.file].release(entry)
 
     def check_unchanged(self) -> None:
         """CorruptFile if a part changed since it was opened; call it after the last use of mapped tensors' bytes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ CheckTensors = Literal["warn", "fail", "off"]
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
+T = TypeVar("T")
+Place = Callable[[ParameterSpec, Tensor], tuple[T, bool]]
+"""Takes a stored tensor to where it will be used; also says whether the result still reads the stored bytes."""
+
 _INTEGER_OR_FP8 = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL", "F8_E4M3", "F8_E5M2")
 _LISTED = 10
 
@@ -25,7 +29,8 @@ _LISTED = 10
 class LoadReport:
     """What loading did. ``tied`` names tensors that share another's values, ``stored_twice`` those of them that the
     checkpoint stores all the same (not read), ``unexpected`` tensors that were skipped by permission, ``suspicious``
-    one sentence for each tensor with values no trained model has."""
+    one sentence for each tensor with values no trained model has,
+    ``converted`` counts tensors that were copied into another type or place."""
 
     loaded: int
     nbytes: int
@@ -49,12 +54,13 @@ def load_tensors(
     checkpoint: Checkpoint,
     specs: Sequence[ParameterSpec],
     *,
-    dtype: torch.dtype,
+    place: Place[T],
     allow_unexpected: bool = False,
     check: CheckTensors = "warn",
     progress: Progress | None = None,
-) -> tuple[dict[str, Tensor], LoadReport]:
-    """All tensors of ``specs``; matrices and embeddings in ``dtype`` (zero-copy where stored so), the rest as stored.
+) -> tuple[dict[str, T], LoadReport]:
+    """All tensors of ``specs``, each given to ``place`` as it is read, so that there are never two copies of a model:
+    the pages of one that was copied are let go at once.
 
     ``check`` looks at every value: NaN or infinity anywhere and all-zero norms are reported, or refused with ``fail``.
 
@@ -69,15 +75,17 @@ def load_tensors(
     tied = [spec.name for spec in specs if spec.tied_to]
     read = [spec for spec in specs if not spec.tied_to]
     total = sum(checkpoint.entries[spec.name].nbytes for spec in read)
-    tensors: dict[str, Tensor] = {}
+    placed: dict[str, T] = {}
     suspicious: list[str] = []
     done = converted = 0
     for spec in read:
         stored = checkpoint.tensor(spec.name)
         if check != "off":
             suspicious += _suspicions(spec, stored)
-        tensors[spec.name] = stored.to(dtype) if spec.role in ("matrix", "embedding") else stored
-        converted += tensors[spec.name].dtype != stored.dtype
+        placed[spec.name], reads_stored = place(spec, stored)
+        if not reads_stored:
+            converted += 1
+            checkpoint.release(spec.name)
         done += checkpoint.entries[spec.name].nbytes
         if progress:
             progress(done, total)
@@ -85,7 +93,7 @@ def load_tensors(
     checkpoint.check_unchanged()
     if suspicious and check == "fail":
         raise CorruptFile(checkpoint.path, _first("tensors with values no trained model has", suspicious))
-    return tensors, LoadReport(
+    return placed, LoadReport(
         loaded=len(read),
         nbytes=total,
         converted=converted,

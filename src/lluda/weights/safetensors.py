@@ -83,6 +83,10 @@ class SafetensorsFile:
             return torch.frombuffer(copy, dtype=dtype, count=count).view(entry.shape)
         return torch.frombuffer(self._file.map(), dtype=dtype, count=count, offset=entry.offset).view(entry.shape)
 
+    def release(self, name: str) -> None:
+        """Let go of the memory behind the tensor ``name``, as `MappedFile.release`."""
+        self._file.release(self.entries[name].offset, self.entries[name].nbytes)
+
     def check_unchanged(self) -> None:
         """CorruptFile if the file changed since it was opened; call it after the last use of mapped tensors' bytes."""
         self._file.check_unchanged()

@@ -56,6 +56,10 @@ class FolderCheckpoint:
         """As `SafetensorsFile.tensor`."""
         return self._files[self._owner[name]].tensor(name)
 
+    def release(self, name: str) -> None:
+        """As `SafetensorsFile.release`."""
+        self._files[self._owner[name]].release(name)
+
     def check_unchanged(self) -> None:
         """CorruptFile if any opened file changed since; call it after the last use of mapped tensors' bytes."""
         for file in self._files.values():

@@ -157,7 +157,7 @@ def distribution(spec: ParameterSpec, *, is_tied: bool) -> tuple[float, float]:
             return 0.0, 0.02
         case "embedding":
             return 0.0, 1.0 / fan_in**0.5 if is_tied else 4.0 if "embed_tokens" in parts else 1.0
-        case "matrix":
+        case "matrix" | "router":
             doubled = any(part in ("down_proj", "gate") or part.endswith("_head") for part in parts)
             return 0.0, (2.0 if doubled else 1.0) / fan_in**0.5
 

@@ -37,8 +37,8 @@ class LlamaCppSession(SteppingSession):
         self._context = self._new_context(1)
 
     @property
-    def info(self) -> EngineInfo:  # type: ignore[override]
-        """Read from the file when asked for, after the load has been timed."""
+    def info(self) -> EngineInfo:
+        """See ``Session``."""
         return _info(Path(self._job.model))
 
     def start(self, prompts: Sequence[Sequence[int]]) -> list[int]:
@@ -101,5 +101,6 @@ def _info(path: Path) -> EngineInfo:
         total[0] += int(np.prod(entry.shape))
         total[1] += entry.nbytes
     weights, nbytes = (sum(column) for column in zip(*totals.values(), strict=True))
-    features = llama_cpp.llama_print_system_info().decode()
-    return EngineInfo(max(totals, key=lambda dtype: totals[dtype][0]), nbytes / weights, f"mmap, {features.strip()}")
+    # "CPU : AVX2 = 1 | FMA = 1 | ": what the build and the processor both have.
+    features = llama_cpp.llama_print_system_info().decode().replace(" = 1", "").replace(" |", "").strip()
+    return EngineInfo(max(totals, key=lambda dtype: totals[dtype][0]), nbytes / weights, f"mmap, {features}")

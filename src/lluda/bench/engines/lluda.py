@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-import tokenizers
-import torch
-
-from lluda.backends import select_backend
 from lluda.bench.formats import load_options
 from lluda.bench.job import Job
 from lluda.bench.session import EngineInfo, Session, SteppingSession
 from lluda.config import resolve_dtype
 from lluda.engine.generation import Generator
 from lluda.engine.kv_cache import KVCache
-from lluda.engine.model import LoadOptions, ModelFiles
+from lluda.engine.loading import LoadOptions, ModelFiles, load_network
 from lluda.inputs.tokenizer import Tokenizer
-from lluda.models.causal_lm import CausalLM, causal_lm_parameters
-from lluda.weights.checkpoint import open_checkpoint
-from lluda.weights.loader import load_tensors
 
 
 def open_session(job: Job) -> Session:
@@ -39,9 +31,14 @@ class LludaSession(SteppingSession):
             **load_options(job.format),
         )
         self._generator = _generator(ModelFiles.find(job.model), options)
+        self._format = job.format
         self._caches: list[KVCache] = []
+
+    @property
+    def info(self) -> EngineInfo:
+        """See ``Session``."""
         backend = self._generator.model.backend
-        self.info = EngineInfo(job.format, float(backend.precision.compute.itemsize), backend.describe())
+        return EngineInfo(self._format, float(backend.precision.compute.itemsize), backend.describe())
 
     def start(self, prompts: Sequence[Sequence[int]]) -> list[int]:
         """See ``SteppingSession``."""
@@ -58,18 +55,8 @@ class LludaSession(SteppingSession):
 def _generator(files: ModelFiles, options: LoadOptions) -> Generator:
     """As `lluda.load` makes it, without a tokenizer: the bench feeds ids, and checkpoints from ``lluda synth`` may have
     none."""
-    files.plan(options).require_fit()
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    text = files.config.text
+    network, _ = load_network(files, options)
     dtype = resolve_dtype(options.dtype, files.config.dtype)
-    backend = select_backend(options.backend, options.device, dtype)
-    tensors, _ = load_tensors(
-        open_checkpoint(files.path),
-        causal_lm_parameters(text),
-        dtype=backend.precision.compute,
-        check=options.check_tensors,
-    )
-    no_text = Tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE()), (), Path("no tokenizer"))
+    no_text = Tokenizer.empty()
     cache_options = files.cache_options(options, dtype)
-    return Generator(CausalLM(text, tensors, backend), no_text, (), cache_options, options.prefill_chunk)
+    return Generator(network, no_text, (), cache_options, options.prefill_chunk)

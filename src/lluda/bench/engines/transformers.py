@@ -32,7 +32,11 @@ class TransformersSession(SteppingSession):
         ).to(job.device)
         self._device = job.device
         self._cache = DynamicCache(config=self._model.config)
-        self.info = EngineInfo("BF16", 2.0, f"BF16, sdpa, dynamic cache, on {job.device}")
+
+    @property
+    def info(self) -> EngineInfo:
+        """See ``Session``."""
+        return EngineInfo("BF16", 2.0, f"BF16, sdpa, dynamic cache, on {self._device}")
 
     def start(self, prompts: Sequence[Sequence[int]]) -> list[int]:
         """See ``SteppingSession``."""

@@ -1,0 +1,208 @@
+// lluda_attention_block: norm, q/k/v, rotation and cache write, attention, o, residual: six phases of one job.
+#include <algorithm>
+#include <cmath>
+
+#include "blocks.hpp"
+
+using namespace lluda;
+
+namespace {
+
+// Positions that one item of attention covers. Fixed, so that results do not depend on the number of threads.
+constexpr int64_t kSplit = 512;
+
+void check(const lluda_attention &b) {
+    require(b.hidden >= 1, "hidden", b.hidden, "1 or more");
+    require(b.kv_heads >= 1 && b.heads >= 1 && b.heads % b.kv_heads == 0, "heads", b.heads, "a multiple of kv_heads");
+    require(b.head_dim >= 2 && b.head_dim % 2 == 0, "head_dim", b.head_dim, "even");
+    require(b.window >= 0, "window", b.window, "0 or more");
+    require(b.norm, "norm must not be NULL");
+    require(b.cache_dtype == LLUDA_DTYPE_F32 || b.cache_dtype == LLUDA_DTYPE_BF16, "cache_dtype", b.cache_dtype,
+            "F32 or BF16");
+    check_weight(b.q, "q", b.heads * b.head_dim, b.hidden);
+    check_weight(b.k, "k", b.kv_heads * b.head_dim, b.hidden);
+    check_weight(b.v, "v", b.kv_heads * b.head_dim, b.hidden);
+    check_weight(b.o, "o", b.hidden, b.heads * b.head_dim);
+}
+
+void check_cache(const lluda_attention &b, int64_t rows, const lluda_cache_row *cache) {
+    require(cache, "cache must not be NULL");
+    for (int64_t r = 0; r < rows; ++r) {
+        require(cache[r].keys && cache[r].values, "a cache row's keys and values must not be NULL");
+        require(cache[r].position >= 0, "a cache row's position", cache[r].position, "0 or more");
+        require(b.kv_heads == 1 || cache[r].head_stride / b.head_dim > cache[r].position, "a cache row's head_stride",
+                cache[r].head_stride, "at least (position + 1) * head_dim");
+    }
+}
+
+// One call's work on one block.
+class AttentionJob {
+public:
+    AttentionJob(Session &session, const lluda_attention &b, int rows, float *x, int64_t x_stride, const float *cos,
+                 const float *sin, const lluda_cache_row *cache)
+        : b_(b), rows_(rows), x_(x), x_stride_(x_stride), cos_(cos), sin_(sin), cache_(cache),
+          group_(b.heads / b.kv_heads), query_width_(b.heads * b.head_dim), key_width_(b.kv_heads * b.head_dim),
+          input_(session, rows, b.hidden), mixed_(session, rows, query_width_), projections_(session.threads()),
+          output_(session.threads()) {
+        const int lanes = session.threads();
+        normed_ = session.allocate<float>(rows * b.hidden);
+        query_ = session.allocate<float>(rows * query_width_);
+        key_ = session.allocate<float>(rows * key_width_);
+        value_ = session.allocate<float>(rows * key_width_);
+        workspace_floats_ = kernels().attend_workspace(static_cast<int>(group_), b.head_dim);
+        workspace_ = session.allocate<float>(workspace_floats_ * lanes);
+        plan_splits();
+        partial_ = session.allocate<float>(items_ * group_ * b.head_dim);
+        top_ = session.allocate<float>(items_ * group_);
+        total_ = session.allocate<float>(items_ * group_);
+
+        projections_.add(*b.q, input_, rows, Store::kFloat, query_, query_width_);
+        projections_.add(*b.k, input_, rows, Store::kFloat, key_, key_width_);
+        projections_.add(*b.v, input_, rows, Store::kFloat, value_, key_width_);
+        projections_.share(lanes);
+        heads_split_.reset(rows * (b.heads + 2 * b.kv_heads), lanes);
+        attend_split_.reset(items_, lanes);
+        output_.add(*b.o, mixed_, rows, Store::kAdd, x, x_stride, b.output_scale);
+        output_.share(lanes);
+    }
+
+    void operator()(Lane &lane) {
+        norm_and_prepare(lane, rows_, x_, x_stride_, b_.norm, b_.norm_eps, normed_, input_);
+        lane.barrier();
+        projections_.run(lane);
+        lane.barrier();
+        for (int64_t head, end; heads_split_.take(lane.index, head, end);)
+            for (; head < end; ++head) rotate_or_store(head);
+        lane.barrier();
+        for (int64_t item, end; attend_split_.take(lane.index, item, end);)
+            for (; item < end; ++item) attend(item, workspace_ + lane.index * workspace_floats_);
+        lane.barrier();
+        for (int r = lane.index; r < rows_; r += lane.count) {
+            float *row = query_ + r * query_width_;  // the queries are done with
+            for (int64_t kv_head = 0; kv_head < b_.kv_heads; ++kv_head)
+                for (int64_t q = 0; q < group_; ++q) merge(r, kv_head, q, row + (kv_head * group_ + q) * b_.head_dim);
+            kernels().prepare_f32(row, query_width_, mixed_.row(r));
+        }
+        lane.barrier();
+        output_.run(lane);
+    }
+
+private:
+    int64_t first_position(int row) const {
+        const int64_t position = cache_[row].position;
+        return b_.window > 0 ? std::max<int64_t>(0, position + 1 - b_.window) : 0;
+    }
+
+    // Items of row r: splits x kv heads from first_item_[r] on, kv heads fastest, so that lanes share them evenly.
+    void plan_splits() {
+        items_ = 0;
+        for (int r = 0; r < rows_; ++r) {
+            const int64_t positions = cache_[r].position + 1 - first_position(r);
+            splits_[r] = (positions + kSplit - 1) / kSplit;
+            first_item_[r] = items_;
+            items_ += splits_[r] * b_.kv_heads;
+        }
+        first_item_[rows_] = items_;
+    }
+
+    void *in_cache(void *base, int row, int64_t kv_head, int64_t position) const {
+        const int64_t element = b_.cache_dtype == LLUDA_DTYPE_BF16 ? 2 : 4;
+        return static_cast<std::byte *>(base) + (kv_head * cache_[row].head_stride + position * b_.head_dim) * element;
+    }
+
+    void write(const float *head, void *target) const {
+        if (b_.cache_dtype == LLUDA_DTYPE_BF16) {
+            kernels().to_bf16(head, b_.head_dim, static_cast<uint16_t *>(target));
+        } else {
+            std::copy(head, head + b_.head_dim, static_cast<float *>(target));
+        }
+    }
+
+    // Queries are rotated, rounded and scaled in place; keys are rotated into the cache; values go there as they are.
+    void rotate_or_store(int64_t item) {
+        const int64_t per_row = b_.heads + 2 * b_.kv_heads;
+        const int row = static_cast<int>(item / per_row);
+        const float *cos = cos_ + row * (b_.head_dim / 2), *sin = sin_ + row * (b_.head_dim / 2);
+        const lluda_cache_row &place = cache_[row];
+        int64_t head = item % per_row;
+        if (head < b_.heads) {
+            float *query = query_ + row * query_width_ + head * b_.head_dim;
+            kernels().rotate(query, b_.q_norm, b_.qk_norm_eps, cos, sin, b_.head_dim);
+            if (b_.cache_dtype == LLUDA_DTYPE_BF16) kernels().round_to_bf16(query, b_.head_dim);
+            kernels().scale(query, b_.head_dim, 1.0f / std::sqrt(static_cast<float>(b_.head_dim)));
+        } else if ((head -= b_.heads) < b_.kv_heads) {
+            float *key = key_ + row * key_width_ + head * b_.head_dim;
+            kernels().rotate(key, b_.k_norm, b_.qk_norm_eps, cos, sin, b_.head_dim);
+            write(key, in_cache(place.keys, row, head, place.position));
+        } else {
+            head -= b_.kv_heads;
+            write(value_ + row * key_width_ + head * b_.head_dim, in_cache(place.values, row, head, place.position));
+        }
+    }
+
+    void attend(int64_t item, float *workspace) {
+        int row = 0;
+        while (first_item_[row + 1] <= item) ++row;
+        const int64_t within = item - first_item_[row], split = within / b_.kv_heads, kv_head = within % b_.kv_heads;
+        const int64_t begin = first_position(row) + split * kSplit;
+        AttendTask task;
+        task.query = query_ + row * query_width_ + kv_head * group_ * b_.head_dim;
+        task.keys = in_cache(cache_[row].keys, row, kv_head, 0);
+        task.values = in_cache(cache_[row].values, row, kv_head, 0);
+        task.head_dim = b_.head_dim;
+        task.begin = begin;
+        task.end = std::min(begin + kSplit, cache_[row].position + 1);
+        task.group = static_cast<int>(group_);
+        task.cache_is_bf16 = b_.cache_dtype == LLUDA_DTYPE_BF16;
+        task.workspace = workspace;
+        task.out = partial_ + item * group_ * b_.head_dim;
+        task.top = top_ + item * group_;
+        task.total = total_ + item * group_;
+        kernels().attend(task);
+    }
+
+    // One head's result from its splits: sums under different maxima are brought under the largest.
+    void merge(int row, int64_t kv_head, int64_t q, float *out) const {
+        const auto at = [&](int64_t split) { return (first_item_[row] + split * b_.kv_heads + kv_head) * group_ + q; };
+        float top = top_[at(0)], total = 0.0f;
+        for (int64_t s = 1; s < splits_[row]; ++s) top = std::max(top, top_[at(s)]);
+        std::fill(out, out + b_.head_dim, 0.0f);
+        for (int64_t s = 0; s < splits_[row]; ++s) {
+            const float factor = top_[at(s)] == top ? 1.0f : kernels().exponential(top_[at(s)] - top);
+            total += factor * total_[at(s)];
+            kernels().add_scaled(out, partial_ + at(s) * b_.head_dim, nullptr, factor, b_.head_dim);
+        }
+        kernels().scale(out, b_.head_dim, 1.0f / total);
+    }
+
+    const lluda_attention &b_;
+    const int rows_;
+    float *const x_;
+    const int64_t x_stride_;
+    const float *const cos_, *const sin_;
+    const lluda_cache_row *const cache_;
+    const int64_t group_, query_width_, key_width_;
+    const PreparedRows input_, mixed_;
+    Products projections_, output_;
+    WorkSplit heads_split_, attend_split_;
+    float *normed_, *query_, *key_, *value_, *workspace_, *partial_, *top_, *total_;
+    int64_t workspace_floats_, items_;
+    int64_t splits_[kMaxRows], first_item_[kMaxRows + 1];
+};
+
+}  // namespace
+
+int lluda_attention_block(const lluda_attention *block, int64_t rows, float *x, int64_t x_stride, const float *cos,
+                          const float *sin, const lluda_cache_row *cache) {
+    return guarded([&] {
+        require(block, "block must not be NULL");
+        check(*block);
+        check_rows(rows, x, x_stride, block->hidden);
+        if (rows == 0) return;
+        require(cos && sin, "cos and sin must not be NULL");
+        check_cache(*block, rows, cache);
+        Session session;
+        AttentionJob job(session, *block, static_cast<int>(rows), x, x_stride, cos, sin, cache);
+        session.run(job);
+    });
+}

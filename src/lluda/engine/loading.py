@@ -1,0 +1,156 @@
+"""From a model's name to its network in memory: what to open, how to load it, and whether it fits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lluda.backends import select_backend
+from lluda.backends.base import ComputeBackend
+from lluda.backends.blocks import Parameters, Weight
+from lluda.config import DTypeName, ModelConfig, resolve_dtype
+from lluda.config_reader import ConfigReader
+from lluda.engine.generation import PREFILL_CHUNK
+from lluda.engine.kv_cache import CacheOptions, Strategy
+from lluda.engine.memory_plan import MemoryPlan, plan_memory
+from lluda.errors import InvalidRequest, LimitExceeded
+from lluda.inputs.chat_template import ChatTemplate
+from lluda.inputs.tokenizer import Tokenizer
+from lluda.models.causal_lm import CausalLM, causal_lm_parameters
+from lluda.parameters import ParameterSpec
+from lluda.weights.checkpoint import open_checkpoint, read_config, read_generation_config, read_gguf_metadata
+from lluda.weights.hub import resolve_model
+from lluda.weights.loader import CheckTensors, LoadReport, Progress, load_tensors
+
+DEFAULT_CONTEXT = 8192
+"""Positions a sequence may have where ``max_context`` is not given and the model allows more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How to load. ``dtype``: auto (as released), bf16, f32, f64. ``device``: any torch device. ``backend``: auto or a
+    name. ``max_context``: positions a sequence may have (default: the model's limit, at most 8192). ``kv_cache``:
+    growing or preallocated; ``kv_dtype``: auto (as dtype), bf16, f32. ``threads``: torch's CPU threads.
+    ``check_tensors``: look at every value, and warn, fail, or off. ``allow_*`` accept what is refused by default."""
+
+    dtype: str = "auto"
+    device: str = "cpu"
+    backend: str = "auto"
+    max_context: int | None = None
+    kv_cache: Strategy = "growing"
+    kv_dtype: str = "auto"
+    prefill_chunk: int = PREFILL_CHUNK
+    threads: int | None = None
+    check_tensors: CheckTensors = "warn"
+    allow_unexpected: bool = False
+    allow_unknown_config: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("max_context", self.max_context), ("threads", self.threads)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InvalidRequest(f"{name} must be a positive integer, not {value!r:.80}")
+        if self.prefill_chunk < 1:
+            raise InvalidRequest(f"prefill_chunk must be a positive integer, not {self.prefill_chunk}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """What a checkpoint says of itself, before any weight is touched."""
+
+    path: Path
+    config: ModelConfig
+    generation_config: Mapping[str, Any]
+
+    @classmethod
+    def find(cls, name_or_path: str | os.PathLike[str], *, allow_unknown_config: bool = False) -> ModelFiles:
+        """Resolve a folder, .gguf file or hub name ``org/name[@revision]`` and read its configs."""
+        path = resolve_model(name_or_path)
+        config = ModelConfig.from_hf(read_config(path), _config_name(path), allow_unknown=allow_unknown_config)
+        return cls(path, config, read_generation_config(path))
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """End-of-text ids: generation_config.json's where it names some, else config.json's."""
+        reader = ConfigReader(self.generation_config, str(self.path / "generation_config.json"))
+        return reader.token_ids("eos_token_id") or self.config.eos_token_ids
+
+    def plan(self, options: LoadOptions) -> MemoryPlan:
+        """The memory this model will take under ``options``."""
+        context, dtype = self.context(options), resolve_dtype(options.dtype, self.config.dtype)
+        return plan_memory(
+            causal_lm_parameters(self.config.text),
+            self.config.text,
+            dtype=dtype,
+            kv_bytes=self.cache_options(options, dtype).bytes_for(self.config.text, context),
+            context=context,
+            prefill_rows=min(options.prefill_chunk, context),
+            device=options.device,
+        )
+
+    def context(self, options: LoadOptions) -> int:
+        """Positions a sequence may have. LimitExceeded if more are asked for than the model was made for."""
+        limit = self.config.text.max_position_embeddings
+        if options.max_context is None:
+            return min(limit, DEFAULT_CONTEXT)
+        if options.max_context > limit:
+            raise LimitExceeded(f"max_context {options.max_context} exceeds the model's {limit} positions")
+        return options.max_context
+
+    def cache_options(self, options: LoadOptions, dtype: DTypeName) -> CacheOptions:
+        """The KV cache under ``options``."""
+        kv_dtype = dtype if options.kv_dtype == "auto" else options.kv_dtype
+        return CacheOptions(self.context(options), options.kv_cache, kv_dtype)
+
+
+def load_network(
+    files: ModelFiles, options: LoadOptions, progress: Progress | None = None
+) -> tuple[CausalLM, LoadReport]:
+    """Plan, choose the backend, load. Nothing is allocated for a model that does not fit.
+
+    Errors as :func:`lluda.engine.model.load`.
+    """
+    files.plan(options).require_fit()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    dtype = resolve_dtype(options.dtype, files.config.dtype)
+    backend = select_backend(options.backend, options.device, dtype)
+    placed, report = load_tensors(
+        open_checkpoint(files.path),
+        causal_lm_parameters(files.config.text),
+        place=lambda spec, values: _place(backend, spec, values),
+        allow_unexpected=options.allow_unexpected,
+        check=options.check_tensors,
+        progress=progress,
+    )
+    return CausalLM(files.config.text, Parameters(placed), backend), report
+
+
+def _place(backend: ComputeBackend, spec: ParameterSpec, values: Tensor) -> tuple[Weight | Tensor, bool]:
+    if spec.role in ("matrix", "embedding"):
+        return backend.matrix(values)
+    vector = backend.vector(values)
+    return vector, vector is values
+
+
+def _config_name(path: Path) -> str:
+    return str(path if path.suffix == ".gguf" else path / "config.json")
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a model folder or .gguf file."""
+    return (
+        Tokenizer.from_gguf(read_gguf_metadata(path), path) if path.suffix == ".gguf" else Tokenizer.from_folder(path)
+    )
+
+
+def load_chat_template(path: Path) -> ChatTemplate | None:
+    """The chat template of a model folder or .gguf file; None if it has none."""
+    if path.suffix == ".gguf":
+        return ChatTemplate.from_gguf(read_gguf_metadata(path), path)
+    return ChatTemplate.from_folder(path)

@@ -1,0 +1,21 @@
+"""Text files that others wrote (merges.txt, chat_template.jinja): regular, bounded, UTF-8."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lluda.errors import CorruptFile
+from lluda.json_file import decode_utf8
+from lluda.mapped_file import open_regular
+
+
+def read_text(path: Path, max_bytes: int) -> str:
+    """The text of ``path``. CorruptFile: over ``max_bytes``, not UTF-8, a byte order mark, or not a regular file.
+    ModelNotFound: absent or not permitted."""
+    descriptor, _ = open_regular(path)
+    with os.fdopen(descriptor, "rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise CorruptFile(path, "the file is too large", expected=f"at most {max_bytes} bytes")
+    return decode_utf8(data, path)

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lluda.bench.weight_traffic import weights_per_step
+from lluda.config import ModelConfig
+from lluda.models.causal_lm import causal_lm_parameters
+from tests.conftest import TINY_MIXED, TINY_MOE, TINY_QWEN3
+
+
+def stored(raw: dict[str, Any]) -> int:
+    return sum(spec.elements for spec in causal_lm_parameters(ModelConfig.from_hf(raw).text) if spec.tied_to is None)
+
+
+def test_a_tied_dense_model_reads_all_it_stores_and_one_embedding_row() -> None:
+    assert weights_per_step(ModelConfig.from_hf(TINY_QWEN3).text) == stored(TINY_QWEN3) + 64
+
+
+def test_an_untied_model_does_not_read_its_embedding() -> None:
+    raw = TINY_QWEN3 | {"tie_word_embeddings": False}
+    assert weights_per_step(ModelConfig.from_hf(raw).text) == stored(raw) - 512 * 64 + 64
+
+
+def test_only_chosen_experts_are_read() -> None:
+    for raw, sparse_layers in ((TINY_MOE, 3), (TINY_MIXED, 2)):
+        not_chosen = sparse_layers * (8 - 2) * 3 * 48 * 64
+        expected = stored(raw) - 512 * 64 + 64 - not_chosen
+        assert abs(weights_per_step(ModelConfig.from_hf(raw).text) - expected) < 1e-6
+
+
+def test_released_sizes(released_config: Callable[[str], dict[str, Any]]) -> None:
+    dense = weights_per_step(ModelConfig.from_hf(released_config("Qwen3-0.6B")).text)
+    assert 0.59e9 < dense < 0.6e9
+    sparse = weights_per_step(ModelConfig.from_hf(released_config("Qwen3-30B-A3B")).text)
+    assert 2.8e9 < sparse < 3.4e9, "the A3B of its name, less the embedding"

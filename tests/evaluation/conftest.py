@@ -1,0 +1,72 @@
+"""Synthesised checkpoints of small configs, and a way to damage what lluda reads of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lluda.config import ModelConfig
+from lluda.engine.loading import LoadOptions, ModelFiles
+from lluda.evaluation.validation import Validation, ValidationRequest
+from lluda.evaluation.validation_run import random_ids, validate
+from lluda.models.causal_lm import causal_lm_parameters
+from lluda.weights.synth import synthesize
+from tests.conftest import TINY_LLAMA, TINY_MIXED, TINY_MOE, TINY_QWEN3
+
+TINY = {"qwen3": TINY_QWEN3, "moe": TINY_MOE, "llama": TINY_LLAMA, "mixed": TINY_MIXED}
+# Every expert is chosen by every row, so that a BF16 rounding cannot change the choice and hide the arithmetic.
+TINY_ALL_EXPERTS = TINY_MIXED | {"num_experts": 4, "num_experts_per_tok": 4}
+
+
+def write_checkpoint(folder: Path, raw: dict[str, Any], seed: int = 0) -> Path:
+    synthesize(causal_lm_parameters(ModelConfig.from_hf(raw).text), folder, config=raw, seed=seed)
+    return folder
+
+
+def run_validation(path: Path, dtype: str = "f32", *, tokens: int = 40, seed: int = 0, **request: Any) -> Validation:
+    files = ModelFiles.find(path)
+    ids = random_ids(files.config.text.vocab_size, tokens, seed)
+    return validate(files, LoadOptions(dtype=dtype), ValidationRequest(ids=ids, source="random", **request))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Path]:
+    """The folder of a checkpoint of a config, made once."""
+    pytest.importorskip("transformers", reason="transformers is the reference here")
+    made: dict[str, Path] = {}
+
+    def folder(raw: dict[str, Any]) -> Path:
+        key = repr(sorted(raw.items()))
+        if key not in made:
+            made[key] = write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model", raw)
+        return made[key]
+
+    return folder
+
+
+@pytest.fixture
+def damage(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[torch.Tensor], Any]], None]:
+    """Change one tensor as lluda reads it, while the reference reads the file as it is."""
+    from lluda.engine import loading
+    from lluda.weights.shards import FolderCheckpoint
+
+    class Damaged(FolderCheckpoint):
+        name: str
+        change: Callable[[torch.Tensor], Any]
+
+        def tensor(self, name: str) -> torch.Tensor:
+            values = super().tensor(name)
+            if name == self.name:
+                values = values.clone()
+                type(self).change(values)
+            return values
+
+    def install(name: str, change: Callable[[torch.Tensor], Any]) -> None:
+        Damaged.name, Damaged.change = name, staticmethod(change)
+        monkeypatch.setattr(loading, "open_checkpoint", Damaged)
+
+    return install

@@ -1,0 +1,104 @@
+"""Real weights: SmolLM2-135M-Instruct, whose .gguf both transformers and llama.cpp read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import lluda
+from lluda.engine.loading import LoadOptions, ModelFiles, load_tokenizer
+from lluda.evaluation.sample_text import SAMPLE_TEXT
+from lluda.evaluation.transformers_reference import TransformersReference
+from lluda.evaluation.validation import ValidationRequest
+from lluda.evaluation.validation_run import validate
+
+PROMPTS = (
+    "The capital of France is",
+    "Once upon a time, in a small village by the sea,",
+    "def fibonacci(n):\n",
+    "Water boils at",
+    "The three primary colours are",
+    "Dear Sir or Madam,\n\nI am writing to",
+    "1, 1, 2, 3, 5, 8,",
+    "Q: Why is the sky blue?\nA:",
+    "To make bread you need",
+    "In 1969, the first",
+    "The quick brown fox",
+    "import numpy as np\n\n",
+    "Photosynthesis is the process by which",
+    "She opened the letter and",
+    "¿Dónde está la biblioteca?",
+    "Le chat est assis sur",
+    "The square root of 144 is",
+    "Roses are red,",
+    "A haiku about rain:\n",
+    "The largest planet in the solar system",
+)
+TOKENS = 48
+
+
+def run(path, dtype: str, text: str, **request):
+    files = ModelFiles.find(path)
+    ids = tuple(load_tokenizer(path).encode(text, allow_special=False))
+    return validate(files, LoadOptions(dtype=dtype), ValidationRequest(ids=ids, source="a text", **request))
+
+
+@pytest.mark.slow
+def test_greedy_text_of_20_prompts_is_that_of_transformers_in_float32(smollm2):
+    pytest.importorskip("transformers")
+    model = lluda.load(smollm2, dtype="f32")
+    ours = model.generate(list(PROMPTS), temperature=0.0, max_tokens=TOKENS)
+    prompts = [model.tokenizer.encode(prompt, allow_special=False) for prompt in PROMPTS]
+    tokenizer = model.tokenizer
+    del model
+    reference = TransformersReference(smollm2, "f32").model
+    for prompt, ids, completion in zip(PROMPTS, prompts, ours, strict=True):
+        output = reference.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=TOKENS, pad_token_id=0)
+        theirs = output[0, len(ids) :].tolist()
+        assert list(completion.token_ids) == theirs, prompt
+        assert completion.text == tokenizer.decode(theirs), prompt
+
+
+def test_float32_logits_of_real_text_are_those_of_transformers(smollm2):
+    pytest.importorskip("transformers")
+    validation = run(smollm2, "f32", SAMPLE_TEXT[:200], greedy=8, float64=False, rows_per_step=16)
+    assert validation.passed, [bar.describe() for bar in validation.bars]
+    assert validation.first_divergence is None
+    assert max(stage.relative_error for stage in validation.stages) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [512, 1], ids=["one prefill", "token by token"])
+def test_float32_over_64_tokens(smollm2, rows):
+    validation = run(smollm2, "f32", SAMPLE_TEXT[:300], greedy=64, rows_per_step=rows)
+    assert len(validation.request.ids) >= 60
+    assert validation.passed, [bar.describe() for bar in validation.bars]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [512, 1], ids=["one prefill", "token by token"])
+def test_bf16_is_no_further_from_float64_than_transformers(smollm2, rows):
+    """Real text in three parts, in the place of three seeds."""
+    third = len(SAMPLE_TEXT) // 3
+    parts = [SAMPLE_TEXT[start : start + third] for start in (0, third, 2 * third)]
+    distances = [run(smollm2, "bf16", part, greedy=0, rows_per_step=rows).logits.error_to_float64 for part in parts]
+    assert sum(d.lluda for d in distances) <= sum(d.reference for d in distances)
+
+
+def test_logits_of_real_text_are_llama_cpps(smollm2):
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (requirements/peers.txt)")
+    validation = run(smollm2, "f32", SAMPLE_TEXT, reference="llama.cpp", greedy=0)
+    assert validation.passed, [bar.describe() for bar in validation.bars]
+    assert validation.logits.argmax_agreement >= 0.9
+    assert validation.document()["error_to_float64"] is None
+
+
+def test_llama_cpp_notices_a_model_that_reads_the_text_one_token_late(smollm2, monkeypatch):
+    """The bars for llama.cpp are wider than float32's; wrong positions must still fail them."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (requirements/peers.txt)")
+    from lluda.layers.rotary import Rotary
+
+    call = Rotary.__call__
+    monkeypatch.setattr(Rotary, "__call__", lambda rotary, positions: call(rotary, positions * 2))
+    validation = run(smollm2, "f32", SAMPLE_TEXT, reference="llama.cpp", greedy=0)
+    assert validation.passed is False

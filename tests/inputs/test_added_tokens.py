@@ -1,0 +1,73 @@
+"""Finding added tokens, and disarming their spellings in a user's text."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from lluda.inputs.added_tokens import AddedToken, AddedTokens
+
+MARK = "\ufdd0"
+TOKENS = AddedTokens(
+    [
+        AddedToken(1, "<a>", special=True),
+        AddedToken(2, "a>b", special=True),
+        AddedToken(3, "<a><a>", special=False),
+        AddedToken(4, "#", special=True),
+        AddedToken(5, "<n>", special=False, normalized=True),
+    ],
+    str,
+)
+texts = st.lists(st.sampled_from(["<a>", "a>b", "<", "a", ">", "b", "#", "<n>", "n", " x"]), max_size=12).map("".join)
+
+
+@given(texts)
+def test_split_loses_nothing(text):
+    pieces = list(TOKENS.split(text))
+    assert "".join(TOKENS.by_id[piece].text if isinstance(piece, int) else piece for piece in pieces) == text
+    assert "" not in pieces
+
+
+def test_split_takes_the_leftmost_and_there_the_longest():
+    assert list(TOKENS.split("x<a><a>b#")) == ["x", 3, "b", 4]
+    assert list(TOKENS.split("<a>b")) == [1, "b"]
+    assert list(TOKENS.split("<n")) == ["<n"]
+
+
+@given(texts)
+def test_a_disarmed_text_has_no_token_and_keeps_its_characters(text):
+    disarmed = TOKENS.disarm(text, MARK, special_only=False)
+    assert "".join(TOKENS.split(disarmed, MARK)).replace(MARK, "") == text
+
+
+@given(st.lists(texts, max_size=4))
+def test_disarmed_texts_joined_still_have_no_token(parts):
+    joined = "".join(TOKENS.disarm(part, MARK, special_only=False) for part in parts)
+    assert "".join(TOKENS.split(joined, MARK)).replace(MARK, "") == "".join(parts)
+
+
+@given(texts, st.sampled_from([1, 2, 3, 4, 5]))
+def test_tokens_around_a_disarmed_text_keep_their_meaning(text, number):
+    assume(text)  # two tokens side by side may be a third
+    token = TOKENS.by_id[number].text
+    pieces = list(TOKENS.split(token + TOKENS.disarm(text, MARK, special_only=False) + token, MARK))
+    assert pieces[0] == pieces[-1] == number
+    assert "".join(pieces[1:-1]).replace(MARK, "") == text
+
+
+@given(texts)
+def test_special_only_leaves_just_the_others(text):
+    found = {piece for piece in TOKENS.split(TOKENS.disarm(text, MARK, special_only=True), MARK) if type(piece) is int}
+    assert not found & TOKENS.special_ids
+
+
+def test_ordinary_text_is_not_touched():
+    assert TOKENS.disarm("plain a > b, <b>", MARK, special_only=False) == "plain a > b, <b>"
+
+
+@pytest.mark.parametrize("text", ["<think>", "a <think> b"])
+def test_tokens_that_are_not_special_keep_their_meaning(text):
+    tokens = AddedTokens([AddedToken(1, "<think>", special=False), AddedToken(2, "<|e|>", special=True)], str)
+    assert tokens.disarm(text, MARK, special_only=True) == text
+    assert 1 in tokens.split(tokens.disarm(text, MARK, special_only=True), MARK)
