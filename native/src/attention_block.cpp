@@ -118,7 +118,7 @@ private:
         }
     }
 
-    // Queries are rotated, rounded and scaled in place; keys are rotated into the cache; values go there as they are.
+    // Queries are rotated and rounded in place; keys are rotated into the cache; values go there as they are.
     void rotate_or_store(int64_t item) {
         const int64_t per_row = b_.heads + 2 * b_.kv_heads;
         const int row = static_cast<int>(item / per_row);
@@ -129,7 +129,6 @@ private:
             float *query = query_ + row * query_width_ + head * b_.head_dim;
             kernels().rotate(query, b_.q_norm, b_.qk_norm_eps, cos, sin, b_.head_dim);
             if (b_.cache_dtype == LLUDA_DTYPE_BF16) kernels().round_to_bf16(query, b_.head_dim);
-            kernels().scale(query, b_.head_dim, 1.0f / std::sqrt(static_cast<float>(b_.head_dim)));
         } else if ((head -= b_.heads) < b_.kv_heads) {
             float *key = key_ + row * key_width_ + head * b_.head_dim;
             kernels().rotate(key, b_.k_norm, b_.qk_norm_eps, cos, sin, b_.head_dim);
@@ -154,6 +153,7 @@ private:
         task.end = std::min(begin + kSplit, cache_[row].position + 1);
         task.group = static_cast<int>(group_);
         task.cache_is_bf16 = b_.cache_dtype == LLUDA_DTYPE_BF16;
+        task.scale = 1.0f / std::sqrt(static_cast<float>(b_.head_dim));
         task.workspace = workspace;
         task.out = partial_ + item * group_ * b_.head_dim;
         task.top = top_ + item * group_;

@@ -27,13 +27,14 @@ struct LinearTask {
 
 // One key-value head of one row over positions begin .. end-1.
 struct AttendTask {
-    const float *query;  // [group, head_dim], already scaled
+    const float *query;  // [group, head_dim]; rounded to BF16 where the cache is
     const void *keys;    // position 0 of this head
     const void *values;
     std::int64_t head_dim;
     std::int64_t begin, end;
     int group;
     bool cache_is_bf16;
+    float scale;  // of the scores
     float *workspace;     // attend_workspace floats
     float *out;           // [group, head_dim]: sum of exp(score - top) * value
     float *top;           // [group]

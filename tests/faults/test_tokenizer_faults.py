@@ -48,7 +48,7 @@ BROKEN_JSON = {
     "deep": b'{"a":' * 100_000,
     "a key twice": b'{"model": {}, "model": {}}',
     "a long number": b'{"model": ' + b"9" * 10_000 + b"}",
-    "of the wrong types": b'{"model": [], "added_tokens_decoder": [], "a": "b"}',
+    "of the wrong types": b'{"tokenizer_class": "Qwen2Tokenizer", "model": [], "added_tokens_decoder": [], "a": "b"}',
     "a page of an error": b"<!DOCTYPE html><html></html>",
 }
 

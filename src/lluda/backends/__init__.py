@@ -1,4 +1,4 @@
-"""Choosing a backend: once, at load, by name. Nothing falls back silently."""
+"""Choosing a backend: once, at load, by name. Nothing falls back silently: what was chosen, and why, is printed."""
 
 from __future__ import annotations
 
@@ -6,21 +6,50 @@ import torch
 
 from lluda.backends.base import ComputeBackend, Precision
 from lluda.backends.reference import ReferenceBackend
-from lluda.errors import InvalidRequest
+from lluda.errors import InvalidRequest, NativeLibraryError
 
-BACKENDS: dict[str, type[ComputeBackend]] = {"reference": ReferenceBackend}
+BACKENDS = ("cpu", "reference")
+WEIGHT_FORMATS = ("bf16", "packed")
 
 
-def select_backend(name: str, device: str, dtype: str) -> ComputeBackend:
-    """The backend ``name`` (``auto``: the fastest that runs here) on a torch device, computing in ``dtype``
-    (bf16, f32, f64). Raises InvalidRequest for a name or device there is not."""
-    chosen = "reference" if name == "auto" else name
-    if chosen not in BACKENDS:
+def select_backend(name: str, device: str, dtype: str, weights: str = "bf16") -> ComputeBackend:
+    """The backend ``name`` on a torch device, computing in ``dtype`` (bf16, f32, f64), holding matrices as ``weights``.
+
+    ``auto`` is the cpu backend where it applies (BF16 on the CPU, native library built), else the reference, which
+    then says why. ``packed`` weights need the cpu backend.
+
+    Raises:
+        InvalidRequest: a name, device or format there is not, or a combination that does not go together.
+        NativeLibraryError: the cpu backend was asked for and its library cannot be used.
+    """
+    if name != "auto" and name not in BACKENDS:
         raise InvalidRequest(f"backend {name!r} does not exist; choose one of auto, {', '.join(BACKENDS)}")
+    if weights not in WEIGHT_FORMATS:
+        raise InvalidRequest(f"weights {weights!r} is not one of {', '.join(WEIGHT_FORMATS)}")
+    torch_device, precision = _device(device), Precision.of(dtype)
+    if name == "cpu" or weights == "packed":
+        if name == "reference":
+            raise InvalidRequest("packed weights need the cpu backend; leave out --backend reference")
+        return _cpu(torch_device, precision, weights)
+    if name == "reference" or torch_device.type != "cpu" or dtype != "bf16":
+        return ReferenceBackend(torch_device, precision)
+    try:
+        return _cpu(torch_device, precision, weights)
+    except NativeLibraryError as error:
+        return ReferenceBackend(torch_device, precision, remark=str(error))
+
+
+def _cpu(device: torch.device, precision: Precision, weights: str) -> ComputeBackend:
+    from lluda.backends.cpu import CpuBackend
+
+    return CpuBackend(device, precision, packed=weights == "packed")
+
+
+def _device(device: str) -> torch.device:
     try:
         torch_device = torch.device(device)
         torch.empty(1, device=torch_device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InvalidRequest(f"device {device!r} cannot be used: {reason}; choose cpu or a device torch sees") from None
-    return BACKENDS[chosen](torch_device, Precision.of(dtype))
+    return torch_device

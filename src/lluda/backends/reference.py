@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lluda.backends.base import ComputeBackend, RotaryTable
+from lluda.backends.base import ComputeBackend, Precision, RotaryTable
 from lluda.backends.blocks import DenseWeight, Norm, Segment, Weight
 
 _FORMATS = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
@@ -18,6 +18,14 @@ class ReferenceBackend(ComputeBackend):
     """Every primitive as torch writes it."""
 
     name = "reference"
+
+    def __init__(self, device: torch.device, precision: Precision, remark: str = "") -> None:
+        super().__init__(device, precision)
+        self._remark = remark
+
+    def describe(self) -> str:
+        """Also says why no faster backend was chosen, where one was wanted."""
+        return super().describe() + (f" ({self._remark})" if self._remark else "")
 
     def matrix(self, values: Tensor) -> tuple[Weight, bool]:
         """Zero-copy where the tensor is already in the compute dtype and on the device."""

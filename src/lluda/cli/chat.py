@@ -1,85 +1,138 @@
-"""``lluda chat``: a conversation in the terminal. Ctrl-C stops an answer; Ctrl-D or /exit ends."""
+"""``lluda chat``: a conversation in the terminal, or over a pipe, one line a turn."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from lluda.cli import options
-from lluda.cli.generate import load_model, rates
-from lluda.errors import InvalidRequest
+from lluda.cli.console import say
+from lluda.cli.generate import load_model, rates, require_text
+from lluda.errors import LimitExceeded, LludaError
 
 if TYPE_CHECKING:
     from lluda.engine.model import Conversation, Model
+    from lluda.engine.sampling_params import SamplingParams
 
-_HELP = "/reset forgets the conversation, /system TEXT starts anew with a system message, /exit or Ctrl-D ends"
+_COMMANDS = (
+    "/reset forgets the conversation, /system TEXT begins anew with a system message (none without TEXT), "
+    "/exit or Ctrl-D ends; Ctrl-C stops an answer; a line that begins with a space is no command"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
+    parser.epilog = f"Inside: {_COMMANDS}."
     options.add_model(parser, required=False)
-    parser.add_argument("--system", metavar="TEXT", help="a system message")
-    thinking = parser.add_mutually_exclusive_group()
-    thinking.add_argument("--thinking", dest="thinking", action="store_true", default=None, help="Qwen3 thinks first")
-    thinking.add_argument("--no-thinking", dest="thinking", action="store_false", help="Qwen3 answers at once")
+    options.add_conversation(parser)
     options.add_sampling(parser)
     options.add_loading(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read lines until the end of input. A refused request is reported and the conversation goes on."""
+    """Read lines until the end of input. A refused turn is reported and the conversation goes on without it."""
+    require_text(args.system or "", "--system")
+    params = options.sampling_params(args)
     model = load_model(options.model_or_demo(args.model), args)
-    if model.chat_template is None:
-        model.chat_prompt([])
-    print(f"lluda: {_HELP}", file=sys.stderr)
-    conversation = model.conversation(args.system)
-    while True:
+    chat = _Chat(model, params, args.system, args.thinking)
+    say(_COMMANDS)
+    _prepare_input()
+    while (line := _next_line()) is not None and chat.take(line):
+        pass
+    return 0
+
+
+class _Chat:
+    """The conversation and the commands that act on it. UnsupportedModel: the checkpoint has no chat template."""
+
+    def __init__(self, model: Model, params: SamplingParams, system: str | None, thinking: bool | None) -> None:
+        if model.chat_template is None:
+            model.chat_prompt([])  # refuses, with the remedy
+        self._model = model
+        self._params = params
+        self._system = system
+        self._thinking = thinking
+        self._conversation = self._begin()
+
+    def take(self, line: str) -> bool:
+        """Answer a line or obey it; False for the one that ends the chat."""
+        command, _, rest = line.rstrip().partition(" ")
+        match command:
+            case "/exit" | "/quit":
+                return False
+            case "/reset":
+                self._conversation = self._begin()
+                say("the conversation is forgotten")
+            case "/system":
+                self._system = rest.strip() or None
+                self._conversation = self._begin()
+                say("a new conversation with this system message" if self._system else "a new conversation without one")
+            case _ if command.startswith("/"):
+                say(f"{command:.40} is no command: {_COMMANDS}")
+            case _ if line.strip():
+                self._answer(line.strip())
+        return True
+
+    def _begin(self) -> Conversation:
+        return self._model.conversation(self._system)
+
+    def _answer(self, text: str) -> None:
+        """Stream one answer. One that Ctrl-C stops is part of the conversation as far as it came."""
         try:
-            line = _read_line()
-        except (EOFError, KeyboardInterrupt):
-            print(file=sys.stderr)
-            return 0
-        if line in ("/exit", "/quit"):
-            return 0
-        conversation = _handle(model, conversation, line, args)
+            require_text(text, "the line")
+            self._stream(text)
+        except KeyboardInterrupt:
+            print(flush=True)
+            say("stopped")
+        except LludaError as error:
+            remedy = "; /reset makes room" if isinstance(error, LimitExceeded) else ""
+            say(f"{error}{remedy}")
 
+    def _stream(self, text: str) -> None:
+        from lluda.engine.generation import Token
 
-def _read_line() -> str:
-    """The next line; the mark is shown on stderr so that stdout holds only answers."""
-    print("> ", end="", file=sys.stderr, flush=True)
-    return input().strip()
-
-
-def _handle(model: Model, conversation: Conversation, line: str, args: argparse.Namespace) -> Conversation:
-    command, _, rest = line.partition(" ")
-    if command == "/reset":
-        return model.conversation(args.system)
-    if command == "/system":
-        return model.conversation(rest.strip() or None)
-    if line.startswith("/"):
-        print(f"lluda: {_HELP}", file=sys.stderr)
-    elif line:
+        events = self._conversation.ask(text, self._params, enable_thinking=self._thinking)
         try:
-            _answer(conversation, line, args)
-        except InvalidRequest as error:
-            print(f"lluda: {' '.join(str(error).split())}", file=sys.stderr)
-    return conversation
+            for event in events:
+                if isinstance(event, Token):
+                    print(event.text, end="", flush=True)
+                else:
+                    print(flush=True)
+                    say(rates(self._model, event))
+        finally:
+            # The generator writes the turn into the conversation when it ends; not at some later collection.
+            events.close()  # type: ignore[attr-defined]
 
 
-def _answer(conversation: Conversation, text: str, args: argparse.Namespace) -> None:
-    from lluda.engine.generation import Token
+def _prepare_input() -> None:
+    """Bad bytes reach `require_text` instead of ending the chat; a terminal gets line editing and history."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    if _interactive():
+        with suppress(ImportError):  # not on every system
+            import readline  # noqa: F401
 
-    events = conversation.ask(text, enable_thinking=args.thinking, **options.sampling_options(args))
-    try:
-        for event in events:
-            if isinstance(event, Token):
-                print(event.text, end="", flush=True)
-            else:
-                print(flush=True)
-                print(rates(event), file=sys.stderr)
-    except KeyboardInterrupt:
-        print(flush=True)
-        print("lluda: stopped", file=sys.stderr)
-    finally:
-        events.close()  # type: ignore[attr-defined]
+
+def _interactive() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout is not None and sys.stdout.isatty()
+
+
+def _next_line() -> str | None:
+    """The next line without its end; None at the end of input. Ctrl-C drops what was typed and asks again.
+
+    The mark is shown to people only: on a pipe stdout holds nothing but answers.
+    """
+    while _interactive():
+        try:
+            return input("> ")
+        except EOFError:
+            print()
+            return None
+        except KeyboardInterrupt:
+            print()
+            say("/exit or Ctrl-D ends")
+    line = "" if sys.stdin is None else sys.stdin.readline()
+    return line.removesuffix("\n").removesuffix("\r") if line else None

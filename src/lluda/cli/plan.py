@@ -10,16 +10,17 @@ from lluda.cli import options
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    options.add_model(parser)
+    options.add_model_argument(parser)
+    options.add_unknown_config(parser)
     parser.add_argument("--json", action="store_true", help="one JSON document")
-    options.add_loading(parser)
+    options.add_memory(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; exit 2 (OutOfMemory) if it does not fit what is available."""
     from lluda.engine.loading import LoadOptions, ModelFiles
 
-    files = ModelFiles.find(args.model, allow_unknown_config=args.allow_unknown_config)
+    files = ModelFiles.find(options.model_argument(args), allow_unknown_config=args.allow_unknown_config)
     plan = files.plan(LoadOptions(**options.load_options(args)))
     if args.json:
         totals = {"parameters": plan.parameters, "weight_bytes": plan.weight_bytes, "total": plan.total}

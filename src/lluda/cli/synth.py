@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from lluda.cli import options
+from lluda.cli.console import byte_progress, say
+from lluda.errors import InvalidRequest, ModelNotFound
 
+_VOCABULARIES = ("tokenizer.json", "vocab.json")
 _TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
+    *_VOCABULARIES,
     "merges.txt",
+    "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.json",
     "chat_template.jinja",
-    "generation_config.json",
 )
-
 _CONFIG_DTYPES = {"bf16": "bfloat16", "f32": "float32"}
 
 
@@ -27,28 +26,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config_dir", type=Path, help="a folder with config.json (and tokenizer files, copied along)")
     parser.add_argument("out_dir", type=Path, help="the folder to make; must not hold anything")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change the config: text.num_hidden_layers=4"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change the config, as in text.num_hidden_layers=4 (may be repeated)",
     )
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="take tokenizer files from here instead")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", default="bf16", choices=("bf16", "f32"))
-    parser.add_argument("--shard-bytes", type=int, default=5_000_000_000, metavar="N", help="bytes of a shard at most")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random values (default 0)")
+    parser.add_argument("--dtype", default="bf16", choices=("bf16", "f32"), help="default bf16")
+    parser.add_argument(
+        "--shard-bytes", type=int, default=5_000_000_000, metavar="N", help="bytes of a shard at most (default 5e9)"
+    )
     parser.add_argument("--store-tied", action="store_true", help="store a tied lm_head as well, as released 0.6B does")
+    options.add_unknown_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the checkpoint and name its files."""
+    """Write the checkpoint and name its files on stdout."""
     from lluda.config import ModelConfig
     from lluda.models.causal_lm import causal_lm_parameters
     from lluda.weights.checkpoint import read_config
     from lluda.weights.synth import override_config, synthesize
 
+    if not args.config_dir.exists():
+        raise ModelNotFound(f"{args.config_dir}: no such folder; give one that holds a config.json")
     raw = override_config(read_config(args.config_dir), args.set)
-    raw["torch_dtype"] = _CONFIG_DTYPES[args.dtype]
-    config = ModelConfig.from_hf(raw, str(args.config_dir / "config.json"))
-    source = args.tokenizer or args.config_dir
-    extra = {name: source / name for name in _TOKENIZER_FILES if (source / name).is_file()}
-    with options.byte_progress("writing") as progress:
+    raw["dtype" if "dtype" in raw else "torch_dtype"] = _CONFIG_DTYPES[args.dtype]
+    source = str(args.config_dir / "config.json")
+    config = ModelConfig.from_hf(raw, source, allow_unknown=args.allow_unknown_config)
+    extra = _extra_files(args.config_dir, args.tokenizer)
+    with byte_progress("writing") as progress:
         files = synthesize(
             causal_lm_parameters(config.text),
             args.out_dir,
@@ -62,6 +70,16 @@ def run(args: argparse.Namespace) -> int:
         )
     for file in files:
         print(file)
-    if not any(name in extra for name in ("tokenizer.json", "vocab.json")):
-        print("lluda: no tokenizer in the config's folder: name one with --tokenizer to generate text", file=sys.stderr)
+    if not any(name in extra for name in _VOCABULARIES):
+        say("no tokenizer in the config's folder: name one with --tokenizer to generate text")
     return 0
+
+
+def _extra_files(config_dir: Path, tokenizer_dir: Path | None) -> dict[str, Path]:
+    """What is copied along: the config's generation_config.json, and tokenizer files of either folder."""
+    folder = config_dir if tokenizer_dir is None else tokenizer_dir
+    found = {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
+    if tokenizer_dir is not None and not any(name in found for name in _VOCABULARIES):
+        raise InvalidRequest(f"--tokenizer {tokenizer_dir}: holds neither {' nor '.join(_VOCABULARIES)}")
+    generation = config_dir / "generation_config.json"
+    return found | ({generation.name: generation} if generation.is_file() else {})

@@ -35,13 +35,15 @@ DEFAULT_CONTEXT = 8192
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
     """How to load. ``dtype``: auto (as released), bf16, f32, f64. ``device``: any torch device. ``backend``: auto or a
-    name. ``max_context``: positions a sequence may have (default: the model's limit, at most 8192). ``kv_cache``:
-    growing or preallocated; ``kv_dtype``: auto (as dtype), bf16, f32. ``threads``: torch's CPU threads.
-    ``check_tensors``: look at every value, and warn, fail, or off. ``allow_*`` accept what is refused by default."""
+    name. ``weights``: bf16 as stored, or packed to 12 bits without loss (cpu backend). ``max_context``: positions a
+    sequence may have (default: the model's limit, at most 8192). ``kv_cache``: growing or preallocated; ``kv_dtype``:
+    auto (as dtype), bf16, f32. ``threads``: CPU threads. ``check_tensors``: look at every value, and warn, fail, or off.
+    ``allow_*`` accept what is refused by default."""
 
     dtype: str = "auto"
     device: str = "cpu"
     backend: str = "auto"
+    weights: str = "bf16"
     max_context: int | None = None
     kv_cache: Strategy = "growing"
     kv_dtype: str = "auto"
@@ -119,7 +121,7 @@ def load_network(
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     dtype = resolve_dtype(options.dtype, files.config.dtype)
-    backend = select_backend(options.backend, options.device, dtype)
+    backend = select_backend(options.backend, options.device, dtype, options.weights)
     placed, report = load_tensors(
         open_checkpoint(files.path),
         causal_lm_parameters(files.config.text),

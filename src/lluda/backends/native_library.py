@@ -1,0 +1,219 @@
+"""The native kernel library behind the cpu backend: finding it, checking that it fits, calling it (native/include).
+
+A C interface through ctypes: no dependency on torch's C++ ABI, and calls release the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sysconfig
+from collections.abc import Callable
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+from torch import Tensor
+
+from lluda.errors import NativeLibraryError
+
+ABI_VERSION = 1
+MAX_ROWS = 16
+FORMAT_BF16, FORMAT_PACKED_BF16 = 0, 1
+DTYPE_F32, DTYPE_BF16 = 0, 1
+INCOMPRESSIBLE = 4
+ISAS = ("avx512bf16", "avx512", "avx2", "portable")
+
+_FILE_NAMES = ("liblluda_native.so", "liblluda_native.dylib")
+
+
+class WeightStruct(ctypes.Structure):
+    """``lluda_weight``."""
+
+    _fields_ = (
+        ("format", c_int32),
+        ("reserved", c_int32),
+        ("out_features", c_int64),
+        ("in_features", c_int64),
+        ("values", c_void_p),
+        ("bias", c_void_p),
+        ("exponents", c_void_p),
+        ("escape_rows", c_void_p),
+        ("escape_columns", c_void_p),
+        ("escape_values", c_void_p),
+    )
+
+
+class CacheRowStruct(ctypes.Structure):
+    """``lluda_cache_row``."""
+
+    _fields_ = (("keys", c_void_p), ("values", c_void_p), ("head_stride", c_int64), ("position", c_int64))
+
+
+class AttentionStruct(ctypes.Structure):
+    """``lluda_attention``."""
+
+    _fields_ = (
+        ("hidden", c_int64),
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("head_dim", c_int64),
+        ("window", c_int64),
+        ("norm", c_void_p),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("output_scale", c_void_p),
+        ("q", POINTER(WeightStruct)),
+        ("k", POINTER(WeightStruct)),
+        ("v", POINTER(WeightStruct)),
+        ("o", POINTER(WeightStruct)),
+        ("norm_eps", c_float),
+        ("qk_norm_eps", c_float),
+        ("cache_dtype", c_int32),
+        ("reserved", c_int32),
+    )
+
+
+class MlpStruct(ctypes.Structure):
+    """``lluda_mlp``."""
+
+    _fields_ = (
+        ("hidden", c_int64),
+        ("intermediate", c_int64),
+        ("norm", c_void_p),
+        ("output_scale", c_void_p),
+        ("gate", POINTER(WeightStruct)),
+        ("up", POINTER(WeightStruct)),
+        ("down", POINTER(WeightStruct)),
+        ("norm_eps", c_float),
+        ("reserved", c_int32),
+    )
+
+
+class MoeStruct(ctypes.Structure):
+    """``lluda_moe``."""
+
+    _fields_ = (
+        ("hidden", c_int64),
+        ("experts", c_int64),
+        ("intermediate", c_int64),
+        ("shared_intermediate", c_int64),
+        ("top_k", c_int64),
+        ("norm", c_void_p),
+        ("output_scale", c_void_p),
+        ("router", c_void_p),
+        ("gate", POINTER(WeightStruct)),
+        ("up", POINTER(WeightStruct)),
+        ("down", POINTER(WeightStruct)),
+        ("shared_gate", POINTER(WeightStruct)),
+        ("shared_up", POINTER(WeightStruct)),
+        ("shared_down", POINTER(WeightStruct)),
+        ("shared_expert_gate", c_void_p),
+        ("norm_eps", c_float),
+        ("normalise", c_int32),
+    )
+
+
+_STRUCTS = {
+    "lluda_weight": WeightStruct,
+    "lluda_cache_row": CacheRowStruct,
+    "lluda_attention": AttentionStruct,
+    "lluda_mlp": MlpStruct,
+    "lluda_moe": MoeStruct,
+}
+
+_SIGNATURES: dict[str, tuple[object, ...]] = {
+    "lluda_select_isa": (c_char_p,),
+    "lluda_set_threads": (c_int,),
+    "lluda_pack_size": (c_void_p, c_int64, c_int64, POINTER(c_int64)),
+    "lluda_pack": (c_void_p, c_int64, c_int64, c_void_p, c_int64),
+    "lluda_packed_view": (c_void_p, c_int64, POINTER(WeightStruct)),
+    "lluda_unpack": (POINTER(WeightStruct), c_void_p),
+    "lluda_embedding": (POINTER(WeightStruct), c_int64, c_void_p, c_void_p, c_int64),
+    "lluda_linear": (POINTER(WeightStruct), c_int64, c_void_p, c_int64, c_void_p, c_int32, c_int64),
+    "lluda_attention_block": (
+        POINTER(AttentionStruct), c_int64, c_void_p, c_int64, c_void_p, c_void_p, POINTER(CacheRowStruct),
+    ),
+    "lluda_mlp_block": (POINTER(MlpStruct), c_int64, c_void_p, c_int64),
+    "lluda_moe_block": (POINTER(MoeStruct), c_int64, c_void_p, c_int64, c_void_p),
+    "lluda_lm_head": (
+        POINTER(WeightStruct), c_void_p, c_float, c_int64, c_void_p, c_int64, c_void_p, c_int64,
+    ),
+}  # fmt: skip
+
+
+class NativeLibrary:
+    """The loaded library. A failed call raises NativeLibraryError with the library's own message."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise NativeLibraryError(f"{path}: the native library cannot be loaded: {error}") from None
+        self.path = path
+        self._library.lluda_last_error.restype = c_char_p
+        self._library.lluda_isa.restype = c_char_p
+        self._library.lluda_struct_size.restype = c_int64
+        self._library.lluda_struct_size.argtypes = (c_char_p,)
+        self._check_fit()
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(self._library, name)
+            function.argtypes = arguments
+            function.restype = c_int
+            setattr(self, name.removeprefix("lluda_"), function)
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        """Every function of the interface, without its prefix; set in ``__init__``."""
+        raise AttributeError(f"the native library has no function {name}")
+
+    @property
+    def isa(self) -> str:
+        """Kernels in use: one of ISAS."""
+        return str(self._library.lluda_isa().decode())
+
+    @property
+    def threads(self) -> int:
+        """Threads that compute."""
+        return int(self._library.lluda_threads())
+
+    def check(self, code: int) -> None:
+        """Raise for a result other than LLUDA_OK."""
+        if code:
+            raise NativeLibraryError(f"native kernel: {self._library.lluda_last_error().decode(errors='replace')}")
+
+    def _check_fit(self) -> None:
+        version = int(self._library.lluda_abi_version())
+        sizes = {name: int(self._library.lluda_struct_size(name.encode())) for name in _STRUCTS}
+        wrong = [name for name, struct in _STRUCTS.items() if sizes[name] != ctypes.sizeof(struct)]
+        if version != ABI_VERSION or wrong:
+            raise NativeLibraryError(
+                f"{self.path}: the native library does not fit this lluda (interface {version}, expected "
+                f"{ABI_VERSION}{'; ' + ', '.join(wrong) + ' differ' if wrong else ''}); build it again: make native"
+            )
+
+
+@cache
+def native_library() -> NativeLibrary:
+    """The library that was built with the package. NativeLibraryError says where it was looked for."""
+    places = _places()
+    for place in places:
+        for name in _FILE_NAMES:
+            if (place / name).is_file():
+                return NativeLibrary(place / name)
+    raise NativeLibraryError(
+        f"the native library is not built (looked in {', '.join(map(str, places))}); "
+        "install lluda with a C++ compiler at hand, or use --backend reference"
+    )
+
+
+def _places() -> list[Path]:
+    """``LLUDA_NATIVE_DIR`` if set; else beside the package, which an editable install splits in two places."""
+    forced = os.environ.get("LLUDA_NATIVE_DIR")
+    if forced:
+        return [Path(forced)]
+    return [Path(__file__).parents[1] / "_native", Path(sysconfig.get_path("platlib")) / "lluda" / "_native"]
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    """Address of a tensor's first element; None for none."""
+    return None if tensor is None else tensor.data_ptr()
