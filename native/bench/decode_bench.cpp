@@ -192,7 +192,7 @@ struct Bench {
         lluda::ThreadPool::instance().resize(threads);
         lluda::Session session;
         for (size_t ahead : {size_t{0}, size_t{1024}, size_t{2048}, size_t{4096}}) {
-            const Times t = measure(5, static_cast<int>(slices.size()),
+            const Times t = measure(repeat, static_cast<int>(slices.size()),
                                     [&](int slice) { stream(session, slices[static_cast<size_t>(slice)], ahead); });
             const double quiet = bytes[0] / t.quiet / 1e9, median = bytes[0] / t.median / 1e9;
             std::printf("stream, prefetch %4zu: quiet %6.2f GB/s, median %6.2f\n", ahead, quiet, median);

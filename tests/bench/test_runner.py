@@ -87,7 +87,7 @@ def test_the_json_has_the_documented_schema(report: Report) -> None:
 
 
 def test_progress_counts_turns(report: Report, told: list[tuple[str, int, int]]) -> None:
-    assert told[0] == ("round 1 of 1: lluda", 0, 3)
+    assert ("round 1 of 1: lluda", 0, 3) in told
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
 
 

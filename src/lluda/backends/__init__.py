@@ -26,7 +26,7 @@ def select_backend(name: str, device: str, dtype: str, weights: str = "bf16") ->
         raise InvalidRequest(f"backend {name!r} does not exist; choose one of auto, {', '.join(BACKENDS)}")
     if weights not in WEIGHT_FORMATS:
         raise InvalidRequest(f"weights {weights!r} is not one of {', '.join(WEIGHT_FORMATS)}")
-    torch_device, precision = _device(device), Precision.of(dtype)
+    torch_device, precision = usable_device(device), Precision.of(dtype)
     if name == "cpu" or weights == "packed":
         if name == "reference":
             raise InvalidRequest("packed weights need the cpu backend; leave out --backend reference")
@@ -45,11 +45,14 @@ def _cpu(device: torch.device, precision: Precision, weights: str) -> ComputeBac
     return CpuBackend(device, precision, packed=weights == "packed")
 
 
-def _device(device: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """The torch device ``name``, after a small computation on it. InvalidRequest if that fails."""
     try:
-        torch_device = torch.device(device)
-        torch.empty(1, device=torch_device)
-    except (RuntimeError, AssertionError) as error:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # what torch raises depends on the device
         reason = str(error).splitlines()[0]
-        raise InvalidRequest(f"device {device!r} cannot be used: {reason}; choose cpu or a device torch sees") from None
-    return torch_device
+        raise InvalidRequest(
+            f"device {name!r:.40} cannot be used: {reason:.120}; choose cpu, or a device that torch sees"
+        ) from None
+    return device

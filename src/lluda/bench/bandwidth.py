@@ -35,7 +35,7 @@ Reader = Callable[[Any], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Bandwidth:
+class Reading:
     """Bytes read a second, and how that was measured."""
 
     bytes_per_second: float
@@ -56,15 +56,15 @@ def readers() -> dict[str, Reader]:
     return found
 
 
-def measure_bandwidth(threads: int, nbytes: int = BUFFER_BYTES) -> Bandwidth:
+def measure_bandwidth(threads: int, nbytes: int = BUFFER_BYTES) -> Reading:
     """The best of several passes of each reader over ``nbytes`` with ``threads`` threads."""
     parts = _parts(_buffer(nbytes), threads)
-    best = Bandwidth(0.0, "")
+    best = Reading(0.0, "")
     for name, reader in readers().items():
         for _ in range(_PASSES):
             rate = nbytes / _pass_seconds(reader, parts)
             if rate > best.bytes_per_second:
-                best = Bandwidth(rate, f"{name}, {nbytes / 2**30:.3g} GiB, {threads} threads, best of {_PASSES} passes")
+                best = Reading(rate, f"{name}, {nbytes / 2**30:.3g} GiB, {threads} threads, best of {_PASSES} passes")
     return best
 
 

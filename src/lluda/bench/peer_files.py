@@ -7,12 +7,16 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 from lluda.bench.gguf_copy import gguf_copy
 from lluda.config import ModelConfig
 from lluda.errors import UnsupportedModel
 from lluda.weights.checkpoint import read_config
 
 Progress = Callable[[int, int], None]
+
+_CHUNK = 16 << 20
 
 
 def prepare_files(engine: str, path: Path, config: ModelConfig, cache_dir: Path | None, progress: Progress) -> str:
@@ -31,6 +35,19 @@ def prepare_files(engine: str, path: Path, config: ModelConfig, cache_dir: Path 
     if engine == "transformers" and config.model_type != "llama" and not config.text.use_qk_norm:
         raise UnsupportedModel(f"transformers cannot run {config.model_type} without qk-norm")
     return str(path)
+
+
+def warm_page_cache(path: Path) -> None:
+    """Read the weights in ``path`` (a folder or a file) once, so that no engine is the first to fetch them from disk.
+    What does not fit the free memory is left there: it would push out what has been read."""
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    if sum(file.stat().st_size for file in files) > psutil.virtual_memory().available:
+        return
+    buffer = bytearray(_CHUNK)
+    for name in files:
+        with name.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
 
 
 def _linked_folder(path: Path, config: ModelConfig, cache_dir: Path) -> Path:

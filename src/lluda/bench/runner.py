@@ -12,7 +12,7 @@ from lluda.bench.engines import ENGINES, require_peer
 from lluda.bench.formats import load_options
 from lluda.bench.job import Job, Plan
 from lluda.bench.machine import available_cores, read_machine
-from lluda.bench.peer_files import prepare_files
+from lluda.bench.peer_files import prepare_files, warm_page_cache
 from lluda.bench.report import Bandwidth, EngineState, Report, Row, make_row
 from lluda.bench.session import EngineInfo
 from lluda.bench.supervisor import BANDWIDTH, run_worker
@@ -178,6 +178,9 @@ def _run_rounds(entrants: Sequence[_Entrant], settings: Settings, told: Progress
     turns = [(number, entrant) for number in range(1, settings.repeat + 1) for entrant in entrants]
     streaming = _Streaming(entrants[0].job, settings.timeout)
     loads = [0.0]
+    for path in dict.fromkeys(entrant.job.model for entrant in entrants if entrant.status == "ok"):
+        told("reading the weights once", 0, len(turns))
+        warm_page_cache(Path(path))
     for done, (number, entrant) in enumerate(turns):
         told(f"round {number} of {settings.repeat}: {entrant.job.engine}", done, len(turns))
         if entrant is entrants[0] and _DECODING & set(settings.plan.tests):

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str], verb: str) -> int:
-    """Parse and call the verb. Only the verb's own module is imported, and only now: --help and light verbs are quick."""
+    """Parse and call the verb. Only the verb's own module is imported, so that light verbs and --help are quick."""
     parser = _Parser(
         prog="lluda",
         description="Qwen3 and Qwen3-Omni on your own machine, exact BF16 first.",
@@ -86,6 +86,7 @@ def _run(arguments: list[str], verb: str) -> int:
     )
     parser.add_argument("--version", action="version", version=f"lluda {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
+    chosen = parser
     for known, summary in VERBS.items():
         description = f"{summary[0].upper()}{summary[1:]}."
         sub = verbs.add_parser(known, help=summary, description=description, allow_abbrev=False)
@@ -93,8 +94,11 @@ def _run(arguments: list[str], verb: str) -> int:
             module = import_module(f"lluda.cli.{verb}")
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
+            chosen = sub
     try:
-        args = parser.parse_args(arguments)
+        args, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
     except SystemExit as ended:  # --help, --version, a usage error
         return ended.code if isinstance(ended.code, int) else 0
     if args.verb is None:

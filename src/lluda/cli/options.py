@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _MODEL_HELP = "a folder, a .gguf file, or org/name[@revision]"
 _LOAD_OPTIONS = (
-    *("dtype", "device", "max_context", "kv_cache", "kv_dtype", "prefill_chunk", "backend", "threads"),
+    *("dtype", "device", "weights", "max_context", "kv_cache", "kv_dtype", "prefill_chunk", "backend", "threads"),
     *("allow_unexpected", "allow_unknown_config"),
 )
 _NUMBERS = {
@@ -72,7 +72,10 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     """How to load, memory included."""
     add_memory(parser)
     group = parser.add_argument_group("loading")
-    group.add_argument("--backend", default="auto", metavar="B", help="auto (default: the fastest here) or reference")
+    group.add_argument(
+        "--backend", default="auto", metavar="B", help="auto (default: the fastest here), cpu or reference"
+    )
+    group.add_argument("--weights", default="bf16", metavar="F", help="bf16 (default), or packed: 12 bits, no loss")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     group.add_argument("--check-tensors", action="store_true", help="refuse weights with NaN, infinity or zero norms")
     group.add_argument("--allow-unexpected", action="store_true", help="skip tensors the model does not know")
@@ -95,8 +98,8 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     for name, meaning in _NUMBERS.items():
         group.add_argument(f"--{name}", type=float, metavar="X", help=meaning)
     group.add_argument("--seed", type=int, metavar="N", help="repeat the same draw (default: a new one each time)")
-    group.add_argument("--stop", action="append", metavar="TEXT", help="stop before this text (may be repeated)")
-    group.add_argument("--stop-id", action="append", type=int, metavar="ID", help="stop at this token (may be repeated)")
+    group.add_argument("--stop", action="append", metavar="TEXT", help="stop before this text (repeatable)")
+    group.add_argument("--stop-id", action="append", type=int, metavar="ID", help="stop at this token (repeatable)")
     group.add_argument("--ignore-eos", action="store_true", help="do not stop at an end-of-text token")
 
 

@@ -31,14 +31,17 @@ from lluda.weights.loader import CheckTensors, LoadReport, Progress, load_tensor
 DEFAULT_CONTEXT = 8192
 """Positions a sequence may have where ``max_context`` is not given and the model allows more."""
 
+MAX_THREADS = 1024
+"""More than the cores of any machine this is for; told to start too many, OpenMP crashes the process."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
     """How to load. ``dtype``: auto (as released), bf16, f32, f64. ``device``: any torch device. ``backend``: auto or a
     name. ``weights``: bf16 as stored, or packed to 12 bits without loss (cpu backend). ``max_context``: positions a
     sequence may have (default: the model's limit, at most 8192). ``kv_cache``: growing or preallocated; ``kv_dtype``:
-    auto (as dtype), bf16, f32. ``threads``: CPU threads. ``check_tensors``: look at every value, and warn, fail, or off.
-    ``allow_*`` accept what is refused by default."""
+    auto (as dtype), bf16, f32. ``threads``: CPU threads. ``check_tensors``: look at every value, and warn, fail, or
+    off. ``allow_*`` accept what is refused by default."""
 
     dtype: str = "auto"
     device: str = "cpu"
@@ -57,6 +60,8 @@ class LoadOptions:
         for name, value in (("max_context", self.max_context), ("threads", self.threads)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InvalidRequest(f"{name} must be a positive integer, not {value!r:.80}")
+        if self.threads is not None and self.threads > MAX_THREADS:
+            raise InvalidRequest(f"threads must be at most {MAX_THREADS}, not {self.threads}; take one for each core")
         if self.prefill_chunk < 1:
             raise InvalidRequest(f"prefill_chunk must be a positive integer, not {self.prefill_chunk}")
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import psutil
+import torch
 
+from lluda.backends import usable_device
 from lluda.config import DecoderConfig, DTypeName
 from lluda.errors import OutOfMemory
 from lluda.parameters import ParameterSpec
@@ -99,10 +101,10 @@ def _activation_bytes(config: DecoderConfig, dtype: DTypeName, rows: int) -> int
     return rows * per_row * (2 if dtype == "f64" else 1) + 8 * config.vocab_size
 
 
-def _available(device: str) -> int:
-    if device.startswith("cuda"):
-        import torch
-
+def _available(name: str) -> int:
+    """Bytes free now on the device; those of the machine where it shares them."""
+    device = usable_device(name)
+    if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
 

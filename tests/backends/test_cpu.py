@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lluda.backends import select_backend
+from lluda.backends.base import Precision
+from lluda.backends.blocks import Segment
+from lluda.backends.cpu import CpuBackend
+from lluda.backends.native_library import ISAS, MAX_ROWS, native_library
+from lluda.backends.reference import ReferenceBackend
+from lluda.config import ModelConfig
+from lluda.engine.kv_cache import CacheOptions, KVCache
+from lluda.errors import InvalidRequest, NativeLibraryError
+from lluda.models.causal_lm import CausalLM
+from tests.conftest import TINY_LLAMA, TINY_MIXED, TINY_MOE, TINY_QWEN3, placed, random_tensors
+
+CPU = torch.device("cpu")
+BF16 = Precision.of("bf16")
+ODD = TINY_QWEN3 | {"hidden_size": 76, "head_dim": 18, "intermediate_size": 101, "vocab_size": 333}
+CONFIGS = {
+    "qwen3": TINY_QWEN3,
+    "moe": TINY_MOE,
+    "mixed": TINY_MIXED,
+    "llama": TINY_LLAMA,
+    "biased": TINY_QWEN3 | {"attention_bias": True},
+    "windowed": TINY_QWEN3 | {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    "odd sizes": ODD,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _library():
+    try:
+        native_library()
+    except NativeLibraryError as error:
+        pytest.skip(f"the native library is not built: {error}")
+    yield
+    native_library().select_isa(b"auto")
+
+
+def available_isas() -> list[str]:
+    try:
+        library = native_library()
+    except NativeLibraryError:
+        return []
+    found = [isa for isa in ISAS if library.select_isa(isa.encode()) == 0]
+    library.select_isa(b"auto")
+    return found
+
+
+class Runner:
+    """One network on one backend with its caches."""
+
+    def __init__(self, raw, backend, kv_dtype="bf16") -> None:
+        self.backend = backend
+        self.config = ModelConfig.from_hf(raw).text
+        self.network = CausalLM(self.config, placed(random_tensors(raw, dtype=torch.bfloat16), raw, backend), backend)
+        self.options = CacheOptions(256, dtype=kv_dtype)
+
+    def cache(self) -> KVCache:
+        return KVCache(self.config, self.options, CPU)
+
+    @torch.inference_mode()
+    def run(self, parts, caches) -> torch.Tensor:
+        """One step: ``parts[i]`` are further ids of the sequence in ``caches[i]``."""
+        segments, start = [], 0
+        for ids, cache in zip(parts, caches, strict=True):
+            segments.append(Segment(start, len(ids), cache))
+            start += len(ids)
+        positions = [torch.arange(c.length, c.length + len(ids)) for ids, c in zip(parts, caches, strict=True)]
+        logits = self.network(torch.cat(parts), torch.cat(positions), segments, None)
+        for ids, cache in zip(parts, caches, strict=True):
+            cache.advance(len(ids))
+        return logits.float()
+
+
+def ids(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 333, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def near(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 0.02, share: float = 1.0) -> bool:
+    """Whether at least ``share`` of the rows agree. Less than all where there are experts: a row whose router is nearly
+    undecided may choose another one after a rounding, and is then simply different."""
+    rows_off = (found - expected).abs().amax(-1) / (expected.max() - expected.min())
+    return bool((rows_off <= tolerance).float().mean() >= share)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["bf16", "packed"])
+@pytest.mark.parametrize("raw", CONFIGS.values(), ids=CONFIGS)
+def test_steps_of_1_to_16_rows_equal_the_reference(raw, packed):
+    native = Runner(raw, CpuBackend(CPU, BF16, packed=packed))
+    reference = Runner(raw, ReferenceBackend(CPU, BF16))
+    one, other = native.cache(), reference.cache()
+    found: list[torch.Tensor] = []
+    expected: list[torch.Tensor] = []
+    for rows in (1, 2, 3, 7, 16, 1, 40, 1):
+        step = ids(rows, seed=rows)
+        found.append(native.run([step], [one]))
+        expected.append(reference.run([step], [other]))
+    assert near(torch.cat(found), torch.cat(expected), share=0.9 if "num_experts" in raw else 1.0)
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("packed", [False, True], ids=["bf16", "packed"])
+def test_every_kind_of_kernels_equals_the_reference(isa, packed):
+    native = Runner(ODD, CpuBackend(CPU, BF16, packed=packed, isa=isa))
+    reference = Runner(ODD, ReferenceBackend(CPU, BF16))
+    assert f"({isa} kernels)" in native.backend.describe()
+    one, other = native.cache(), reference.cache()
+    for rows in (5, 1, 16):
+        assert near(native.run([ids(rows)], [one]), reference.run([ids(rows)], [other]))
+
+
+@pytest.mark.parametrize("raw", [TINY_QWEN3, TINY_MOE], ids=["qwen3", "moe"])
+def test_packed_equals_plain_within_summation_order(raw):
+    plain, packed = (Runner(raw, CpuBackend(CPU, BF16, packed=packed)) for packed in (False, True))
+    caches = plain.cache(), packed.cache()
+    for rows in (1, 4, 16):
+        pair = packed.run([ids(rows)], [caches[1]]), plain.run([ids(rows)], [caches[0]])
+        assert near(*pair, 0.01, share=0.9 if "num_experts" in raw else 1.0)
+
+
+@pytest.mark.parametrize("kv_dtype", ["bf16", "f32"])
+def test_sequences_of_different_lengths_decode_together_as_alone(kv_dtype):
+    runner = Runner(TINY_QWEN3, CpuBackend(CPU, BF16), kv_dtype)
+    prompts = [ids(n, seed=n) for n in (3, 30, 90)]
+    together, alone = ([runner.cache() for _ in prompts] for _ in range(2))
+    for caches in (together, alone):
+        for prompt, cache in zip(prompts, caches, strict=True):
+            runner.run([prompt], [cache])
+    for seed in range(4):
+        step = [ids(1, seed=seed + i) for i in range(3)]
+        single = torch.cat([runner.run([part], [cache]) for part, cache in zip(step, alone, strict=True)])
+        assert torch.equal(runner.run(step, together), single)
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        runner = Runner(TINY_MOE, CpuBackend(CPU, BF16, packed=True))
+        results.append(runner.run([ids(9)], [runner.cache()]))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_a_cache_that_grows_between_steps_is_followed():
+    runner, reference = Runner(TINY_QWEN3, CpuBackend(CPU, BF16)), Runner(TINY_QWEN3, ReferenceBackend(CPU, BF16))
+    for each in (runner, reference):
+        each.options = CacheOptions(1000, "growing", "bf16")
+    one, other = runner.cache(), reference.cache()
+    for count in (250, 5, 5, 1):
+        assert near(runner.run([ids(count)], [one]), reference.run([ids(count)], [other]))
+    assert one.capacity > 256
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.randn(5, 129),
+        torch.zeros(4, 64),
+        torch.full((3, 70), -1.5),
+        torch.randn(16, 64) * 1e-39,
+        torch.tensor([[float("inf"), -float("inf"), float("nan"), -0.0, 1e-40, 3.0] * 11] * 3),
+    ],
+    ids=["random", "zeros", "all equal", "denormal", "special"],
+)
+def test_packed_matrices_give_back_the_same_bits(values):
+    values = values.bfloat16()
+    backend = CpuBackend(CPU, BF16, packed=True)
+    weight, reads_values = backend.matrix(values)
+    found = backend._dense_values(weight)
+    assert torch.equal(found.view(torch.int16), values.view(torch.int16))
+    assert reads_values == (weight.format == "BF16")
+
+
+def test_random_bits_stay_bf16_and_are_counted():
+    backend = CpuBackend(CPU, BF16, packed=True)
+    bits = torch.randint(-(2**15), 2**15, (64, 256), dtype=torch.int16).view(torch.bfloat16)
+    weight, _ = backend.matrix(bits)
+    assert weight.format == "BF16"
+    assert "1 incompressible" in backend.describe()
+
+
+def test_no_rows_is_no_work():
+    runner = Runner(TINY_QWEN3, CpuBackend(CPU, BF16))
+    assert runner.backend.linear(torch.empty(0, 64, dtype=torch.bfloat16), runner.network.lm_head).shape == (0, 512)
+    assert MAX_ROWS == 16
+
+
+def test_what_goes_together():
+    assert select_backend("auto", "cpu", "bf16").name == "cpu"
+    assert select_backend("auto", "cpu", "f32").name == "reference"
+    with pytest.raises(InvalidRequest, match="bf16 on the CPU"):
+        select_backend("cpu", "cpu", "f32")
+    with pytest.raises(InvalidRequest, match="packed weights need the cpu backend"):
+        select_backend("reference", "cpu", "bf16", "packed")
+    with pytest.raises(InvalidRequest, match="weights 'q3'"):
+        select_backend("auto", "cpu", "bf16", "q3")
+    with pytest.raises(InvalidRequest, match="backend 'gpu'"):
+        select_backend("gpu", "cpu", "bf16")
+    with pytest.raises(InvalidRequest, match="device 'cuda:9'"):
+        select_backend("auto", "cuda:9", "bf16")
+
+
+def test_without_the_library_the_reference_runs_and_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("LLUDA_NATIVE_DIR", str(tmp_path))
+    native_library.cache_clear()
+    try:
+        backend = select_backend("auto", "cpu", "bf16")
+        assert backend.name == "reference"
+        assert "native library is not built" in backend.describe()
+        with pytest.raises(NativeLibraryError, match="is not built"):
+            select_backend("cpu", "cpu", "bf16")
+    finally:
+        monkeypatch.undo()
+        native_library.cache_clear()
