@@ -83,7 +83,8 @@ def smollm2() -> Path:
 
 
 def random_tensors(raw: dict[str, Any], seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """Values for every parameter of a config: matrices that keep activations alive, norms around one."""
+    """Values for every parameter of a config: matrices that keep activations alive, norms around one,
+    routers that are seldom undecided (a choice that flips after a rounding changes all that follows)."""
     from lluda.config import ModelConfig
     from lluda.models.causal_lm import causal_lm_parameters
 
@@ -91,7 +92,7 @@ def random_tensors(raw: dict[str, Any], seed: int = 0, dtype: torch.dtype = torc
     tensors = {}
     for spec in causal_lm_parameters(ModelConfig.from_hf(raw).text):
         noise = torch.randn(spec.shape, generator=generator)
-        tensors[spec.name] = {"norm": 1 + 0.1 * noise, "bias": 0.1 * noise}.get(
+        tensors[spec.name] = {"norm": 1 + 0.1 * noise, "bias": 0.1 * noise, "router": noise}.get(
             spec.role, noise / spec.shape[-1] ** 0.5
         ).to(dtype if spec.role in ("matrix", "embedding") else torch.float32)
     return tensors

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from lluda.engine.model import Conversation, Model
     from lluda.engine.sampling_params import SamplingParams
 
+_GREETING = "Ctrl-C stops an answer, Ctrl-D ends, /help lists the commands"
 _COMMANDS = (
-    "/reset forgets the conversation, /system TEXT begins anew with a system message (none without TEXT), "
+    "/reset forgets the conversation; /system TEXT begins anew with a system message (none without TEXT); "
     "/exit or Ctrl-D ends; Ctrl-C stops an answer; a line that begins with a space is no command"
 )
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     params = options.sampling_params(args)
     model = load_model(options.model_or_demo(args.model), args)
     chat = _Chat(model, params, args.system, args.thinking)
-    say(_COMMANDS)
+    say(_GREETING)
     _prepare_input()
     while (line := _next_line()) is not None and chat.take(line):
         pass
@@ -70,6 +71,8 @@ class _Chat:
                 self._system = rest.strip() or None
                 self._conversation = self._begin()
                 say("a new conversation with this system message" if self._system else "a new conversation without one")
+            case "/help":
+                say(_COMMANDS)
             case _ if command.startswith("/"):
                 say(f"{command:.40} is no command: {_COMMANDS}")
             case _ if line.strip():
@@ -111,28 +114,38 @@ def _prepare_input() -> None:
     """Bad bytes reach `require_text` instead of ending the chat; a terminal gets line editing and history."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
-    if _interactive():
+    if _is_typed():
         with suppress(ImportError):  # not on every system
             import readline  # noqa: F401
 
 
-def _interactive() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout is not None and sys.stdout.isatty()
+def _is_typed() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def _next_line() -> str | None:
-    """The next line without its end; None at the end of input. Ctrl-C drops what was typed and asks again.
-
-    The mark is shown to people only: on a pipe stdout holds nothing but answers.
-    """
-    while _interactive():
+    """The next line without its end; None at the end of input. Ctrl-C at a terminal drops what was typed."""
+    while True:
         try:
-            return input("> ")
+            return _read_line()
         except EOFError:
-            print()
+            if _is_typed():
+                print(file=sys.stderr)
             return None
         except KeyboardInterrupt:
-            print()
-            say("/exit or Ctrl-D ends")
+            if not _is_typed():
+                raise
+            print(file=sys.stderr)
+            say(_GREETING)
+
+
+def _read_line() -> str:
+    """One line, after a mark where a person types it. A file that takes stdout gets nothing but answers."""
+    if _is_typed() and sys.stdout is not None and sys.stdout.isatty():
+        return input("> ")
+    if _is_typed():
+        print("> ", end="", file=sys.stderr, flush=True)
     line = "" if sys.stdin is None else sys.stdin.readline()
-    return line.removesuffix("\n").removesuffix("\r") if line else None
+    if not line:
+        raise EOFError
+    return line.removesuffix("\n").removesuffix("\r")

@@ -26,10 +26,14 @@ def byte_progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar for work counted in bytes: yields what to call with bytes done and in all. Nothing is drawn where
     stderr is no terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(label, total=None, amount="")
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, amount=f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
+
+        yield show

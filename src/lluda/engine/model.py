@@ -47,6 +47,9 @@ class Model:
         self.tokenizer = load_tokenizer(files.path)
         self.chat_template = load_chat_template(files.path)
         self.tokenizer.check_fits(files.config.text.vocab_size)
+        if self.chat_template is not None:
+            # The process that renders it starts while the weights are read.
+            self.chat_template.start()
         self.network, self.report = load_network(files, options, progress)
         self.generator = Generator(
             self.network, self.tokenizer, files.eos_ids, files.cache_options(options, self.dtype), options.prefill_chunk
@@ -126,7 +129,8 @@ class Model:
             return [prompts]
         if not prompts or not all(isinstance(item, str) for item in prompts):
             raise InvalidRequest("prompt must be a text, a list of texts, or one list of token ids")
-        return [self.tokenizer.encode(text, allow_special=False) for text in prompts]
+        prefix = list(self.tokenizer.prefix_ids)
+        return [prefix + self.tokenizer.encode(text, allow_special=False) for text in prompts]
 
     def _sampling(self, params: SamplingParams | None, sampling: Mapping[str, Any]) -> SamplingParams:
         try:
