@@ -32,18 +32,25 @@ struct PlainRow {
     const uint16_t *values;
     static constexpr int64_t kBytes = kBlockWeights * 2;  // of a block
     LLUDA_INLINE uintptr_t start() const { return reinterpret_cast<uintptr_t>(values); }
-    LLUDA_INLINE void block(int64_t index, const ExponentTable &, Group out[4]) const {
-        const uint16_t *p = values + index * kBlockWeights;
-        for (int g = 0; g < 4; ++g) out[g] = load_group(p + g * kGroupWeights);
-    }
+    struct Block {
+        const uint16_t *p;
+        LLUDA_INLINE Group group(int g) const { return load_group(p + g * kGroupWeights); }
+    };
+    LLUDA_INLINE Block block(int64_t index, const ExponentTable &) const { return {values + index * kBlockWeights}; }
 };
 
 struct PackedRow {
     const uint8_t *blocks;
     static constexpr int64_t kBytes = kBlockBytes;
     LLUDA_INLINE uintptr_t start() const { return reinterpret_cast<uintptr_t>(blocks); }
-    LLUDA_INLINE void block(int64_t index, const ExponentTable &table, Group out[4]) const {
-        decode_block(blocks + index * kBlockBytes, table, out);
+    struct Block {
+        Group groups[4];
+        LLUDA_INLINE Group group(int g) const { return groups[g]; }
+    };
+    LLUDA_INLINE Block block(int64_t index, const ExponentTable &table) const {
+        Block block;
+        decode_block(blocks + index * kBlockBytes, table, block.groups);
+        return block;
     }
 };
 
@@ -59,26 +66,29 @@ LLUDA_INLINE PackedRow row_of(const lluda_weight &w, int64_t output, PackedRow *
 LLUDA_INLINE int64_t whole_blocks(int64_t width, PlainRow *) { return width / kBlockWeights; }
 LLUDA_INLINE int64_t whole_blocks(int64_t width, PackedRow *) { return blocks_per_row(width); }
 
+constexpr int kTileSums = 32;  // room for the most
+
 template <int Outputs, int Rows, int Chains>
 struct Sums {
     Floats v[Outputs * Rows][Chains];
 
     LLUDA_INLINE void add(const Group (&w)[Outputs], const Prepared *const *x, int64_t column, int chain) {
-        for (int o = 0; o < Outputs; ++o)
-            for (int r = 0; r < Rows; ++r)
+        for (int r = 0; r < Rows; ++r)
+            for (int o = 0; o < Outputs; ++o)
                 v[o * Rows + r][chain] = multiply_add(v[o * Rows + r][chain], w[o], x[r] + column);
     }
 
-    LLUDA_INLINE void finish(float (&out)[16]) {
-        Floats total[16] = {};
-        for (int i = 0; i < Outputs * Rows; ++i) {
+    LLUDA_INLINE void finish(float (&out)[kTileSums]) {
+        constexpr int kSums = Outputs * Rows;
+        Floats total[(kSums + 15) / 16 * 16] = {};
+        for (int i = 0; i < kSums; ++i) {
             total[i] = v[i][0];
             for (int c = 1; c < Chains; ++c) total[i] += v[i][c];
         }
-        if constexpr (Outputs * Rows > 4) {
-            sum_16(total, out);
+        if constexpr (kSums > 4) {
+            for (int i = 0; i < kSums; i += 16) sum_16(total + i, out + i);
         } else {
-            for (int i = 0; i < Outputs * Rows; ++i) out[i] = sum(total[i]);
+            for (int i = 0; i < kSums; ++i) out[i] = sum(total[i]);
         }
     }
 };
@@ -96,19 +106,19 @@ LLUDA_INLINE void add_rest(PackedRow, int64_t, int64_t, const Prepared *const *,
 // out[o * Rows + r]: weight row `output + o` times prepared row r.
 template <class Row, int Outputs, int Rows, int Chains>
 LLUDA_INLINE void tile(const lluda_weight &w, int64_t output, const ExponentTable &table, const Prepared *const *x,
-                       float (&out)[16]) {
+                       float (&out)[kTileSums]) {
     Row row[Outputs];
     for (int o = 0; o < Outputs; ++o) row[o] = row_of(w, output + o, static_cast<Row *>(nullptr));
     const int64_t blocks = whole_blocks(w.in_features, static_cast<Row *>(nullptr));
     Sums<Outputs, Rows, Chains> sums{};
     for (int64_t b = 0; b < blocks; ++b) {
-        Group group[Outputs][4];
         prefetch_block<Outputs>(row[0].start(), b, Row::kBytes);
-        for (int o = 0; o < Outputs; ++o) row[o].block(b, table, group[o]);
+        typename Row::Block block[Outputs];
+        for (int o = 0; o < Outputs; ++o) block[o] = row[o].block(b, table);
 #pragma GCC unroll 4
         for (int g = 0; g < 4; ++g) {
             Group same[Outputs];
-            for (int o = 0; o < Outputs; ++o) same[o] = group[o][g];
+            for (int o = 0; o < Outputs; ++o) same[o] = block[o].group(g);
             sums.add(same, x, b * kBlockWeights + g * kGroupWeights, g % Chains);
         }
     }
@@ -132,43 +142,50 @@ LLUDA_INLINE void add_escapes(const lluda_weight &w, int64_t output, const Prepa
     }
 }
 
-LLUDA_INLINE void put(const LinearTask &task, int row, int64_t output, float product) {
-    if (task.weight->bias) product += task.weight->bias[output];
-    if (task.store == Store::kBFloat16) {
-        static_cast<uint16_t *>(task.y[row])[output] = bf16_bits_of(product);
-        return;
+// Sums of a tile to where they belong: out[o * Rows + r] to y[first + r][output + o].
+template <int Outputs, int Rows>
+LLUDA_INLINE void put(const LinearTask &task, int64_t output, int first, float *out) {
+    if (task.weight->bias) {
+        for (int o = 0; o < Outputs; ++o)
+            for (int r = 0; r < Rows; ++r) out[o * Rows + r] += task.weight->bias[output + o];
     }
-    float *y = static_cast<float *>(task.y[row]) + output;
-    if (task.store == Store::kFloat) {
-        *y = product;
-    } else {
-        *y += task.scale ? task.scale[output] * product : product;
+    for (int r = 0; r < Rows; ++r) {
+        float *y = static_cast<float *>(task.y[first + r]) + output;
+        if (task.store == Store::kFloat) {
+            for (int o = 0; o < Outputs; ++o) y[o] = out[o * Rows + r];
+        } else if (task.store == Store::kAdd) {
+            for (int o = 0; o < Outputs; ++o) y[o] += task.scale ? task.scale[output + o] * out[o * Rows + r] : out[o * Rows + r];
+        } else {
+            uint16_t *half = static_cast<uint16_t *>(task.y[first + r]) + output;
+            for (int o = 0; o < Outputs; ++o) half[o] = bf16_bits_of(out[o * Rows + r]);
+        }
     }
 }
 
-// Weight rows of a tile: two where that halves the loads of prepared rows and registers suffice for the sums.
+// Weight rows of a tile: three where registers suffice for the sums, since every load of a prepared row then serves three
+// products. One or two rows wait for memory, and a single stream of it is fastest.
 template <int Rows>
 constexpr int tile_outputs() {
-    return Rows <= 2 || kLanes < 16 ? 1 : 2;
+    return Rows <= 2 || kLanes < 16 ? 1 : 3;
 }
 
 // Independent sums per output and row, to hide the latency of the additions.
 template <int Rows>
 constexpr int tile_chains() {
-    return Rows <= 2 ? 4 : (Rows == 3 ? 2 : 1);
+    return Rows <= 2 ? 4 : 1;
 }
 
 template <class Row, int Outputs, int Rows>
 LLUDA_INLINE void tile_and_put(const LinearTask &task, int64_t output, int first, const ExponentTable &table) {
     const Prepared *x[Rows];
     for (int r = 0; r < Rows; ++r) x[r] = static_cast<const Prepared *>(task.x[first + r]);
-    float out[16];
+    float out[kTileSums];
     tile<Row, Outputs, Rows, tile_chains<Rows>()>(*task.weight, output, table, x, out);
     for (int o = 0; o < Outputs; ++o) {
         if (task.weight->format == LLUDA_FORMAT_PACKED_BF16)
             add_escapes(*task.weight, output + o, x, Rows, out + o * Rows);
-        for (int r = 0; r < Rows; ++r) put(task, first + r, output + o, out[o * Rows + r]);
     }
+    put<Outputs, Rows>(task, output, first, out);
 }
 
 // Rows first .. first+Rows-1 of the task. Not inlined: each is a loop of its own with its own register allocation.
@@ -198,15 +215,17 @@ LLUDA_INLINE void range(const LinearTask &task, int first, int rows, int64_t beg
 
 template <class Row>
 void linear_in_format(const LinearTask &task, int64_t begin, int64_t end, const ExponentTable &table) {
-    constexpr int kMost = 8;
-    if (task.rows <= kMost) return range<Row>(task, 0, task.rows, begin, end, table);
-    // More rows: pass over few weight rows at a time, so that the second pass finds them in the first-level cache.
-    constexpr int64_t kStep = 2;
-    const int half = (task.rows + 1) / 2;
+    constexpr int kMost = LLUDA_MOST;
+    const int parts = (task.rows + kMost - 1) / kMost;
+    if (parts == 1) return range<Row>(task, 0, task.rows, begin, end, table);
+    // More rows: pass over few weight rows at a time, so that the next pass finds them in the first-level cache.
+    constexpr int64_t kStep = LLUDA_KSTEP;
     for (int64_t output = begin; output < end; output += kStep) {
         const int64_t stop = output + kStep < end ? output + kStep : end;
-        range<Row>(task, 0, half, output, stop, table);
-        range<Row>(task, half, task.rows - half, output, stop, table);
+        for (int part = 0; part < parts; ++part) {
+            const int first = task.rows * part / parts;
+            range<Row>(task, first, task.rows * (part + 1) / parts - first, output, stop, table);
+        }
     }
 }
 

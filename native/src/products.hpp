@@ -15,7 +15,7 @@ struct PreparedRows {
     std::byte *row(int index) const { return memory + index * bytes; }
 
     std::byte *memory;
-    std::int64_t bytes;  // of one row
+    std::int64_t bytes;  // from one row to the next
     std::int64_t width;
 };
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 
@@ -17,6 +18,17 @@ ROW = 'print(\'{"test": "pp8", "value": 2.5, "unit": "tok/s"}\', flush=True)'
 
 def run(code: str, timeout: float = 30.0) -> WorkerResult:
     return run_worker(JOB, timeout, command=(sys.executable, "-c", f"import os, sys, time\n{code}"))
+
+
+def require_gone(pid: int) -> None:
+    for _ in range(50):
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return
+        except psutil.NoSuchProcess:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"process {pid} is still there")
 
 
 def test_rows_and_info_are_read() -> None:
@@ -60,12 +72,30 @@ def test_a_hang_ends_at_the_timeout_with_all_its_children() -> None:
     assert result.error is not None
     assert result.error.startswith("stopped after 3 s")
     assert [sample.test for sample in result.samples] == ["pp8"]
-    pid = int(result.error.rsplit(" ", 1)[1])
-    for _ in range(50):
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"child {pid} outlived its worker")
+    require_gone(int(result.error.rsplit(" ", 1)[1]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_a_worker_ends_when_its_parent_is_killed() -> None:
+    code = """
+import os, time
+from lluda.bench.worker import die_with_parent
+ready, tell = os.pipe()
+pid = os.fork()
+if pid == 0:
+    die_with_parent()
+    os.write(tell, b"x")
+    time.sleep(60)
+os.read(ready, 1)
+print(pid, flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen((sys.executable, "-c", code), stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        assert psutil.pid_exists(worker)
+        parent.kill()
+    require_gone(worker)
 
 
 @pytest.mark.parametrize("line", ["hello", "[1]", '{"test": "pp8"}', "7"])

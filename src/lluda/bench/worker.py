@@ -7,7 +7,9 @@ last line.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 import traceback
 from dataclasses import asdict
@@ -20,6 +22,8 @@ from lluda.bench.measurements import measure
 from lluda.bench.session import Session
 from lluda.errors import LludaError
 
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
 
 def main() -> int:
     """Run the job on stdin."""
@@ -30,6 +34,7 @@ def main() -> int:
     def told(session: Session) -> None:
         print(dumps({"info": asdict(session.info)}), file=rows)
 
+    die_with_parent()
     try:
         job = Job.from_json(sys.stdin.read())
         engine = import_module(ENGINES[job.engine].module)
@@ -42,6 +47,13 @@ def main() -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when the one that started it ends, however it ends: a parent that is itself killed
+    cannot stop its workers, and one in the middle of a test would go on for minutes."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """Read lines until the end of input. A refused turn is reported and the conversation goes on without it."""
     require_text(args.system or "", "--system")
     params = options.sampling_params(args)
-    model = load_model(options.model_or_demo(args.model), args)
+    model = load_model(args)
     chat = _Chat(model, params, args.system, args.thinking)
     say(_GREETING)
     _prepare_input()
@@ -120,7 +120,7 @@ def _prepare_input() -> None:
 
 
 def _is_typed() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty()
+    return sys.stdin.isatty()
 
 
 def _next_line() -> str | None:
@@ -141,11 +141,11 @@ def _next_line() -> str | None:
 
 def _read_line() -> str:
     """One line, after a mark where a person types it. A file that takes stdout gets nothing but answers."""
-    if _is_typed() and sys.stdout is not None and sys.stdout.isatty():
+    if _is_typed() and sys.stdout.isatty():
         return input("> ")
     if _is_typed():
         print("> ", end="", file=sys.stderr, flush=True)
-    line = "" if sys.stdin is None else sys.stdin.readline()
+    line = sys.stdin.readline()
     if not line:
         raise EOFError
     return line.removesuffix("\n").removesuffix("\r")

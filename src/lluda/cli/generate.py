@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lluda.cli import options
-from lluda.cli.console import byte_progress, say
+from lluda.cli.console import byte_progress, plain_interrupt, say
 from lluda.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Load, answer, report rates on stderr. What can be refused without the model is refused before it is loaded."""
     _check_combinations(args)
     prompt, params = read_prompt(args.prompt), options.sampling_params(args)
-    model = load_model(options.model_or_demo(args.model), args)
+    model = load_model(args)
     completion = _print_stream(_events(model, prompt, params, args), quiet=args.json)
     if args.json:
         options.print_json(_document(model, prompt, completion))
@@ -46,9 +46,8 @@ def run(args: argparse.Namespace) -> int:
 def read_prompt(text: str) -> str:
     """The prompt itself, or stdin's text for ``-``. InvalidRequest for bytes that are not UTF-8, or nothing at all."""
     if text == "-":
-        data = b"" if sys.stdin is None else sys.stdin.buffer.read()
         try:
-            text = data.decode("utf-8")
+            text = sys.stdin.buffer.read().decode("utf-8")
         except UnicodeDecodeError as error:
             raise InvalidRequest(f"the prompt on stdin is not UTF-8: bad byte at offset {error.start}") from None
     require_text(text, "the prompt")
@@ -61,18 +60,19 @@ def require_text(text: str, what: str) -> None:
     """InvalidRequest if an argument or a line held bytes that are not UTF-8 (Python hands them on as surrogates)."""
     for index, character in enumerate(text):
         if "\ud800" <= character <= "\udfff":
-            raise InvalidRequest(f"{what} is not valid UTF-8: a bad byte after {index} characters; encode it as UTF-8")
+            raise InvalidRequest(f"{what} is not valid UTF-8: a bad byte at character {index}; encode it as UTF-8")
 
 
-def load_model(name: str, args: argparse.Namespace) -> Model:
-    """Load with a progress bar; what was chosen, and warnings about the weights, go to stderr.
+def load_model(args: argparse.Namespace) -> Model:
+    """Load ``-m`` with a progress bar; what was chosen, and warnings about the weights, go to stderr.
 
     InvalidRequest: a thinking switch for a chat template that has none.
     """
-    import lluda
-
+    path = options.find_model(args.model, args)
+    with plain_interrupt():
+        from lluda import load
     with byte_progress("loading") as progress:
-        model = lluda.load(name, progress=progress, **options.load_options(args))
+        model = load(path, progress=progress, **options.load_options(args))
     say(model.describe())
     for warning in model.report.suspicious:
         say(f"warning: {warning}")

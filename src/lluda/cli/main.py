@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import NoReturn
 
 from lluda import __version__
@@ -50,11 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = next((argument for argument in arguments if not argument.startswith("-")), "")
     name = f"lluda {verb}" if verb in VERBS else "lluda"
-    _print_any_text()
+    _prepare_streams()
     try:
         code = _run(arguments, verb)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         return code
     except LludaError as error:
         say(str(error), name)
@@ -107,8 +107,12 @@ def _run(arguments: list[str], verb: str) -> int:
     return int(args.run(args))
 
 
-def _print_any_text() -> None:
-    """What the terminal's encoding lacks is printed as an escape instead of ending the run."""
+def _prepare_streams() -> None:
+    """Streams that were closed read and write nothing, and leave their descriptors to no other file. What the
+    terminal's encoding lacks is printed as an escape instead of ending the run."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (as long as the process)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -133,8 +137,7 @@ def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
 def _drop_unwritable_output() -> None:
     """If stdout takes nothing more (closed pipe, full disk), let it go, or Python would complain at its exit."""
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

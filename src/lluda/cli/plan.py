@@ -6,6 +6,7 @@ import argparse
 from dataclasses import asdict
 
 from lluda.cli import options
+from lluda.cli.console import plain_interrupt
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,9 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; exit 2 (OutOfMemory) if it does not fit what is available."""
-    from lluda.engine.loading import LoadOptions, ModelFiles
+    path = options.find_model(options.model_argument(args), args)
+    with plain_interrupt():
+        from lluda.engine.loading import LoadOptions, ModelFiles
 
-    files = ModelFiles.find(options.model_argument(args), allow_unknown_config=args.allow_unknown_config)
+    files = ModelFiles.find(path, allow_unknown_config=args.allow_unknown_config)
     plan = files.plan(LoadOptions(**options.load_options(args)))
     if args.json:
         totals = {"parameters": plan.parameters, "weight_bytes": plan.weight_bytes, "total": plan.total}

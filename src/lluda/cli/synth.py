@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from lluda.cli import options
-from lluda.cli.console import byte_progress, say
-from lluda.errors import InvalidRequest, ModelNotFound
+from lluda.cli.console import byte_progress, plain_interrupt, say
+from lluda.errors import InvalidRequest
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
 _TOKENIZER_FILES = (
@@ -45,17 +45,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the checkpoint and name its files on stdout."""
     from lluda.config import ModelConfig
-    from lluda.models.causal_lm import causal_lm_parameters
-    from lluda.weights.checkpoint import read_config
+    from lluda.weights.checkpoint import CONFIG_NAME, read_config
+    from lluda.weights.hub import resolve_model
     from lluda.weights.synth import override_config, synthesize
 
-    if not args.config_dir.exists():
-        raise ModelNotFound(f"{args.config_dir}: no such folder; give one that holds a config.json")
-    raw = override_config(read_config(args.config_dir), args.set)
+    # Absolute, so that a mistyped path is never taken for a name on the Hub and fetched.
+    source = resolve_model(args.config_dir.absolute())
+    raw = override_config(read_config(source), args.set)
     raw["dtype" if "dtype" in raw else "torch_dtype"] = _CONFIG_DTYPES[args.dtype]
-    source = str(args.config_dir / "config.json")
-    config = ModelConfig.from_hf(raw, source, allow_unknown=args.allow_unknown_config)
+    config = ModelConfig.from_hf(raw, str(source / CONFIG_NAME), allow_unknown=args.allow_unknown_config)
     extra = _extra_files(args.config_dir, args.tokenizer)
+    with plain_interrupt():  # torch: what is refused above is refused without it
+        from lluda.models.causal_lm import causal_lm_parameters
     with byte_progress("writing") as progress:
         files = synthesize(
             causal_lm_parameters(config.text),

@@ -22,6 +22,7 @@ from lluda.evaluation.trace import Observe, Step
 
 _DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32, "f64": torch.float64}
 _LISTED = 5
+_STACK_AXES = 3  # transformers keeps the experts of a layer in one parameter
 
 
 class TransformersReference:
@@ -77,9 +78,9 @@ class TransformersReference:
     def in_float64(self) -> Iterator[TransformersReference]:
         """The truth for the weights as loaded (a BF16 model's rounded weights stay what they are).
 
-        One unit at a time (embedding, a layer, norm, head) is widened while it runs, so the memory is that of the
-        loaded model and of the largest unit in float64. Frequencies are buffers and stay float32, as
-        ``from_pretrained(dtype=torch.float64)`` leaves them too.
+        One unit at a time (embedding, a layer, norm, head) is widened while it runs, and in it one expert at a time,
+        so the memory is that of the loaded model and of the largest dense unit in float64. Frequencies are buffers and
+        stay float32, as ``from_pretrained(dtype=torch.float64)`` leaves them too.
         """
         dtype, self.dtype = self.dtype, "f64"
         experts = self._eager_experts()
@@ -109,19 +110,40 @@ class TransformersReference:
         return hook
 
 
+class _ExpertsInFloat64:
+    """A stack of experts' matrices ``[experts, out, in]`` that widens the one it is asked for."""
+
+    def __init__(self, stack: Tensor) -> None:
+        self._stack = stack
+
+    def __getitem__(self, expert: Any) -> Tensor:
+        return self._stack[expert].double()
+
+
 def _widen_while_running(unit: nn.Module) -> list[Any]:
-    """Hooks that hold ``unit``'s parameters in float64 during its forward pass."""
+    """Hooks that hold ``unit``'s parameters in float64 during its forward pass; stacks of experts one at a time."""
     kept: list[tuple[nn.Parameter, Tensor]] = []
+    stacks: list[tuple[nn.Module, str, nn.Parameter]] = []
 
     def widen(_module: nn.Module, _inputs: Any) -> None:
-        for parameter in unit.parameters():
-            kept.append((parameter, parameter.data))
-            parameter.data = parameter.data.double()
+        for module in unit.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                if parameter.dim() == _STACK_AXES:
+                    stacks.append((module, name, parameter))
+                    delattr(module, name)
+                    setattr(module, name, _ExpertsInFloat64(parameter.data))
+                else:
+                    kept.append((parameter, parameter.data))
+                    parameter.data = parameter.data.double()
 
     def restore(_module: nn.Module, _inputs: Any, _output: Any) -> None:
         while kept:
             parameter, data = kept.pop()
             parameter.data = data
+        while stacks:
+            module, name, parameter = stacks.pop()
+            delattr(module, name)
+            setattr(module, name, parameter)
 
     return [unit.register_forward_pre_hook(widen), unit.register_forward_hook(restore, always_call=True)]
 

@@ -155,14 +155,18 @@ def _require_context(files: ModelFiles, options: LoadOptions, request: Validatio
 
 
 def _require_memory(files: ModelFiles, dtype: str, float64: bool) -> None:
-    """OutOfMemory if the reference does not fit: its weights, and the largest unit once more (in float64 for the truth,
-    or while transformers joins the experts of a layer)."""
-    units: dict[str, int] = {}
+    """OutOfMemory if the reference does not fit: its weights, and beside them the largest layer's experts once more
+    while transformers joins them, or the largest dense unit in float64 for the truth."""
+    dense: dict[str, int] = {}
+    experts: dict[str, int] = {}
     for spec in causal_lm_parameters(files.config.text):
+        units = experts if ".experts." in spec.name else dense
         unit = ".".join(spec.name.split(".")[:3])
         units[unit] = units.get(unit, 0) + (spec.elements if not spec.tied_to else 0)
-    largest = max(units.values()) * (8 if float64 else DTYPE_BYTES[dtype])
-    needed, available = sum(units.values()) * DTYPE_BYTES[dtype] + largest, psutil.virtual_memory().available
+    item = DTYPE_BYTES[dtype]
+    weights = item * (sum(dense.values()) + sum(experts.values()))
+    needed = weights + max(item * max(experts.values(), default=0), 8 * max(dense.values()) if float64 else 0)
+    available = psutil.virtual_memory().available
     if needed > available:
         raise OutOfMemory(
             f"transformers needs about {needed / 1e9:.2f} GB for this model in {dtype} but {available / 1e9:.2f} GB "

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from tests.cli.conftest import CONFIG
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    """A machine with a megabyte left."""
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1_000_000))
+
+
+def test_the_table_adds_up(lluda, model):
+    printed = lluda("plan", model)
+    assert (printed.code, printed.err) == (0, "")
+    title, header, *rows, total, available = printed.out.splitlines()
+    assert title == "tiny: qwen3, bf16 on cpu"
+    assert header.split() == ["component", "parameters", "bytes"]
+    parts = [int(row.split()[-1].replace(",", "")) for row in rows]
+    parameters, nbytes = (int(text.replace(",", "")) for text in total.split()[1:])
+    assert sum(parts) == nbytes
+    assert parameters == json.loads(lluda("inspect", model, "--json").out)["components"][-1]["parameters"]
+    assert int(available.split()[1].replace(",", "")) > nbytes
+
+
+def test_json_has_the_same_numbers_and_the_context_decides_the_cache(lluda, model):
+    def cache(context):
+        return json.loads(lluda("plan", model, "--json", "--max-context", context).out)["kv_cache"]["nbytes"]
+
+    document = json.loads(lluda("plan", model, "--json").out)
+    assert document["model"] == str(model)
+    assert document["fits"] is True
+    assert document["weight_bytes"] == sum(row["nbytes"] for row in document["weights"])
+    assert (
+        document["total"]
+        == sum(document[key]["nbytes"] for key in ("kv_cache", "activations")) + document["weight_bytes"]
+    )
+    bytes_per_position = 2 * 2 * CONFIG["num_hidden_layers"] * CONFIG["num_key_value_heads"] * CONFIG["head_dim"]
+    assert cache(100) == 100 * bytes_per_position
+    assert cache(1000) == 1000 * bytes_per_position
+
+
+def test_the_dtypes_count(lluda, model):
+    def plan(*options):
+        return json.loads(lluda("plan", model, "--json", *options).out)
+
+    narrow, wide = plan(), plan("--dtype", "f32")
+    assert wide["weight_bytes"] == 2 * narrow["weight_bytes"]
+    assert wide["kv_cache"]["nbytes"] == 2 * narrow["kv_cache"]["nbytes"]
+    assert plan("--kv-dtype", "f32")["kv_cache"]["nbytes"] == wide["kv_cache"]["nbytes"]
+
+
+def test_what_cannot_fit_is_shown_and_refused_with_both_numbers(lluda, model, little_memory):
+    printed = lluda("plan", model, "--json", "--dtype", "f32")
+    assert printed.code == 2
+    document = json.loads(printed.out)
+    assert document["fits"] is False
+    assert len(printed.lines) == 1
+    assert f"needs {document['total'] / 1e9:.2f} GB" in printed.err
+    assert "0.00 GB are available; take a smaller --max-context" in printed.err
+
+
+def test_generate_refuses_what_cannot_fit_before_it_loads(lluda, model, little_memory, monkeypatch):
+    monkeypatch.setattr("lluda.engine.loading.open_checkpoint", lambda _: pytest.fail("opened the checkpoint"))
+    printed = lluda("generate", "-m", model, "hi")
+    assert (printed.code, printed.out) == (2, "")
+    assert "but 0.00 GB are available" in printed.err
+
+
+def test_a_config_alone_can_be_planned(lluda, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert lluda("plan", "-m", tmp_path).code == 0
+
+
+def test_the_released_30b_at_full_size(lluda, shared_configs):
+    document = json.loads(lluda("plan", shared_configs / "Qwen3-30B-A3B", "--json").out)
+    assert document["parameters"] == 30_532_122_624
+    assert document["weight_bytes"] == 2 * document["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-context", "5000"], "max_context 5000 exceeds the model's 1024 positions"),
+        (["--max-context", "0"], "max_context must be a positive integer, not 0"),
+        (["--prefill-chunk", "0"], "prefill_chunk must be a positive integer, not 0"),
+        (["--dtype", "int8"], "dtype 'int8' is not one of auto, bf16, f32, f64"),
+        (["--kv-cache", "big"], "kv_cache 'big' is not one of growing, preallocated"),
+        (["--kv-dtype", "f8"], "kv_dtype 'f8' is not one of bf16, f32, f64"),
+        (["--device", "gpu"], "device 'gpu' cannot be used: "),
+        (["--device", "cuda:99"], "device 'cuda:99' cannot be used: "),
+        (["--device", "meta"], "device 'meta' cannot be used: "),
+        (["--device", "hpu"], "device 'hpu' cannot be used: "),
+    ],
+)
+def test_an_option_out_of_its_range_is_one_line_and_2(lluda, model, options, message):
+    printed = lluda("plan", model, *options)
+    assert (printed.code, printed.out) == (2, "")
+    assert len(printed.lines) == 1
+    assert printed.err.startswith(f"lluda plan: {message}")
