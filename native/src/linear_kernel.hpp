@@ -10,20 +10,16 @@
 namespace lluda {
 namespace {
 
-// Prefetching into the second-level cache, measured on Zen 4. The weight rows of a tile lie one after the other, and so do
-// tiles: whatever order a tile is read in, what is fetched ahead is one stream, which the hardware's prefetchers follow.
-// Past the last row this touches nothing that faults.
-#ifndef LLUDA_A1
-#define LLUDA_A1 2048
-#define LLUDA_A2 8192
-#define LLUDA_STEP 64
-#endif
+// Prefetching into the second-level cache, measured on Zen 4. A single stream (one weight row after the other) is what the
+// hardware's prefetchers are made for: one line of each block, half a page ahead, only carries them over page ends, and
+// fetching every line would be limited by the first-level miss buffers. Several rows side by side they do not follow, so
+// there every line is fetched, in the order of memory. Past the last row this touches nothing that faults.
 template <int Outputs>
 LLUDA_INLINE void prefetch_block(uintptr_t tile, int64_t block, int64_t block_bytes) {
-    constexpr uintptr_t kAhead = Outputs == 1 ? LLUDA_A1 : LLUDA_A2;
+    constexpr uintptr_t kAhead = Outputs == 1 ? 2048 : 10240;
     const uintptr_t ahead = tile + kAhead + static_cast<uintptr_t>(block * block_bytes * Outputs);
     const int64_t span = Outputs == 1 ? 64 : block_bytes * Outputs;
-    for (int64_t at = 0; at < span; at += LLUDA_STEP)
+    for (int64_t at = 0; at < span; at += 64)
         __builtin_prefetch(reinterpret_cast<const void *>(ahead + static_cast<uintptr_t>(at)), 0, 2);
 }
 
@@ -66,7 +62,7 @@ LLUDA_INLINE PackedRow row_of(const lluda_weight &w, int64_t output, PackedRow *
 LLUDA_INLINE int64_t whole_blocks(int64_t width, PlainRow *) { return width / kBlockWeights; }
 LLUDA_INLINE int64_t whole_blocks(int64_t width, PackedRow *) { return blocks_per_row(width); }
 
-constexpr int kTileSums = 32;  // room for the most
+constexpr int kTileSums = 16;  // room for the most: 3 x 5
 
 template <int Outputs, int Rows, int Chains>
 struct Sums {
@@ -206,20 +202,17 @@ LLUDA_INLINE void range(const LinearTask &task, int first, int rows, int64_t beg
         case 2: return rows_of_range<Row, 2>(task, first, begin, end, table);
         case 3: return rows_of_range<Row, 3>(task, first, begin, end, table);
         case 4: return rows_of_range<Row, 4>(task, first, begin, end, table);
-        case 5: return rows_of_range<Row, 5>(task, first, begin, end, table);
-        case 6: return rows_of_range<Row, 6>(task, first, begin, end, table);
-        case 7: return rows_of_range<Row, 7>(task, first, begin, end, table);
-        default: return rows_of_range<Row, 8>(task, first, begin, end, table);
+        default: return rows_of_range<Row, 5>(task, first, begin, end, table);
     }
 }
 
 template <class Row>
 void linear_in_format(const LinearTask &task, int64_t begin, int64_t end, const ExponentTable &table) {
-    constexpr int kMost = LLUDA_MOST;
+    constexpr int kMost = 5;  // rows of a tile; with three weight rows, 15 sums of the 32 registers and the decoded weights
     const int parts = (task.rows + kMost - 1) / kMost;
     if (parts == 1) return range<Row>(task, 0, task.rows, begin, end, table);
     // More rows: pass over few weight rows at a time, so that the next pass finds them in the first-level cache.
-    constexpr int64_t kStep = LLUDA_KSTEP;
+    constexpr int64_t kStep = 3;
     for (int64_t output = begin; output < end; output += kStep) {
         const int64_t stop = output + kStep < end ? output + kStep : end;
         for (int part = 0; part < parts; ++part) {
