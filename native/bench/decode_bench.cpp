@@ -2,8 +2,8 @@
 //
 //   decode_bench [--threads N] [--layers N] [--rows 1,2,4,8,16] [--repeat N] [--isa NAME] [--small-pages] [--cpu-time]
 //
-// Prints one line per measurement: what, time, GB/s of weight bytes and their share of the streaming bandwidth measured in
-// the same run, quiet against quiet and median against median (see Times).
+// Prints one line per measurement: what, time, GB/s of weight bytes and their share of the streaming bandwidth measured
+// in the same run, quiet against quiet and median against median (see Times).
 #include <time.h>
 
 #include <algorithm>
@@ -70,8 +70,10 @@ bool small_pages = false;
 
 void *take_memory(int64_t bytes) {
     void *memory = nullptr;
-    if (!small_pages) memory = lluda_allocate(bytes);
-    else if (posix_memalign(&memory, 4096, static_cast<size_t>(bytes)) != 0) memory = nullptr;
+    if (!small_pages)
+        memory = lluda_allocate(bytes);
+    else if (posix_memalign(&memory, 4096, static_cast<size_t>(bytes)) != 0)
+        memory = nullptr;
     if (!memory) {
         std::fprintf(stderr, "no memory\n");
         std::exit(1);
@@ -143,7 +145,8 @@ void stream(lluda::Session &session, const std::vector<Matrix> &slice, size_t ah
         uint64_t sum = 0;
         for (const Matrix &m : slice) {
             const size_t part = static_cast<size_t>(m.plain_bytes) / 8 / static_cast<size_t>(lane.count);
-            sum += sum_of(static_cast<const uint64_t *>(m.plain.values) + part * static_cast<size_t>(lane.index), part, ahead);
+            sum += sum_of(static_cast<const uint64_t *>(m.plain.values) + part * static_cast<size_t>(lane.index), part,
+                          ahead);
         }
         sink += sum;
     });
@@ -202,11 +205,12 @@ struct Bench {
     }
 
     void report(const std::string &what, int rows, Times t, double traffic) {
-        std::printf("%-20s rows %2d: quiet %7.2f ms %6.2f GB/s share %5.1f %% | median %7.2f ms %6.2f GB/s share %5.1f %% "
-                    "| %6.1f tok/s quiet\n",
-                    what.c_str(), rows, t.quiet * 1e3, traffic / t.quiet / 1e9, 100 * traffic / t.quiet / 1e9 / bandwidth_quiet,
-                    t.median * 1e3, traffic / t.median / 1e9, 100 * traffic / t.median / 1e9 / bandwidth_median,
-                    rows / t.quiet);
+        std::printf(
+            "%-20s rows %2d: quiet %7.2f ms %6.2f GB/s share %5.1f %% | median %7.2f ms %6.2f GB/s share %5.1f %% "
+            "| %6.1f tok/s quiet\n",
+            what.c_str(), rows, t.quiet * 1e3, traffic / t.quiet / 1e9, 100 * traffic / t.quiet / 1e9 / bandwidth_quiet,
+            t.median * 1e3, traffic / t.median / 1e9, 100 * traffic / t.median / 1e9 / bandwidth_median,
+            rows / t.quiet);
         std::fflush(stdout);
     }
 
@@ -223,13 +227,16 @@ struct Bench {
         report(format == LLUDA_FORMAT_BF16 ? "products BF16" : "products packed", rows, t, bytes[format]);
     }
 
-    // A decode step as the engine runs it: two block calls a layer and the head, after `context` positions of cache, each
-    // row a sequence of its own. Traffic counts weights and cache.
+    // A decode step as the engine runs it: two block calls a layer and the head, after `context` positions of cache,
+    // each row a sequence of its own. Traffic counts weights and cache.
     void decode(int format, int rows, int64_t context) {
         const int64_t half = s.head_dim / 2, row_cache = s.kv_heads * (context + 1) * s.head_dim;
-        const std::vector<float> hidden_norm(static_cast<size_t>(s.hidden), 1.0f), head_norm(static_cast<size_t>(s.head_dim), 1.0f);
-        const std::vector<float> cos(static_cast<size_t>(rows * half), 0.6f), sin(static_cast<size_t>(rows * half), 0.8f);
-        std::vector<float> x(static_cast<size_t>(rows * s.hidden), 0.5f), logits(static_cast<size_t>(rows * s.vocabulary));
+        const std::vector<float> hidden_norm(static_cast<size_t>(s.hidden), 1.0f),
+            head_norm(static_cast<size_t>(s.head_dim), 1.0f);
+        const std::vector<float> cos(static_cast<size_t>(rows * half), 0.6f),
+            sin(static_cast<size_t>(rows * half), 0.8f);
+        std::vector<float> x(static_cast<size_t>(rows * s.hidden), 0.5f),
+            logits(static_cast<size_t>(rows * s.vocabulary));
         std::vector<uint16_t> cache(layers.size() * static_cast<size_t>(2 * rows * row_cache), 0x3c00);
         auto pick = [&](const Matrix &m) { return format == LLUDA_FORMAT_BF16 ? &m.plain : &m.packed; };
         auto layer = [&](size_t index) {
@@ -240,7 +247,8 @@ struct Bench {
             a.q = pick(l.q), a.k = pick(l.k), a.v = pick(l.v), a.o = pick(l.o), a.cache_dtype = LLUDA_DTYPE_BF16;
             std::vector<lluda_cache_row> places;
             for (int r = 0; r < rows; ++r) {
-                uint16_t *keys = cache.data() + (index * static_cast<size_t>(rows) + static_cast<size_t>(r)) * 2 * static_cast<size_t>(row_cache);
+                uint16_t *keys = cache.data() + (index * static_cast<size_t>(rows) + static_cast<size_t>(r)) * 2 *
+                                                    static_cast<size_t>(row_cache);
                 places.push_back({keys, keys + row_cache, (context + 1) * s.head_dim, context});
             }
             check(lluda_attention_block(&a, rows, x.data(), s.hidden, cos.data(), sin.data(), places.data()));
@@ -251,8 +259,8 @@ struct Bench {
         };
         auto slice = [&](int index) {
             if (index < static_cast<int>(layers.size())) return layer(static_cast<size_t>(index));
-            check(lluda_lm_head(pick(head[static_cast<size_t>(index) - layers.size()]), hidden_norm.data(), 1e-6f, rows, x.data(),
-                                s.hidden, logits.data(), s.vocabulary));
+            check(lluda_lm_head(pick(head[static_cast<size_t>(index) - layers.size()]), hidden_norm.data(), 1e-6f, rows,
+                                x.data(), s.hidden, logits.data(), s.vocabulary));
         };
         const double traffic = bytes[format] + static_cast<double>(cache.size()) * 2;
         report((format == LLUDA_FORMAT_BF16 ? "decode BF16 @" : "decode packed @") + std::to_string(context), rows,
@@ -269,12 +277,18 @@ int main(int argc, char **argv) {
     for (int i = 1; i < argc; ++i) {
         const std::string option = argv[i];
         auto value = [&] { return i + 1 < argc ? argv[++i] : ""; };
-        if (option == "--threads") bench.threads = std::atoi(value());
-        else if (option == "--layers") layers = std::atoi(value());
-        else if (option == "--repeat") bench.repeat = std::atoi(value());
-        else if (option == "--isa") check(lluda_select_isa(value()));
-        else if (option == "--cpu-time") cpu_time = true;
-        else if (option == "--small-pages") small_pages = true;
+        if (option == "--threads")
+            bench.threads = std::atoi(value());
+        else if (option == "--layers")
+            layers = std::atoi(value());
+        else if (option == "--repeat")
+            bench.repeat = std::atoi(value());
+        else if (option == "--isa")
+            check(lluda_select_isa(value()));
+        else if (option == "--cpu-time")
+            cpu_time = true;
+        else if (option == "--small-pages")
+            small_pages = true;
         else if (option == "--rows") {
             rows.clear();
             for (const char *p = value(); *p;) {

@@ -31,8 +31,8 @@ extern "C" {
 
 enum {
     LLUDA_OK = 0,
-    LLUDA_BAD_ARGUMENT = 1,   /* a shape, pointer, dtype or descriptor breaks a rule of this header */
-    LLUDA_UNSUPPORTED = 2,    /* this machine or build cannot do it (an instruction set, for example) */
+    LLUDA_BAD_ARGUMENT = 1, /* a shape, pointer, dtype or descriptor breaks a rule of this header */
+    LLUDA_UNSUPPORTED = 2,  /* this machine or build cannot do it (an instruction set, for example) */
     LLUDA_OUT_OF_MEMORY = 3,
     LLUDA_INCOMPRESSIBLE = 4, /* packing would save too little; keep the tensor BF16 */
     LLUDA_CORRUPT = 5         /* a packed buffer contradicts itself */
@@ -46,14 +46,14 @@ enum { LLUDA_DTYPE_F32 = 0, LLUDA_DTYPE_BF16 = 1 };
 
 /* A matrix [out_features, in_features] that rows are multiplied with: y = x W^T + bias. */
 typedef struct lluda_weight {
-    int32_t format;                 /* LLUDA_FORMAT_* */
-    int32_t reserved;               /* 0 */
+    int32_t format;   /* LLUDA_FORMAT_* */
+    int32_t reserved; /* 0 */
     int64_t out_features;
-    int64_t in_features;            /* >= 1 */
-    const void *values;             /* BF16: row-major [out, in]. Packed: the blocks (see docs/formats.md) */
-    const float *bias;              /* F32 [out], added to the product, or NULL */
-    const uint8_t *exponents;       /* packed: 16 bytes, exponent of each code, [15] = 0. BF16: NULL, as the following */
-    const uint32_t *escape_rows;    /* packed: [out + 1] */
+    int64_t in_features;         /* >= 1 */
+    const void *values;          /* BF16: row-major [out, in]. Packed: the blocks (see docs/formats.md) */
+    const float *bias;           /* F32 [out], added to the product, or NULL */
+    const uint8_t *exponents;    /* packed: 16 bytes, exponent of each code, [15] = 0. BF16: NULL, as the following */
+    const uint32_t *escape_rows; /* packed: [out + 1] */
     const uint32_t *escape_columns; /* packed: [escape_rows[out]], ascending within a row */
     const uint16_t *escape_values;  /* packed: [escape_rows[out]], the exact BF16 bits */
 } lluda_weight;
@@ -69,7 +69,8 @@ LLUDA_API int64_t lluda_struct_size(const char *name);
 /* Message of this thread's last failed call. Valid until its next failing call. */
 LLUDA_API const char *lluda_last_error(void);
 
-/* Name of the kernels in use: "avx512bf16", "avx512", "avx2" or "portable". The best this machine has, unless chosen. */
+/* Name of the kernels in use: "avx512bf16", "avx512", "avx2" or "portable". The best this machine has, unless chosen.
+ */
 LLUDA_API const char *lluda_isa(void);
 
 /* Choose kernels by name, or the best with NULL or "auto". LLUDA_UNSUPPORTED if this build or machine lacks them. */
@@ -105,8 +106,7 @@ LLUDA_API int lluda_unpack(const lluda_weight *weight, uint16_t *values);
 /* ---- Products --------------------------------------------------------------------------------------------------- */
 
 /* Rows `ids` [count] (any count) of a table, widened to F32: y [count, in_features], row stride y_stride. */
-LLUDA_API int lluda_embedding(const lluda_weight *table, int64_t count, const int64_t *ids, float *y,
-                              int64_t y_stride);
+LLUDA_API int lluda_embedding(const lluda_weight *table, int64_t count, const int64_t *ids, float *y, int64_t y_stride);
 
 /* y = x W^T + bias, summed in float32. x BF16 [rows, in], y [rows, out] of y_dtype (rounded once if BF16). */
 LLUDA_API int lluda_linear(const lluda_weight *weight, int64_t rows, const uint16_t *x, int64_t x_stride, void *y,
@@ -134,7 +134,7 @@ typedef struct lluda_cache_row {
 
 typedef struct lluda_attention {
     int64_t hidden;
-    int64_t heads;             /* a multiple of kv_heads */
+    int64_t heads; /* a multiple of kv_heads */
     int64_t kv_heads;
     int64_t head_dim;          /* even */
     int64_t window;            /* positions a row sees, itself included; 0: all */
@@ -148,8 +148,8 @@ typedef struct lluda_attention {
     const lluda_weight *o;     /* [hidden, heads * head_dim] */
     float norm_eps;
     float qk_norm_eps;
-    int32_t cache_dtype;       /* BF16: queries, keys and values are rounded to it once. F32: none of them is rounded */
-    int32_t reserved;          /* 0 */
+    int32_t cache_dtype; /* BF16: queries, keys and values are rounded to it once. F32: none of them is rounded */
+    int32_t reserved;    /* 0 */
 } lluda_attention;
 
 /* Causal grouped-query attention with scale 1/sqrt(head_dim). cos and sin: F32 [rows, head_dim / 2], contiguous, for
@@ -166,7 +166,7 @@ typedef struct lluda_mlp {
     const lluda_weight *up;    /* the same */
     const lluda_weight *down;  /* [hidden, intermediate] */
     float norm_eps;
-    int32_t reserved;          /* 0 */
+    int32_t reserved; /* 0 */
 } lluda_mlp;
 
 /* down(silu(gate) * up), the product rounded once to BF16. */
@@ -174,22 +174,23 @@ LLUDA_API int lluda_mlp_block(const lluda_mlp *block, int64_t rows, float *x, in
 
 typedef struct lluda_moe {
     int64_t hidden;
-    int64_t experts;             /* 1 .. 4096 */
-    int64_t intermediate;        /* of every routed expert */
-    int64_t shared_intermediate; /* of the shared expert; 0 if there is none */
-    int64_t top_k;               /* 1 .. 64, <= experts */
-    const float *norm;           /* F32 [hidden] */
-    const float *output_scale;   /* F32 [hidden] or NULL */
-    const float *router;         /* F32 [experts, hidden]; multiplied with the rows rounded to BF16 */
-    const lluda_weight *gate;    /* array [experts] of [intermediate, hidden] */
-    const lluda_weight *up;      /* the same */
-    const lluda_weight *down;    /* array [experts] of [hidden, intermediate] */
+    int64_t experts;                 /* 1 .. 4096 */
+    int64_t intermediate;            /* of every routed expert */
+    int64_t shared_intermediate;     /* of the shared expert; 0 if there is none */
+    int64_t top_k;                   /* 1 .. 64, <= experts */
+    const float *norm;               /* F32 [hidden] */
+    const float *output_scale;       /* F32 [hidden] or NULL */
+    const float *router;             /* F32 [experts, hidden]; multiplied with the rows rounded to BF16 */
+    const lluda_weight *gate;        /* array [experts] of [intermediate, hidden] */
+    const lluda_weight *up;          /* the same */
+    const lluda_weight *down;        /* array [experts] of [hidden, intermediate] */
     const lluda_weight *shared_gate; /* one weight each, or NULL */
     const lluda_weight *shared_up;
     const lluda_weight *shared_down;
-    const float *shared_expert_gate; /* F32 [hidden]: the shared expert is weighted by sigmoid(row . this); or NULL: 1 */
+    const float
+        *shared_expert_gate; /* F32 [hidden]: the shared expert is weighted by sigmoid(row . this); or NULL: 1 */
     float norm_eps;
-    int32_t normalise;           /* not 0: the chosen weights are divided by their sum */
+    int32_t normalise; /* not 0: the chosen weights are divided by their sum */
 } lluda_moe;
 
 /* Softmax over all experts in float32, the top_k largest of each row (the lower index first among equals), sum of
@@ -198,8 +199,8 @@ typedef struct lluda_moe {
 LLUDA_API int lluda_moe_block(const lluda_moe *block, int64_t rows, float *x, int64_t x_stride, int32_t *chosen);
 
 /* logits F32 [rows, out] = (RMSNorm(x) * norm, rounded to BF16) W^T + bias. x F32 [rows, in] is only read. */
-LLUDA_API int lluda_lm_head(const lluda_weight *weight, const float *norm, float norm_eps, int64_t rows,
-                            const float *x, int64_t x_stride, float *logits, int64_t logits_stride);
+LLUDA_API int lluda_lm_head(const lluda_weight *weight, const float *norm, float norm_eps, int64_t rows, const float *x,
+                            int64_t x_stride, float *logits, int64_t logits_stride);
 
 #ifdef __cplusplus
 }

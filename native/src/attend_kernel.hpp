@@ -8,8 +8,8 @@
 namespace lluda {
 namespace {
 
-constexpr int kChunk = 64;                // positions
-constexpr int64_t kRun = 2 * kLanes;      // head elements handled as a pair of vectors
+constexpr int kChunk = 64;            // positions
+constexpr int64_t kRun = 2 * kLanes;  // head elements handled as a pair of vectors
 
 LLUDA_INLINE int64_t padded_head(int64_t head_dim) {
     const int64_t step = kRun > kGroupWeights ? kRun : kGroupWeights;
@@ -20,12 +20,14 @@ LLUDA_INLINE int64_t query_floats(int64_t head_dim) { return prepared_bytes(head
 
 // Prepared or padded queries | sums [group, padded] | scores [group, kChunk]
 int64_t attend_workspace(int group, int64_t head_dim) {
-    const int64_t query = query_floats(head_dim) > padded_head(head_dim) ? query_floats(head_dim) : padded_head(head_dim);
+    const int64_t query =
+        query_floats(head_dim) > padded_head(head_dim) ? query_floats(head_dim) : padded_head(head_dim);
     return group * (query + padded_head(head_dim) + kChunk);
 }
 
-// Tiles read several positions side by side, which hardware prefetchers do not follow: so the same place of the next chunk
-// is fetched into the second-level cache while this one is worked on. Past the cache this touches nothing that faults.
+// Tiles read several positions side by side, which hardware prefetchers do not follow: so the same place of the next
+// chunk is fetched into the second-level cache while this one is worked on. Past the cache this touches nothing that
+// faults.
 template <class Element>
 LLUDA_INLINE void prefetch_next_chunk(const Element *here, int64_t dim, int64_t elements) {
     const uintptr_t next = reinterpret_cast<uintptr_t>(here) + static_cast<uintptr_t>(kChunk * dim) * sizeof(Element);
@@ -40,14 +42,18 @@ struct Bf16Cache {
     typedef uint16_t Element;
     typedef Prepared Query;
 
-    static LLUDA_INLINE int64_t query_stride(int64_t dim) { return prepared_bytes(dim) / static_cast<int64_t>(sizeof(Prepared)); }
+    static LLUDA_INLINE int64_t query_stride(int64_t dim) {
+        return prepared_bytes(dim) / static_cast<int64_t>(sizeof(Prepared));
+    }
     static LLUDA_INLINE void put_query(const float *x, int64_t dim, Query *out) { prepare_f32(x, dim, out); }
 
     template <int Queries, int Positions>
-    static LLUDA_INLINE void score(const Query *query, int64_t stride, const Element *const *keys, int64_t dim, Floats *sums) {
+    static LLUDA_INLINE void score(const Query *query, int64_t stride, const Element *const *keys, int64_t dim,
+                                   Floats *sums) {
         for (int64_t i = 0; i < dim; i += kGroupWeights)
             for (int p = 0; p < Positions; ++p) {
-                const Group key = dim - i >= kGroupWeights ? load_group(keys[p] + i) : load_group_part(keys[p] + i, dim - i);
+                const Group key =
+                    dim - i >= kGroupWeights ? load_group(keys[p] + i) : load_group_part(keys[p] + i, dim - i);
                 for (int q = 0; q < Queries; ++q)
                     sums[q * Positions + p] = multiply_add(sums[q * Positions + p], key, query + q * stride + i);
             }
@@ -73,7 +79,8 @@ struct F32Cache {
     }
 
     template <int Queries, int Positions>
-    static LLUDA_INLINE void score(const Query *query, int64_t stride, const Element *const *keys, int64_t dim, Floats *sums) {
+    static LLUDA_INLINE void score(const Query *query, int64_t stride, const Element *const *keys, int64_t dim,
+                                   Floats *sums) {
         for (int64_t i = 0; i < dim; i += kLanes)
             for (int p = 0; p < Positions; ++p) {
                 const Floats key = dim - i >= kLanes ? load(keys[p] + i) : load_part(keys[p] + i, dim - i);
@@ -90,8 +97,8 @@ struct F32Cache {
 
 // scores[q][p] for Queries x Positions of them: 16 sums in registers. Positions past `count` repeat the last.
 template <class Cache, int Queries, int Positions>
-LLUDA_INLINE void score_tile(const AttendTask &task, const typename Cache::Query *query, const typename Cache::Element *keys,
-                             int count, float *scores) {
+LLUDA_INLINE void score_tile(const AttendTask &task, const typename Cache::Query *query,
+                             const typename Cache::Element *keys, int count, float *scores) {
     static_assert(Queries * Positions == 16, "sum_16 finishes a tile");
     const int64_t dim = task.head_dim;
     for (int p = 0; p < count; p += Positions) {
@@ -181,15 +188,18 @@ LLUDA_INLINE void attend_chunk(const AttendTask &task, const typename Cache::Que
                                const typename Cache::Element *keys, const typename Cache::Element *values, int count) {
     const int64_t dim = task.head_dim, stride = Cache::query_stride(dim), padded = padded_head(dim);
     int q = 0;
-    for (; q + 4 <= task.group; q += 4) score_tile<Cache, 4, 4>(task, query + q * stride, keys, count, scores + q * kChunk);
-    for (; q + 2 <= task.group; q += 2) score_tile<Cache, 2, 8>(task, query + q * stride, keys, count, scores + q * kChunk);
+    for (; q + 4 <= task.group; q += 4)
+        score_tile<Cache, 4, 4>(task, query + q * stride, keys, count, scores + q * kChunk);
+    for (; q + 2 <= task.group; q += 2)
+        score_tile<Cache, 2, 8>(task, query + q * stride, keys, count, scores + q * kChunk);
     for (; q < task.group; ++q) score_tile<Cache, 1, 16>(task, query + q * stride, keys, count, scores + q * kChunk);
     for (q = 0; q < task.group; ++q) soften(task, q, count, scores + q * kChunk, sums + q * padded, padded);
     for (q = 0; q + 4 <= task.group; q += 4)
         weigh_values<Cache, 4>(scores + q * kChunk, values, count, dim, padded, sums + q * padded);
     for (; q + 2 <= task.group; q += 2)
         weigh_values<Cache, 2>(scores + q * kChunk, values, count, dim, padded, sums + q * padded);
-    for (; q < task.group; ++q) weigh_values<Cache, 1>(scores + q * kChunk, values, count, dim, padded, sums + q * padded);
+    for (; q < task.group; ++q)
+        weigh_values<Cache, 1>(scores + q * kChunk, values, count, dim, padded, sums + q * padded);
 }
 
 template <class Cache>

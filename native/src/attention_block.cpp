@@ -40,9 +40,19 @@ class AttentionJob {
 public:
     AttentionJob(Session &session, const lluda_attention &b, int rows, float *x, int64_t x_stride, const float *cos,
                  const float *sin, const lluda_cache_row *cache)
-        : b_(b), rows_(rows), x_(x), x_stride_(x_stride), cos_(cos), sin_(sin), cache_(cache),
-          group_(b.heads / b.kv_heads), query_width_(b.heads * b.head_dim), key_width_(b.kv_heads * b.head_dim),
-          input_(session, rows, b.hidden), mixed_(session, rows, query_width_), projections_(session.threads()),
+        : b_(b),
+          rows_(rows),
+          x_(x),
+          x_stride_(x_stride),
+          cos_(cos),
+          sin_(sin),
+          cache_(cache),
+          group_(b.heads / b.kv_heads),
+          query_width_(b.heads * b.head_dim),
+          key_width_(b.kv_heads * b.head_dim),
+          input_(session, rows, b.hidden),
+          mixed_(session, rows, query_width_),
+          projections_(session.threads()),
           output_(session.threads()) {
         const int lanes = session.threads();
         normed_ = session.allocate<float>(rows * b.hidden);

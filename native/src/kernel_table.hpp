@@ -8,10 +8,9 @@
 namespace lluda {
 namespace {
 
-constexpr Kernels kTable = {
-    LLUDA_ISA_NAME, prepared_bytes, prepare_f32,   prepare_bf16, linear,     rms_norm, rotate,
-    to_bf16,        round_to_bf16,  from_bf16,     gated_silu,   softmax,    dot,      scale,
-    add_scaled,     exponential_of, attend_workspace, attend};
+constexpr Kernels kTable = {LLUDA_ISA_NAME, prepared_bytes, prepare_f32,      prepare_bf16, linear,  rms_norm, rotate,
+                            to_bf16,        round_to_bf16,  from_bf16,        gated_silu,   softmax, dot,      scale,
+                            add_scaled,     exponential_of, attend_workspace, attend};
 
 }  // namespace
 }  // namespace lluda

@@ -34,18 +34,18 @@ struct AttendTask {
     std::int64_t begin, end;
     int group;
     bool cache_is_bf16;
-    float scale;  // of the scores
-    float *workspace;     // attend_workspace floats
-    float *out;           // [group, head_dim]: sum of exp(score - top) * value
-    float *top;           // [group]
-    float *total;         // [group]: sum of exp(score - top)
+    float scale;       // of the scores
+    float *workspace;  // attend_workspace floats
+    float *out;        // [group, head_dim]: sum of exp(score - top) * value
+    float *top;        // [group]
+    float *total;      // [group]: sum of exp(score - top)
 };
 
 struct Kernels {
     const char *name;
 
-    // Rows are prepared once for all products: rounded to BF16, padded with zeros to a multiple of 128, in the order the
-    // dot products want. prepared_bytes is that of one row (a multiple of 64).
+    // Rows are prepared once for all products: rounded to BF16, padded with zeros to a multiple of 128, in the order
+    // the dot products want. prepared_bytes is that of one row (a multiple of 64).
     std::int64_t (*prepared_bytes)(std::int64_t width);
     void (*prepare_f32)(const float *x, std::int64_t width, void *prepared);
     void (*prepare_bf16)(const std::uint16_t *x, std::int64_t width, void *prepared);

@@ -10,10 +10,10 @@
 namespace lluda {
 namespace {
 
-// Prefetching into the second-level cache, measured on Zen 4. A single stream (one weight row after the other) is what the
-// hardware's prefetchers are made for: one line of each block, half a page ahead, only carries them over page ends, and
-// fetching every line would be limited by the first-level miss buffers. Several rows side by side they do not follow, so
-// there every line is fetched, in the order of memory. Past the last row this touches nothing that faults.
+// Prefetching into the second-level cache, measured on Zen 4. A single stream (one weight row after the other) is what
+// the hardware's prefetchers are made for: one line of each block, half a page ahead, only carries them over page ends,
+// and fetching every line would be limited by the first-level miss buffers. Several rows side by side they do not
+// follow, so there every line is fetched, in the order of memory. Past the last row this touches nothing that faults.
 template <int Outputs>
 LLUDA_INLINE void prefetch_block(uintptr_t tile, int64_t block, int64_t block_bytes) {
     constexpr uintptr_t kAhead = Outputs == 1 ? 2048 : 10240;
@@ -119,8 +119,7 @@ LLUDA_INLINE void tile(const lluda_weight &w, int64_t output, const ExponentTabl
         }
     }
     sums.finish(out);
-    for (int o = 0; o < Outputs; ++o)
-        add_rest(row[o], blocks * kBlockWeights, w.in_features, x, Rows, out + o * Rows);
+    for (int o = 0; o < Outputs; ++o) add_rest(row[o], blocks * kBlockWeights, w.in_features, x, Rows, out + o * Rows);
 }
 
 // The weights that the packed form keeps aside (they decode to zero), added exactly.
@@ -150,7 +149,8 @@ LLUDA_INLINE void put(const LinearTask &task, int64_t output, int first, float *
         if (task.store == Store::kFloat) {
             for (int o = 0; o < Outputs; ++o) y[o] = out[o * Rows + r];
         } else if (task.store == Store::kAdd) {
-            for (int o = 0; o < Outputs; ++o) y[o] += task.scale ? task.scale[output + o] * out[o * Rows + r] : out[o * Rows + r];
+            for (int o = 0; o < Outputs; ++o)
+                y[o] += task.scale ? task.scale[output + o] * out[o * Rows + r] : out[o * Rows + r];
         } else {
             uint16_t *half = static_cast<uint16_t *>(task.y[first + r]) + output;
             for (int o = 0; o < Outputs; ++o) half[o] = bf16_bits_of(out[o * Rows + r]);
@@ -158,8 +158,8 @@ LLUDA_INLINE void put(const LinearTask &task, int64_t output, int first, float *
     }
 }
 
-// Weight rows of a tile: three where registers suffice for the sums, since every load of a prepared row then serves three
-// products. One or two rows wait for memory, and a single stream of it is fastest.
+// Weight rows of a tile: three where registers suffice for the sums, since every load of a prepared row then serves
+// three products. One or two rows wait for memory, and a single stream of it is fastest.
 template <int Rows>
 constexpr int tile_outputs() {
     return Rows <= 2 || kLanes < 16 ? 1 : 3;
@@ -198,17 +198,23 @@ template <class Row>
 LLUDA_INLINE void range(const LinearTask &task, int first, int rows, int64_t begin, int64_t end,
                         const ExponentTable &table) {
     switch (rows) {
-        case 1: return rows_of_range<Row, 1>(task, first, begin, end, table);
-        case 2: return rows_of_range<Row, 2>(task, first, begin, end, table);
-        case 3: return rows_of_range<Row, 3>(task, first, begin, end, table);
-        case 4: return rows_of_range<Row, 4>(task, first, begin, end, table);
-        default: return rows_of_range<Row, 5>(task, first, begin, end, table);
+        case 1:
+            return rows_of_range<Row, 1>(task, first, begin, end, table);
+        case 2:
+            return rows_of_range<Row, 2>(task, first, begin, end, table);
+        case 3:
+            return rows_of_range<Row, 3>(task, first, begin, end, table);
+        case 4:
+            return rows_of_range<Row, 4>(task, first, begin, end, table);
+        default:
+            return rows_of_range<Row, 5>(task, first, begin, end, table);
     }
 }
 
 template <class Row>
 void linear_in_format(const LinearTask &task, int64_t begin, int64_t end, const ExponentTable &table) {
-    constexpr int kMost = 5;  // rows of a tile; with three weight rows, 15 sums of the 32 registers and the decoded weights
+    constexpr int kMost =
+        5;  // rows of a tile; with three weight rows, 15 sums of the 32 registers and the decoded weights
     const int parts = (task.rows + kMost - 1) / kMost;
     if (parts == 1) return range<Row>(task, 0, task.rows, begin, end, table);
     // More rows: pass over few weight rows at a time, so that the next pass finds them in the first-level cache.

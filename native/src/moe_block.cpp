@@ -34,10 +34,17 @@ struct Use {
 class MoeJob {
 public:
     MoeJob(Session &session, const lluda_moe &b, int rows, float *x, int64_t x_stride, int32_t *chosen)
-        : b_(b), rows_(rows), x_(x), x_stride_(x_stride), chosen_(chosen),
+        : b_(b),
+          rows_(rows),
+          x_(x),
+          x_stride_(x_stride),
+          chosen_(chosen),
           uses_(rows * b.top_k + (b.shared_intermediate > 0 ? rows : 0)),
-          widest_(std::max(b.intermediate, b.shared_intermediate)), input_(session, rows, b.hidden),
-          inner_(session, static_cast<int>(uses_), widest_), first_(session.threads()), second_(session.threads()) {
+          widest_(std::max(b.intermediate, b.shared_intermediate)),
+          input_(session, rows, b.hidden),
+          inner_(session, static_cast<int>(uses_), widest_),
+          first_(session.threads()),
+          second_(session.threads()) {
         const int lanes = session.threads();
         normed_ = session.allocate<float>(rows * b.hidden);
         scores_ = session.allocate<float>(rows * b.experts);
@@ -99,9 +106,8 @@ private:
         float *scores = scores_ + row * b_.experts;
         kernels().softmax(scores, b_.experts);
         std::iota(order_.begin(), order_.end(), 0);
-        std::partial_sort(order_.begin(), order_.begin() + b_.top_k, order_.end(), [&](int a, int b) {
-            return scores[a] > scores[b] || (scores[a] == scores[b] && a < b);
-        });
+        std::partial_sort(order_.begin(), order_.begin() + b_.top_k, order_.end(),
+                          [&](int a, int b) { return scores[a] > scores[b] || (scores[a] == scores[b] && a < b); });
         float sum = 0.0f;
         for (int64_t k = 0; k < b_.top_k; ++k) sum += scores[order_[k]];
         for (int64_t k = 0; k < b_.top_k; ++k) {

@@ -95,24 +95,32 @@ Coding::Coding(const Census &census) : escapes(census.denormals) {
     }
 }
 
-// One block; returns how many of its weights are kept aside.
-int pack_block(const std::uint16_t *values, int n, const Coding &coding, std::uint8_t *block) {
+// One whole block; returns how many of its weights are kept aside. An escape's byte is 0, so that it decodes to +0.
+int pack_block(const std::uint16_t *values, const Coding &coding, std::uint8_t *block) {
     std::uint8_t code_at[kBlockWeights];
-    std::memset(block, 0, kBlockCodes);
-    std::memset(code_at, kEscapeCode, sizeof code_at);
     int escapes = 0;
-    for (int i = 0; i < n; ++i) {
-        const std::uint8_t code = coding.code_of(values[i]);
-        const int b = byte_of_weight(i);
-        code_at[b] = code;
-        if (code == kEscapeCode) {
-            ++escapes;  // its byte stays 0, so that it decodes to +0
-        } else {
-            block[b] = static_cast<std::uint8_t>((values[i] >> 8 & 0x80) | (values[i] & 0x7f));
+    for (int i = 0; i < kBlockWeights; i += 8) {  // eight weights have their bytes side by side
+        std::uint8_t *bytes = block + byte_of_weight(i), *codes = code_at + byte_of_weight(i);
+        for (int j = 0; j < 8; ++j) {
+            const unsigned bits = values[i + j];
+            const std::uint8_t code = coding.code_of(values[i + j]);
+            const bool escape = code == kEscapeCode;
+            codes[j] = code;
+            bytes[j] = escape ? std::uint8_t{0} : static_cast<std::uint8_t>((bits >> 8 & 0x80) | (bits & 0x7f));
+            escapes += escape;
         }
     }
     for (int i = 0; i < 64; ++i) block[kBlockCodes + i] = static_cast<std::uint8_t>(code_at[i] | code_at[i + 64] << 4);
     return escapes;
+}
+
+// A row's last block, filled up with escapes that have no entry.
+int pack_part(const std::uint16_t *values, int n, const Coding &coding, std::uint8_t *block) {
+    constexpr std::uint16_t kDenormal = 1;
+    std::uint16_t whole[kBlockWeights];
+    std::copy(values, values + n, whole);
+    std::fill(whole + n, whole + kBlockWeights, kDenormal);
+    return pack_block(whole, coding, block) - static_cast<int>(kBlockWeights - n);
 }
 
 void check_values(const std::uint16_t *values, std::int64_t rows, std::int64_t width) {
@@ -138,7 +146,8 @@ void pack_rows(const std::uint16_t *values, std::int64_t width, std::int64_t beg
         int escapes = 0;
         for (std::int64_t at = 0; at < width; at += kBlockWeights, block += kBlockBytes) {
             const int n = static_cast<int>(std::min(kBlockWeights, width - at));
-            escapes += pack_block(values + row * width + at, n, coding, block);
+            const std::uint16_t *from = values + row * width + at;
+            escapes += n == kBlockWeights ? pack_block(from, coding, block) : pack_part(from, n, coding, block);
         }
         escape_rows[row + 1] = static_cast<std::uint32_t>(escapes);
     }

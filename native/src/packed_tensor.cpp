@@ -1,6 +1,8 @@
 // Reading packed tensors: the checked view, and the way back to BF16.
 #include "packed_tensor.hpp"
 
+#include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <string>
 
@@ -12,7 +14,9 @@
 namespace lluda {
 namespace {
 
-std::int64_t align(std::int64_t offset) { return (offset + kSectionAlignment - 1) / kSectionAlignment * kSectionAlignment; }
+std::int64_t align(std::int64_t offset) {
+    return (offset + kSectionAlignment - 1) / kSectionAlignment * kSectionAlignment;
+}
 
 void intact(bool rule, const char *what) {
     if (!rule) throw Failure{LLUDA_CORRUPT, std::string("packed tensor: ") + what};
@@ -31,12 +35,14 @@ void check_escapes(const lluda_weight &w, std::int64_t escapes) {
     }
 }
 
-void unpack_block(const std::uint8_t *block, const std::uint8_t *exponents, int count, std::uint16_t *values) {
-    for (int i = 0; i < count; ++i) {
-        const int b = byte_of_weight(i);
-        const int code = (block[kBlockCodes + code_byte(b)] >> code_shift(b)) & 15;
-        const unsigned sign = block[b] >> 7, mantissa = block[b] & 0x7f;
-        values[i] = static_cast<std::uint16_t>(sign << 15 | static_cast<unsigned>(exponents[code]) << 7 | mantissa);
+void unpack_block(const std::uint8_t *block, const std::uint8_t *exponents, std::uint16_t *values) {
+    for (int i = 0; i < kBlockWeights; i += 8) {  // eight weights have their bytes side by side
+        const int at = byte_of_weight(i), shift = code_shift(at);
+        const std::uint8_t *bytes = block + at, *codes = block + kBlockCodes + code_byte(at);
+        for (int j = 0; j < 8; ++j) {
+            const unsigned exponent = exponents[codes[j] >> shift & 15];
+            values[i + j] = static_cast<std::uint16_t>((bytes[j] & 0x80u) << 8 | exponent << 7 | (bytes[j] & 0x7fu));
+        }
     }
 }
 
@@ -60,8 +66,9 @@ void unpack_rows(const lluda_weight &w, std::int64_t begin, std::int64_t end, st
     const auto *block = static_cast<const std::uint8_t *>(w.values) + begin * row_bytes(w);
     for (std::int64_t row = begin; row < end; ++row, values += width) {
         for (std::int64_t at = 0; at < width; at += kBlockWeights, block += kBlockBytes) {
-            const std::int64_t count = width - at < kBlockWeights ? width - at : kBlockWeights;
-            unpack_block(block, w.exponents, static_cast<int>(count), values + at);
+            std::uint16_t whole[kBlockWeights];
+            unpack_block(block, w.exponents, whole);
+            std::copy(whole, whole + std::min(kBlockWeights, width - at), values + at);
         }
         for (std::uint32_t i = w.escape_rows[row]; i < w.escape_rows[row + 1]; ++i)
             values[w.escape_columns[i]] = w.escape_values[i];

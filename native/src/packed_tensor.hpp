@@ -11,13 +11,13 @@ constexpr std::int64_t kSectionAlignment = 64;
 
 // First 64 bytes of a packed tensor; little-endian.
 struct PackedHeader {
-    char magic[8];              // "LLUDAPB1"
+    char magic[8];  // "LLUDAPB1"
     std::int64_t out_features;
     std::int64_t in_features;
     std::int64_t escapes;
-    std::int64_t bytes;         // of the whole packed tensor
+    std::int64_t bytes;  // of the whole packed tensor
     std::uint8_t exponents[16];
-    std::uint8_t reserved[8];   // 0
+    std::uint8_t reserved[8];  // 0
 };
 static_assert(sizeof(PackedHeader) == 64, "the header is one cache line");
 

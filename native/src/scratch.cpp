@@ -11,14 +11,14 @@ constexpr std::size_t kFirstChunk = std::size_t{1} << 20;
 }  // namespace
 
 void Scratch::release() {
-    for (Chunk &chunk : chunks_) ::operator delete(chunk.memory, std::align_val_t{kAlignment});
+    for (Chunk &chunk : chunks_) ::operator delete (chunk.memory, std::align_val_t{kAlignment});
     chunks_.clear();
     used_ = 0;
 }
 
 void Scratch::add_chunk(std::size_t bytes) {
     chunks_.reserve(chunks_.size() + 1);
-    auto *memory = static_cast<std::byte *>(::operator new(bytes, std::align_val_t{kAlignment}));
+    auto *memory = static_cast<std::byte *>(::operator new (bytes, std::align_val_t{kAlignment}));
     chunks_.push_back({memory, bytes});
     used_ = 0;
 }

@@ -139,7 +139,8 @@ LLUDA_INLINE Floats exponential(Floats x) {
 // out[i] = sum of the lanes of v[i], for 16 vectors at once.
 LLUDA_INLINE void sum_16(const Floats *v, float *out) {
 #if defined(__AVX512F__)
-    // Four halvings: each adds what two vectors hold of disjoint lanes. They end in this order of vectors, so start in it.
+    // Four halvings: each adds what two vectors hold of disjoint lanes. They end in this order of vectors, so start in
+    // it.
     constexpr unsigned char order[16] = {0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15};
     __m512 a[16];
     for (int i = 0; i < 16; ++i) a[i] = reinterpret_cast<__m512>(v[order[i]]);

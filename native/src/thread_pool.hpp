@@ -106,15 +106,15 @@ private:
     std::lock_guard<std::mutex> lock_;
 };
 
-// Items 0 .. total-1 shared out among lanes: each lane first takes its own contiguous range in order (so that it streams
-// through memory), then helps the others.
+// Items 0 .. total-1 shared out among lanes: each lane first takes its own contiguous range in order (so that it
+// streams through memory), then helps the others.
 class WorkSplit {
 public:
     // Before the lanes start, or by one lane with a barrier after it.
     void reset(std::int64_t total, int lanes);
 
-    // The next items for this lane in begin .. end-1; false when there are none left. Each time half of what is left of a
-    // range: few takings (each stops the flow of loads), yet lanes finish together.
+    // The next items for this lane in begin .. end-1; false when there are none left. Each time half of what is left of
+    // a range: few takings (each stops the flow of loads), yet lanes finish together.
     bool take(int lane, std::int64_t &begin, std::int64_t &end);
 
 private:

@@ -12,7 +12,9 @@ namespace {
     throw Failure{LLUDA_BAD_ARGUMENT, std::string("weight ") + name + ' ' + what};
 }
 
-std::string shape(std::int64_t out, std::int64_t in) { return '[' + std::to_string(out) + ", " + std::to_string(in) + ']'; }
+std::string shape(std::int64_t out, std::int64_t in) {
+    return '[' + std::to_string(out) + ", " + std::to_string(in) + ']';
+}
 
 }  // namespace
 

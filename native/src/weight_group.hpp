@@ -28,8 +28,7 @@ LLUDA_INLINE Group load_group_part(const uint16_t *p, int64_t n) {
 
 LLUDA_INLINE Floats multiply_add(Floats total, Group w, const Prepared *x) {
     const __m512i row = _mm512_loadu_si512(x);
-    return reinterpret_cast<Floats>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(total),
-                                                     reinterpret_cast<__m512bh>(row),
+    return reinterpret_cast<Floats>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(total), reinterpret_cast<__m512bh>(row),
                                                      reinterpret_cast<__m512bh>(w.pairs)));
 }
 
@@ -111,8 +110,8 @@ LLUDA_INLINE ExponentTable exponent_table(const uint8_t *exponents) {
 
 LLUDA_INLINE void decode_half(__m512i signs, __m512i codes, const ExponentTable &table, __m512i out[2]) {
     // 0xea: (signs & mask) | exponent bits
-    const __m512i low = _mm512_ternarylogic_epi32(signs, _mm512_set1_epi8(0x7f),
-                                                  _mm512_shuffle_epi8(table.low, codes), 0xea);
+    const __m512i low =
+        _mm512_ternarylogic_epi32(signs, _mm512_set1_epi8(0x7f), _mm512_shuffle_epi8(table.low, codes), 0xea);
     const __m512i high = _mm512_ternarylogic_epi32(signs, _mm512_set1_epi8(static_cast<char>(0x80)),
                                                    _mm512_shuffle_epi8(table.high, codes), 0xea);
     out[0] = _mm512_unpacklo_epi8(low, high);
@@ -144,8 +143,7 @@ LLUDA_INLINE void decode_block(const uint8_t *block, const ExponentTable &table,
         __m256i codes = _mm256_loadu_si256(c);
         if (part >= 2) codes = _mm256_srli_epi16(codes, 4);
         codes = _mm256_and_si256(codes, nibble);
-        const __m256i low =
-            _mm256_or_si256(_mm256_and_si256(signs, mantissa), _mm256_shuffle_epi8(table.low, codes));
+        const __m256i low = _mm256_or_si256(_mm256_and_si256(signs, mantissa), _mm256_shuffle_epi8(table.low, codes));
         const __m256i high =
             _mm256_or_si256(_mm256_andnot_si256(mantissa, signs), _mm256_shuffle_epi8(table.high, codes));
         Group *half = out + part / 2 * 2;
@@ -177,8 +175,8 @@ LLUDA_INLINE void decode_block(const uint8_t *block, const ExponentTable &table,
     for (int i = 0; i < kBlockWeights; ++i) {
         const int b = byte_of_weight(i);
         const int code = (block[kBlockCodes + code_byte(b)] >> code_shift(b)) & 15;
-        values[i] = static_cast<uint16_t>((block[b] & 0x7f) | table.low[code] |
-                                          ((block[b] & 0x80) | table.high[code]) << 8);
+        values[i] =
+            static_cast<uint16_t>((block[b] & 0x7f) | table.low[code] | ((block[b] & 0x80) | table.high[code]) << 8);
     }
     for (int g = 0; g < 4; ++g) out[g] = load_group(values + g * kGroupWeights);
 }

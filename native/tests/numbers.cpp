@@ -53,7 +53,8 @@ TestWeight::TestWeight(Random &random, std::int64_t out, std::int64_t in, float 
     : values(random.bf16_normals(out * in, deviation)) {
     // A few weights with rare exponents, for the side table.
     for (std::size_t i = 0; i < values.size(); ++i)
-        if (random.below(50) == 0) values[i] = to_bf16(random.normal(1.0f) * std::exp2(static_cast<float>(random.below(40) - 36)));
+        if (random.below(50) == 0)
+            values[i] = to_bf16(random.normal(1.0f) * std::exp2(static_cast<float>(random.below(40) - 36)));
     plain.out_features = out;
     plain.in_features = in;
     if (with_bias) bias = random.normals(out, 0.5f);
@@ -110,7 +111,8 @@ void expect_close(const std::vector<double> &actual, const std::vector<double> &
     expect(actual.size() == truth.size(), what + ": sizes differ");
     const double error = relative_error(actual, truth);
     if (!(error <= limit))
-        throw std::runtime_error(what + ": relative error " + std::to_string(error) + ", limit " + std::to_string(limit));
+        throw std::runtime_error(what + ": relative error " + std::to_string(error) + ", limit " +
+                                 std::to_string(limit));
 }
 
 std::vector<double> normed(const float *x, const std::vector<float> &weight, double eps) {

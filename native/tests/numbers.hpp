@@ -26,7 +26,8 @@ std::uint16_t to_bf16(float value);
 float from_bf16(std::uint16_t bits);
 double rounded(double value);  // to BF16 (through float32)
 
-// 64-byte aligned bytes that end exactly where they are said to, so that the address sanitizer sees the first one beyond.
+// 64-byte aligned bytes that end exactly where they are said to, so that the address sanitizer sees the first one
+// beyond.
 class Aligned {
 public:
     explicit Aligned(std::int64_t bytes);

@@ -14,10 +14,15 @@ struct Case {
 
 struct Model {
     Model(Random &random, const Case &c)
-        : c(c), norm(random.normals(c.hidden, 0.3f)), q_norm(random.normals(c.head_dim, 0.5f)),
-          k_norm(random.normals(c.head_dim, 0.5f)), scale(random.normals(c.hidden, 0.5f)),
-          q(random, c.heads * c.head_dim, c.hidden, 0.1f, c.bias), k(random, c.kv_heads * c.head_dim, c.hidden, 0.1f, c.bias),
-          v(random, c.kv_heads * c.head_dim, c.hidden, 0.1f, c.bias), o(random, c.hidden, c.heads * c.head_dim, 0.1f) {
+        : c(c),
+          norm(random.normals(c.hidden, 0.3f)),
+          q_norm(random.normals(c.head_dim, 0.5f)),
+          k_norm(random.normals(c.head_dim, 0.5f)),
+          scale(random.normals(c.hidden, 0.5f)),
+          q(random, c.heads * c.head_dim, c.hidden, 0.1f, c.bias),
+          k(random, c.kv_heads * c.head_dim, c.hidden, 0.1f, c.bias),
+          v(random, c.kv_heads * c.head_dim, c.hidden, 0.1f, c.bias),
+          o(random, c.hidden, c.heads * c.head_dim, 0.1f) {
         for (float &w : norm) w += 1.0f;
     }
 
@@ -41,7 +46,9 @@ struct Model {
 // One sequence's cache, in the library's form and as float64.
 struct Cache {
     Cache(Random &random, const Case &c, std::int64_t capacity)
-        : c(c), capacity(capacity), truth_keys(random.normals(c.kv_heads * capacity * c.head_dim, 0.7f)),
+        : c(c),
+          capacity(capacity),
+          truth_keys(random.normals(c.kv_heads * capacity * c.head_dim, 0.7f)),
           truth_values(random.normals(c.kv_heads * capacity * c.head_dim, 0.7f)) {
         for (auto *all : {&truth_keys, &truth_values})
             for (float &v : *all) v = static_cast<float>(rounded(v));
@@ -99,8 +106,8 @@ Row attend(Cache &cache, const Case &c, const Row &query, std::int64_t kv_head, 
     for (double &s : scores) total += s = std::exp(s - top);
     for (std::int64_t p = first; p <= position; ++p)
         for (std::int64_t i = 0; i < c.head_dim; ++i)
-            out[static_cast<std::size_t>(i)] += scores[static_cast<std::size_t>(p - first)] / total *
-                                                cache.at(cache.truth_values, kv_head, p, i);
+            out[static_cast<std::size_t>(i)] +=
+                scores[static_cast<std::size_t>(p - first)] / total * cache.at(cache.truth_values, kv_head, p, i);
     return out;
 }
 
@@ -127,7 +134,8 @@ void run_truth(const Model &m, std::vector<float> x, const std::vector<Step> &st
             const Row key = rotated(k, head, c, c.qk_norm ? &m.k_norm : nullptr, co, si);
             for (std::int64_t i = 0; i < c.head_dim; ++i) {
                 const double value = v[static_cast<std::size_t>(head * c.head_dim + i)];
-                cache.at(cache.truth_keys, head, steps[r].position, i) = static_cast<float>(key[static_cast<std::size_t>(i)]);
+                cache.at(cache.truth_keys, head, steps[r].position, i) =
+                    static_cast<float>(key[static_cast<std::size_t>(i)]);
                 cache.at(cache.truth_values, head, steps[r].position, i) =
                     static_cast<float>(c.f32_cache ? value : rounded(value));
             }
@@ -146,7 +154,8 @@ void run_truth(const Model &m, std::vector<float> x, const std::vector<Step> &st
     }
 }
 
-void expect_block(const Case &c, const std::vector<std::int64_t> &positions, bool one_sequence, int threads, int format) {
+void expect_block(const Case &c, const std::vector<std::int64_t> &positions, bool one_sequence, int threads,
+                  int format) {
     Random random(static_cast<std::uint64_t>(c.hidden * 31 + c.head_dim + threads));
     const Model m(random, c);
     const std::int64_t rows = static_cast<std::int64_t>(positions.size());
@@ -169,7 +178,8 @@ void expect_block(const Case &c, const std::vector<std::int64_t> &positions, boo
     const std::int64_t stride = c.hidden + 3;
     const auto x = random.normals(rows * stride, 1.0f);
     std::vector<float> dense;
-    for (std::int64_t r = 0; r < rows; ++r) dense.insert(dense.end(), x.begin() + r * stride, x.begin() + r * stride + c.hidden);
+    for (std::int64_t r = 0; r < rows; ++r)
+        dense.insert(dense.end(), x.begin() + r * stride, x.begin() + r * stride + c.hidden);
 
     check_ok(lluda_set_threads(threads));
     auto y = x;
@@ -180,10 +190,13 @@ void expect_block(const Case &c, const std::vector<std::int64_t> &positions, boo
     for (std::int64_t r = 0; r < rows; ++r)
         for (std::int64_t i = 0; i < stride; ++i) {
             const auto at = static_cast<std::size_t>(r * stride + i);
-            if (i < c.hidden) added.push_back(static_cast<double>(y[at]) - x[at]);
-            else expect(y[at] == x[at], "written beyond a row");
+            if (i < c.hidden)
+                added.push_back(static_cast<double>(y[at]) - x[at]);
+            else
+                expect(y[at] == x[at], "written beyond a row");
         }
-    expect_close(added, truth, 2e-3, "attention, head_dim " + std::to_string(c.head_dim) + ", rows " + std::to_string(rows));
+    expect_close(added, truth, 2e-3,
+                 "attention, head_dim " + std::to_string(c.head_dim) + ", rows " + std::to_string(rows));
 
     for (Cache &cache : caches) {
         std::vector<double> keys, truth_keys, values, truth_values;
@@ -243,7 +256,8 @@ TEST(bad_attention_blocks_are_refused) {
     auto refused = [&](void (*change)(lluda_attention &), lluda_cache_row at, const char *what) {
         lluda_attention block = m.block(LLUDA_FORMAT_BF16);
         if (change) change(block);
-        check_code(lluda_attention_block(&block, 1, x.data(), 64, cos.data(), sin.data(), &at), LLUDA_BAD_ARGUMENT, what);
+        check_code(lluda_attention_block(&block, 1, x.data(), 64, cos.data(), sin.data(), &at), LLUDA_BAD_ARGUMENT,
+                   what);
     };
     refused([](lluda_attention &b) { b.heads = 3; }, row, "heads not a multiple");
     refused([](lluda_attention &b) { b.head_dim = 31; }, row, "odd head_dim");

@@ -45,7 +45,8 @@ void expect_moe(const MoeCase &c, int threads, int format) {
     for (std::int64_t e = 0; e <= c.experts; ++e) {
         const std::int64_t width = e < c.experts ? c.intermediate : std::max<std::int64_t>(c.shared, 1);
         for (int i = 0; i < 3; ++i) {
-            weights[i].push_back(std::make_unique<TestWeight>(random, i < 2 ? width : c.hidden, i < 2 ? c.hidden : width, 0.1f));
+            weights[i].push_back(
+                std::make_unique<TestWeight>(random, i < 2 ? width : c.hidden, i < 2 ? c.hidden : width, 0.1f));
             descriptors[i].push_back(*weights[i].back()->in(format));
         }
     }
@@ -55,7 +56,8 @@ void expect_moe(const MoeCase &c, int threads, int format) {
     b.gate = descriptors[0].data(), b.up = descriptors[1].data(), b.down = descriptors[2].data();
     if (c.scaled) b.output_scale = scale.data();
     if (c.shared > 0) {
-        b.shared_gate = &descriptors[0].back(), b.shared_up = &descriptors[1].back(), b.shared_down = &descriptors[2].back();
+        b.shared_gate = &descriptors[0].back(), b.shared_up = &descriptors[1].back(),
+        b.shared_down = &descriptors[2].back();
         if (c.gated) b.shared_expert_gate = shared_gate.data();
     }
     const auto x = random.normals(c.rows * c.hidden, 1.0f);
@@ -71,14 +73,17 @@ void expect_moe(const MoeCase &c, int threads, int format) {
         double total = 0, top_sum = 0;
         for (std::int64_t e = 0; e < c.experts; ++e) {
             double score = 0;
-            for (std::int64_t i = 0; i < c.hidden; ++i) score += h[static_cast<std::size_t>(i)] * router[static_cast<std::size_t>(e * c.hidden + i)];
+            for (std::int64_t i = 0; i < c.hidden; ++i)
+                score += h[static_cast<std::size_t>(i)] * router[static_cast<std::size_t>(e * c.hidden + i)];
             p.push_back(std::exp(score));
             total += p.back();
         }
         std::vector<int> order(p.size());
         std::iota(order.begin(), order.end(), 0);
-        std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return p[static_cast<std::size_t>(a)] > p[static_cast<std::size_t>(b)]; });
-        for (std::int64_t k = 0; k < c.top_k; ++k) top_sum += p[static_cast<std::size_t>(order[static_cast<std::size_t>(k)])];
+        std::stable_sort(order.begin(), order.end(),
+                         [&](int a, int b) { return p[static_cast<std::size_t>(a)] > p[static_cast<std::size_t>(b)]; });
+        for (std::int64_t k = 0; k < c.top_k; ++k)
+            top_sum += p[static_cast<std::size_t>(order[static_cast<std::size_t>(k)])];
         Row sum(static_cast<std::size_t>(c.hidden), 0.0);
         auto add = [&](std::size_t e, double weight) {
             const Row part = swiglu(*weights[0][e], *weights[1][e], *weights[2][e], h);
@@ -96,7 +101,8 @@ void expect_moe(const MoeCase &c, int threads, int format) {
         }
         for (std::size_t i = 0; i < sum.size(); ++i) truth.push_back(sum[i] * (c.scaled ? scale[i] : 1.0f));
     }
-    expect_close(added(y, x), truth, 2e-3, "mixture of " + std::to_string(c.experts) + ", rows " + std::to_string(c.rows));
+    expect_close(added(y, x), truth, 2e-3,
+                 "mixture of " + std::to_string(c.experts) + ", rows " + std::to_string(c.rows));
 }
 
 }  // namespace
@@ -106,7 +112,8 @@ TEST(mlp_block_of_several_sizes) {
     for (std::int64_t hidden : {8, 33, 256})
         for (std::int64_t inner : {5, 96, 300}) {
             const auto norm = norm_weights(random, hidden), scale = random.normals(hidden, 0.5f);
-            const TestWeight gate(random, inner, hidden, 0.1f), up(random, inner, hidden, 0.1f), down(random, hidden, inner, 0.1f);
+            const TestWeight gate(random, inner, hidden, 0.1f), up(random, inner, hidden, 0.1f),
+                down(random, hidden, inner, 0.1f);
             for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16})
                 for (std::int64_t rows : {0, 1, 2, 7, 16}) {
                     lluda_mlp b{};
@@ -120,10 +127,12 @@ TEST(mlp_block_of_several_sizes) {
                     std::vector<double> truth;
                     for (std::int64_t r = 0; r < rows; ++r) {
                         const Row out = swiglu(gate, up, down, normed(x.data() + r * hidden, norm, 1e-6));
-                        for (std::size_t i = 0; i < out.size(); ++i) truth.push_back(out[i] * (rows == 2 ? scale[i] : 1.0f));
+                        for (std::size_t i = 0; i < out.size(); ++i)
+                            truth.push_back(out[i] * (rows == 2 ? scale[i] : 1.0f));
                     }
-                    expect_close(added(y, x), truth, 2e-3, "mlp " + std::to_string(hidden) + ", " + std::to_string(inner) +
-                                                               ", rows " + std::to_string(rows));
+                    expect_close(added(y, x), truth, 2e-3,
+                                 "mlp " + std::to_string(hidden) + ", " + std::to_string(inner) + ", rows " +
+                                     std::to_string(rows));
                 }
         }
 }
@@ -201,5 +210,6 @@ TEST(bad_feed_forward_blocks_are_refused) {
     check_code(lluda_moe_block(&e, 1, x.data(), 32, nullptr), LLUDA_BAD_ARGUMENT, "top_k beyond experts");
     e.top_k = 1, e.shared_intermediate = 8;
     check_code(lluda_moe_block(&e, 1, x.data(), 32, nullptr), LLUDA_BAD_ARGUMENT, "no shared expert");
-    check_code(lluda_lm_head(&wide.plain, nullptr, 1e-6f, 1, x.data(), 32, x.data(), 16), LLUDA_BAD_ARGUMENT, "no norm");
+    check_code(lluda_lm_head(&wide.plain, nullptr, 1e-6f, 1, x.data(), 32, x.data(), 16), LLUDA_BAD_ARGUMENT,
+               "no norm");
 }

@@ -27,8 +27,8 @@ void expect_product(const TestWeight &w, const std::vector<double> &x, const flo
             size += std::fabs(w.at(o, i) * x[static_cast<std::size_t>(i)]);
         const double error = std::fabs(y[o] - truth[static_cast<std::size_t>(o)]);
         if (!(error <= 2e-6 * size + 1e-30))
-            throw std::runtime_error(what + ", output " + std::to_string(o) + ": " + std::to_string(y[o]) + ", expected " +
-                                     std::to_string(truth[static_cast<std::size_t>(o)]));
+            throw std::runtime_error(what + ", output " + std::to_string(o) + ": " + std::to_string(y[o]) +
+                                     ", expected " + std::to_string(truth[static_cast<std::size_t>(o)]));
     }
 }
 
@@ -36,7 +36,8 @@ void expect_product(const TestWeight &w, const std::vector<double> &x, const flo
 
 TEST(products_of_all_row_counts_and_tails) {
     Random random(11);
-    const Shape shapes[] = {{1, 1}, {5, 3}, {7, 31}, {4, 32}, {9, 33}, {6, 127}, {3, 128}, {10, 129}, {33, 500}, {64, 1024}};
+    const Shape shapes[] = {{1, 1},   {5, 3},   {7, 31},   {4, 32},   {9, 33},
+                            {6, 127}, {3, 128}, {10, 129}, {33, 500}, {64, 1024}};
     for (const Shape &s : shapes) {
         const TestWeight w(random, s.out, s.in, 0.05f, s.out % 2 == 1);
         const std::int64_t x_stride = s.in + 5, y_stride = s.out + 3;
@@ -51,7 +52,8 @@ TEST(products_of_all_row_counts_and_tails) {
                     for (int r = 0; r < rows; ++r)
                         expect_product(w, row_of(x, r, x_stride, s.in), y.data() + r * y_stride,
                                        std::to_string(s.out) + " x " + std::to_string(s.in) + ", format " +
-                                           std::to_string(format) + ", row " + std::to_string(r) + " of " + std::to_string(rows));
+                                           std::to_string(format) + ", row " + std::to_string(r) + " of " +
+                                           std::to_string(rows));
                     for (std::int64_t i = 0; i < 16 * y_stride; ++i)
                         if (i / y_stride >= rows || i % y_stride >= s.out)
                             expect(y[static_cast<std::size_t>(i)] == -77.0f, "written outside the outputs");
@@ -116,9 +118,9 @@ TEST(groups_equal_single_products) {
 
 TEST(denormals_are_negligible_and_not_finite_ones_propagate) {
     std::vector<std::uint16_t> values(4 * 256, to_bf16(0.5f));
-    values[3] = 0x0001;            // row 0: a denormal
-    values[256 + 7] = 0x7f80;      // row 1: infinity
-    values[512 + 9] = 0x7fc0;      // row 2: NaN
+    values[3] = 0x0001;        // row 0: a denormal
+    values[256 + 7] = 0x7f80;  // row 1: infinity
+    values[512 + 9] = 0x7fc0;  // row 2: NaN
     const TestWeight w(values, 4, 256);
     const std::vector<std::uint16_t> x(256, 0x3f80);
     for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16}) {

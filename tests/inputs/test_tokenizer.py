@@ -157,6 +157,19 @@ def test_a_splitting_rule_is_recognised_in_its_json(tmp_path, name):
     assert [read.encode(text) for text in texts] == [other.encode(text) for text in texts]
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("llama-bpe", ["123", "456", "7", "Ġa", "12"]),
+        ("qwen2", [*"1234567", "Ġa", "1", "2"]),
+        ("smollm", [*"1234567", "Ġa", "1", "2"]),
+        ("gpt-2", ["1234567", "Ġa", "12"]),
+    ],
+)
+def test_how_many_digits_make_a_word(name, words):
+    assert [word for word, _ in SPLITTINGS[name].pre_tokenizer().pre_tokenize_str("1234567 a12")] == words
+
+
 def test_an_unknown_splitting_rule_is_refused_by_name(tmp_path):
     step = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": False}
     steps = {"type": "Sequence", "pretokenizers": [step, {"type": "ByteLevel", "use_regex": False}]}

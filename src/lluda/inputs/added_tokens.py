@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -65,13 +66,18 @@ class _Spellings:
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._start = re.compile(f"(?={_any_of(texts).pattern})")
-        self._beginnings = {text[:length] for text in texts for length in range(1, len(text))}
-        self._longest = max(map(len, self._beginnings), default=0)
+        self._sorted = sorted(texts)
+        self._longest = max(map(len, texts), default=0)
 
     def positions(self, text: str) -> set[int]:
         found = {match.start() for match in self._start.finditer(text)}
         ends = range(max(0, len(text) - self._longest), len(text))
-        return found | {position for position in ends if text[position:] in self._beginnings}
+        return found | {position for position in ends if self._is_beginning(text[position:])}
+
+    def _is_beginning(self, part: str) -> bool:
+        """Whether a spelling starts with ``part``; such spellings lie right behind it in order."""
+        place = bisect_left(self._sorted, part)
+        return place < len(self._sorted) and self._sorted[place].startswith(part)
 
 
 def _cut(text: str, pattern: re.Pattern[str], ids: dict[str, int], disarmed: str) -> Iterator[int | str]:

@@ -45,7 +45,7 @@ def build_chat_prompt(
     checked = check_messages(messages)
     _check_tools_and_extra(tools, extra)
     said = _plain({"messages": checked, "tools": tools, "extra": dict(extra or {})})
-    marker = _Marker(tokenizer, said)
+    marker = _Marker(tokenizer, said, f"{template.source}{template.tool_source}")
     variables = marker.disarm(said["extra"])
     if enable_thinking is not None:
         variables["enable_thinking"] = enable_thinking
@@ -119,14 +119,15 @@ def _plain(value: dict[str, Any]) -> dict[str, Any]:
 class _Marker:
     """Marks spellings of added tokens in what was ``said`` and takes the marks out again."""
 
-    def __init__(self, tokenizer: Tokenizer, said: Mapping[str, Any]) -> None:
+    def __init__(self, tokenizer: Tokenizer, said: Mapping[str, Any], template: str) -> None:
+        """The mark is none that ``said`` or the ``template`` has, so that all that is taken out was put in here."""
         self._tokenizer = tokenizer
-        text = json.dumps(said, ensure_ascii=False)
+        text = json.dumps(said, ensure_ascii=False) + template
         # A template may write JSON in ASCII, so the mark's escape must be as unmistakable as the mark.
         free = (mark for mark in _MARKS if mark not in text and f"ufdd{ord(mark) - 0xFDD0:x}" not in text.lower())
         found = next(free, None)
         if found is None:
-            raise InvalidRequest("the messages hold all 32 noncharacters U+FDD0 to U+FDEF; take one out")
+            raise InvalidRequest("messages and template hold all 32 noncharacters U+FDD0 to U+FDEF; take one out")
         self._mark = found
         self._escape = f"\\u{ord(found):04x}"
 

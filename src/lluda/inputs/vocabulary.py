@@ -20,6 +20,12 @@ MAX_TOKENS = 2**20
 MAX_MERGES = 2**19
 """Limit of merge rules: o200k, the largest released, has 446,189."""
 
+MAX_ADDED_TOKENS = 2**14
+"""Limit of added tokens (Qwen3-Omni has 33): compiling the search for them takes time by their number."""
+
+MAX_ADDED_LENGTH = 512
+"""Limit of an added token's characters (Qwen3-Omni's longest has 21)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
@@ -122,13 +128,19 @@ def separate_added(
 ) -> tuple[dict[str, int], tuple[AddedToken, ...]]:
     """``tokens`` without those that ``added`` also lists, so that plain text can never become one of them.
 
-    CorruptFile: one spelling with two ids, or one id with two spellings, within or between the lists.
+    CorruptFile: one spelling with two ids, or one id with two spellings, within or between the lists; too many added
+    tokens, or one too long.
     """
+    if len(added) > MAX_ADDED_TOKENS:
+        raise CorruptFile(path, "too many added tokens", expected=f"at most {MAX_ADDED_TOKENS}", found=len(added))
     by_id: dict[int, AddedToken] = {}
     by_text: dict[str, AddedToken] = {}
     for token in added:
         if not token.text:
             raise CorruptFile(path, f"the added token {token.id} has no text")
+        if len(token.text) > MAX_ADDED_LENGTH:
+            rule, found = f"the added token {token.id} is too long", f"{len(token.text)} characters"
+            raise CorruptFile(path, rule, expected=f"at most {MAX_ADDED_LENGTH}", found=found)
         first = by_id.setdefault(token.id, token)
         if first.text != token.text:
             raise CorruptFile(
