@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find src native -type f \( -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt' \) 2>/dev/null)
+NATIVE := $(shell find native -name "*.cpp" -o -name "*.hpp" -o -name "*.h" -o -name CMakeLists.txt)
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow lint format native clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lluda generate --max-tokens 120 "What is the capital of France, and what is it known for?"
@@ -26,6 +26,10 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Build the native kernels again (also happens by itself when their sources are newer).
+native:
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -34,8 +38,8 @@ $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-$(VENV)/.run: $(VENV)/.python requirements/run.txt pyproject.toml
-	$(BIN)/python -m pip install --quiet -r requirements/run.txt
+$(VENV)/.run: $(VENV)/.python requirements/run.txt requirements/constraints.txt pyproject.toml $(NATIVE)
+	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -r requirements/run.txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
@@ -45,9 +49,9 @@ $(VENV)/.demo: $(VENV)/.run requirements/demo.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo requirements/test.txt
-	$(BIN)/python -m pip install --quiet -r requirements/test.txt
+	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -r requirements/test.txt
 	touch $@
 
 $(VENV)/.peers: $(VENV)/.test requirements/peers.txt
-	$(BIN)/python -m pip install --quiet -r requirements/peers.txt
+	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -r requirements/peers.txt
 	touch $@

@@ -1,6 +1,6 @@
 """Answer a prompt with Qwen3-0.6B: whole, streamed, and in a conversation.
 
-    python examples/qwen3_06b_generate.py [MODEL]    (default: Qwen/Qwen3-0.6B from the hub)
+python examples/qwen3_06b_generate.py [MODEL]    (default: Qwen/Qwen3-0.6B from the hub)
 """
 
 import sys

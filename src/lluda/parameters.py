@@ -11,7 +11,8 @@ from typing import Literal
 
 Role = Literal["matrix", "embedding", "router", "norm", "bias", "scale"]
 """How a parameter is used: ``matrix`` multiplies rows (may be packed or quantised), ``embedding`` is looked up by row,
-``router`` chooses experts (stays unrounded), ``norm`` scales a normalised row (synth draws it around 1), ``bias`` is added, ``scale`` is any other vector."""
+``router`` chooses experts (stays unrounded), ``norm`` scales a normalised row (synth draws it around 1), ``bias`` is
+added, ``scale`` is any other vector."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,6 +190,7 @@ def test_in_a_terminal(model):
         terminal.wait_for(r"lluda: stopped\s+> $")
         terminal.type("half a line")
         terminal.wait_for("half a line$")
+        time.sleep(0.5)
         terminal.type("\x03")
         terminal.wait_for(r"Ctrl-C stops an answer, Ctrl-D ends, \S+ lists the commands\s+> $")
         terminal.type("\x04")
@@ -226,7 +227,7 @@ class _Terminal:
 
     def wait_for(self, pattern):
         """Read until what came since the last call matches."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 20
         while not re.search(pattern, self.screen[self._seen :]):
             assert time.monotonic() < deadline, self.screen
             if select.select([self._ours], [], [], 0.1)[0]:

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lluda.errors import CorruptFile, ModelNotFound
-from lluda.weights.checkpoint import read_config, read_generation_config
 from lluda.json_file import MAX_DEPTH, parse_json, read_json
+from lluda.weights.checkpoint import read_config, read_generation_config
 
 BROKEN = {
     "empty file": (b"", "not JSON"),

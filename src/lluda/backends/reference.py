@@ -36,7 +36,8 @@ class ReferenceBackend(ComputeBackend):
         return F.embedding(ids, _dense(weight)).to(self.precision.residual)
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-        y = F.linear(x, _dense(weight))
+        # One row as a column: torch's BF16 product reads the weights a little faster that way round.
+        y = torch.mm(_dense(weight), x.T).T if len(x) == 1 else F.linear(x, _dense(weight))
         return y if bias is None else (y + bias).to(y.dtype)
 
     def rms_norm(self, x: Tensor, norm: Norm) -> Tensor:
@@ -110,9 +111,10 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, window: int | None) -> 
     if rows == 1:
         # The query heads that share a key head become rows of one product: no repeated keys, no mask.
         start = 0 if window is None else max(0, length - window)
-        grouped = query.view(1, kv_heads, heads // kv_heads, head_dim)
-        out = F.scaled_dot_product_attention(grouped, keys[None, :, start:], values[None, :, start:])
-        return out.reshape(1, heads * head_dim)
+        exact = torch.float64 if keys.dtype == torch.float64 else torch.float32
+        grouped = query.reshape(kv_heads, heads // kv_heads, head_dim).to(exact)
+        scores = torch.bmm(grouped, keys[:, start:].to(exact).transpose(1, 2)) / head_dim**0.5
+        return torch.bmm(scores.softmax(-1), values[:, start:].to(exact)).reshape(1, heads * head_dim)
     mask = None if rows == length and window is None else _causal_mask(rows, length, window, query.device)
     out = F.scaled_dot_product_attention(
         query.transpose(0, 1)[None], keys[None], values[None], attn_mask=mask, is_causal=mask is None, enable_gqa=True

@@ -7,7 +7,11 @@ from typing import Any
 
 from lluda.errors import InvalidRequest
 
-FORMATS: Mapping[str, Mapping[str, Any]] = {"BF16": {"dtype": "bf16"}, "F32": {"dtype": "f32"}}
+FORMATS: Mapping[str, Mapping[str, Any]] = {
+    "BF16": {"dtype": "bf16"},
+    "packed": {"dtype": "bf16", "weights": "packed"},
+    "F32": {"dtype": "f32"},
+}
 """The `LoadOptions` each format stands for. A new format is one more entry."""
 
 
