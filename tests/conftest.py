@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,14 @@ TINY_MIXED: dict[str, Any] = TINY_MOE | {"num_hidden_layers": 4, "decoder_sparse
 TINY_LLAMA: dict[str, Any] = {
     key: value for key, value in TINY_QWEN3.items() if key not in ("head_dim", "architectures")
 } | {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 128}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """A shell starts background jobs with SIGINT ignored, and their children inherit that: tests of Ctrl-C would wait
+    for ever."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

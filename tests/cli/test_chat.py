@@ -227,7 +227,7 @@ class _Terminal:
 
     def wait_for(self, pattern):
         """Read until what came since the last call matches."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not re.search(pattern, self.screen[self._seen :]):
             assert time.monotonic() < deadline, self.screen
             if select.select([self._ours], [], [], 0.1)[0]:
