@@ -44,6 +44,7 @@ def run(path, dtype: str, text: str, **request):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_greedy_text_of_20_prompts_is_that_of_transformers_in_float32(smollm2):
     pytest.importorskip("transformers")
     model = lluda.load(smollm2, dtype="f32")
@@ -68,6 +69,7 @@ def test_float32_logits_of_real_text_are_those_of_transformers(smollm2):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("rows", [512, 1], ids=["one prefill", "token by token"])
 def test_float32_over_64_tokens(smollm2, rows):
     validation = run(smollm2, "f32", SAMPLE_TEXT[:300], greedy=64, rows_per_step=rows)
@@ -76,6 +78,7 @@ def test_float32_over_64_tokens(smollm2, rows):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("rows", [512, 1], ids=["one prefill", "token by token"])
 def test_bf16_is_no_further_from_float64_than_transformers(smollm2, rows):
     """Real text in three parts, in the place of three seeds."""
