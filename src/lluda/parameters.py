@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-Role = Literal["matrix", "embedding", "router", "norm", "bias", "scale"]
+Role = Literal["matrix", "embedding", "router", "norm", "bias", "scale", "kernel"]
 """How a parameter is used: ``matrix`` multiplies rows (may be packed or quantised), ``embedding`` is looked up by row,
 ``router`` chooses experts (stays unrounded), ``norm`` scales a normalised row (synth draws it around 1), ``bias`` is
-added, ``scale`` is any other vector."""
+added, ``scale`` is any other vector, ``kernel`` belongs to a convolution."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lluda.backends.blocks import (
     AttentionBlock,
+    LayerNorm,
     MixtureBlock,
     Norm,
     Projection,
@@ -76,6 +77,10 @@ class ComputeBackend(ABC):
         """Take a norm weight, bias, scale or router, in the residual dtype."""
         return values.to(self.device, self.precision.residual)
 
+    def kernel(self, values: Tensor) -> Tensor:
+        """Take the kernel of a convolution, in the compute dtype."""
+        return values.to(self.device, self.precision.compute)
+
     # Primitive operations
 
     @abstractmethod
@@ -124,6 +129,29 @@ class ComputeBackend(ABC):
     def route(self, x: Tensor, router: Tensor, top_k: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
         """Softmax over all experts of ``x @ router.T`` in the residual dtype, the ``top_k`` largest of each row,
         divided by their sum if ``normalise`` (spec section 5). Weights and int64 ids, both ``[rows, top_k]``."""
+
+    @abstractmethod
+    def layer_norm(self, x: Tensor, norm: LayerNorm) -> Tensor:
+        """``(x - mean) / sqrt(variance + eps) * weight + bias`` over the last axis (Ba et al. 2016), computed in the
+        residual dtype and rounded once to the compute dtype."""
+
+    @abstractmethod
+    def gelu(self, x: Tensor, *, tanh: bool = False) -> Tensor:
+        """``x * Phi(x)`` (Hendrycks and Gimpel 2016), exact or by its ``tanh`` approximation, computed in float32 or
+        better and rounded once to the compute dtype."""
+
+    @abstractmethod
+    def block_attention(self, query: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Attention inside consecutive blocks of ``lengths`` rows, each row seeing its whole block.
+
+        ``query``, ``keys``, ``values`` ``[rows, heads, head_dim]``; scale 1/sqrt(head_dim). Returns
+        ``[rows, heads * head_dim]`` in the compute dtype."""
+
+    @abstractmethod
+    def conv2d(self, x: Tensor, kernel: Tensor, bias: Tensor, *, stride: int, padding: int) -> Tensor:
+        """Cross-correlation ``[batch, in, height, width] -> [batch, out, height', width']`` with ``kernel``
+        ``[out, in, kh, kw]``, in the compute dtype, summed in float32 or better. ``bias [out]`` is in the
+        residual dtype."""
 
     def begin_step(self, table: RotaryTable, segments: Sequence[Segment]) -> Step:
         """What the layers of one step share."""

@@ -74,6 +74,15 @@ class Norm:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class LayerNorm:
+    """LayerNorm: weight and bias in the residual dtype and an epsilon."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Projection:
     """A matrix and, where the model has one, a bias in the residual dtype."""
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lluda.backends.base import ComputeBackend, Precision, RotaryTable
-from lluda.backends.blocks import DenseWeight, Norm, Segment, Weight
+from lluda.backends.blocks import DenseWeight, LayerNorm, Norm, Segment, Weight
 
 _FORMATS = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 
@@ -36,9 +36,11 @@ class ReferenceBackend(ComputeBackend):
         return F.embedding(ids, _dense(weight)).to(self.precision.residual)
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        if bias is not None:
+            # Added by the product before it rounds; a released BF16 bias comes through the cast unchanged.
+            return F.linear(x, _dense(weight), bias.to(x.dtype))
         # One row as a column: torch's BF16 product reads the weights a little faster that way round.
-        y = torch.mm(_dense(weight), x.T).T if len(x) == 1 else F.linear(x, _dense(weight))
-        return y if bias is None else (y + bias).to(y.dtype)
+        return torch.mm(_dense(weight), x.T).T if len(x) == 1 else F.linear(x, _dense(weight))
 
     def rms_norm(self, x: Tensor, norm: Norm) -> Tensor:
         return _normalise(x.to(self.precision.residual), norm).to(self.precision.compute)
@@ -83,6 +85,22 @@ class ReferenceBackend(ComputeBackend):
         probabilities = F.linear(x.to(router.dtype), router).softmax(dim=-1)
         weights, ids = probabilities.topk(top_k, dim=-1)
         return (weights / weights.sum(-1, keepdim=True) if normalise else weights), ids
+
+    def layer_norm(self, x: Tensor, norm: LayerNorm) -> Tensor:
+        exact = x.to(self.precision.residual)
+        return F.layer_norm(exact, exact.shape[-1:], norm.weight, norm.bias, norm.eps).to(self.precision.compute)
+
+    def gelu(self, x: Tensor, *, tanh: bool = False) -> Tensor:
+        exact = x.to(self.precision.residual)
+        return F.gelu(exact, approximate="tanh" if tanh else "none").to(self.precision.compute)
+
+    def block_attention(self, query: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int]) -> Tensor:
+        heads_first = (torch.split(x.transpose(0, 1)[None], list(lengths), dim=2) for x in (query, keys, values))
+        blocks = [F.scaled_dot_product_attention(*block)[0] for block in zip(*heads_first, strict=True)]
+        return torch.cat(blocks, dim=1).transpose(0, 1).reshape(len(query), -1).to(self.precision.compute)
+
+    def conv2d(self, x: Tensor, kernel: Tensor, bias: Tensor, *, stride: int, padding: int) -> Tensor:
+        return F.conv2d(x.to(kernel.dtype), kernel, bias.to(kernel.dtype), stride, padding)
 
 
 def _normalise(x: Tensor, norm: Norm) -> Tensor:

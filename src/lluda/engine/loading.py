@@ -141,8 +141,8 @@ def load_network(
 def _place(backend: ComputeBackend, spec: ParameterSpec, values: Tensor) -> tuple[Weight | Tensor, bool]:
     if spec.role in ("matrix", "embedding"):
         return backend.matrix(values)
-    vector = backend.vector(values)
-    return vector, vector is values
+    taken = backend.kernel(values) if spec.role == "kernel" else backend.vector(values)
+    return taken, taken is values
 
 
 def _config_name(path: Path) -> str:

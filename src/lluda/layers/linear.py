@@ -5,20 +5,19 @@ from __future__ import annotations
 from torch import Tensor
 
 from lluda.backends.base import ComputeBackend
-from lluda.backends.blocks import Weight
+from lluda.backends.blocks import Projection, Weight
 
 
 class Linear:
     """``x @ weight.T + bias``. The format is the weight's own affair; the backend has a kernel for each."""
 
-    def __init__(self, backend: ComputeBackend, weight: Weight, bias: Tensor | None = None) -> None:
+    def __init__(self, backend: ComputeBackend, projection: Projection) -> None:
         self._backend = backend
-        self.weight = weight
-        self.bias = None if bias is None else backend.vector(bias)
+        self.projection = projection
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[rows, in_features] -> [rows, out_features]`` in the compute dtype."""
-        return self._backend.linear(x, self.weight, self.bias)
+        return self._backend.linear(x, self.projection.weight, self.projection.bias)
 
 
 class Embedding:

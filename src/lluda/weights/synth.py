@@ -142,8 +142,8 @@ def distribution(spec: ParameterSpec, *, is_tied: bool) -> tuple[float, float]:
     itself among what attention averages (else deep random models lose it, Dong et al. 2021, and greedy answers repeat
     one token), greedy choices have a margin, and few routers are undecided, which BF16 would turn into other experts.
 
-    * matrix: 0, 1/sqrt(fan_in), fan_in being all but the first dimension; twice that for ``down_proj`` (SwiGLU shrinks
-      its row to 0.6), routers (``gate``) and output heads (logits of deviation 2);
+    * matrix, kernel: 0, 1/sqrt(fan_in), fan_in being all but the first dimension; twice that for ``down_proj`` (SwiGLU
+      shrinks its row to 0.6), routers (``gate``) and output heads (logits of deviation 2);
     * embedding: 0, 4 for ``embed_tokens``, 1 for other tables; 1/sqrt(width) if tied, for logits of deviation 1 (with
       larger ones a shallow model just repeats its input);
     * norm, scale: 1, 0.1, so that a weight left out or swapped is seen; bias: 0, 0.02.
@@ -157,7 +157,7 @@ def distribution(spec: ParameterSpec, *, is_tied: bool) -> tuple[float, float]:
             return 0.0, 0.02
         case "embedding":
             return 0.0, 1.0 / fan_in**0.5 if is_tied else 4.0 if "embed_tokens" in parts else 1.0
-        case "matrix" | "router":
+        case "matrix" | "router" | "kernel":
             doubled = any(part in ("down_proj", "gate") or part.endswith("_head") for part in parts)
             return 0.0, (2.0 if doubled else 1.0) / fan_in**0.5
 
