@@ -5,18 +5,19 @@ from __future__ import annotations
 import torch
 
 from lluda.backends.base import ComputeBackend, Precision
-from lluda.backends.reference import ReferenceBackend
+from lluda.backends.reference import ReferenceBackend, can_block
 from lluda.errors import InvalidRequest, NativeLibraryError
 
 BACKENDS = ("cpu", "reference")
-WEIGHT_FORMATS = ("bf16", "packed")
+WEIGHT_FORMATS = ("auto", "bf16", "packed", "blocked")
 
 
-def select_backend(name: str, device: str, dtype: str, weights: str = "bf16") -> ComputeBackend:
+def select_backend(name: str, device: str, dtype: str, weights: str = "auto") -> ComputeBackend:
     """The backend ``name`` on a torch device, computing in ``dtype`` (bf16, f32, f64), holding matrices as ``weights``.
 
     ``auto`` is the cpu backend where it applies (BF16 on the CPU, native library built), else the reference, which
-    then says why. ``packed`` weights need the cpu backend.
+    then says why. Weights: ``bf16`` as stored, zero-copy; ``packed`` to 12 bits (cpu backend); ``blocked`` in oneDNN's
+    order (reference backend, BF16 on the CPU); ``auto`` is blocked for the reference where it can be, else as stored.
 
     Raises:
         InvalidRequest: a name, device or format there is not, or a combination that does not go together.
@@ -27,16 +28,24 @@ def select_backend(name: str, device: str, dtype: str, weights: str = "bf16") ->
     if weights not in WEIGHT_FORMATS:
         raise InvalidRequest(f"weights {weights!r} is not one of {', '.join(WEIGHT_FORMATS)}")
     torch_device, precision = usable_device(device), Precision.of(dtype)
-    if name == "cpu" or weights == "packed":
-        if name == "reference":
-            raise InvalidRequest("packed weights need the cpu backend; leave out --backend reference")
+    wanted = {"packed": "cpu", "blocked": "reference"}.get(weights, name)
+    if name not in ("auto", wanted):
+        raise InvalidRequest(f"{weights} weights need the {wanted} backend; leave out --backend {name}")
+    if wanted == "cpu":
         return _cpu(torch_device, precision, weights)
-    if name == "reference" or torch_device.type != "cpu" or dtype != "bf16":
-        return ReferenceBackend(torch_device, precision)
+    if wanted == "reference" or torch_device.type != "cpu" or dtype != "bf16":
+        return _reference(torch_device, precision, weights)
     try:
         return _cpu(torch_device, precision, weights)
     except NativeLibraryError as error:
-        return ReferenceBackend(torch_device, precision, remark=str(error))
+        return _reference(torch_device, precision, weights, remark=str(error))
+
+
+def _reference(device: torch.device, precision: Precision, weights: str, remark: str = "") -> ComputeBackend:
+    possible = can_block(device, precision)
+    if weights == "blocked" and not possible:
+        raise InvalidRequest("blocked weights need BF16 on a CPU and a torch with oneDNN; take --weights bf16")
+    return ReferenceBackend(device, precision, blocked=possible and weights != "bf16", remark=remark)
 
 
 def _cpu(device: torch.device, precision: Precision, weights: str) -> ComputeBackend:

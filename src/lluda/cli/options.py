@@ -107,7 +107,9 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--backend", default="auto", metavar="B", help="auto (default: the fastest here), cpu or reference"
     )
-    group.add_argument("--weights", default="bf16", metavar="F", help="bf16 (default), or packed: 12 bits, no loss")
+    group.add_argument(
+        "--weights", default="auto", metavar="F", help="auto (default), bf16, packed (12 bits, no loss), blocked"
+    )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     group.add_argument("--check-tensors", action="store_true", help="refuse weights with NaN, infinity or zero norms")
     group.add_argument("--allow-unexpected", action="store_true", help="skip tensors the model does not know")

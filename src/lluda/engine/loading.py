@@ -38,7 +38,8 @@ MAX_THREADS = 1024
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
     """How to load. ``dtype``: auto (as released), bf16, f32, f64. ``device``: any torch device. ``backend``: auto or a
-    name. ``weights``: bf16 as stored, or packed to 12 bits without loss (cpu backend). ``max_context``: positions a
+    name. ``weights``: auto, bf16 as stored, packed to 12 bits without loss (cpu backend), or blocked, a copy in
+    oneDNN's order (reference backend in BF16; its auto). ``max_context``: positions a
     sequence may have (default: the model's limit, at most 8192). ``kv_cache``: growing or preallocated; ``kv_dtype``:
     auto (as dtype), bf16, f32. ``threads``: CPU threads. ``check_tensors``: look at every value, and warn, fail, or
     off. ``allow_*`` accept what is refused by default."""
@@ -46,7 +47,7 @@ class LoadOptions:
     dtype: str = "auto"
     device: str = "cpu"
     backend: str = "auto"
-    weights: str = "bf16"
+    weights: str = "auto"
     max_context: int | None = None
     kv_cache: Strategy = "growing"
     kv_dtype: str = "auto"
