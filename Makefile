@@ -4,17 +4,32 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find native -name "*.cpp" -o -name "*.hpp" -o -name "*.h" -o -name CMakeLists.txt)
 
-.PHONY: demo test test-slow lint format native clean
+COMMA := ,
+# $(1): the build's folder; $(2): its sanitizers
+define native_tests
+	$(BIN)/cmake -S native -B $(VENV)/native/$(1) -DLLUDA_NATIVE_TESTS=ON -DLLUDA_SANITIZE=$(2) > /dev/null
+	$(BIN)/cmake --build $(VENV)/native/$(1) --parallel > /dev/null
+	$(BIN)/ctest --test-dir $(VENV)/native/$(1) --output-on-failure
+endef
+
+.PHONY: demo test test-slow test-native sanitize lint format native clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lluda generate --max-tokens 120 "What is the capital of France, and what is it known for?"
 
-test: $(VENV)/.test
+test: $(VENV)/.test test-native
 	$(BIN)/python -m pytest -m "not slow"
 
 # Full-size models against transformers and llama.cpp: minutes and gigabytes.
-test-slow: $(VENV)/.test $(VENV)/.peers
+test-slow: $(VENV)/.test $(VENV)/.peers sanitize
 	$(BIN)/python -m pytest -m slow -rs
+
+# The kernels' own C++ tests on every instruction set of this machine; then under AddressSanitizer and UBSan.
+test-native: $(VENV)/.test
+	$(call native_tests,plain,)
+
+sanitize: $(VENV)/.test
+	$(call native_tests,sanitized,address$(COMMA)undefined)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -206,10 +206,10 @@ NOT_MESSAGES = {
     r"messages\[0\]\.content must be a str, not NoneType": [user(None)],
     r"messages\[0\]\.content must be a str, not int": [user(7)],
     r"messages\[1\]\.content must be a str, not NoneType": [user("x"), {"role": "assistant"}],
-    r"content\[1\]: a part of type 'image' is not supported": [
-        user([{"type": "text", "text": "x"}, {"type": "image"}])
+    r"content\[1\]: a part of type 'smell' is not one of text, audio, image, video": [
+        user([{"type": "text", "text": "x"}, {"type": "smell"}])
     ],
-    r"content\[0\]: a part of type 'str' is not supported": [user(["x"])],
+    r"content\[0\]: a part of type 'str' is not one of": [user(["x"])],
     r"content\[0\]\.text must be a str": [user([{"type": "text"}])],
     r"messages\[0\]\.content holds half a surrogate pair \(U\+DC80 at 1\)": [user("a\udc80")],
     "half a surrogate pair": [user("x", name="\ud800")],

@@ -23,6 +23,7 @@ from lluda.backends.blocks import (
     Norm,
     Projection,
     Segment,
+    SharedExpert,
     Step,
     SwiGLU,
     SwiGLUBlock,
@@ -73,6 +74,11 @@ class ComputeBackend(ABC):
         """Take a matrix ``[out, in]`` into this backend's device and format; whether it still reads ``values``' own
         memory (if not, the caller may let go of it)."""
 
+    def packed_matrix(self, stored: Tensor) -> Weight | None:  # noqa: ARG002  (a backend that takes it, reads it)
+        """Take a matrix in packed form (uint8, checked, at a multiple of 64 bytes; docs/formats.md) as it lies. None:
+        this backend multiplies with plain numbers, give it those."""
+        return None
+
     def vector(self, values: Tensor) -> Tensor:
         """Take a norm weight, bias, scale or router, in the residual dtype."""
         return values.to(self.device, self.precision.residual)
@@ -98,7 +104,8 @@ class ComputeBackend(ABC):
 
     @abstractmethod
     def rotary_table(self, positions: Tensor, inverse_frequencies: Tensor) -> RotaryTable:
-        """Cosines and sines ``[rows, frequencies]`` of ``position * frequency`` in the rotary dtype."""
+        """Cosines and sines ``[rows, frequencies]`` of ``position * frequency`` in the rotary dtype; ``positions``
+        ``[rows, 1]``, or ``[rows, frequencies]`` where each frequency has its own."""
 
     @abstractmethod
     def rotate(self, x: Tensor, table: RotaryTable, norm: Norm | None) -> Tensor:
@@ -185,12 +192,17 @@ class ComputeBackend(ABC):
         """See MixtureBlock. Rows are gathered by expert, so that an expert no row chose is never run or read."""
         normed = self.rms_norm(x, block.norm)
         weights, ids = self.route(normed, block.router, block.top_k, normalise=block.normalise)
-        out = x.clone()
+        out = x.clone() if block.shared is None else x + self.shared_expert(normed, block.shared)
         for expert in torch.unique(ids).tolist():
             rows, slot = torch.where(ids == expert)
             part = self.swiglu(normed[rows], block.experts[expert])
             out.index_add_(0, rows, part.to(out.dtype) * weights[rows, slot, None])
         return out
+
+    def shared_expert(self, normed: Tensor, shared: SharedExpert) -> Tensor:
+        """See SharedExpert: rows ``[rows, hidden]`` in the compute dtype -> the residual dtype."""
+        gate = (normed.to(shared.gate.dtype) @ shared.gate.T).sigmoid()
+        return self.swiglu(normed, shared.mlp).to(gate.dtype) * gate
 
     def swiglu(self, x: Tensor, mlp: SwiGLU) -> Tensor:
         """``down(silu(gate(x)) * up(x))``: ``[rows, hidden] -> [rows, hidden]`` in the compute dtype."""

@@ -126,8 +126,16 @@ class SwiGLUBlock:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SharedExpert:
+    """An expert that every row uses, times ``sigmoid(n @ gate.T)``; ``gate [1, hidden]`` is in the residual dtype."""
+
+    mlp: SwiGLU
+    gate: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class MixtureBlock:
-    """``x + sum of the top_k experts of norm(x), weighted by the router``.
+    """``x + sum of the top_k experts of norm(x), weighted by the router``, and of the shared expert where it has one.
 
     ``router [experts, hidden]`` is in the residual dtype: its few numbers decide which experts run, and rounding its
     logits to BF16 is what makes two implementations choose differently. ``normalise``: the chosen weights sum to one.
@@ -138,6 +146,7 @@ class MixtureBlock:
     experts: Sequence[SwiGLU]
     top_k: int
     normalise: bool
+    shared: SharedExpert | None = None
 
 
 class KeyValueStore(Protocol):

@@ -71,7 +71,7 @@ class ReferenceBackend(ComputeBackend):
 
     def rotary_table(self, positions: Tensor, inverse_frequencies: Tensor) -> tuple[Tensor, Tensor]:
         # Frequencies are float32 by definition (the models were trained so); a float64 run only widens them.
-        angles = positions.to(self.precision.rotary)[:, None] * inverse_frequencies.to(self.precision.rotary)
+        angles = positions.to(self.precision.rotary) * inverse_frequencies.to(self.precision.rotary)
         return angles.cos(), angles.sin()
 
     def rotate(self, x: Tensor, table: RotaryTable, norm: Norm | None) -> Tensor:

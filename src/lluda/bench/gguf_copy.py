@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lluda.config import DecoderConfig, ModelConfig
+from lluda.config import ModelConfig
+from lluda.config_decoder import DecoderConfig
 from lluda.errors import MissingDependency, UnsupportedModel
 from lluda.weights.checkpoint import open_checkpoint
 from lluda.weights.entry import Checkpoint, TensorEntry

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lluda.config import DecoderConfig
+from lluda.config_decoder import DecoderConfig
 from lluda.models.causal_lm import causal_lm_parameters
 
 

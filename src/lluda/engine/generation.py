@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lluda.backends.blocks import Segment
 from lluda.engine.kv_cache import CacheOptions, KVCache
+from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.sampler import SampledToken, Sampler
 from lluda.engine.sampling_params import SamplingParams
 from lluda.errors import InvalidRequest, LimitExceeded
@@ -61,7 +62,7 @@ class Completion:
 @dataclass(slots=True)
 class _Sequence:
     index: int
-    prompt: list[int]
+    prompt: PromptRows
     params: SamplingParams
     cache: KVCache
     sampler: Sampler
@@ -124,7 +125,7 @@ class Generator:
         return KVCache(self.model.config, self.cache_options, self.model.backend.device)
 
     def stream(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, cache: KVCache | None = None
+        self, prompts: Sequence[Sequence[int] | PromptRows], params: SamplingParams, cache: KVCache | None = None
     ) -> Iterator[Token | Completion]:
         """Yields every token as it is sampled and each sequence's Completion after its last one.
 
@@ -135,7 +136,7 @@ class Generator:
             InvalidRequest: an empty prompt or ids outside the vocabulary.
             LimitExceeded: prompt and max_tokens do not fit the context.
         """
-        waiting = [self._sequence(index, list(prompt), params, cache) for index, prompt in enumerate(prompts)]
+        waiting = [self._sequence(index, _rows_of(prompt), params, cache) for index, prompt in enumerate(prompts)]
         return self._run(waiting[::-1])
 
     @torch.inference_mode()
@@ -157,40 +158,40 @@ class Generator:
                     yield sequence.take(sequence.sampler.sample(row))
 
     @torch.inference_mode()
-    def prefill(self, ids: Sequence[int], cache: KVCache) -> Tensor:
-        """Run the ids the cache does not hold yet, in chunks; returns float logits ``[vocab]`` after the last."""
-        device = self.model.backend.device
+    def prefill(self, prompt: Sequence[int] | PromptRows, cache: KVCache) -> Tensor:
+        """Run the rows the cache does not hold yet, in chunks; returns float logits ``[vocab]`` after the last."""
+        device, prompt = self.model.backend.device, _rows_of(prompt)
         logits = torch.empty(0)
-        while cache.length < len(ids):
+        while cache.length < len(prompt):
             start = cache.length
-            rows = min(self.prefill_chunk, len(ids) - start)
-            last = start + rows == len(ids)
+            rows = min(self.prefill_chunk, len(prompt) - start)
+            last = start + rows == len(prompt)
             # Only the very last row's logits are wanted; earlier chunks need none.
             wanted = torch.tensor([rows - 1] if last else [], dtype=torch.int64, device=device)
-            chunk = torch.tensor(ids[start : start + rows], device=device)
-            positions = torch.arange(start, start + rows, device=device)
-            logits = self.model(chunk, positions, [Segment(0, rows, cache)], wanted)
+            ids, positions, injected = prompt.chunk(start, start + rows, device)
+            logits = self.model(ids, positions, [Segment(0, rows, cache)], wanted, injected=injected)
             cache.advance(rows)
+        cache.position_offset = prompt.position_offset
         return logits[0].float()
 
     @torch.inference_mode()
     def step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> Tensor:
         """One token for each sequence; returns float logits ``[sequences, vocab]``."""
         device = self.model.backend.device
-        positions = torch.tensor([cache.length for cache in caches], device=device)
+        positions = torch.tensor([cache.length + cache.position_offset for cache in caches], device=device)
         segments = [Segment(row, 1, cache) for row, cache in enumerate(caches)]
         logits = self.model(torch.tensor(list(ids), device=device), positions, segments, None)
         for cache in caches:
             cache.advance(1)
         return logits.float()
 
-    def _sequence(self, index: int, prompt: list[int], params: SamplingParams, cache: KVCache | None) -> _Sequence:
+    def _sequence(self, index: int, prompt: PromptRows, params: SamplingParams, cache: KVCache | None) -> _Sequence:
         vocabulary = self.model.config.vocab_size
         limit = self.cache_options.max_length
-        if not prompt:
+        if not prompt.ids:
             raise InvalidRequest("the prompt is empty: give at least one token")
-        if not all(0 <= token < vocabulary for token in prompt):
-            outside = next(token for token in prompt if not 0 <= token < vocabulary)
+        outside = next((token for token in prompt.ids if not 0 <= token < vocabulary), None)
+        if outside is not None:
             raise InvalidRequest(f"the prompt holds token id {outside}; ids go from 0 to {vocabulary - 1}")
         if len(prompt) >= limit:
             raise LimitExceeded(f"the prompt has {len(prompt)} tokens but the context holds {limit}; shorten it")
@@ -206,8 +207,12 @@ class Generator:
             prompt=prompt,
             params=params,
             cache=cache if cache is not None else self.new_cache(),
-            sampler=Sampler(params, prompt, vocabulary),
+            sampler=Sampler(params, prompt.ids, vocabulary),
             text=TextStream(self.tokenizer, params.stop),
             stop_ids=frozenset((*params.stop_token_ids, *ending)),
             max_tokens=params.max_tokens if params.max_tokens is not None else room,
         )
+
+
+def _rows_of(prompt: Sequence[int] | PromptRows) -> PromptRows:
+    return prompt if isinstance(prompt, PromptRows) else PromptRows(list(prompt))

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lluda.config import DecoderConfig
+from lluda.config_decoder import DecoderConfig
 from lluda.errors import InvalidRequest, LimitExceeded
 
 Strategy = Literal["growing", "preallocated"]
@@ -44,6 +44,8 @@ class KVCache:
     def __init__(self, config: DecoderConfig, options: CacheOptions, device: torch.device) -> None:
         self.options = options
         self.length = 0
+        self.position_offset: int | float = 0
+        """Position of the next row, less ``length``: media take fewer or more positions than rows."""
         self._layers = config.num_hidden_layers
         self._heads, self._head_dim = config.num_key_value_heads, config.head_dim
         self._device = device

@@ -14,6 +14,7 @@ from typing import Any
 
 from lluda.errors import InvalidRequest
 from lluda.inputs.chat_template import ChatTemplate
+from lluda.inputs.media_parts import KINDS
 from lluda.inputs.tokenizer import Tokenizer, check_text
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -34,10 +35,12 @@ def build_chat_prompt(
     """Token ids of a conversation, by default ready for the assistant's answer.
 
     A message is ``{"role": …, "content": …}``; the role one of `ROLES`, the content a str or a list of parts
-    ``{"type": "text", "text": …}``, which are joined. An assistant message with ``tool_calls`` may have none. Other
-    keys are the template's; keys whose value is None are dropped. ``enable_thinking`` (Qwen3's switch) and ``extra``
-    become variables of the template, the former only where given. In what an assistant said, added tokens that are not
-    special (``<think>``) keep their meaning; all other spellings of added tokens become ordinary text.
+    ``{"type": "text", "text": …}``, which are joined, or stay parts beside ``{"type": "audio"}``, ``image`` and
+    ``video`` for templates that write placeholders for those (see `media_parts.take_media`). An assistant message with
+    ``tool_calls`` may have none. Other keys are the template's; keys whose value is None are dropped.
+    ``enable_thinking`` (Qwen3's switch) and ``extra`` become variables of the template, the former only where given. In
+    what an assistant said, added tokens that are not special (``<think>``) keep their meaning; all other spellings of
+    added tokens become ordinary text.
 
     InvalidRequest: messages, tools or extra of another form. TemplateError, LimitExceeded: as `ChatTemplate.render`,
     and LimitExceeded as `Tokenizer.encode`.
@@ -59,7 +62,8 @@ def build_chat_prompt(
 
 
 def check_messages(messages: object) -> list[dict[str, Any]]:
-    """The messages, each content one str, keys without a value dropped. InvalidRequest as `build_chat_prompt`."""
+    """The messages, each content one str, or parts where it has media; keys without a value dropped. InvalidRequest as
+    `build_chat_prompt`."""
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
         raise InvalidRequest(f"messages must be a list of messages, not {type(messages).__name__}")
     if not messages:
@@ -77,18 +81,22 @@ def _checked(message: object, where: str) -> dict[str, Any]:
     if content is None and role == "assistant" and found.get("tool_calls"):
         return found
     if isinstance(content, Sequence) and not isinstance(content, str | bytes):
-        content = "".join(_text_of(part, f"{where}.content[{index}]") for index, part in enumerate(content))
+        parts = [_checked_part(part, f"{where}.content[{index}]") for index, part in enumerate(content)]
+        if any(part["type"] != "text" for part in parts):
+            return found | {"content": parts}
+        content = "".join(part["text"] for part in parts)
     check_text(content, f"{where}.content")
     return found | {"content": content}
 
 
-def _text_of(part: object, where: str) -> str:
+def _checked_part(part: object, where: str) -> dict[str, str]:
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-    text = part.get("text") if isinstance(part, Mapping) else None
-    if kind != "text":
-        raise InvalidRequest(f"{where}: a part of type {kind!r:.60} is not supported; only text is")
-    check_text(text, f"{where}.text")
-    return str(text)
+    if kind in KINDS:
+        return {"type": kind}
+    if kind != "text" or not isinstance(part, Mapping):
+        raise InvalidRequest(f"{where}: a part of type {kind!r:.60} is not one of text, {', '.join(KINDS)}")
+    check_text(part.get("text"), f"{where}.text")
+    return {"type": "text", "text": str(part["text"])}
 
 
 def _check_tools_and_extra(tools: object, extra: object) -> None:

@@ -1,4 +1,4 @@
-"""Text models: a decoder and its vocabulary head. Qwen3 dense, Qwen3-MoE and Llama-shaped checkpoints."""
+"""Text models: a decoder and its vocabulary head. Qwen3 dense, Qwen3-MoE, Llama-shaped, and the Omni thinker's text."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from torch import Tensor
 
 from lluda.backends.base import ComputeBackend
 from lluda.backends.blocks import Parameters, Segment
-from lluda.config import DecoderConfig
-from lluda.models.decoder import Decoder, Observer, decoder_parameters
+from lluda.config_decoder import DecoderConfig
+from lluda.models.decoder import Decoder, InjectedRows, Observer, decoder_parameters
 from lluda.parameters import ParameterSpec
 
 
 class CausalLM:
-    """``lm_head(norm(decoder(ids)))``; the head shares the embedding's table where the config ties them."""
+    """``lm_head(norm(decoder(ids)))``; the head shares the embedding's table where the config ties them.
 
-    def __init__(self, config: DecoderConfig, parameters: Parameters, backend: ComputeBackend) -> None:
+    ``prefix`` stands before all names of its tensors: ``thinker.`` in an Omni checkpoint."""
+
+    def __init__(
+        self, config: DecoderConfig, parameters: Parameters, backend: ComputeBackend, prefix: str = ""
+    ) -> None:
         self.config = config
         self.backend = backend
-        self.decoder = Decoder(config, parameters, backend)
+        self.decoder = Decoder(config, parameters, backend, f"{prefix}model.")
         tied = config.tie_word_embeddings
-        self.lm_head = self.decoder.embed_tokens.weight if tied else parameters.matrix("lm_head.weight")
+        self.lm_head = self.decoder.embed_tokens.weight if tied else parameters.matrix(f"{prefix}lm_head.weight")
 
     def __call__(
         self,
@@ -30,10 +34,11 @@ class CausalLM:
         segments: Sequence[Segment],
         rows: Tensor | None,
         observe: Observer | None = None,
+        injected: InjectedRows | None = None,
     ) -> Tensor:
-        """Logits ``[len(rows), vocab_size]`` of the chosen ``rows`` (int64; None for all), after
-        running ids and positions (int64 ``[rows]``) through the decoder. A prefill needs only its last row."""
-        x = self.decoder(ids, positions, segments, observe)
+        """Logits ``[len(rows), vocab_size]`` of the chosen ``rows`` (int64; None for all), after running ids int64
+        ``[rows]`` at positions ``[rows]`` or ``[3, rows]`` through the decoder. A prefill needs only its last row."""
+        x = self.decoder(ids, positions, segments, observe, injected)
         x = x if rows is None else x[rows]
         logits = self.backend.head(x, self.decoder.norm, self.lm_head)
         if observe:
@@ -42,8 +47,8 @@ class CausalLM:
         return logits
 
 
-def causal_lm_parameters(config: DecoderConfig) -> list[ParameterSpec]:
+def causal_lm_parameters(config: DecoderConfig, prefix: str = "") -> list[ParameterSpec]:
     """Every tensor of the checkpoint, in order; ``lm_head.weight`` marked as tied where it is."""
-    tied_to = "model.embed_tokens.weight" if config.tie_word_embeddings else None
-    head = ParameterSpec("lm_head.weight", (config.vocab_size, config.hidden_size), "matrix", tied_to)
-    return [*decoder_parameters(config), head]
+    tied_to = f"{prefix}model.embed_tokens.weight" if config.tie_word_embeddings else None
+    head = ParameterSpec(f"{prefix}lm_head.weight", (config.vocab_size, config.hidden_size), "matrix", tied_to)
+    return [*decoder_parameters(config, f"{prefix}model."), head]

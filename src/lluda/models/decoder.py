@@ -7,6 +7,7 @@ as the config says layer by layer (spec sections 2 and 5).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -18,11 +19,12 @@ from lluda.backends.blocks import (
     Parameters,
     Projection,
     Segment,
+    SharedExpert,
     Step,
     SwiGLU,
     SwiGLUBlock,
 )
-from lluda.config import DecoderConfig
+from lluda.config_decoder import DecoderConfig
 from lluda.layers.linear import Embedding
 from lluda.layers.rotary import Rotary
 from lluda.parameters import ParameterSpec
@@ -30,6 +32,19 @@ from lluda.parameters import ParameterSpec
 Observer = Callable[[str, Tensor], None]
 """Called with a name (``embeddings``, ``layers.0``, …, ``norm``, ``logits``) and the rows there, for validation. The
 rows may change after the call: copy what is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class InjectedRows:
+    """Rows of a step that do not come from the embedding table: what an encoder made of sound or pictures.
+
+    ``rows`` (int64 ``[n]``) take ``embeddings [n, hidden]``; after decoder layer i, ``deepstack[i] [m, hidden]`` is
+    added to ``deepstack_rows`` (int64 ``[m]``), for as many layers as it has (spec section 5)."""
+
+    rows: Tensor
+    embeddings: Tensor
+    deepstack_rows: Tensor
+    deepstack: Sequence[Tensor] = ()
 
 
 class DecoderLayer:
@@ -51,33 +66,64 @@ class DecoderLayer:
         return self._backend.swiglu_block(x, self.mlp)
 
 
-class Decoder:
-    """``config.num_hidden_layers`` layers over parameters named as in the checkpoint, below ``prefix``."""
+class DecoderStack:
+    """``config.num_hidden_layers`` layers and the final norm, over parameters named as in the checkpoint, below
+    ``prefix``. What goes in is already rows: the talker's frames, the code predictor's codes."""
+
+    def __init__(self, config: DecoderConfig, parameters: Parameters, backend: ComputeBackend, prefix: str) -> None:
+        self.config = config
+        self._backend = backend
+        build = _LayerBuilder(config, parameters, backend)
+        self.layers = [build.layer(index, f"{prefix}layers.{index}.") for index in range(config.num_hidden_layers)]
+        self.norm = build.norm(f"{prefix}norm")
+        rope = config.rope
+        self.rotary = Rotary(backend, config.head_dim, rope.theta, rope.mrope_section, rope.interleaved)
+
+    def run(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        segments: Sequence[Segment],
+        observe: Observer | None = None,
+        injected: InjectedRows | None = None,
+    ) -> Tensor:
+        """Residual rows ``[rows, hidden]``, which may be changed in place, at positions ``[rows]`` or ``[3, rows]`` ->
+        residual rows before the final norm. Of ``injected`` the deepstack is added."""
+        step = self._backend.begin_step(self.rotary(positions), segments)
+        for layer in self.layers:
+            x = layer(x, step)
+            if injected and layer.index < len(injected.deepstack):
+                x[injected.deepstack_rows] += injected.deepstack[layer.index].to(x.dtype)
+            if observe:
+                observe(f"layers.{layer.index}", x)
+        return x
+
+
+class Decoder(DecoderStack):
+    """A stack over a table of token embeddings."""
 
     def __init__(
         self, config: DecoderConfig, parameters: Parameters, backend: ComputeBackend, prefix: str = "model."
     ) -> None:
-        self.config = config
-        self._backend = backend
+        super().__init__(config, parameters, backend, prefix)
         self.embed_tokens = Embedding(backend, parameters.matrix(f"{prefix}embed_tokens.weight"))
-        build = _LayerBuilder(config, parameters, backend)
-        self.layers = [build.layer(index, f"{prefix}layers.{index}.") for index in range(config.num_hidden_layers)]
-        self.norm = build.norm(f"{prefix}norm")
-        self.rotary = Rotary(backend, config.head_dim, config.rope.theta)
 
     def __call__(
-        self, ids: Tensor, positions: Tensor, segments: Sequence[Segment], observe: Observer | None = None
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        segments: Sequence[Segment],
+        observe: Observer | None = None,
+        injected: InjectedRows | None = None,
     ) -> Tensor:
-        """ids and positions int64 ``[rows]`` -> residual rows ``[rows, hidden]`` before the final norm."""
+        """ids int64 ``[rows]``, positions ``[rows]`` or ``[3, rows]`` -> residual rows ``[rows, hidden]`` before the
+        final norm. The ids of ``injected`` rows are not looked at, but must be in the vocabulary."""
         x = self.embed_tokens(ids)
+        if injected:
+            x[injected.rows] = injected.embeddings.to(x.dtype)
         if observe:
             observe("embeddings", x)
-        step = self._backend.begin_step(self.rotary(positions), segments)
-        for layer in self.layers:
-            x = layer(x, step)
-            if observe:
-                observe(f"layers.{layer.index}", x)
-        return x
+        return self.run(x, positions, segments, observe, injected)
 
 
 class _LayerBuilder:
@@ -124,9 +170,17 @@ class _LayerBuilder:
     def _mixture(self, norm: Norm, prefix: str) -> MixtureBlock:
         moe = self._config.moe
         assert moe is not None
+        shared = (
+            SharedExpert(
+                self._swiglu(f"{prefix}shared_expert."), self._parameters.vector(f"{prefix}shared_expert_gate.weight")
+            )
+            if moe.shared_expert_intermediate_size
+            else None
+        )
         return MixtureBlock(
             norm=norm,
             router=self._parameters.vector(f"{prefix}gate.weight"),
+            shared=shared,
             experts=[self._swiglu(f"{prefix}experts.{expert}.") for expert in range(moe.num_experts)],
             top_k=moe.num_experts_per_tok,
             normalise=moe.norm_topk_prob,
@@ -134,8 +188,13 @@ class _LayerBuilder:
 
 
 def decoder_parameters(config: DecoderConfig, prefix: str = "model.") -> Iterator[ParameterSpec]:
-    """Every tensor of a decoder, in checkpoint order."""
+    """Every tensor of a `Decoder`, in checkpoint order."""
     yield ParameterSpec(f"{prefix}embed_tokens.weight", (config.vocab_size, config.hidden_size), "embedding")
+    yield from stack_parameters(config, prefix)
+
+
+def stack_parameters(config: DecoderConfig, prefix: str) -> Iterator[ParameterSpec]:
+    """Every tensor of a `DecoderStack`, in checkpoint order."""
     for index in range(config.num_hidden_layers):
         yield from _layer_parameters(config, index, f"{prefix}layers.{index}.")
     yield ParameterSpec(f"{prefix}norm.weight", (config.hidden_size,), "norm")
@@ -153,6 +212,10 @@ def _layer_parameters(config: DecoderConfig, index: int, prefix: str) -> Iterato
     yield ParameterSpec(f"{prefix}mlp.gate.weight", (moe.num_experts, config.hidden_size), "router")
     for expert in range(moe.num_experts):
         yield from _swiglu_parameters(f"{prefix}mlp.experts.{expert}.", config.hidden_size, moe.moe_intermediate_size)
+    if moe.shared_expert_intermediate_size:
+        width = moe.shared_expert_intermediate_size
+        yield from _swiglu_parameters(f"{prefix}mlp.shared_expert.", config.hidden_size, width)
+        yield ParameterSpec(f"{prefix}mlp.shared_expert_gate.weight", (1, config.hidden_size), "router")
 
 
 def _attention_parameters(config: DecoderConfig, prefix: str) -> Iterator[ParameterSpec]:

@@ -1,0 +1,84 @@
+"""The configuration of a Qwen3-Omni checkpoint: the thinker's decoder, its encoders, and the ids that bind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lluda.config_audio import AudioEncoderConfig, read_audio_encoder
+from lluda.config_decoder import INERT_KEYS, DecoderConfig, read_decoder
+from lluda.config_reader import ConfigReader
+from lluda.config_vision import VisionEncoderConfig, read_vision_encoder
+from lluda.errors import CorruptFile
+
+_MAX_ID = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class MediaTokens:
+    """Ids of the markers around media and of the placeholders that stand for one encoder row each (spec section 10)."""
+
+    audio_start: int
+    audio_pad: int
+    audio_end: int
+    vision_start: int
+    image_pad: int
+    video_pad: int
+    vision_end: int
+
+
+@dataclass(frozen=True, slots=True)
+class OmniConfig:
+    """What an Omni thinker has beside its decoder. ``position_id_per_seconds``: positions that a second of video takes
+    (spec section 5.2). ``has_speech``: the checkpoint also has a talker and code2wav."""
+
+    audio: AudioEncoderConfig
+    vision: VisionEncoderConfig
+    tokens: MediaTokens
+    position_id_per_seconds: int
+    has_speech: bool
+
+
+def read_omni(reader: ConfigReader) -> tuple[DecoderConfig, OmniConfig]:
+    """The thinker's decoder and the rest, from a ``config.json`` of type qwen3_omni_moe.
+
+    UnsupportedModel, CorruptFile: as :meth:`lluda.config.ModelConfig.from_hf`, for each section.
+    """
+    thinker = _section(reader, "thinker_config")
+    text = _section(thinker, "text_config")
+    decoder = read_decoder(text, "qwen3_omni_moe_text")
+    text.ignore(*INERT_KEYS)
+    text.refuse_unread()
+    audio = read_audio_encoder(_section(thinker, "audio_config"))
+    vision = read_vision_encoder(_section(thinker, "vision_config"))
+    for name, width in (("audio_config: output_dim", audio.output_dim), ("vision_config", vision.out_hidden_size)):
+        if width != decoder.hidden_size:
+            rule = f"{name}: the encoder must give rows as wide as the decoder's hidden_size {decoder.hidden_size}"
+            raise CorruptFile(thinker.path, rule, found=width)
+    omni = OmniConfig(
+        audio=audio,
+        vision=vision,
+        tokens=_media_tokens(thinker),
+        position_id_per_seconds=thinker.integer("position_id_per_seconds", 1, 1 << 16),
+        has_speech=reader.raw.get("talker_config") is not None,
+    )
+    thinker.ignore("seconds_per_chunk", "user_token_id", *INERT_KEYS)
+    thinker.refuse_unread()
+    reader.ignore(
+        "thinker_config", "talker_config", "code2wav_config", "enable_audio_output",
+        *(f"{name}_token_id" for name in ("assistant", "im_start", "im_end", "system", "user")),
+        *(f"tts_{name}_token_id" for name in ("bos", "eos", "pad")),
+    )  # fmt: skip
+    return decoder, omni
+
+
+def _media_tokens(thinker: ConfigReader) -> MediaTokens:
+    names = {"audio_pad": "audio_token_id", "image_pad": "image_token_id", "video_pad": "video_token_id"}
+    fields = MediaTokens.__dataclass_fields__
+    return MediaTokens(**{name: thinker.integer(names.get(name, f"{name}_token_id"), 0, _MAX_ID) for name in fields})
+
+
+def _section(reader: ConfigReader, key: str) -> ConfigReader:
+    section = reader.section(key)
+    if section is None:
+        raise CorruptFile(reader.path, f"{key} is missing")
+    return section

@@ -1,0 +1,93 @@
+"""The configuration of the talker and its code predictor (spec sections 6 and 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from lluda.config_decoder import INERT_KEYS, DecoderConfig, read_decoder
+from lluda.config_reader import ConfigReader
+from lluda.errors import CorruptFile
+
+_MAX_ID = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class CodecTokens:
+    """Ids of the talker's vocabulary that are no codes: what its prompt is made of, and the end of speech."""
+
+    bos: int
+    eos: int
+    pad: int
+    nothink: int
+    think_bos: int
+    think_eos: int
+
+
+@dataclass(frozen=True, slots=True)
+class TalkerConfig:
+    """``decoder`` writes codebook 0; ``code_predictor`` the other ``num_code_groups - 1`` of each frame.
+
+    ``accept_hidden_layer``: the thinker's layer whose input rows stand for media; ``thinker_hidden_size`` their width.
+    ``speakers``: id by lower-case name, in the config's order.
+    """
+
+    decoder: DecoderConfig
+    code_predictor: DecoderConfig
+    num_code_groups: int
+    thinker_hidden_size: int
+    accept_hidden_layer: int
+    codec: CodecTokens
+    speakers: Mapping[str, int]
+
+
+def read_talker(reader: ConfigReader) -> TalkerConfig:
+    """From the ``talker_config`` section. UnsupportedModel, CorruptFile: a key or value outside its rule."""
+    decoder = _decoder(reader, "text_config", "qwen3_omni_moe_talker_text", ())
+    predictor = _decoder(reader, "code_predictor_config", "qwen3", ("num_code_groups",))
+    if predictor.hidden_size != decoder.hidden_size:
+        rule = f"code_predictor_config: hidden_size must be the talker's {decoder.hidden_size}"
+        raise CorruptFile(reader.path, rule, found=predictor.hidden_size)
+    config = TalkerConfig(
+        decoder=decoder,
+        code_predictor=predictor,
+        num_code_groups=reader.integer("num_code_groups", 2, 256),
+        thinker_hidden_size=reader.integer("thinker_hidden_size", 1, 1 << 20),
+        accept_hidden_layer=reader.integer("accept_hidden_layer", 0, 4096),
+        codec=_codec_tokens(reader, decoder.vocab_size),
+        speakers=_speakers(reader, decoder.vocab_size),
+    )
+    # Of the media ids and the timing the thinker's own copies are used.
+    reader.ignore(
+        *(f"{name}_token_id" for name in ("audio", "audio_start", "audio_end", "image", "video", "vision_start")),
+        *("position_id_per_seconds", "seconds_per_chunk", "spatial_merge_size", "output_router_logits", *INERT_KEYS),
+    )
+    reader.refuse_unread()
+    return config
+
+
+def _decoder(reader: ConfigReader, key: str, model_type: str, ignored: tuple[str, ...]) -> DecoderConfig:
+    section = reader.section(key)
+    if section is None:
+        raise CorruptFile(reader.path, f"{key} is missing")
+    decoder = read_decoder(section, model_type)
+    section.ignore(*ignored, *INERT_KEYS)
+    section.refuse_unread()
+    # Neither ties anything: embeddings and heads stand under names of their own.
+    return replace(decoder, tie_word_embeddings=False)
+
+
+def _codec_tokens(reader: ConfigReader, vocabulary: int) -> CodecTokens:
+    names = {"eos": "codec_eos_token_id"}
+    fields = CodecTokens.__dataclass_fields__
+    return CodecTokens(
+        **{name: reader.integer(names.get(name, f"codec_{name}_id"), 0, vocabulary - 1) for name in fields}
+    )
+
+
+def _speakers(reader: ConfigReader, vocabulary: int) -> Mapping[str, int]:
+    section = reader.section("speaker_id")
+    if section is None or not section.raw:
+        raise CorruptFile(reader.path, "speaker_id must name at least one speaker")
+    return MappingProxyType({str(name).lower(): section.integer(name, 0, vocabulary - 1) for name in section.raw})

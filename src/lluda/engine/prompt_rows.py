@@ -1,0 +1,79 @@
+"""What a prompt is to the model: ids, and where it holds media, positions and the rows that encoders made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lluda.models.decoder import InjectedRows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptRows:
+    """``ids``; ``positions [3, rows]`` (time, height, width; spec section 5.2), or None for 0, 1, 2, …; ``injected``
+    rows, ascending, that take the place of their ids' embeddings."""
+
+    ids: Sequence[int]
+    positions: Tensor | None = None
+    injected: InjectedRows | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def position_offset(self) -> int | float:
+        """What to add to the number of rows so far to get the position of each row after the prompt."""
+        if self.positions is None:
+            return 0
+        offset = float(self.positions.max()) + 1 - len(self.ids)
+        return int(offset) if offset.is_integer() else offset
+
+    def chunk(self, start: int, end: int, device: torch.device) -> tuple[Tensor, Tensor, InjectedRows | None]:
+        """Ids, positions and injected rows of the rows from ``start`` to ``end``, on ``device``."""
+        ids = torch.tensor(self.ids[start:end], device=device)
+        if self.positions is None:
+            positions = torch.arange(start, end, device=device)
+        else:
+            positions = self.positions[:, start:end].to(device)
+        return ids, positions, self._injected(start, end, device)
+
+    def shares_rows(self, other: PromptRows, limit: int) -> int:
+        """How many of the first ``limit`` rows are the same in both: same ids, positions and injected rows."""
+        shared = 0
+        limit = min(limit, len(self.ids), len(other.ids))
+        while shared < limit and self.ids[shared] == other.ids[shared]:
+            shared += 1
+        mine, theirs = (prompt._media_before(shared) for prompt in (self, other))
+        if mine is None and theirs is None:
+            return shared
+        if mine is None or theirs is None or any(len(a) != len(b) for a, b in zip(mine, theirs, strict=True)):
+            return 0
+        differing = (mine[1] != theirs[1]).any(dim=-1).nonzero()
+        return min(shared, int(mine[0][differing[0]])) if len(differing) else shared
+
+    def _injected(self, start: int, end: int, device: torch.device) -> InjectedRows | None:
+        injected = self.injected
+        if injected is None:
+            return None
+        rows, embeddings = _between(injected.rows, (injected.embeddings,), start, end)
+        deep_rows, deepstack = _between(injected.deepstack_rows, injected.deepstack, start, end)
+        if not len(rows) and not len(deep_rows):
+            return None
+        return InjectedRows(
+            rows.to(device), embeddings[0].to(device), deep_rows.to(device), [part.to(device) for part in deepstack]
+        )
+
+    def _media_before(self, end: int) -> tuple[Tensor, Tensor] | None:
+        if self.injected is None:
+            return None
+        rows, embeddings = _between(self.injected.rows, (self.injected.embeddings,), 0, end)
+        return (rows, embeddings[0]) if len(rows) else None
+
+
+def _between(rows: Tensor, parts: Sequence[Tensor], start: int, end: int) -> tuple[Tensor, list[Tensor]]:
+    """The ascending ``rows`` in [start, end), counted from ``start``, and what belongs to them of each part."""
+    first, last = (int(torch.searchsorted(rows, bound)) for bound in (start, end))
+    return rows[first:last] - start, [part[first:last] for part in parts]

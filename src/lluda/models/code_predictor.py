@@ -1,0 +1,59 @@
+"""The code predictor: from the talker's hidden row and codebook 0 to a frame's other codes, one by one (spec section 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from lluda.backends.base import ComputeBackend
+from lluda.backends.blocks import Parameters, Segment
+from lluda.config_talker import TalkerConfig
+from lluda.layers.linear import Embedding
+from lluda.models.decoder import DecoderStack, Observer, stack_parameters
+from lluda.parameters import ParameterSpec
+
+PREFIX = "talker.code_predictor."
+
+
+class CodePredictor:
+    """A small decoder with a table of embeddings and a head for each codebook after the first.
+
+    Pass g (0, 1, …) takes the rows [talker's hidden row, embedding of code 0] for g = 0, else the embedding of code g,
+    and gives the logits of code g + 1. Each frame starts from an empty cache.
+    """
+
+    def __init__(self, config: TalkerConfig, parameters: Parameters, backend: ComputeBackend) -> None:
+        self.config = config.code_predictor
+        self.passes = config.num_code_groups - 1
+        self.backend = backend
+        self.decoder = DecoderStack(self.config, parameters, backend, f"{PREFIX}model.")
+        names = range(self.passes)
+        self._embeddings = [
+            Embedding(backend, parameters.matrix(f"{PREFIX}model.codec_embedding.{g}.weight")) for g in names
+        ]
+        self._heads = [parameters.matrix(f"{PREFIX}lm_head.{g}.weight") for g in names]
+
+    def embed(self, group: int, codes: Tensor) -> Tensor:
+        """Residual rows ``[n, hidden]`` of int64 ``codes [n]`` of codebook ``group`` (from 1)."""
+        return self._embeddings[group - 1](codes)
+
+    def __call__(
+        self, x: Tensor, positions: Tensor, segments: Sequence[Segment], group: int, observe: Observer | None = None
+    ) -> Tensor:
+        """Rows ``[n, hidden]`` (may be changed in place) at int64 positions ``[n]`` -> logits ``[segments, vocab]`` of
+        codebook ``group`` (from 1) after the last row of each segment."""
+        last = [segment.start + segment.rows - 1 for segment in segments]
+        rows = self.decoder.run(x, positions, segments, observe)[last]
+        return self.backend.head(rows, self.decoder.norm, self._heads[group - 1])
+
+
+def code_predictor_parameters(config: TalkerConfig) -> Iterator[ParameterSpec]:
+    """Every tensor of the code predictor."""
+    table = (config.code_predictor.vocab_size, config.code_predictor.hidden_size)
+    names = range(config.num_code_groups - 1)
+    for group in names:
+        yield ParameterSpec(f"{PREFIX}model.codec_embedding.{group}.weight", table, "embedding")
+    yield from stack_parameters(config.code_predictor, f"{PREFIX}model.")
+    for group in names:
+        yield ParameterSpec(f"{PREFIX}lm_head.{group}.weight", table, "matrix")

@@ -1,0 +1,78 @@
+"""The talker: rows of text and of what the thinker heard or saw -> the first code of each frame (spec section 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from lluda.backends.base import ComputeBackend
+from lluda.backends.blocks import Parameters, Projection, Segment
+from lluda.config_talker import TalkerConfig
+from lluda.layers.linear import Embedding, Linear
+from lluda.models.decoder import DecoderStack, Observer, stack_parameters
+from lluda.parameters import ParameterSpec
+
+PREFIX = "talker."
+
+
+class ResizeProjection:
+    """``linear_fc2(silu(linear_fc1(x)))``, both with bias: the thinker's width to the talker's."""
+
+    def __init__(self, backend: ComputeBackend, parameters: Parameters, prefix: str) -> None:
+        self._backend = backend
+        self._fc1, self._fc2 = (
+            Linear(
+                backend,
+                Projection(parameters.matrix(f"{prefix}.{name}.weight"), parameters.vector(f"{prefix}.{name}.bias")),
+            )
+            for name in ("linear_fc1", "linear_fc2")
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Residual rows ``[rows, thinker hidden] -> [rows, talker hidden]``."""
+        precision = self._backend.precision
+        inner = self._fc1(x.to(precision.compute)).to(precision.residual)
+        return self._fc2(F.silu(inner).to(precision.compute)).to(precision.residual)
+
+
+class Talker:
+    """A mixture-of-experts decoder over rows, with a head over codes and control ids."""
+
+    def __init__(self, config: TalkerConfig, parameters: Parameters, backend: ComputeBackend) -> None:
+        self.config = config
+        self.backend = backend
+        self.decoder = DecoderStack(config.decoder, parameters, backend, f"{PREFIX}model.")
+        self.codec_embedding = Embedding(backend, parameters.matrix(f"{PREFIX}model.codec_embedding.weight"))
+        self._codec_head = parameters.matrix(f"{PREFIX}codec_head.weight")
+        self.text_projection = ResizeProjection(backend, parameters, f"{PREFIX}text_projection")
+        self.hidden_projection = ResizeProjection(backend, parameters, f"{PREFIX}hidden_projection")
+
+    def __call__(
+        self, x: Tensor, positions: Tensor, segments: Sequence[Segment], rows: Tensor, observe: Observer | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Rows ``[n, hidden]`` (may be changed in place) at positions ``[n]`` or ``[3, n]`` -> of the chosen ``rows``
+        (int64) the hidden rows after the final norm ``[len(rows), hidden]``, which the code predictor starts from, and
+        the logits of codebook 0 ``[len(rows), vocab_size]``, both in the compute dtype."""
+        hidden = self.backend.rms_norm(self.decoder.run(x, positions, segments, observe)[rows], self.decoder.norm)
+        logits = self.backend.linear(hidden, self._codec_head)
+        if observe:
+            observe("norm", hidden)
+            observe("logits", logits)
+        return hidden, logits
+
+
+def talker_parameters(config: TalkerConfig) -> Iterator[ParameterSpec]:
+    """Every tensor of the talker, without its code predictor."""
+    decoder, wide = config.decoder, config.thinker_hidden_size
+    table = (decoder.vocab_size, decoder.hidden_size)
+    yield ParameterSpec(f"{PREFIX}model.codec_embedding.weight", table, "embedding")
+    yield from stack_parameters(decoder, f"{PREFIX}model.")
+    yield ParameterSpec(f"{PREFIX}codec_head.weight", table, "matrix")
+    for name in ("text_projection", "hidden_projection"):
+        # transformers gives the inner row intermediate_size columns, which the config keeps for nothing else.
+        inner = decoder.intermediate_size
+        for layer, (out, into) in {"linear_fc1": (inner, wide), "linear_fc2": (decoder.hidden_size, inner)}.items():
+            yield ParameterSpec(f"{PREFIX}{name}.{layer}.weight", (out, into), "matrix")
+            yield ParameterSpec(f"{PREFIX}{name}.{layer}.bias", (out,), "bias")
