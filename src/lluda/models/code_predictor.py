@@ -1,4 +1,4 @@
-"""The code predictor: from the talker's hidden row and codebook 0 to a frame's other codes, one by one (spec section 7)."""
+"""The code predictor: from the talker's row and codebook 0 to a frame's other codes, one by one (spec section 7)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,135 @@
+"""Frames of speech: the talker chooses the first code of each, the code predictor the others (spec sections 6.4, 7)."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lluda.backends.blocks import Segment
+from lluda.config_talker import TalkerConfig
+from lluda.engine.kv_cache import CacheOptions, KVCache
+from lluda.engine.sampler import Sampler
+from lluda.engine.sampling_params import SamplingParams
+from lluda.errors import InvalidRequest
+from lluda.models.code_predictor import CodePredictor
+from lluda.models.talker import Talker
+
+_MAX_FRAMES = 4096
+
+# The predictor's own sampling (transformers passes top_k and top_p in code; no file names them).
+_PREDICTOR = {"temperature": 1.0, "top_k": 50, "top_p": 0.8}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeechParams:
+    """How speech is sampled. ``sampling`` chooses codebook 0 (its seed, drawn if None, also seeds the code predictor,
+    which is greedy when the talker is); ``max_frames`` of 80 ms at most are spoken."""
+
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_frames is not None and self.max_frames < 1:
+            raise InvalidRequest(f"max_frames must be at least 1, not {self.max_frames}")
+
+    def with_defaults(self, generation_config: Mapping[str, Any]) -> SpeechParams:
+        """These values with each None replaced by ``talker_*`` of the generation_config.json, else by the released
+        model's (temperature 0.9, top_k 50, repetition_penalty 1.05, 4096 frames). InvalidRequest: a value there out of
+        its range."""
+        released = {"temperature": 0.9, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.05}
+        chosen = {name: generation_config.get(f"talker_{name}", value) for name, value in released.items()}
+        given = {name: getattr(self.sampling, name) for name in chosen}
+        chosen |= {name: value for name, value in given.items() if value is not None}
+        seed = secrets.randbits(63) if self.sampling.seed is None else self.sampling.seed
+        frames = self.max_frames or int(generation_config.get("talker_max_new_tokens", _MAX_FRAMES))
+        return SpeechParams(sampling=replace(self.sampling, **chosen, seed=seed), max_frames=frames)
+
+
+class FrameGenerator:
+    """The frames of one answer: ``prefill`` once, then in turn ``next_codes`` and ``feed``.
+
+    ``params`` has no None left (:meth:`SpeechParams.with_defaults`)."""
+
+    def __init__(
+        self, talker: Talker, predictor: CodePredictor, params: SpeechParams, *, max_rows: int, kv_dtype: str
+    ) -> None:
+        self._talker, self._predictor = talker, predictor
+        config = talker.config
+        device = talker.backend.device
+        self._cache = KVCache(config.decoder, CacheOptions(max_rows, dtype=kv_dtype), device)
+        # The predictor's rows of one frame: the talker's, and one for each code but the last.
+        self._frame_cache = KVCache(
+            config.code_predictor, CacheOptions(config.num_code_groups, "preallocated", kv_dtype), device
+        )
+        self._sampler = _talker_sampler(config, params.sampling)
+        self._predictor_sampler = _predictor_sampler(config, params.sampling)
+        self._hidden = self._logits = self._next = torch.empty(0)
+
+    @torch.inference_mode()
+    def prefill(self, rows: Tensor, positions: Tensor | None = None) -> None:
+        """Run the prompt: rows ``[n, hidden]`` in the residual dtype, at ``positions [3, n]`` or 0, 1, 2, …"""
+        places = torch.arange(len(rows)) if positions is None else positions
+        self._cache.position_offset = 0 if positions is None else float(positions.max()) + 1 - len(rows)
+        self._run(rows, places)
+
+    @torch.inference_mode()
+    def next_codes(self) -> list[int] | None:
+        """The codes of the next frame, one of each codebook; None when the talker ends the speech."""
+        first = self._sampler.sample(self._logits).id
+        if first == self._talker.config.codec.eos:
+            return None
+        embedded = self._talker.codec_embedding(self._ids(first))
+        codes, total = [first], embedded.clone()
+        rows = torch.cat((self._hidden.to(embedded.dtype), embedded))
+        self._frame_cache.truncate(0)
+        for group in range(1, self._predictor.passes + 1):
+            logits = self._predictor_step(rows, group)
+            codes.append(self._predictor_sampler.sample(logits).id)
+            rows = self._predictor.embed(group, self._ids(codes[-1]))
+            total += rows
+        self._next = total
+        return codes
+
+    @torch.inference_mode()
+    def feed(self, text: Tensor) -> None:
+        """Step the talker: the last frame's codes and one row of text ``[1, hidden]`` (a token's, the end's, or
+        padding) become its next row."""
+        position = self._cache.length + self._cache.position_offset
+        self._run(self._next + text, torch.tensor([position]))
+
+    def _run(self, rows: Tensor, positions: Tensor) -> None:
+        count, device = len(rows), self._talker.backend.device
+        last = torch.tensor([count - 1], device=device)
+        segments = [Segment(0, count, self._cache)]
+        self._hidden, logits = self._talker(rows, positions.to(device), segments, last)
+        self._logits = logits[0]
+        self._cache.advance(count)
+
+    def _predictor_step(self, rows: Tensor, group: int) -> Tensor:
+        start, cache = self._frame_cache.length, self._frame_cache
+        positions = torch.arange(start, start + len(rows), device=rows.device)
+        logits = self._predictor(rows.clone(), positions, [Segment(0, len(rows), cache)], group)
+        cache.advance(len(rows))
+        return logits[0]
+
+    def _ids(self, code: int) -> Tensor:
+        return torch.tensor([code], device=self._talker.backend.device)
+
+
+def _talker_sampler(config: TalkerConfig, params: SamplingParams) -> Sampler:
+    """Codes and the end of speech are all it may say (spec section 6.4)."""
+    vocabulary = config.decoder.vocab_size
+    codes = config.code_predictor.vocab_size
+    control = frozenset(range(codes, vocabulary)) - {config.codec.eos}
+    return Sampler(params, [], vocabulary, suppress=control)
+
+
+def _predictor_sampler(config: TalkerConfig, params: SamplingParams) -> Sampler:
+    greedy = not params.temperature
+    own: dict[str, Any] = {"temperature": 0.0} if greedy else _PREDICTOR
+    return Sampler(SamplingParams(**own, seed=params.seed), [], config.code_predictor.vocab_size)

@@ -1,0 +1,87 @@
+"""Frames of speech against transformers' own loop, greedy, on the small talker of tests/models/test_talker.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lluda.backends import select_backend
+from lluda.engine.frames import FrameGenerator, SpeechParams
+from lluda.engine.sampling_params import SamplingParams
+from lluda.errors import InvalidRequest
+from lluda.models.code_predictor import CodePredictor, code_predictor_parameters
+from lluda.models.talker import Talker, talker_parameters
+from tests.models.omni_reference import placed_parameters
+from tests.models.test_talker import config, reference, tensors  # noqa: F401  (fixtures)
+
+FRAMES = 12
+EOS = 82
+
+
+def frame_generator(tensors, *, temperature=0.0, seed=1):  # noqa: F811
+    backend = select_backend("reference", "cpu", "f32")
+    specs = [*talker_parameters(config()), *code_predictor_parameters(config())]
+    parameters = placed_parameters(specs, tensors, backend)
+    params = SpeechParams(sampling=SamplingParams(temperature=temperature, seed=seed)).with_defaults({})
+    talker, predictor = (kind(config(), parameters, backend) for kind in (Talker, CodePredictor))
+    return FrameGenerator(talker, predictor, params, max_rows=256, kv_dtype="f32")
+
+
+def frames(generator, rows, trailing, padding, count=FRAMES):
+    generator.prefill(rows)
+    found = []
+    for index in range(count):
+        codes = generator.next_codes()
+        if codes is None:
+            break
+        found.append(codes)
+        generator.feed(trailing[index : index + 1] if index < len(trailing) else padding)
+    return found
+
+
+@pytest.fixture(scope="module")
+def text():
+    torch.manual_seed(3)
+    return torch.randn(14, 64), torch.randn(5, 64), torch.randn(1, 64)
+
+
+def test_greedy_codes_are_those_of_transformers(tensors, reference, text):  # noqa: F811
+    rows, trailing, padding = text
+    result = reference.generate(
+        inputs_embeds=rows[None],
+        trailing_text_hidden=trailing[None],
+        tts_pad_embed=padding[None],
+        talker_input_ids=torch.zeros(1, len(rows), dtype=torch.long),
+        attention_mask=torch.ones(1, len(rows), dtype=torch.long),
+        max_new_tokens=FRAMES + 1,
+        do_sample=False,
+        repetition_penalty=1.05,
+        eos_token_id=EOS,
+        pad_token_id=80,
+        suppress_tokens=[token for token in range(64, 96) if token != EOS],
+        output_hidden_states=True,
+        return_dict_in_generate=True,
+    )
+    expected = [step[-1][0].tolist() for step in result.hidden_states if step[-1] is not None]
+    found = frames(frame_generator(tensors), rows, trailing, padding)
+    assert len(expected) == FRAMES
+    assert found == expected
+    assert len({tuple(codes) for codes in found}) > FRAMES // 2
+
+
+def test_a_seed_gives_the_same_frames_and_another_gives_others(tensors, text):  # noqa: F811
+    first, again, other = (frames(frame_generator(tensors, temperature=0.9, seed=seed), *text) for seed in (5, 5, 6))
+    assert first == again
+    assert first != other
+    assert all(len(codes) == 4 and all(0 <= code < 64 for code in codes) for codes in first)
+
+
+def test_released_defaults_and_the_files_own():
+    params = SpeechParams().with_defaults({"talker_top_k": 7, "talker_max_new_tokens": 100})
+    assert (params.sampling.temperature, params.sampling.top_k, params.sampling.repetition_penalty) == (0.9, 7, 1.05)
+    assert params.max_frames == 100
+    assert SpeechParams().with_defaults({}).max_frames == 4096
+    with pytest.raises(InvalidRequest, match="max_frames must be at least 1"):
+        SpeechParams(max_frames=0)
+    with pytest.raises(InvalidRequest, match="temperature"):
+        SpeechParams().with_defaults({"talker_temperature": -1})
