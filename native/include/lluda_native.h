@@ -7,7 +7,8 @@
  *   - BF16 numbers are uint16_t with the upper 16 bits of a float32. "Rounded to BF16" is round to nearest even.
  *   - Alignment: pointers need their element's own alignment only (2 bytes for BF16, 4 for float), unless stated.
  *   - Inputs and outputs must not overlap, except where one argument is both.
- *   - `rows` is 0 .. LLUDA_MAX_ROWS; 0 rows is a no-op that still checks its other arguments.
+ *   - `rows` is 0 or more; 0 rows is a no-op that still checks its other arguments. Up to LLUDA_FEW_ROWS rows are one
+ *     pass over the weights at the speed of memory; of more, up to 512 are one pass at the speed of arithmetic.
  *   - Results do not depend on the number of threads. Calls from several threads are run one after the other.
  *   - Pointers inside descriptors are only read during the call that is given them; nothing is retained.
  */
@@ -26,8 +27,8 @@
 extern "C" {
 #endif
 
-#define LLUDA_ABI_VERSION 1
-#define LLUDA_MAX_ROWS 16
+#define LLUDA_ABI_VERSION 2
+#define LLUDA_FEW_ROWS 16
 
 enum {
     LLUDA_OK = 0,
@@ -148,7 +149,8 @@ typedef struct lluda_attention {
     const lluda_weight *o;     /* [hidden, heads * head_dim] */
     float norm_eps;
     float qk_norm_eps;
-    int32_t cache_dtype; /* BF16: queries, keys and values are rounded to it once. F32: none of them is rounded */
+    int32_t cache_dtype; /* BF16: queries, keys and values are rounded to it once, and with many rows on machines that
+                            multiply BF16 pairs also the softmax weights. F32: none of them is rounded */
     int32_t reserved;    /* 0 */
 } lluda_attention;
 

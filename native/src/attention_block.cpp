@@ -2,7 +2,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "attention_rows.hpp"
 #include "blocks.hpp"
+#include "panel.hpp"
 
 using namespace lluda;
 
@@ -38,23 +40,21 @@ void check_cache(const lluda_attention &b, int64_t rows, const lluda_cache_row *
 // One call's work on one block.
 class AttentionJob {
 public:
-    AttentionJob(Session &session, const lluda_attention &b, int rows, float *x, int64_t x_stride, const float *cos,
-                 const float *sin, const lluda_cache_row *cache)
+    AttentionJob(Session &session, const lluda_attention &b, const AttentionRows &r)
         : b_(b),
-          rows_(rows),
-          x_(x),
-          x_stride_(x_stride),
-          cos_(cos),
-          sin_(sin),
-          cache_(cache),
+          rows_(static_cast<int>(r.count)),
+          x_(r.x),
+          x_stride_(r.x_stride),
+          cache_(r.cache),
+          heads_(b, r),
           group_(b.heads / b.kv_heads),
           query_width_(b.heads * b.head_dim),
           key_width_(b.kv_heads * b.head_dim),
-          input_(session, rows, b.hidden),
-          mixed_(session, rows, query_width_),
+          input_(session, rows_, b.hidden),
+          mixed_(session, rows_, query_width_),
           projections_(session.threads()),
           output_(session.threads()) {
-        const int lanes = session.threads();
+        const int lanes = session.threads(), rows = rows_;
         normed_ = session.allocate<float>(rows * b.hidden);
         query_ = session.allocate<float>(rows * query_width_);
         key_ = session.allocate<float>(rows * key_width_);
@@ -72,7 +72,7 @@ public:
         projections_.share(lanes);
         heads_split_.reset(rows * (b.heads + 2 * b.kv_heads), lanes);
         attend_split_.reset(items_, lanes);
-        output_.add(*b.o, mixed_, rows, Store::kAdd, x, x_stride, b.output_scale);
+        output_.add(*b.o, mixed_, rows, Store::kAdd, x_, x_stride_, b.output_scale);
         output_.share(lanes);
     }
 
@@ -82,7 +82,11 @@ public:
         projections_.run(lane);
         lane.barrier();
         for (int64_t head, end; heads_split_.take(lane.index, head, end);)
-            for (; head < end; ++head) rotate_or_store(head);
+            for (; head < end; ++head) {
+                const int64_t row = head / heads_.per_row();
+                heads_.rotate_or_store(row, head % heads_.per_row(), query_ + row * query_width_,
+                                       key_ + row * key_width_, value_ + row * key_width_);
+            }
         lane.barrier();
         for (int64_t item, end; attend_split_.take(lane.index, item, end);)
             for (; item < end; ++item) attend(item, workspace_ + lane.index * workspace_floats_);
@@ -115,40 +119,6 @@ private:
         first_item_[rows_] = items_;
     }
 
-    void *in_cache(void *base, int row, int64_t kv_head, int64_t position) const {
-        const int64_t element = b_.cache_dtype == LLUDA_DTYPE_BF16 ? 2 : 4;
-        return static_cast<std::byte *>(base) + (kv_head * cache_[row].head_stride + position * b_.head_dim) * element;
-    }
-
-    void write(const float *head, void *target) const {
-        if (b_.cache_dtype == LLUDA_DTYPE_BF16) {
-            kernels().to_bf16(head, b_.head_dim, static_cast<uint16_t *>(target));
-        } else {
-            std::copy(head, head + b_.head_dim, static_cast<float *>(target));
-        }
-    }
-
-    // Queries are rotated and rounded in place; keys are rotated into the cache; values go there as they are.
-    void rotate_or_store(int64_t item) {
-        const int64_t per_row = b_.heads + 2 * b_.kv_heads;
-        const int row = static_cast<int>(item / per_row);
-        const float *cos = cos_ + row * (b_.head_dim / 2), *sin = sin_ + row * (b_.head_dim / 2);
-        const lluda_cache_row &place = cache_[row];
-        int64_t head = item % per_row;
-        if (head < b_.heads) {
-            float *query = query_ + row * query_width_ + head * b_.head_dim;
-            kernels().rotate(query, b_.q_norm, b_.qk_norm_eps, cos, sin, b_.head_dim);
-            if (b_.cache_dtype == LLUDA_DTYPE_BF16) kernels().round_to_bf16(query, b_.head_dim);
-        } else if ((head -= b_.heads) < b_.kv_heads) {
-            float *key = key_ + row * key_width_ + head * b_.head_dim;
-            kernels().rotate(key, b_.k_norm, b_.qk_norm_eps, cos, sin, b_.head_dim);
-            write(key, in_cache(place.keys, row, head, place.position));
-        } else {
-            head -= b_.kv_heads;
-            write(value_ + row * key_width_ + head * b_.head_dim, in_cache(place.values, row, head, place.position));
-        }
-    }
-
     void attend(int64_t item, float *workspace) {
         int row = 0;
         while (first_item_[row + 1] <= item) ++row;
@@ -156,8 +126,8 @@ private:
         const int64_t begin = first_position(row) + split * kSplit;
         AttendTask task;
         task.query = query_ + row * query_width_ + kv_head * group_ * b_.head_dim;
-        task.keys = in_cache(cache_[row].keys, row, kv_head, 0);
-        task.values = in_cache(cache_[row].values, row, kv_head, 0);
+        task.keys = heads_.in_cache(cache_[row].keys, row, kv_head, 0);
+        task.values = heads_.in_cache(cache_[row].values, row, kv_head, 0);
         task.head_dim = b_.head_dim;
         task.begin = begin;
         task.end = std::min(begin + kSplit, cache_[row].position + 1);
@@ -189,15 +159,15 @@ private:
     const int rows_;
     float *const x_;
     const int64_t x_stride_;
-    const float *const cos_, *const sin_;
     const lluda_cache_row *const cache_;
+    const HeadRotation heads_;
     const int64_t group_, query_width_, key_width_;
     const PreparedRows input_, mixed_;
     Products projections_, output_;
     WorkSplit heads_split_, attend_split_;
     float *normed_, *query_, *key_, *value_, *workspace_, *partial_, *top_, *total_;
     int64_t workspace_floats_, items_;
-    int64_t splits_[kMaxRows], first_item_[kMaxRows + 1];
+    int64_t splits_[kFewRows], first_item_[kFewRows + 1];
 };
 
 }  // namespace
@@ -211,8 +181,13 @@ int lluda_attention_block(const lluda_attention *block, int64_t rows, float *x, 
         if (rows == 0) return;
         require(cos && sin, "cos and sin must not be NULL");
         check_cache(*block, rows, cache);
-        Session session;
-        AttentionJob job(session, *block, static_cast<int>(rows), x, x_stride, cos, sin, cache);
-        session.run(job);
+        for_rows(rows, [&](int64_t from, int64_t count) {
+            const int64_t angles = from * (block->head_dim / 2);
+            const AttentionRows part{count, x + from * x_stride, x_stride, cos + angles, sin + angles, cache + from};
+            Session session;
+            if (count > kFewRows) return attend_many(session, *block, part);
+            AttentionJob job(session, *block, part);
+            session.run(job);
+        });
     });
 }

@@ -2,15 +2,42 @@
 #pragma once
 
 #include "attend_kernel.hpp"
+#include "attend_tile_kernel.hpp"
 #include "linear_kernel.hpp"
+#include "panel_kernel.hpp"
 #include "row_kernels.hpp"
 
 namespace lluda {
 namespace {
 
-constexpr Kernels kTable = {LLUDA_ISA_NAME, prepared_bytes, prepare_f32,      prepare_bf16, linear,  rms_norm, rotate,
-                            to_bf16,        round_to_bf16,  from_bf16,        gated_silu,   softmax, dot,      scale,
-                            add_scaled,     exponential_of, attend_workspace, attend};
+constexpr Kernels kTable = {LLUDA_ISA_NAME,
+                            prepared_bytes,
+                            prepare_f32,
+                            prepare_bf16,
+                            linear,
+                            rms_norm,
+                            rotate,
+                            to_bf16,
+                            round_to_bf16,
+                            from_bf16,
+                            gated_silu,
+                            softmax,
+                            dot,
+                            scale,
+                            add_scaled,
+                            exponential_of,
+                            attend_workspace,
+                            attend,
+                            words,
+                            words_of_f32,
+                            words_of_bf16,
+                            stand,
+                            words_of_weight,
+                            multiply_tile,
+                            put_tile,
+                            gate_tile,
+                            attend_tile_workspace,
+                            attend_tile};
 
 }  // namespace
 }  // namespace lluda

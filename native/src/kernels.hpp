@@ -7,7 +7,7 @@
 
 namespace lluda {
 
-constexpr int kMaxRows = LLUDA_MAX_ROWS;
+constexpr int kFewRows = LLUDA_FEW_ROWS;
 
 enum class Store : std::int32_t {
     kFloat,     // y = product
@@ -21,8 +21,8 @@ struct LinearTask {
     int rows;
     Store store;
     const float *scale;  // [out] or null, for kAdd
-    const void *x[kMaxRows];
-    void *y[kMaxRows];
+    const void *x[kFewRows];
+    void *y[kFewRows];
 };
 
 // One key-value head of one row over positions begin .. end-1.
@@ -39,6 +39,50 @@ struct AttendTask {
     float *out;        // [group, head_dim]: sum of exp(score - top) * value
     float *top;        // [group]
     float *total;      // [group]: sum of exp(score - top)
+};
+
+// Many rows stand in panels (panel.hpp): tiles of up to 64 rows, column after column, so that a vector holds the same
+// column of several rows and one word of a weight, broadcast, is multiplied with all of them. A word has 4 bytes: two
+// BF16 columns where the hardware multiplies such pairs, else one float.
+constexpr int kTileRows = 64;
+constexpr int kStandingRows = 16;  // tiles are as wide as a multiple of this
+
+// out[o][lane] (+)= sum over words k of word(o, k) * panel[k][lane], lane 0 .. lanes-1.
+struct TileTask {
+    const void *multiplicands;  // word(o, k) is the one at o * output_stride + k * word_stride
+    std::int64_t output_stride, word_stride;
+    int outputs;
+    const void *panel;  // [words][panel_width] words
+    std::int64_t words, panel_width;
+    int lanes;         // a multiple of kStandingRows
+    bool floats;       // words are floats though this machine has pairs
+    bool accumulate;   // add to out
+    float *out;        // [outputs][kTileRows]
+    const void *soon;  // memory to be fetched into the cache meanwhile, 4 bytes for each word of multiplicands; or null
+};
+
+// A tile's sums to rows: y[r] of lane r, from the element of the first output on.
+struct PutTask {
+    const float *sums;  // [outputs][kTileRows]
+    int outputs, rows;
+    const float *bias, *scale;  // of the first output on, or null
+    const float *factors;       // of the rows, or null
+    Store store;
+    void *const *y;
+};
+
+// The rows of one tile that belong to one sequence, one query head.
+struct AttendTileTask {
+    const void *query;  // panel [words of head_dim][width]; the words are floats if the cache is F32
+    void *out;          // panel, from the head's first word on, of the same width
+    std::int64_t width;
+    int begin, end;                 // lanes
+    const std::int64_t *positions;  // of the tile's lanes
+    const void *keys, *values;      // position 0 of the key-value head
+    std::int64_t head_dim, window;
+    bool cache_is_bf16;
+    float scale;
+    float *workspace;  // attend_tile_workspace floats
 };
 
 struct Kernels {
@@ -72,6 +116,24 @@ struct Kernels {
 
     std::int64_t (*attend_workspace)(int group, std::int64_t head_dim);
     void (*attend)(const AttendTask &task);
+
+    // Many rows.
+    std::int64_t (*words)(std::int64_t width);
+    // A row as words, rounded to BF16.
+    void (*words_of_f32)(const float *x, std::int64_t width, void *words);
+    void (*words_of_bf16)(const std::uint16_t *x, std::int64_t width, void *words);
+    // Up to kStandingRows rows of words as lanes of a panel; missing ones repeat the last.
+    void (*stand)(const void *const *rows, int count, std::int64_t words, void *panel, std::int64_t panel_width);
+    // Words of weight rows begin .. end-1, columns from .. to-1 (from: a multiple of 128): in place if the weight lies
+    // in memory as words, else in `room` (4 bytes for each column). *stride: words from one row to the next.
+    const void *(*words_of_weight)(const lluda_weight &weight, std::int64_t begin, std::int64_t end, std::int64_t from,
+                                   std::int64_t to, void *room, std::int64_t *stride);
+    void (*multiply_tile)(const TileTask &task);
+    void (*put_tile)(const PutTask &task);
+    // silu(gate) * up of [outputs][kTileRows] sums, rounded to BF16, as words of a panel (from an even column on).
+    void (*gate_tile)(const float *gate, const float *up, int outputs, int lanes, void *panel, std::int64_t width);
+    std::int64_t (*attend_tile_workspace)(std::int64_t head_dim);
+    void (*attend_tile)(const AttendTileTask &task);
 };
 
 // Null if the build has no such kernels.

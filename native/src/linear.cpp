@@ -4,8 +4,55 @@
 
 #include "blocks.hpp"
 #include "packed_tensor.hpp"
+#include "panel.hpp"
 
 using namespace lluda;
+
+namespace {
+
+struct Group {
+    int64_t count;
+    const lluda_weight *const *weights;
+    int64_t x_stride;
+    Store store;
+    const int64_t *y_strides;
+};
+
+void run_few(const Group &group, int64_t rows, const uint16_t *x, void *const *y) {
+    Session session;
+    const int n = static_cast<int>(rows);
+    const int64_t width = group.weights[0]->in_features;
+    const PreparedRows prepared(session, n, width);
+    Products products(session.threads());
+    for (int64_t i = 0; i < group.count; ++i)
+        products.add(*group.weights[i], prepared, n, group.store, y[i], group.y_strides[i]);
+    products.share(session.threads());
+    session.run([&](Lane &lane) {
+        for (int r = lane.index; r < n; r += lane.count)
+            kernels().prepare_bf16(x + r * group.x_stride, width, prepared.row(r));
+        lane.barrier();
+        products.run(lane);
+    });
+}
+
+void run_many(const Group &group, int64_t rows, const uint16_t *x, void *const *y) {
+    Session session;
+    const int64_t width = group.weights[0]->in_features;
+    const std::vector<StandingRoom> rooms = standing_rooms(session, width);
+    const Panel input(session, rows, width);
+    PanelProducts products(session, rows, width);
+    for (int64_t i = 0; i < group.count; ++i)
+        products.add(*group.weights[i], input, group.store, y[i], group.y_strides[i]);
+    products.share(session.threads());
+    session.run([&](Lane &lane) {
+        for (int64_t part = lane.index; part < input.groups(); part += lane.count)
+            rooms[static_cast<std::size_t>(lane.index)].stand_bf16(input, part, x, group.x_stride);
+        lane.barrier();
+        products.run(lane);
+    });
+}
+
+}  // namespace
 
 int lluda_linear_group(int64_t count, const lluda_weight *const *weights, int64_t rows, const uint16_t *x,
                        int64_t x_stride, void *const *y, int32_t y_dtype, const int64_t *y_strides) {
@@ -24,18 +71,14 @@ int lluda_linear_group(int64_t count, const lluda_weight *const *weights, int64_
         if (rows == 0) return;
         require(x, "x must not be NULL");
 
-        Session session;
-        const int lanes = session.threads(), n = static_cast<int>(rows);
-        const Store store = y_dtype == LLUDA_DTYPE_BF16 ? Store::kBFloat16 : Store::kFloat;
-        const PreparedRows prepared(session, n, width);
-        Products products(lanes);
-        for (int64_t i = 0; i < count; ++i) products.add(*weights[i], prepared, n, store, y[i], y_strides[i]);
-        products.share(lanes);
-        session.run([&](Lane &lane) {
-            for (int r = lane.index; r < n; r += lane.count)
-                kernels().prepare_bf16(x + r * x_stride, width, prepared.row(r));
-            lane.barrier();
-            products.run(lane);
+        const Group group{count, weights, x_stride, y_dtype == LLUDA_DTYPE_BF16 ? Store::kBFloat16 : Store::kFloat,
+                          y_strides};
+        const int64_t element = y_dtype == LLUDA_DTYPE_BF16 ? 2 : 4;
+        for_rows(rows, [&](int64_t from, int64_t part) {
+            std::vector<void *> outputs(static_cast<std::size_t>(count));
+            for (int64_t i = 0; i < count; ++i)
+                if (y[i]) outputs[i] = static_cast<std::byte *>(y[i]) + from * y_strides[i] * element;
+            (part > kFewRows ? run_many : run_few)(group, part, x + from * x_stride, outputs.data());
         });
     });
 }

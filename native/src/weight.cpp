@@ -1,5 +1,6 @@
 #include "weight.hpp"
 
+#include <cstddef>
 #include <string>
 
 #include "failure.hpp"
@@ -41,6 +42,10 @@ void check_weight(const lluda_weight *weight, const char *name, std::int64_t out
 std::int64_t row_bytes(const lluda_weight &weight) {
     return weight.format == LLUDA_FORMAT_PACKED_BF16 ? blocks_per_row(weight.in_features) * kBlockBytes
                                                      : weight.in_features * 2;
+}
+
+const void *weight_row(const lluda_weight &weight, std::int64_t output) {
+    return static_cast<const std::byte *>(weight.values) + output * row_bytes(weight);
 }
 
 }  // namespace lluda

@@ -14,5 +14,7 @@ void check_weight(const lluda_weight *weight, const char *name, std::int64_t out
 
 // Bytes a kernel reads for one output feature: what work is measured in.
 std::int64_t row_bytes(const lluda_weight &weight);
+// Where those of `output` begin (or would, after the last).
+const void *weight_row(const lluda_weight &weight, std::int64_t output);
 
 }  // namespace lluda

@@ -115,11 +115,11 @@ TEST(mlp_block_of_several_sizes) {
             const TestWeight gate(random, inner, hidden, 0.1f), up(random, inner, hidden, 0.1f),
                 down(random, hidden, inner, 0.1f);
             for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16})
-                for (std::int64_t rows : {0, 1, 2, 7, 16}) {
+                for (std::int64_t rows : {0, 1, 2, 7, 16, 17, 70}) {
                     lluda_mlp b{};
                     b.hidden = hidden, b.intermediate = inner, b.norm = norm.data(), b.norm_eps = 1e-6f;
                     b.gate = gate.in(format), b.up = up.in(format), b.down = down.in(format);
-                    if (rows == 2) b.output_scale = scale.data();
+                    if (rows == 2 || rows == 70) b.output_scale = scale.data();
                     const auto x = random.normals(rows * hidden, 1.0f);
                     auto y = x;
                     check_ok(lluda_set_threads(rows == 7 ? 1 : 2));
@@ -128,7 +128,7 @@ TEST(mlp_block_of_several_sizes) {
                     for (std::int64_t r = 0; r < rows; ++r) {
                         const Row out = swiglu(gate, up, down, normed(x.data() + r * hidden, norm, 1e-6));
                         for (std::size_t i = 0; i < out.size(); ++i)
-                            truth.push_back(out[i] * (rows == 2 ? scale[i] : 1.0f));
+                            truth.push_back(out[i] * (b.output_scale ? scale[i] : 1.0f));
                     }
                     expect_close(added(y, x), truth, 2e-3,
                                  "mlp " + std::to_string(hidden) + ", " + std::to_string(inner) + ", rows " +
@@ -145,6 +145,9 @@ TEST(moe_block_of_several_sizes) {
             expect_moe({70, 12, 33, 57, 3, true, true, false, 16}, threads, format);
             expect_moe({40, 4, 20, 10, 4, false, false, false, 3}, threads, format);
             expect_moe({600, 1, 16, 0, 1, true, false, false, 2}, threads, format);
+            expect_moe({64, 8, 48, 0, 2, true, false, true, 100}, threads, format);
+            expect_moe({70, 3, 33, 57, 2, true, true, true, 17}, threads, format);
+            expect_moe({40, 1, 20, 10, 1, false, false, false, 70}, threads, format);
         }
 }
 
@@ -167,9 +170,9 @@ TEST(moe_reads_only_chosen_experts) {
 TEST(lm_head_is_norm_and_product) {
     Random random(34);
     const TestWeight w(random, 301, 96);
-    const auto norm = norm_weights(random, 96), x = random.normals(16 * 96, 2.0f);
+    const auto norm = norm_weights(random, 96), x = random.normals(33 * 96, 2.0f);
     for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16})
-        for (std::int64_t rows : {1, 9, 16}) {
+        for (std::int64_t rows : {1, 9, 16, 33}) {
             std::vector<float> logits(static_cast<std::size_t>(rows * 301));
             check_ok(lluda_lm_head(w.in(format), norm.data(), 1e-6f, rows, x.data(), 96, logits.data(), 301));
             std::vector<double> truth;
@@ -200,7 +203,6 @@ TEST(bad_feed_forward_blocks_are_refused) {
     m.gate = m.up = &wide.plain, m.down = &wide.plain;
     check_code(lluda_mlp_block(&m, 1, x.data(), 32), LLUDA_BAD_ARGUMENT, "down of the wrong shape");
     m.down = &narrow.plain;
-    check_code(lluda_mlp_block(&m, 17, x.data(), 32), LLUDA_BAD_ARGUMENT, "17 rows");
     check_code(lluda_mlp_block(&m, 2, x.data(), 31), LLUDA_BAD_ARGUMENT, "overlapping rows");
     check_code(lluda_mlp_block(nullptr, 1, x.data(), 32), LLUDA_BAD_ARGUMENT, "no block");
     const lluda_weight gates[] = {wide.plain, wide.plain}, downs[] = {narrow.plain, narrow.plain};

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lluda.bench.weight_traffic import weights_per_step
+from lluda.bench.weight_traffic import bytes_per_step, weights_per_step
 from lluda.config import ModelConfig
 from lluda.models.causal_lm import causal_lm_parameters
 from tests.conftest import TINY_MIXED, TINY_MOE, TINY_QWEN3
@@ -27,6 +27,21 @@ def test_only_chosen_experts_are_read() -> None:
         not_chosen = sparse_layers * (8 - 2) * 3 * 48 * 64
         expected = stored(raw) - 512 * 64 + 64 - not_chosen
         assert abs(weights_per_step(ModelConfig.from_hf(raw).text) - expected) < 1e-6
+
+
+def test_bytes_follow_the_size_that_each_tensor_has() -> None:
+    config = ModelConfig.from_hf(TINY_MOE).text
+    specs = causal_lm_parameters(config)
+    in_bf16 = {spec.name: 2 * spec.elements for spec in specs}
+    assert abs(bytes_per_step(config, in_bf16) - 2 * weights_per_step(config)) < 1e-6
+    with_larger_expert = in_bf16 | {"model.layers.0.mlp.experts.3.up_proj.weight": 2 * 48 * 64 + 800}
+    assert abs(bytes_per_step(config, with_larger_expert) - 2 * weights_per_step(config) - 800 * 2 / 8) < 1e-6
+
+
+def test_a_tied_head_reads_the_embedding() -> None:
+    config = ModelConfig.from_hf(TINY_QWEN3).text
+    sizes = {spec.name: spec.elements for spec in causal_lm_parameters(config) if spec.tied_to is None}
+    assert abs(bytes_per_step(config, sizes) - weights_per_step(config)) < 1e-6
 
 
 def test_released_sizes(released_config: Callable[[str], dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ from lluda.backends.blocks import Segment
 from lluda.config_reader import ConfigReader
 from lluda.config_talker import read_talker
 from lluda.engine.kv_cache import CacheOptions, KVCache
-from lluda.errors import CorruptFile, UnsupportedModel
+from lluda.errors import CorruptFile, NativeLibraryError, UnsupportedModel
 from lluda.models.code_predictor import CodePredictor, code_predictor_parameters
 from lluda.models.talker import Talker, talker_parameters
 from tests.models.omni_reference import load_reference, placed_parameters, random_parameters
@@ -166,3 +166,20 @@ def test_speakers_are_named_in_lower_case():
 def test_a_section_outside_its_rules_is_refused(changes, error, rule):
     with pytest.raises(error, match=rule):
         config(**changes)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("rows", [1, 21])
+def test_the_cpu_backend_computes_shared_experts_too(tensors, rows):
+    try:
+        backend = select_backend("cpu", "cpu", "bf16")
+    except NativeLibraryError as error:
+        pytest.skip(str(error))
+    specs = list(talker_parameters(config()))
+    x, logits = torch.randn(rows, 64), {}
+    for each in (backend, select_backend("reference", "cpu", "f32")):
+        talker = Talker(config(), placed_parameters(specs, tensors, each), each)
+        segments = [Segment(0, rows, cache_of(talker.config.decoder))]
+        logits[each.name] = talker(x.clone(), torch.arange(rows), segments, torch.arange(rows))[1].float()
+    difference = (logits["cpu"] - logits["reference"]).norm() / logits["reference"].norm()
+    assert difference < 0.03

@@ -244,7 +244,7 @@ def test_an_empty_folder_is_used_and_kept_after_a_failure(tmp_path):
 
 
 def test_too_small_a_disk_is_told_before_writing(tmp_path, monkeypatch):
-    monkeypatch.setattr(synth.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("lluda.weights.new_folder.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(LludaError, match=r"needs 198,1\d\d bytes but 1,000 are free"):
         synthesize(SPECS, tmp_path / "a", config=CONFIG)
     assert not (tmp_path / "a").exists()

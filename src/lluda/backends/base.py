@@ -30,6 +30,8 @@ from lluda.backends.blocks import (
     Weight,
 )
 
+_MIN_WINDOWS, _WINDOW_ELEMENTS = 256, 1 << 20
+
 RotaryTable = tuple[Tensor, Tensor]
 """Cosines and sines, each ``[rows, head_dim / 2]``."""
 
@@ -160,6 +162,24 @@ class ComputeBackend(ABC):
         ``[out, in, kh, kw]``, in the compute dtype, summed in float32 or better. ``bias [out]`` is in the
         residual dtype."""
 
+    @abstractmethod
+    def snake_beta(self, x: Tensor, frequency: Tensor, amplitude: Tensor) -> Tensor:
+        """``x + amplitude * sin(frequency * x)^2`` (Liu et al. 2020, with an amplitude of its own as in Lee et al.
+        2023), computed in the residual dtype and rounded once to the compute dtype: ``x [rows, channels]``, the other
+        two ``[channels]`` in the residual dtype."""
+
+    def conv1d(self, x: Tensor, weight: Weight, bias: Tensor, *, taps: int, dilation: int) -> Tensor:
+        """Convolution along the rows: output i is ``weight [out, taps * in]`` times rows i, i + dilation, … of ``x``
+        ``[n + (taps - 1) * dilation, in]``, one below the other, ``+ bias``. Returns ``[n, out]`` in the compute dtype,
+        summed in float32 or better. Defined by :meth:`linear`, so that it takes weights of any format."""
+        x = x.contiguous()
+        rows, width = len(x) - (taps - 1) * dilation, x.shape[1]
+        windows = x.as_strided((rows, taps, width), (width, dilation * width, 1))
+        # As many windows at a time as a core's cache holds.
+        at_once = max(_MIN_WINDOWS, _WINDOW_ELEMENTS // (taps * width)) if taps > 1 else max(rows, 1)
+        parts = [self.linear(part.reshape(-1, taps * width), weight, bias) for part in torch.split(windows, at_once)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
     def begin_step(self, table: RotaryTable, segments: Sequence[Segment]) -> Step:
         """What the layers of one step share."""
         return Step(*table, segments)
@@ -182,11 +202,11 @@ class ComputeBackend(ABC):
         query = self.rotate(query, table, block.q_norm)
         key = self.rotate(key, table, block.k_norm)
         attended = self.attention(query, key, value, layer=layer, segments=step.segments, window=block.window)
-        return x + self._project(attended, block.o_proj)
+        return _add_scaled(x, self._project(attended, block.o_proj), block.scale)
 
     def swiglu_block(self, x: Tensor, block: SwiGLUBlock) -> Tensor:
         """See SwiGLUBlock."""
-        return x + self.swiglu(self.rms_norm(x, block.norm), block.mlp)
+        return _add_scaled(x, self.swiglu(self.rms_norm(x, block.norm), block.mlp), block.scale)
 
     def mixture_block(self, x: Tensor, block: MixtureBlock) -> Tensor:
         """See MixtureBlock. Rows are gathered by expert, so that an expert no row chose is never run or read."""
@@ -210,3 +230,7 @@ class ComputeBackend(ABC):
 
     def _project(self, x: Tensor, projection: Projection) -> Tensor:
         return self.linear(x, projection.weight, projection.bias)
+
+
+def _add_scaled(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+    return x + (branch if scale is None else branch * scale)

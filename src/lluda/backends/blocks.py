@@ -27,6 +27,10 @@ class Weight(Protocol):
     def in_features(self) -> int:
         """Columns: width of the rows it multiplies."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one product reads."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DenseWeight:
@@ -44,6 +48,11 @@ class DenseWeight:
     def in_features(self) -> int:
         """Columns: width of the rows it multiplies."""
         return self.values.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one product reads."""
+        return self.values.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +110,10 @@ class SwiGLU:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionBlock:
-    """``x + o_proj(attend(rotate(q_norm(q_proj(n))), rotate(k_norm(k_proj(n))), v_proj(n)))`` with ``n = norm(x)``.
+    """``x + scale * o_proj(attend(rotate(q_norm(q_proj(n))), rotate(k_norm(k_proj(n))), v_proj(n)))``, ``n = norm(x)``.
 
-    ``window`` limits each position to itself and the ``window - 1`` before it; None is all of them.
+    ``window`` limits each position to itself and the ``window - 1`` before it; None is all of them. ``scale [hidden]``
+    is in the residual dtype; None is ones.
     """
 
     norm: Norm
@@ -115,14 +125,16 @@ class AttentionBlock:
     k_norm: Norm | None
     head_dim: int
     window: int | None
+    scale: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SwiGLUBlock:
-    """``x + swiglu(norm(x))``."""
+    """``x + scale * swiglu(norm(x))``; ``scale`` as in AttentionBlock."""
 
     norm: Norm
     mlp: SwiGLU
+    scale: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,7 +1,7 @@
-"""The cpu backend: native kernels for up to 16 rows (decoding), the reference's operations for more (prefill).
+"""The cpu backend: native kernels for decoding and prefill.
 
 BF16 weights are used where they lie in the memory map, or packed to 12 bits (docs/formats.md). What the kernels do not
-cover runs as the reference defines it, on the same weights: more rows than they take, and dtypes other than BF16.
+cover (encoders' operations) runs as the reference defines it.
 """
 
 from __future__ import annotations
@@ -20,20 +20,16 @@ from lluda.backends.native_library import (
     DTYPE_BF16,
     DTYPE_F32,
     FORMAT_BF16,
-    INCOMPRESSIBLE,
-    MAX_ROWS,
     AttentionStruct,
-    CacheRowStruct,
     MlpStruct,
     MoeStruct,
     WeightStruct,
     native_library,
     pointer,
 )
+from lluda.backends.packing import pack_matrix, packed_view, share_torch_threads
 from lluda.backends.reference import ReferenceBackend
 from lluda.errors import InvalidRequest
-
-_ALIGNMENT = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,15 +50,17 @@ class NativeWeight:
         """Columns: width of the rows it multiplies."""
         return int(self.struct.in_features)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one product reads."""
+        return self.memory.nbytes
+
 
 @dataclass(frozen=True, slots=True)
 class NativeStep(Step):
-    """A step of few rows: where each row's keys and values of layer 0 lie, and how far layers are apart in bytes."""
+    """Where each row's keys and values of each layer lie: ``lluda_cache_row`` as int64 ``[layers, rows, 4]``."""
 
-    cache_rows: Any
-    layer_bytes: list[int]
-    first_keys: list[int]
-    first_values: list[int]
+    cache_rows: Tensor
     cache_dtype: int
 
 
@@ -91,11 +89,10 @@ class CpuBackend(ReferenceBackend):
             )
         self._native = native_library()
         self._native.check(self._native.select_isa((isa or "auto").encode()))
-        self._native.check(self._native.set_threads(torch.get_num_threads()))
+        share_torch_threads()
         self._packed = packed
         self._blocks = _Blocks()
         self.incompressible = 0
-        self._scratch = torch.empty(0, dtype=torch.bfloat16)
 
     def describe(self) -> str:
         kept = f" ({self.incompressible} incompressible matrices kept BF16)" if self.incompressible else ""
@@ -107,24 +104,16 @@ class CpuBackend(ReferenceBackend):
     def matrix(self, values: Tensor) -> tuple[Weight, bool]:
         taken = values.to(torch.bfloat16).contiguous()
         if self._packed:
-            packed = self._pack(taken)
+            packed = pack_matrix(taken)
             if packed is not None:
-                return packed, False
+                return _packed(packed), False
             self.incompressible += 1
         struct = WeightStruct(FORMAT_BF16, 0, *taken.shape, taken.data_ptr())
         return NativeWeight(struct, taken, "BF16"), taken is values
 
-    def _pack(self, values: Tensor) -> NativeWeight | None:
-        size = ctypes.c_int64()
-        code = self._native.pack_size(values.data_ptr(), *values.shape, ctypes.byref(size))
-        if code == INCOMPRESSIBLE:
-            return None
-        self._native.check(code)
-        buffer = _aligned(size.value)
-        self._native.check(self._native.pack(values.data_ptr(), *values.shape, buffer.data_ptr(), size.value))
-        struct = WeightStruct()
-        self._native.check(self._native.packed_view(buffer.data_ptr(), size.value, ctypes.byref(struct)))
-        return NativeWeight(struct, buffer, "PACKED_BF16")
+    def packed_matrix(self, stored: Tensor) -> Weight | None:
+        self._packed = True
+        return _packed(stored)
 
     # Primitive operations
 
@@ -137,21 +126,15 @@ class CpuBackend(ReferenceBackend):
         return rows
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-        if len(x) > MAX_ROWS:
-            y = torch.nn.functional.linear(x, self._dense_values(_native(weight)))
-        else:
-            x = x.contiguous()
-            y = torch.empty(len(x), weight.out_features, dtype=torch.bfloat16)
-            self._native.check(
-                self._native.linear(
-                    _native(weight).struct, len(x), x.data_ptr(), x.stride(0), y.data_ptr(), DTYPE_BF16, y.stride(0)
-                )
-            )
-        return y if bias is None else (y + bias).to(y.dtype)
+        x = x.contiguous()
+        y = torch.empty(len(x), weight.out_features, dtype=torch.bfloat16)
+        struct = _biased(weight, bias)
+        self._native.check(
+            self._native.linear(struct, len(x), x.data_ptr(), x.stride(0), y.data_ptr(), DTYPE_BF16, y.stride(0))
+        )
+        return y
 
     def head(self, x: Tensor, norm: Norm, weight: Weight) -> Tensor:
-        if len(x) > MAX_ROWS:
-            return super().head(x, norm, weight)
         x = x.contiguous()
         logits = torch.empty(len(x), weight.out_features)
         self._native.check(
@@ -162,48 +145,33 @@ class CpuBackend(ReferenceBackend):
         )  # fmt: skip
         return logits
 
-    # Residual blocks of few rows
+    # Residual blocks
 
     def begin_step(self, table: RotaryTable, segments: Sequence[Segment]) -> Step:
-        rows = sum(segment.rows for segment in segments)
-        if rows > MAX_ROWS:
-            return Step(*table, segments)
-        structs = (CacheRowStruct * rows)()
-        first_keys, first_values, layer_bytes = [], [], []
-        dtype = torch.bfloat16
+        parts, layers, dtype = [], 1, torch.bfloat16
         for segment in segments:
             keys, values = segment.store.room(segment.rows)
-            dtype = keys.dtype
-            for row in range(segment.rows):
-                struct = structs[segment.start + row]
-                struct.head_stride, struct.position = keys.stride(1), segment.store.length + row
-            first_keys += [keys.data_ptr()] * segment.rows
-            first_values += [values.data_ptr()] * segment.rows
-            layer_bytes += [keys.stride(0) * keys.itemsize] * segment.rows
-        cache_dtype = DTYPE_BF16 if dtype is torch.bfloat16 else DTYPE_F32
+            layers, dtype = len(keys), keys.dtype
+            parts.append(_cache_rows(keys, values, segment.store.length, segment.rows))
+        rows = torch.cat(parts, dim=1) if parts else torch.empty(layers, 0, 4, dtype=torch.int64)
         cos, sin = (part.contiguous() for part in table)
-        return NativeStep(cos, sin, segments, structs, layer_bytes, first_keys, first_values, cache_dtype)
+        return NativeStep(cos, sin, segments, rows, DTYPE_BF16 if dtype is torch.bfloat16 else DTYPE_F32)
 
     def attention_block(self, x: Tensor, block: AttentionBlock, layer: int, step: Step) -> Tensor:
-        if not isinstance(step, NativeStep):
-            return super().attention_block(x, block, layer, step)
+        assert isinstance(step, NativeStep), "the cpu backend was given a step of another backend"
         struct = self._blocks.attention.get(block)
         if struct is None:
             struct = self._blocks.attention[block] = _attention_struct(block, x.shape[1])
         struct.cache_dtype = step.cache_dtype
-        for row, cache_row in enumerate(step.cache_rows):
-            offset = layer * step.layer_bytes[row]
-            cache_row.keys, cache_row.values = step.first_keys[row] + offset, step.first_values[row] + offset
+        cache_rows = step.cache_rows.data_ptr() + layer * step.cache_rows.stride(0) * step.cache_rows.itemsize
         self._native.check(
             self._native.attention_block(
-                struct, len(x), x.data_ptr(), x.stride(0), step.cos.data_ptr(), step.sin.data_ptr(), step.cache_rows
+                struct, len(x), x.data_ptr(), x.stride(0), step.cos.data_ptr(), step.sin.data_ptr(), cache_rows
             )
         )
         return x
 
     def swiglu_block(self, x: Tensor, block: SwiGLUBlock) -> Tensor:
-        if len(x) > MAX_ROWS:
-            return super().swiglu_block(x, block)
         struct = self._blocks.swiglu.get(block)
         if struct is None:
             struct = self._blocks.swiglu[block] = _mlp_struct(block, x.shape[1])
@@ -211,25 +179,17 @@ class CpuBackend(ReferenceBackend):
         return x
 
     def mixture_block(self, x: Tensor, block: MixtureBlock) -> Tensor:
-        if len(x) > MAX_ROWS:
-            return super().mixture_block(x, block)
         made = self._blocks.mixture.get(block)
         if made is None:
             made = self._blocks.mixture[block] = _moe_struct(block, x.shape[1])
+        # Before the kernel adds to x in place.
+        shared = self.shared_expert(self.rms_norm(x, block.norm), block.shared) if block.shared else None
         self._native.check(self._native.moe_block(made[0], len(x), x.data_ptr(), x.stride(0), None))
-        return x
+        return x if shared is None else x.add_(shared)
 
-    def _dense_values(self, weight: NativeWeight) -> Tensor:
-        """The matrix as a BF16 tensor; a packed one is unpacked into scratch memory that the next call reuses."""
-        shape = (weight.out_features, weight.in_features)
-        if weight.format == "BF16":
-            return weight.memory
-        count = shape[0] * shape[1]
-        if self._scratch.numel() < count:
-            self._scratch = torch.empty(count, dtype=torch.bfloat16)
-        values = self._scratch[:count].view(shape)
-        self._native.check(self._native.unpack(weight.struct, values.data_ptr()))
-        return values
+
+def _packed(stored: Tensor) -> NativeWeight:
+    return NativeWeight(packed_view(stored), stored, "PACKED_BF16")
 
 
 def _native(weight: Weight) -> NativeWeight:
@@ -237,18 +197,26 @@ def _native(weight: Weight) -> NativeWeight:
     return weight
 
 
-def _aligned(nbytes: int) -> Tensor:
-    """uint8 memory that begins at a multiple of 64 bytes."""
-    room = torch.empty(nbytes + _ALIGNMENT, dtype=torch.uint8)
-    start = -room.data_ptr() % _ALIGNMENT
-    return room[start : start + nbytes]
+def _cache_rows(keys: Tensor, values: Tensor, length: int, rows: int) -> Tensor:
+    """``lluda_cache_row`` of one sequence's next rows in buffers ``[layers, kv_heads, capacity, head_dim]``."""
+    made = torch.empty(len(keys), rows, 4, dtype=torch.int64)
+    layer_bytes = torch.arange(len(keys))[:, None] * (keys.stride(0) * keys.itemsize)
+    made[..., 0], made[..., 1] = keys.data_ptr() + layer_bytes, values.data_ptr() + layer_bytes
+    made[..., 2], made[..., 3] = keys.stride(1), length + torch.arange(rows)
+    return made
+
+
+def _biased(weight: Weight, bias: Tensor | None) -> WeightStruct:
+    source = _native(weight).struct
+    if bias is None:
+        return source
+    struct = WeightStruct.from_buffer_copy(source)
+    struct.bias = bias.data_ptr()
+    return struct
 
 
 def _with_bias(projection: Projection) -> Any:
-    source = _native(projection.weight).struct
-    struct = WeightStruct.from_buffer_copy(source)
-    struct.bias = pointer(projection.bias)
-    return ctypes.pointer(struct)
+    return ctypes.pointer(_biased(projection.weight, projection.bias))
 
 
 def _attention_struct(block: AttentionBlock, hidden: int) -> AttentionStruct:
@@ -266,6 +234,7 @@ def _attention_struct(block: AttentionBlock, hidden: int) -> AttentionStruct:
         k=_with_bias(block.k_proj),
         v=_with_bias(block.v_proj),
         o=_with_bias(block.o_proj),
+        output_scale=pointer(block.scale),
         norm_eps=block.norm.eps,
         qk_norm_eps=head_norm.eps if head_norm else 0.0,
     )
@@ -281,6 +250,7 @@ def _mlp_struct(block: SwiGLUBlock, hidden: int) -> MlpStruct:
         gate=gate,
         up=up,
         down=down,
+        output_scale=pointer(block.scale),
         norm_eps=block.norm.eps,
     )
 

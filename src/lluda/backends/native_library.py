@@ -17,8 +17,7 @@ from torch import Tensor
 
 from lluda.errors import NativeLibraryError
 
-ABI_VERSION = 1
-MAX_ROWS = 16
+ABI_VERSION = 2
 FORMAT_BF16, FORMAT_PACKED_BF16 = 0, 1
 DTYPE_F32, DTYPE_BF16 = 0, 1
 INCOMPRESSIBLE = 4
@@ -132,7 +131,7 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "lluda_embedding": (POINTER(WeightStruct), c_int64, c_void_p, c_void_p, c_int64),
     "lluda_linear": (POINTER(WeightStruct), c_int64, c_void_p, c_int64, c_void_p, c_int32, c_int64),
     "lluda_attention_block": (
-        POINTER(AttentionStruct), c_int64, c_void_p, c_int64, c_void_p, c_void_p, POINTER(CacheRowStruct),
+        POINTER(AttentionStruct), c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_void_p,
     ),
     "lluda_mlp_block": (POINTER(MlpStruct), c_int64, c_void_p, c_int64),
     "lluda_moe_block": (POINTER(MoeStruct), c_int64, c_void_p, c_int64, c_void_p),

@@ -16,7 +16,8 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
 
 
 def load_options(name: str) -> Mapping[str, Any]:
-    """The options of format ``name``; InvalidRequest for a name that is none."""
-    if name not in FORMATS:
-        raise InvalidRequest(f"format {name!r:.40} does not exist; choose from {', '.join(FORMATS)}")
-    return FORMATS[name]
+    """The options of format ``name``, in any case of letters; InvalidRequest for a name that is none."""
+    known = {key.lower(): options for key, options in FORMATS.items()}
+    if name.lower() in known:
+        return known[name.lower()]
+    raise InvalidRequest(f"format {name!r:.40} does not exist; choose from {', '.join(FORMATS)}")

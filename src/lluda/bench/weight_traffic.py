@@ -1,6 +1,9 @@
-"""How many weights one decode step reads: the numerator of a row's share of the machine's bandwidth."""
+"""How many weights, and bytes of them, one decode step reads: the numerator of a row's share of the machine's
+bandwidth."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from lluda.config_decoder import DecoderConfig
 from lluda.models.causal_lm import causal_lm_parameters
@@ -11,6 +14,14 @@ def weights_per_step(config: DecoderConfig) -> float:
     the experts only the chosen ones, of the embedding one row. The KV cache is not counted."""
     return sum(
         spec.elements * _share_read(config, spec.name, spec.role == "embedding")
+        for spec in causal_lm_parameters(config)
+    )
+
+
+def bytes_per_step(config: DecoderConfig, sizes: Mapping[str, int]) -> float:
+    """The bytes of those weights, ``sizes`` being what each tensor takes in memory (a tied one may be left out)."""
+    return sum(
+        sizes[spec.tied_to or spec.name] * _share_read(config, spec.name, spec.role == "embedding")
         for spec in causal_lm_parameters(config)
     )
 

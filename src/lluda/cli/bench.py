@@ -78,7 +78,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 
     return Settings(
         against=_names(args.against),
-        formats=tuple(name.upper() for name in _names(args.formats)),
+        formats=_names(args.formats),
         backend=args.backend,
         device=args.device,
         plan=Plan(

@@ -26,6 +26,7 @@ VERBS = {
     "inspect": "list every tensor of a checkpoint, with totals by component",
     "plan": "memory by component, before loading",
     "synth": "make a checkpoint with true names and shapes and seeded random values",
+    "pack": "pack a BF16 checkpoint to 12 bits a weight, without loss",
     "validate": "compare with transformers, layer by layer",
     "bench": "measure speed and memory, side by side with peers",
 }

@@ -6,7 +6,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ MAX_THREADS = 1024
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
     """How to load. ``dtype``: auto (as released), bf16, f32, f64. ``device``: any torch device. ``backend``: auto or a
-    name. ``weights``: auto, bf16 as stored, packed to 12 bits without loss (cpu backend), or blocked, a copy in
-    oneDNN's order (reference backend in BF16; its auto). ``max_context``: positions a
+    name. ``weights``: auto (as stored), bf16 (a packed file is unpacked), packed to 12 bits without loss (cpu backend),
+    or blocked, a copy in oneDNN's order (reference backend in BF16; its auto). ``max_context``: positions a
     sequence may have (default: the model's limit, at most 8192). ``kv_cache``: growing or preallocated; ``kv_dtype``:
     auto (as dtype), bf16, f32. ``threads``: CPU threads. ``check_tensors``: look at every value, and warn, fail, or
     off. ``allow_*`` accept what is refused by default."""
@@ -134,10 +134,13 @@ def load_network(
         open_checkpoint(files.path),
         causal_lm_parameters(files.config.text),
         place=lambda spec, values: _place(backend, spec, values),
+        place_packed=lambda spec, stored: _place_packed(backend, options, spec, stored),
         allow_unexpected=options.allow_unexpected,
         check=options.check_tensors,
         progress=progress,
     )
+    sizes = {name: value.nbytes for name, value in placed.items()}
+    report = replace(report, kept_bf16=_kept_bf16(placed), sizes=sizes)
     return CausalLM(files.config.text, Parameters(placed), backend), report
 
 
@@ -146,6 +149,19 @@ def _place(backend: ComputeBackend, spec: ParameterSpec, values: Tensor) -> tupl
         return backend.matrix(values)
     taken = backend.kernel(values) if spec.role == "kernel" else backend.vector(values)
     return taken, taken is values
+
+
+def _place_packed(
+    backend: ComputeBackend, options: LoadOptions, spec: ParameterSpec, stored: Tensor
+) -> Weight | Tensor | None:
+    wanted = options.weights in ("auto", "packed") and spec.role in ("matrix", "embedding")
+    return backend.packed_matrix(stored) if wanted else None
+
+
+def _kept_bf16(placed: Mapping[str, Weight | Tensor]) -> tuple[str, ...]:
+    """Matrices that stayed BF16 among packed ones, because they do not compress."""
+    formats = {name: value.format for name, value in placed.items() if not isinstance(value, Tensor)}
+    return tuple(n for n, form in formats.items() if form == "BF16") if "PACKED_BF16" in formats.values() else ()
 
 
 def _config_name(path: Path) -> str:

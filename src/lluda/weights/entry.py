@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
+    from lluda.weights.packed_bf16 import PackedMatrix
+
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Where one tensor lies: name as the models use it, shape in torch order, storage type (``BF16``, ``Q8_0``, …),
-    byte count, file and absolute byte offset in that file."""
+    """Where one tensor lies: name as the models use it, shape in torch order, storage type (``BF16``, ``Q8_0``,
+    ``PACKED_BF16``, …), byte count, file and absolute byte offset in that file."""
 
     name: str
     shape: tuple[int, ...]
@@ -35,7 +37,11 @@ class Checkpoint(Protocol):
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor's values: zero-copy over the memory map for plain float types, decoded to float32 for block
-        formats. KeyError for a name that is not in ``entries``; CorruptFile if the file changed since it was opened."""
+        formats and to BF16 for packed BF16. KeyError for a name that is not in ``entries``; CorruptFile if the file
+        changed since it was opened."""
+
+    def packed(self, name: str) -> PackedMatrix | None:
+        """The tensor in packed BF16, zero-copy; None if it is not stored so. Errors as `tensor`."""
 
     def release(self, name: str) -> None:
         """Let go of the memory behind a tensor that will not be read again (it is read anew if it is)."""

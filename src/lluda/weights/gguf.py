@@ -172,6 +172,9 @@ class GGUFCheckpoint:
         entry = self.entries[name]
         return self._by_path[entry.file].bytes_of(entry, interleaved_heads(name, self.config))
 
+    def packed(self, name: str) -> None:
+        """GGUF files hold no packed BF16."""
+
     def release(self, name: str) -> None:
         """Let go of the memory behind the tensor ``name``, as `MappedFile.release`."""
         entry = self.entries[name]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import torch
@@ -21,6 +21,9 @@ T = TypeVar("T")
 Place = Callable[[ParameterSpec, Tensor], tuple[T, bool]]
 """Takes a stored tensor to where it will be used; also says whether the result still reads the stored bytes."""
 
+PlacePacked = Callable[[ParameterSpec, Tensor], T | None]
+"""Takes the checked bytes of a packed matrix as they lie; None if it wants the values instead."""
+
 _INTEGER_OR_FP8 = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL", "F8_E4M3", "F8_E5M2")
 _LISTED = 10
 
@@ -29,8 +32,9 @@ _LISTED = 10
 class LoadReport:
     """What loading did. ``tied`` names tensors that share another's values, ``stored_twice`` those of them that the
     checkpoint stores all the same (not read), ``unexpected`` tensors that were skipped by permission, ``suspicious``
-    one sentence for each tensor with values no trained model has,
-    ``converted`` counts tensors that were copied into another type or place."""
+    one sentence for each tensor with values no trained model has, ``converted`` counts tensors that were copied into
+    another type or place, ``kept_bf16`` names matrices that do not compress where others are packed, ``sizes`` has the
+    bytes that each tensor takes in memory."""
 
     loaded: int
     nbytes: int
@@ -39,6 +43,8 @@ class LoadReport:
     stored_twice: tuple[str, ...]
     unexpected: tuple[str, ...]
     suspicious: tuple[str, ...]
+    kept_bf16: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def describe(self) -> str:
         """The report in one line."""
@@ -47,6 +53,7 @@ class LoadReport:
         parts += [f"tied: {', '.join(self.tied)}"] if self.tied else []
         parts += [f"stored twice: {', '.join(self.stored_twice)}"] if self.stored_twice else []
         parts += [f"{len(self.unexpected)} unexpected skipped"] if self.unexpected else []
+        parts += [f"kept BF16, as they do not compress: {listed(self.kept_bf16)}"] if self.kept_bf16 else []
         return "; ".join(parts)
 
 
@@ -55,14 +62,16 @@ def load_tensors(
     specs: Sequence[ParameterSpec],
     *,
     place: Place[T],
+    place_packed: PlacePacked[T] = lambda _spec, _stored: None,
     allow_unexpected: bool = False,
     check: CheckTensors = "warn",
     progress: Progress | None = None,
 ) -> tuple[dict[str, T], LoadReport]:
     """All tensors of ``specs``, each given to ``place`` as it is read, so that there are never two copies of a model:
-    the pages of one that was copied are let go at once.
+    the pages of one that was copied are let go at once. A packed matrix goes to ``place_packed`` first.
 
     ``check`` looks at every value: NaN or infinity anywhere and all-zero norms are reported, or refused with ``fail``.
+    Of a packed matrix the exponents in use tell whether it can hold any.
 
     Raises:
         CorruptFile: tensors missing, unexpected or of the wrong shape (the first ten are listed); values refused.
@@ -79,10 +88,15 @@ def load_tensors(
     suspicious: list[str] = []
     done = converted = 0
     for spec in read:
-        stored = checkpoint.tensor(spec.name)
-        if check != "off":
-            suspicious += _suspicions(spec, stored)
-        placed[spec.name], reads_stored = place(spec, stored)
+        stored = checkpoint.packed(spec.name)
+        if check != "off" and (stored is None or stored.may_hold_non_finite()):
+            suspicious += _suspicions(spec, checkpoint.tensor(spec.name))
+        taken = None if stored is None else place_packed(spec, stored.stored)
+        if taken is not None:
+            placed[spec.name], reads_stored = taken, True
+        else:
+            placed[spec.name], reads_stored = place(spec, checkpoint.tensor(spec.name))
+            reads_stored = reads_stored and stored is None
         if not reads_stored:
             converted += 1
             checkpoint.release(spec.name)
@@ -148,6 +162,11 @@ def _suspicions(spec: ParameterSpec, values: Tensor) -> list[str]:
     return []
 
 
+def listed(names: Sequence[str], limit: int = 3) -> str:
+    """The first names of many, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
 def _first(what: str, names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"{len(names)} {what}: {', '.join(names[:_LISTED])}{more}"
+    return f"{len(names)} {what}: {listed(names, _LISTED)}"

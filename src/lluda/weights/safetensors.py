@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lluda.errors import CorruptFile, UnsupportedModel
 from lluda.mapped_file import MappedFile
 from lluda.weights.entry import TensorEntry
+from lluda.weights.packed_bf16 import DTYPE, PackedMatrix, packed_matrix, with_packed_shapes
 from lluda.weights.safetensors_header import LENGTH_BYTES, MAX_HEADER_BYTES, read_header
 
 if TYPE_CHECKING:
@@ -49,15 +50,18 @@ class SafetensorsFile:
         self.path = path
         self._file = MappedFile(path)
         try:
-            entries, metadata = _read_header(self._file)
+            stored, metadata = _read_header(self._file)
+            entries = with_packed_shapes(stored, metadata, path)
         except BaseException:
             self._file.close()
             raise
         self.entries: Mapping[str, TensorEntry] = entries
+        """Packed tensors (`packed_bf16`) have their matrix's shape, and the bytes they take in the file."""
         self.metadata: Mapping[str, str] = metadata
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor ``name`` with its stored dtype and shape, zero-copy; a copy where its offset is misaligned.
+        """The tensor ``name`` with its stored dtype and shape, zero-copy; a copy where its offset is misaligned, and of
+        a packed one its BF16 values.
 
         Writing to it changes this process's copy of the pages, never the file. KeyError: no such tensor. CorruptFile:
         the file changed since it was opened (see `mapped_file` for what cannot be seen), or a BOOL that is neither 0
@@ -66,6 +70,8 @@ class SafetensorsFile:
         import torch
 
         entry = self.entries[name]
+        if entry.dtype == DTYPE:
+            return self._packed(entry).unpacked()
         if entry.dtype not in _TORCH_NAMES:
             raise UnsupportedModel(
                 f"{self.path}: tensor {name!r} is stored as {entry.dtype}, which lluda does not read; "
@@ -82,6 +88,12 @@ class SafetensorsFile:
             copy = self._file.read(entry.offset, entry.nbytes)
             return torch.frombuffer(copy, dtype=dtype, count=count).view(entry.shape)
         return torch.frombuffer(self._file.map(), dtype=dtype, count=count, offset=entry.offset).view(entry.shape)
+
+    def packed(self, name: str) -> PackedMatrix | None:
+        """The tensor ``name`` in packed form, checked, its bytes zero-copy; None if it is not stored so. Errors as
+        `tensor`."""
+        entry = self.entries[name]
+        return self._packed(entry) if entry.dtype == DTYPE else None
 
     def release(self, name: str) -> None:
         """Let go of the memory behind the tensor ``name``, as `MappedFile.release`."""
@@ -102,6 +114,13 @@ class SafetensorsFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _packed(self, entry: TensorEntry) -> PackedMatrix:
+        import torch
+
+        self._file.check_unchanged()
+        stored = torch.frombuffer(self._file.map(), dtype=torch.uint8, count=entry.nbytes, offset=entry.offset)
+        return packed_matrix(stored, entry)
 
     def _check_bool(self, entry: TensorEntry) -> None:
         # Any other byte is undefined behaviour in torch's kernels.

@@ -32,8 +32,9 @@ class StoredTensor:
         return prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
 
-def safetensors_header(tensors: Sequence[StoredTensor], metadata: Mapping[str, str]) -> bytes:
-    """The length field and the padded JSON for tensors that follow each other in the order given."""
+def safetensors_header(tensors: Sequence[StoredTensor], metadata: Mapping[str, str], *, room: int = 0) -> bytes:
+    """The length field and the padded JSON for tensors that follow each other in the order given; ``room`` bytes in
+    all, if more than needed."""
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for tensor in tensors:
@@ -42,7 +43,7 @@ def safetensors_header(tensors: Sequence[StoredTensor], metadata: Mapping[str, s
         header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    raw += b" " * (-len(raw) % _ALIGNMENT)
+    raw += b" " * max(-len(raw) % _ALIGNMENT, room - LENGTH_BYTES - len(raw))
     assert len(raw) <= MAX_HEADER_BYTES, f"a header of {len(raw)} bytes; the format allows {MAX_HEADER_BYTES}"
     return len(raw).to_bytes(LENGTH_BYTES, "little") + raw
 

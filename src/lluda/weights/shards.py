@@ -16,6 +16,7 @@ from lluda.errors import CorruptFile, ModelNotFound, UnsupportedModel
 from lluda.json_file import read_json_object
 from lluda.mapped_file import unreadable
 from lluda.weights.entry import TensorEntry
+from lluda.weights.packed_bf16 import PackedMatrix
 from lluda.weights.safetensors import SafetensorsFile
 
 if TYPE_CHECKING:
@@ -55,6 +56,10 @@ class FolderCheckpoint:
     def tensor(self, name: str) -> torch.Tensor:
         """As `SafetensorsFile.tensor`."""
         return self._files[self._owner[name]].tensor(name)
+
+    def packed(self, name: str) -> PackedMatrix | None:
+        """As `SafetensorsFile.packed`."""
+        return self._files[self._owner[name]].packed(name)
 
     def release(self, name: str) -> None:
         """As `SafetensorsFile.release`."""

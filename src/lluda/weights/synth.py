@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lluda.errors import InvalidRequest, LludaError
+from lluda.errors import InvalidRequest
 from lluda.parameters import ParameterSpec
-from lluda.weights.atomic_file import atomic_file, write_error
 from lluda.weights.config_override import override_config
+from lluda.weights.new_folder import new_folder
 from lluda.weights.safetensors_writer import StoredTensor, write_safetensors
 
 if TYPE_CHECKING:
@@ -73,25 +71,21 @@ def synthesize(
     _check_arguments(stored, seed, dtype, shard_bytes)
     shards = _shards([StoredTensor(spec.name, spec.shape, dtype) for spec in stored], shard_bytes)
     _check_extra_files(extra_files)
-    created = _prepare_folder(out_dir)
-    written: list[Path] = []
-    try:
-        _check_space(out_dir, shards, extra_files)
-        values = _Values(specs, seed, sum(tensor.nbytes for _, tensors in shards for tensor in tensors), progress)
+    total = sum(tensor.nbytes for _, tensors in shards for tensor in tensors)
+    with new_folder(out_dir) as folder:
+        folder.require_space(
+            total + sum(source.stat().st_size for source in extra_files.values()),
+            "make a smaller model (--set text.num_hidden_layers=4)",
+        )
+        values = _Values(specs, seed, total, progress)
         for name, tensors in shards:
-            write_safetensors(out_dir / name, tensors, values.chunks)
-            written.append(out_dir / name)
+            write_safetensors(folder.add(name), tensors, values.chunks)
         if len(shards) > 1:
-            written.append(_write_json(out_dir / INDEX_NAME, _index(specs, shards)))
+            folder.write_json(INDEX_NAME, _index(specs, shards))
         for name, source in extra_files.items():
-            written.append(_copy(source, out_dir / name))
-        written.append(_write_json(out_dir / "config.json", config))
-    except BaseException as error:
-        _clean_up(out_dir, written, created)
-        if isinstance(error, OSError):
-            raise write_error(out_dir, error) from error
-        raise
-    return written
+            folder.copy(source, name)
+        folder.write_json("config.json", config)
+    return folder.written
 
 
 class _Values:
@@ -230,53 +224,3 @@ def _check_extra_files(extra_files: Mapping[str, Path]) -> None:
             )
         if not source.is_file():
             raise InvalidRequest(f"{source}: no such file to copy as {name}")
-
-
-def _prepare_folder(out_dir: Path) -> bool:
-    """Make sure of an empty folder; whether it was created."""
-    try:
-        if out_dir.exists():
-            if not out_dir.is_dir():
-                raise InvalidRequest(f"{out_dir}: is a file; give a new or empty folder")
-            if any(out_dir.iterdir()):
-                raise InvalidRequest(f"{out_dir}: is not empty; give a new or empty folder, or remove its files first")
-            return False
-        out_dir.mkdir(parents=True)
-    except OSError as error:
-        raise write_error(out_dir, error) from error
-    return True
-
-
-def _check_space(out_dir: Path, shards: list[Shard], extra_files: Mapping[str, Path]) -> None:
-    needed = sum(tensor.nbytes for _, tensors in shards for tensor in tensors)
-    needed += sum(source.stat().st_size for source in extra_files.values())
-    free = shutil.disk_usage(out_dir).free
-    if needed > free:
-        raise LludaError(
-            f"{out_dir}: the checkpoint needs {needed:,} bytes but {free:,} are free on its disk; "
-            "free disk space, choose another folder, or make a smaller model (--set text.num_hidden_layers=4)"
-        )
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> Path:
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    with atomic_file(path) as file:
-        file.write(f"{text}\n".encode())
-    return path
-
-
-def _copy(source: Path, path: Path) -> Path:
-    with atomic_file(path) as file, source.open("rb") as original:
-        shutil.copyfileobj(original, file)
-    return path
-
-
-def _clean_up(out_dir: Path, written: list[Path], created: bool) -> None:
-    """Remove what this run wrote, as far as the disk lets it: the error that led here is the one to tell."""
-    try:
-        for path in written:
-            path.unlink(missing_ok=True)
-        if created:
-            out_dir.rmdir()
-    except OSError:
-        return

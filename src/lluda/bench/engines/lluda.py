@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from lluda.bench.formats import load_options
 from lluda.bench.job import Job
 from lluda.bench.session import EngineInfo, Session, SteppingSession
+from lluda.bench.weight_traffic import bytes_per_step, weights_per_step
 from lluda.config import resolve_dtype
 from lluda.engine.generation import Generator
 from lluda.engine.kv_cache import KVCache
 from lluda.engine.loading import LoadOptions, ModelFiles, load_network
 from lluda.inputs.tokenizer import Tokenizer
+from lluda.weights.loader import LoadReport
 
 
 def open_session(job: Job) -> Session:
@@ -30,7 +32,10 @@ class LludaSession(SteppingSession):
             threads=job.threads,
             **load_options(job.format),
         )
-        self._generator = _generator(ModelFiles.find(job.model), options)
+        files = ModelFiles.find(job.model)
+        self._generator, report = _generator(files, options)
+        text = files.config.text
+        self._bytes_per_weight = bytes_per_step(text, report.sizes) / weights_per_step(text)
         self._format = job.format
         self._caches: list[KVCache] = []
 
@@ -38,7 +43,7 @@ class LludaSession(SteppingSession):
     def info(self) -> EngineInfo:
         """See ``Session``."""
         backend = self._generator.model.backend
-        return EngineInfo(self._format, float(backend.precision.compute.itemsize), backend.describe())
+        return EngineInfo(self._format, self._bytes_per_weight, backend.describe())
 
     def start(self, prompts: Sequence[Sequence[int]]) -> list[int]:
         """See ``SteppingSession``."""
@@ -52,11 +57,11 @@ class LludaSession(SteppingSession):
         return chosen
 
 
-def _generator(files: ModelFiles, options: LoadOptions) -> Generator:
+def _generator(files: ModelFiles, options: LoadOptions) -> tuple[Generator, LoadReport]:
     """As `lluda.load` makes it, without a tokenizer: the bench feeds ids, and checkpoints from ``lluda synth`` may have
     none."""
-    network, _ = load_network(files, options)
+    network, report = load_network(files, options)
     dtype = resolve_dtype(options.dtype, files.config.dtype)
     no_text = Tokenizer.empty()
     cache_options = files.cache_options(options, dtype)
-    return Generator(network, no_text, (), cache_options, options.prefill_chunk)
+    return Generator(network, no_text, (), cache_options, options.prefill_chunk), report

@@ -1,0 +1,197 @@
+#include "panel.hpp"
+
+#include <algorithm>
+
+#include "packed_layout.hpp"
+#include "weight.hpp"
+
+namespace lluda {
+namespace {
+
+constexpr std::int64_t kLineWords = 16;
+
+std::int64_t rounded_up(std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; }
+
+}  // namespace
+
+Panel::Panel(std::uint32_t *memory, std::int64_t rows, std::int64_t columns)
+    : rows(rows), columns(columns), words(kernels().words(columns)), memory(memory) {}
+
+Panel::Panel(Session &session, std::int64_t rows, std::int64_t columns) : Panel(nullptr, rows, columns) {
+    memory = session.allocate<std::uint32_t>(words * rounded_up(rows, kStandingRows));
+}
+
+int Panel::tile_rows(std::int64_t tile) const {
+    return static_cast<int>(std::min<std::int64_t>(kTileRows, rows - tile * kTileRows));
+}
+
+int Panel::tile_width(std::int64_t tile) const { return static_cast<int>(rounded_up(tile_rows(tile), kStandingRows)); }
+
+std::uint32_t *Panel::at(std::int64_t tile, std::int64_t word) const {
+    return memory + tile * kTileRows * words + word * tile_width(tile);
+}
+
+void Panel::stand(std::int64_t group, const void *const *rows_of_words, int count) const {
+    const std::int64_t row = group * kStandingRows, tile = row / kTileRows;
+    kernels().stand(rows_of_words, count, words, at(tile, 0) + row % kTileRows, tile_width(tile));
+}
+
+StandingRoom::StandingRoom(Session &session, std::int64_t columns)
+    : words_(session.allocate<std::uint32_t>((columns + kLineWords) * kStandingRows)),
+      normed_(session.allocate<float>(columns)),
+      stride_(columns + kLineWords) {}
+
+void StandingRoom::norm(const Panel &panel, std::int64_t group, const float *x, std::int64_t x_stride,
+                        const float *norm, float eps) const {
+    const std::int64_t first = group * kStandingRows;
+    const int count = static_cast<int>(std::min<std::int64_t>(kStandingRows, panel.rows - first));
+    const void *rows[kStandingRows];
+    for (int r = 0; r < count; ++r) {
+        kernels().rms_norm(x + (first + r) * x_stride, norm, panel.columns, eps, normed_);
+        kernels().words_of_f32(normed_, panel.columns, row(r));
+        rows[r] = row(r);
+    }
+    panel.stand(group, rows, count);
+}
+
+void StandingRoom::stand_bf16(const Panel &panel, std::int64_t group, const std::uint16_t *x,
+                              std::int64_t x_stride) const {
+    const std::int64_t first = group * kStandingRows;
+    const int count = static_cast<int>(std::min<std::int64_t>(kStandingRows, panel.rows - first));
+    const void *rows[kStandingRows];
+    for (int r = 0; r < count; ++r) {
+        kernels().words_of_bf16(x + (first + r) * x_stride, panel.columns, row(r));
+        rows[r] = row(r);
+    }
+    panel.stand(group, rows, count);
+}
+
+std::vector<StandingRoom> standing_rooms(Session &session, std::int64_t columns) {
+    std::vector<StandingRoom> rooms;
+    for (int i = 0; i < session.threads(); ++i) rooms.emplace_back(session, columns);
+    return rooms;
+}
+
+void norm_into_panel(const Lane &lane, const Panel &panel, const std::vector<StandingRoom> &rooms, const float *x,
+                     std::int64_t x_stride, const float *norm, float eps) {
+    for (std::int64_t group = lane.index; group < panel.groups(); group += lane.count)
+        rooms[static_cast<std::size_t>(lane.index)].norm(panel, group, x, x_stride, norm, eps);
+}
+
+void add_bias(const OutputBlock &block, float *sums) {
+    if (!block.weight->bias) return;
+    for (std::int64_t output = block.begin; output < block.end; ++output)
+        for (int r = 0; r < kTileRows; ++r) *sums++ += block.weight->bias[output];
+}
+
+BlockRoom::BlockRoom(Session &session, std::int64_t rows, std::int64_t columns) {
+    const std::int64_t chunk = std::min(rounded_up(columns, kBlockWeights), kChunkColumns);
+    const std::int64_t tiles = columns > kChunkColumns ? (rows + kTileRows - 1) / kTileRows : 1;
+    words_ = session.allocate<std::uint32_t>(kBlockOutputs * (chunk + kLineWords));
+    sums_ = session.allocate<float>(tiles * kBlockOutputs * kTileRows);
+}
+
+BlockRoom::Chunk BlockRoom::load(const OutputBlock *blocks, int count, const Panel &x, std::int64_t from) const {
+    const std::int64_t to = std::min(from + kChunkColumns, x.columns);
+    Chunk chunk{blocks, count, from, to, to == x.columns, {}, {}};
+    std::uint32_t *room = words_;
+    for (int i = 0; i < count; ++i) {
+        const OutputBlock &b = blocks[i];
+        chunk.words[i] = kernels().words_of_weight(*b.weight, b.begin, b.end, from, to, room, &chunk.stride[i]);
+        room += (b.end - b.begin) * (rounded_up(to - from, kBlockWeights) + kLineWords);
+    }
+    return chunk;
+}
+
+float *BlockRoom::multiply_tile(const Chunk &chunk, const Panel &x, std::int64_t tile) const {
+    float *sums = x.columns > kChunkColumns ? sums_ + tile * kBlockOutputs * kTileRows : sums_;
+    const std::int64_t first_word = kernels().words(chunk.from);
+    TileTask task{};
+    task.word_stride = 1;
+    task.panel = x.at(tile, first_word);
+    task.words = kernels().words(chunk.to - chunk.from);
+    task.panel_width = task.lanes = x.tile_width(tile);
+    task.accumulate = chunk.from > 0;
+    task.out = sums;
+    for (int i = 0; i < chunk.count; ++i) {
+        const OutputBlock &b = chunk.blocks[i];
+        task.multiplicands = chunk.words[i];
+        task.output_stride = chunk.stride[i];
+        task.outputs = static_cast<int>(b.end - b.begin);
+        // This chunk's part of what comes next, with the first tile.
+        const std::int64_t part = row_bytes(*b.weight) * chunk.from / x.columns * (b.end - b.begin);
+        task.soon = b.next && tile == 0 ? static_cast<const std::byte *>(b.next) + part : nullptr;
+        kernels().multiply_tile(task);
+        task.out += task.outputs * kTileRows;
+    }
+    return sums;
+}
+
+PanelProducts::PanelProducts(Session &session, std::int64_t rows, std::int64_t columns) {
+    for (int i = 0; i < session.threads(); ++i) rooms_.emplace_back(session, rows, columns);
+    split_.reset(0, session.threads());
+}
+
+void PanelProducts::add(Entry entry) {
+    entry.first_block = blocks_;
+    entries_.push_back(entry);
+    blocks_ += (entry.weight->out_features + entry.features - 1) / entry.features;
+}
+
+void PanelProducts::add(const lluda_weight &weight, const Panel &x, Store store, void *y, std::int64_t y_stride,
+                        const float *scale) {
+    add({&weight, nullptr, &x, nullptr, store, static_cast<std::byte *>(y), y_stride, scale, 0, kBlockOutputs});
+}
+
+void PanelProducts::add_gated(const lluda_weight &gate, const lluda_weight &up, const Panel &x, const Panel &out) {
+    add({&gate, &up, &x, &out, Store::kBFloat16, nullptr, 0, nullptr, 0, kBlockOutputs / 2});
+}
+
+void PanelProducts::share(int lanes) { split_.reset(blocks_, lanes); }
+
+void PanelProducts::run(const Lane &lane) {
+    const BlockRoom &room = rooms_[static_cast<std::size_t>(lane.index)];
+    std::size_t at = 0;
+    for (std::int64_t block, end; split_.take(lane.index, block, end);) {
+        if (block < entries_[at].first_block) at = 0;
+        for (; block < end; ++block) {
+            while (at + 1 < entries_.size() && entries_[at + 1].first_block <= block) ++at;
+            const Entry &entry = entries_[at];
+            if (entry.up) {
+                multiply_gated(entry, block - entry.first_block, room);
+            } else {
+                multiply(entry, block - entry.first_block, room);
+            }
+        }
+    }
+}
+
+void PanelProducts::multiply(const Entry &entry, std::int64_t block, const BlockRoom &room) const {
+    const lluda_weight &w = *entry.weight;
+    const std::int64_t begin = block * entry.features, end = std::min(begin + entry.features, w.out_features);
+    const OutputBlock part{&w, begin, end, weight_row(w, end)};
+    const std::int64_t element = entry.store == Store::kBFloat16 ? 2 : 4;
+    room.multiply(&part, 1, *entry.x, [&](std::int64_t tile, float *sums) {
+        void *y[kTileRows];
+        const int rows = entry.x->tile_rows(tile);
+        for (int r = 0; r < rows; ++r) y[r] = entry.y + ((tile * kTileRows + r) * entry.y_stride + begin) * element;
+        kernels().put_tile({sums, static_cast<int>(end - begin), rows, w.bias ? w.bias + begin : nullptr,
+                            entry.scale ? entry.scale + begin : nullptr, nullptr, entry.store, y});
+    });
+}
+
+void PanelProducts::multiply_gated(const Entry &entry, std::int64_t block, const BlockRoom &room) const {
+    const std::int64_t begin = block * entry.features;
+    const std::int64_t end = std::min(begin + entry.features, entry.weight->out_features);
+    const lluda_weight &gate = *entry.weight, &up = *entry.up;
+    const OutputBlock parts[] = {{&gate, begin, end, weight_row(gate, end)}, {&up, begin, end, weight_row(up, end)}};
+    const Panel &out = *entry.gated;
+    room.multiply(parts, 2, *entry.x, [&](std::int64_t tile, float *sums) {
+        add_bias(parts[0], sums);
+        add_bias(parts[1], sums + (end - begin) * kTileRows);
+        kernels().gate_tile(sums, sums + (end - begin) * kTileRows, static_cast<int>(end - begin), out.tile_width(tile),
+                            out.at(tile, kernels().words(begin)), out.tile_width(tile));
+    });
+}
+
+}  // namespace lluda

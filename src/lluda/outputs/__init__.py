@@ -1,0 +1,1 @@
+"""Where what the model says goes."""
