@@ -119,7 +119,7 @@ def test_a_worker_that_fails_is_reported_with_its_last_line_and_exit_code_1(
     ("arguments", "message"),
     [
         (["--against", "vllm"], "vllm"),
-        (["--formats", "q1"], "Q1"),
+        (["--formats", "q1"], "q1"),
         (["--tests", "speed"], "speed"),
         (["--prompt", "8,x"], "--prompt"),
         (["--streams", "0"], "streams"),
