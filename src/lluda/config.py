@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from lluda.config_decoder import INERT_KEYS, DecoderConfig, read_decoder
+from lluda.config_omni import OmniConfig, read_omni
 from lluda.config_reader import ConfigReader
 from lluda.errors import InvalidRequest, UnsupportedModel
-
-if TYPE_CHECKING:
-    from lluda.config_omni import OmniConfig
 
 SUPPORTED_MODEL_TYPES = ("qwen3", "qwen3_moe", "llama", "qwen3_omni_moe")
 
@@ -61,8 +59,6 @@ class ModelConfig:
             raise UnsupportedModel(f"{path}: quantization_config is not supported; use the BF16 release of this model")
         reader.ignore("quantization_config", *INERT_KEYS)
         is_omni = model_type == "qwen3_omni_moe"
-        if is_omni:
-            from lluda.config_omni import read_omni
         decoder, omni = read_omni(reader) if is_omni else (read_decoder(reader, model_type), None)
         config = cls(
             model_type=model_type,

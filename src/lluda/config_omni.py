@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lluda.config_audio import AudioEncoderConfig, read_audio_encoder
+from lluda.config_code2wav import Code2WavConfig, read_code2wav
 from lluda.config_decoder import INERT_KEYS, DecoderConfig, read_decoder
 from lluda.config_reader import ConfigReader
+from lluda.config_talker import TalkerConfig, read_talker
 from lluda.config_vision import VisionEncoderConfig, read_vision_encoder
 from lluda.errors import CorruptFile
 
@@ -27,15 +29,36 @@ class MediaTokens:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeechTokens:
+    """Ids from which the talker's prompt is cut and made (spec section 6.2)."""
+
+    im_start: int
+    user: int
+    assistant: int
+    tts_bos: int
+    tts_eos: int
+    tts_pad: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechConfig:
+    """The half of a checkpoint that speaks."""
+
+    talker: TalkerConfig
+    code2wav: Code2WavConfig
+    tokens: SpeechTokens
+
+
+@dataclass(frozen=True, slots=True)
 class OmniConfig:
-    """What an Omni thinker has beside its decoder. ``position_id_per_seconds``: positions that a second of video takes
-    (spec section 5.2). ``has_speech``: the checkpoint also has a talker and code2wav."""
+    """What an Omni model has beside the thinker's decoder. ``position_id_per_seconds``: positions that a second of
+    video takes (spec section 5.2). ``speech`` is None for checkpoints that only answer in text."""
 
     audio: AudioEncoderConfig
     vision: VisionEncoderConfig
     tokens: MediaTokens
     position_id_per_seconds: int
-    has_speech: bool
+    speech: SpeechConfig | None
 
 
 def read_omni(reader: ConfigReader) -> tuple[DecoderConfig, OmniConfig]:
@@ -59,16 +82,37 @@ def read_omni(reader: ConfigReader) -> tuple[DecoderConfig, OmniConfig]:
         vision=vision,
         tokens=_media_tokens(thinker),
         position_id_per_seconds=thinker.integer("position_id_per_seconds", 1, 1 << 16),
-        has_speech=reader.raw.get("talker_config") is not None,
+        speech=_speech(reader, decoder),
     )
     thinker.ignore("seconds_per_chunk", "user_token_id", *INERT_KEYS)
     thinker.refuse_unread()
-    reader.ignore(
-        "thinker_config", "talker_config", "code2wav_config", "enable_audio_output",
-        *(f"{name}_token_id" for name in ("assistant", "im_start", "im_end", "system", "user")),
-        *(f"tts_{name}_token_id" for name in ("bos", "eos", "pad")),
-    )  # fmt: skip
+    reader.ignore("system_token_id", "im_end_token_id")
     return decoder, omni
+
+
+def _speech(reader: ConfigReader, thinker: DecoderConfig) -> SpeechConfig | None:
+    tokens = {name: f"{name}_token_id" for name in SpeechTokens.__dataclass_fields__}
+    talker, code2wav = reader.section("talker_config"), reader.section("code2wav_config")
+    speaks = reader.boolean("enable_audio_output", default=talker is not None)
+    if not speaks or talker is None or code2wav is None:
+        if speaks:
+            raise CorruptFile(
+                reader.path, "enable_audio_output is true, but talker_config or code2wav_config is missing"
+            )
+        reader.ignore(*tokens.values())
+        return None
+    config = SpeechConfig(
+        talker=read_talker(talker),
+        code2wav=read_code2wav(code2wav),
+        tokens=SpeechTokens(**{name: reader.integer(key, 0, _MAX_ID) for name, key in tokens.items()}),
+    )
+    if config.talker.thinker_hidden_size != thinker.hidden_size:
+        rule = f"talker_config: thinker_hidden_size must be the thinker's hidden_size {thinker.hidden_size}"
+        raise CorruptFile(reader.path, rule, found=config.talker.thinker_hidden_size)
+    if config.talker.accept_hidden_layer > thinker.num_hidden_layers:
+        rule = f"talker_config: accept_hidden_layer must be one of the thinker's {thinker.num_hidden_layers} layers"
+        raise CorruptFile(reader.path, rule, found=config.talker.accept_hidden_layer)
+    return config
 
 
 def _media_tokens(thinker: ConfigReader) -> MediaTokens:

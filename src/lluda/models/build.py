@@ -1,0 +1,46 @@
+"""Which network a config stands for, and which tensors of a checkpoint it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lluda.backends.base import ComputeBackend
+from lluda.backends.blocks import Parameters
+from lluda.config import ModelConfig
+from lluda.config_omni import SpeechConfig
+from lluda.models.causal_lm import CausalLM, causal_lm_parameters
+from lluda.models.code2wav import code2wav_parameters
+from lluda.models.code_predictor import code_predictor_parameters
+from lluda.models.talker import talker_parameters
+from lluda.models.thinker import Thinker, thinker_parameters
+from lluda.parameters import ParameterSpec
+
+SPEECH_PREFIXES = ("talker.", "code2wav.")
+"""Names of the half of an Omni checkpoint that speaks, which a text answer does not read."""
+
+
+def text_parameters(config: ModelConfig) -> list[ParameterSpec]:
+    """The tensors of what answers in text: a text model, or an Omni thinker with its encoders."""
+    if config.omni is None:
+        return causal_lm_parameters(config.text)
+    return list(thinker_parameters(config.text, config.omni))
+
+
+def speech_parameters(config: SpeechConfig) -> Iterator[ParameterSpec]:
+    """The tensors of what speaks: talker, code predictor, code2wav."""
+    yield from talker_parameters(config.talker)
+    yield from code_predictor_parameters(config.talker)
+    yield from code2wav_parameters(config.code2wav)
+
+
+def all_parameters(config: ModelConfig) -> list[ParameterSpec]:
+    """Every tensor of the checkpoint."""
+    speech = config.omni.speech if config.omni else None
+    return [*text_parameters(config), *(speech_parameters(speech) if speech else ())]
+
+
+def build_text_model(config: ModelConfig, parameters: Parameters, backend: ComputeBackend) -> CausalLM:
+    """The network over ``text_parameters``."""
+    if config.omni is None:
+        return CausalLM(config.text, parameters, backend)
+    return Thinker(config.text, config.omni, parameters, backend)

@@ -1,0 +1,35 @@
+"""The Omni thinker: a text model that is also given what it heard and saw (spec sections 3 to 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lluda.backends.base import ComputeBackend
+from lluda.backends.blocks import Parameters
+from lluda.config_decoder import DecoderConfig
+from lluda.config_omni import OmniConfig
+from lluda.models.audio_encoder import AudioEncoder, audio_encoder_parameters
+from lluda.models.causal_lm import CausalLM, causal_lm_parameters
+from lluda.models.vision_encoder import VisionEncoder, vision_encoder_parameters
+from lluda.parameters import ParameterSpec
+
+PREFIX = "thinker."
+
+
+class Thinker(CausalLM):
+    """The decoder, with the two encoders beside it under the checkpoint's names."""
+
+    def __init__(
+        self, config: DecoderConfig, omni: OmniConfig, parameters: Parameters, backend: ComputeBackend
+    ) -> None:
+        super().__init__(config, parameters, backend, PREFIX)
+        self.omni = omni
+        self.audio_tower = AudioEncoder(omni.audio, parameters, backend)
+        self.visual = VisionEncoder(omni.vision, parameters, backend)
+
+
+def thinker_parameters(config: DecoderConfig, omni: OmniConfig) -> Iterator[ParameterSpec]:
+    """Every tensor of the thinker."""
+    yield from causal_lm_parameters(config, PREFIX)
+    yield from audio_encoder_parameters(omni.audio)
+    yield from vision_encoder_parameters(omni.vision)
