@@ -63,7 +63,8 @@ class MoeConfig:
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """The one decoder block and how often it is stacked (spec section 2)."""
+    """The one decoder block and how often it is stacked (spec section 2). ``layer_scale``: a learned vector multiplies
+    what each half of a layer adds (Touvron et al. 2021; code2wav's has it, spec section 8)."""
 
     hidden_size: int
     num_hidden_layers: int
@@ -81,6 +82,7 @@ class DecoderConfig:
     sliding_window: int | None = None
     full_attention_layers: frozenset[int] = frozenset()
     moe: MoeConfig | None = None
+    layer_scale: bool = False
 
     def is_sparse(self, layer: int) -> bool:
         """Whether layer ``layer`` (0-based) is a mixture of experts."""

@@ -7,43 +7,46 @@ import pytest
 from lluda.config_omni import MediaTokens
 from lluda.errors import InvalidRequest, TemplateError
 from lluda.inputs.media_parts import take_media
-from lluda.inputs.media_positions import AudioSpan, HeardVideoSpan, ImageSpan, TextSpan, VideoSpan
-from lluda.inputs.media_prompt import expand_placeholders
+from lluda.inputs.media_positions import AudioSpan, ImageSpan, TextSpan, VideoSpan
+from lluda.inputs.media_prompt import Layout, expand_placeholders
 
 TOKENS = MediaTokens(audio_start=1, audio_pad=2, audio_end=3, vision_start=4, image_pad=5, video_pad=6, vision_end=7)
 
 
+LAYOUT = Layout(TOKENS, merge_size=2, positions_per_second=13)
+
+
 def test_each_placeholder_becomes_its_mediums_rows():
     ids = [10, 1, 2, 3, 11, 4, 5, 7, 4, 6, 7, 12]
-    prompt = expand_placeholders(ids, [AudioSpan(3), ImageSpan(1, 2), VideoSpan(2, 1, 1, 1.0)], TOKENS, 13)
+    prompt = expand_placeholders(ids, [AudioSpan(3), ImageSpan((1, 2, 4)), VideoSpan((2, 2, 2), 1.0)], LAYOUT)
     assert prompt.ids == [10, 1, 2, 2, 2, 3, 11, 4, 5, 5, 7, 4, 6, 6, 7, 12]
     assert prompt.spans == [
         TextSpan(2),
         AudioSpan(3),
         TextSpan(3),
-        ImageSpan(1, 2),
+        ImageSpan((1, 2, 4)),
         TextSpan(2),
-        VideoSpan(2, 1, 1, 1.0),
+        VideoSpan((2, 2, 2), 1.0),
         TextSpan(2),
     ]
-    assert sum(span.tokens for span in prompt.spans) == len(prompt.ids)
+    assert prompt.counts == [2, 3, 3, 2, 2, 2, 2]
 
 
 def test_a_heard_video_has_both_pairs_of_markers_and_is_in_order_of_time():
-    span = HeardVideoSpan(VideoSpan(2, 1, 1, 0.25), AudioSpan(4))  # pictures at 0 and 3.25
-    prompt = expand_placeholders([4, 6, 7], [span], TOKENS, 13)
+    span = VideoSpan((2, 2, 2), 0.25, audio_tokens=4)  # pictures at 0 and 3.25
+    prompt = expand_placeholders([4, 6, 7], [span], LAYOUT)
     assert prompt.ids == [4, 1, 6, 2, 2, 2, 2, 6, 3, 7]
     assert prompt.spans == [TextSpan(2), span, TextSpan(2)]
 
 
 def test_without_media_the_ids_stay():
-    assert expand_placeholders([8, 9], [], TOKENS, 13).ids == [8, 9]
+    assert expand_placeholders([8, 9], [], LAYOUT).ids == [8, 9]
 
 
-@pytest.mark.parametrize("media", [[], [ImageSpan(1, 1)], [AudioSpan(1), AudioSpan(1)]])
+@pytest.mark.parametrize("media", [[], [ImageSpan((1, 2, 2))], [AudioSpan(1), AudioSpan(1)]])
 def test_a_template_that_wrote_other_placeholders_is_refused(media):
     with pytest.raises(TemplateError, match="wrote placeholders for audio, but"):
-        expand_placeholders([1, 2, 3], media, TOKENS, 13)
+        expand_placeholders([1, 2, 3], media, LAYOUT)
 
 
 def user(*parts):

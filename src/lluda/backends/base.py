@@ -31,6 +31,7 @@ from lluda.backends.blocks import (
 )
 
 _MIN_WINDOWS, _WINDOW_ELEMENTS = 256, 1 << 20
+"""Windows of a convolution that are copied out at once: so many numbers, but enough rows to make a product of."""
 
 RotaryTable = tuple[Tensor, Tensor]
 """Cosines and sines, each ``[rows, head_dim / 2]``."""
@@ -175,7 +176,7 @@ class ComputeBackend(ABC):
         x = x.contiguous()
         rows, width = len(x) - (taps - 1) * dilation, x.shape[1]
         windows = x.as_strided((rows, taps, width), (width, dilation * width, 1))
-        # As many windows at a time as a core's cache holds.
+        # A few windows at a time, which stay in the caches: all of them are many times the rows they overlap in.
         at_once = max(_MIN_WINDOWS, _WINDOW_ELEMENTS // (taps * width)) if taps > 1 else max(rows, 1)
         parts = [self.linear(part.reshape(-1, taps * width), weight, bias) for part in torch.split(windows, at_once)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -16,7 +16,8 @@ from lluda.backends.blocks import DenseWeight, LayerNorm, Norm, Segment, Weight
 _BLOCKED_ROWS = 1
 """Rows of a product for which oneDNN is asked to choose its blocks: decoding's."""
 
-_SNAKE_ELEMENTS = 1 << 17
+_SNAKE_ELEMENTS = 1 << 18
+"""Numbers that SnakeBeta's five passes take at once: they stay in the caches, and threads meet seldom."""
 
 _FORMATS = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 
@@ -136,11 +137,11 @@ class ReferenceBackend(ComputeBackend):
 
     def snake_beta(self, x: Tensor, frequency: Tensor, amplitude: Tensor) -> Tensor:
         out = torch.empty_like(x, dtype=self.precision.compute)
-        # Five passes over a piece that stays in a core's cache are three times as fast as over long rows.
         at_once = max(1, _SNAKE_ELEMENTS // x.shape[1])
         for piece, target in zip(torch.split(x, at_once), torch.split(out, at_once), strict=True):
             exact = piece.to(self.precision.residual)
-            target.copy_(torch.addcmul(exact, (exact * frequency).sin_().square_(), amplitude))
+            wave = (exact * frequency).sin_().square_()
+            target.copy_(torch.addcmul(exact, wave, amplitude, out=wave))
         return out
 
 

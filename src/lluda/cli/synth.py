@@ -56,10 +56,10 @@ def run(args: argparse.Namespace) -> int:
     config = ModelConfig.from_hf(raw, str(source / CONFIG_NAME), allow_unknown=args.allow_unknown_config)
     extra = _extra_files(args.config_dir, args.tokenizer)
     with plain_interrupt():  # torch: what is refused above is refused without it
-        from lluda.models.causal_lm import causal_lm_parameters
+        from lluda.models.build import all_parameters
     with byte_progress("writing") as progress:
         files = synthesize(
-            causal_lm_parameters(config.text),
+            all_parameters(config),
             args.out_dir,
             config=raw,
             extra_files=extra,
@@ -77,10 +77,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _extra_files(config_dir: Path, tokenizer_dir: Path | None) -> dict[str, Path]:
-    """What is copied along: the config's generation_config.json, and tokenizer files of either folder."""
+    """What is copied along: configs beside the config, and tokenizer files of either folder."""
     folder = config_dir if tokenizer_dir is None else tokenizer_dir
     found = {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
     if tokenizer_dir is not None and not any(name in found for name in _VOCABULARIES):
         raise InvalidRequest(f"--tokenizer {tokenizer_dir}: holds neither {' nor '.join(_VOCABULARIES)}")
-    generation = config_dir / "generation_config.json"
-    return found | ({generation.name: generation} if generation.is_file() else {})
+    along = (config_dir / name for name in ("generation_config.json", "preprocessor_config.json"))
+    return found | {file.name: file for file in along if file.is_file()}

@@ -24,7 +24,8 @@ from lluda.engine.memory_plan import MemoryPlan, plan_memory
 from lluda.errors import InvalidRequest, LimitExceeded
 from lluda.inputs.chat_template import ChatTemplate
 from lluda.inputs.tokenizer import Tokenizer
-from lluda.models.causal_lm import CausalLM, causal_lm_parameters
+from lluda.models.build import SPEECH_PREFIXES, build_text_model, text_parameters
+from lluda.models.causal_lm import CausalLM
 from lluda.parameters import ParameterSpec
 from lluda.weights.checkpoint import open_checkpoint, read_config, read_generation_config, read_gguf_metadata
 from lluda.weights.hub import resolve_model
@@ -94,7 +95,7 @@ class ModelFiles:
         """The memory this model will take under ``options``."""
         context, dtype = self.context(options), resolve_dtype(options.dtype, self.config.dtype)
         return plan_memory(
-            causal_lm_parameters(self.config.text),
+            text_parameters(self.config),
             self.config.text,
             dtype=dtype,
             kv_bytes=self.cache_options(options, dtype).bytes_for(self.config.text, context),
@@ -132,7 +133,8 @@ def load_network(
     backend = select_backend(options.backend, options.device, dtype, options.weights)
     placed, report = load_tensors(
         open_checkpoint(files.path),
-        causal_lm_parameters(files.config.text),
+        text_parameters(files.config),
+        skip=SPEECH_PREFIXES if files.config.omni else (),
         place=lambda spec, values: _place(backend, spec, values),
         place_packed=lambda spec, stored: _place_packed(backend, options, spec, stored),
         allow_unexpected=options.allow_unexpected,
@@ -141,7 +143,7 @@ def load_network(
     )
     sizes = {name: value.nbytes for name, value in placed.items()}
     report = replace(report, kept_bf16=_kept_bf16(placed), sizes=sizes)
-    return CausalLM(files.config.text, Parameters(placed), backend), report
+    return build_text_model(files.config, Parameters(placed), backend), report
 
 
 def _place(backend: ComputeBackend, spec: ParameterSpec, values: Tensor) -> tuple[Weight | Tensor, bool]:

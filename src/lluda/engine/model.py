@@ -11,13 +11,18 @@ from lluda.config import resolve_dtype
 from lluda.engine.generation import Completion, Generator, Token
 from lluda.engine.kv_cache import KVCache
 from lluda.engine.loading import LoadOptions, ModelFiles, load_chat_template, load_network, load_tokenizer
+from lluda.engine.media import EncodedMedia, MediaReader, read_media
+from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.sampling_params import SamplingParams
 from lluda.errors import InvalidRequest, UnsupportedModel
+from lluda.inputs.media_parts import take_media
 from lluda.inputs.prompt import build_chat_prompt
+from lluda.models.thinker import Thinker
 from lluda.weights.loader import Progress
 
 Message = Mapping[str, Any]
-"""``{"role": "user" | "assistant" | "system" | "tool", "content": str}``."""
+"""``{"role": "user" | "assistant" | "system" | "tool", "content": str or list of parts}``; a part is ``{"type": "text",
+"text": …}`` or, for an Omni model, a medium (`lluda.inputs.media_parts.MediaPart`)."""
 
 
 def load(name_or_path: str | os.PathLike[str], *, progress: Progress | None = None, **options: Any) -> Model:
@@ -51,6 +56,7 @@ class Model:
             # The process that renders it starts while the weights are read.
             self.chat_template.start()
         self.network, self.report = load_network(files, options, progress)
+        self.media = MediaReader(self.network, files.path) if isinstance(self.network, Thinker) else None
         self.generator = Generator(
             self.network, self.tokenizer, files.eos_ids, files.cache_options(options, self.dtype), options.prefill_chunk
         )
@@ -107,13 +113,27 @@ class Model:
         prompt = self.chat_prompt(messages, enable_thinking=enable_thinking)
         return self.generator.stream([prompt], self._sampling(params, sampling))
 
-    def chat_prompt(self, messages: Sequence[Message], *, enable_thinking: bool | None = None) -> list[int]:
-        """Token ids of a conversation, ready for the answer. Special tokens typed inside messages stay text."""
+    def chat_prompt(self, messages: Sequence[Message], *, enable_thinking: bool | None = None) -> PromptRows:
+        """The rows of a conversation, ready for the answer, its media encoded. Special tokens typed inside messages
+        stay text."""
+        return self._read_prompt(messages, enable_thinking, {})[0]
+
+    def _read_prompt(
+        self, messages: Sequence[Message], enable_thinking: bool | None, known: Mapping[object, EncodedMedia]
+    ) -> tuple[PromptRows, dict[object, EncodedMedia]]:
+        """Also the media, for the next turn's ``known``."""
         if self.chat_template is None:
             raise UnsupportedModel(
                 f"{self.files.path}: the checkpoint has no chat template; use generate (--raw) for a plain continuation"
             )
-        return build_chat_prompt(self.tokenizer, self.chat_template, list(messages), enable_thinking=enable_thinking)
+        stripped, parts = take_media(messages)
+        if parts and self.media is None:
+            kind = self.config.model_type
+            raise InvalidRequest(f"{parts[0].where}: a {kind} model takes text only; {parts[0].kind} needs an Omni model")
+        ids = build_chat_prompt(self.tokenizer, self.chat_template, stripped, enable_thinking=enable_thinking)
+        if self.media is None:
+            return PromptRows(ids), {}
+        return read_media(self.media, ids, parts, self.generator.cache_options.max_length, known)
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A multi-turn chat that keeps its KV cache from turn to turn."""
@@ -147,18 +167,25 @@ class Conversation:
     model: Model
     messages: list[Message]
     _cache: KVCache | None = None
-    _ids: list[int] = field(default_factory=list)
+    _prompt: PromptRows = field(default_factory=lambda: PromptRows(()))
+    _answer_ids: list[int] = field(default_factory=list)
+    _media: dict[object, EncodedMedia] = field(default_factory=dict)
 
     def ask(
-        self, text: str, params: SamplingParams | None = None, *, enable_thinking: bool | None = None, **sampling: Any
+        self,
+        content: str | Sequence[Mapping[str, Any]],
+        params: SamplingParams | None = None,
+        *,
+        enable_thinking: bool | None = None,
+        **sampling: Any,
     ) -> Iterator[Token | Completion]:
-        """Add a user message and stream the answer. An answer that is broken off (the iterator is closed) is kept as
-        far as it came; a request that is refused leaves the conversation as it was."""
-        messages = [*self.messages, {"role": "user", "content": text}]
-        prompt = self.model.chat_prompt(messages, enable_thinking=enable_thinking)
+        """Add a user message, a text or parts with media, and stream the answer. An answer that is broken off (the
+        iterator is closed) is kept as far as it came; a request that is refused leaves the conversation as it was."""
+        messages = [*self.messages, {"role": "user", "content": content}]
+        prompt, media = self.model._read_prompt(messages, enable_thinking, self._media)
         cache = self._reusable_cache(prompt)
         events = self.model.generator.stream([prompt], self.model._sampling(params, sampling), cache)
-        self._cache, self._ids = cache, prompt
+        self._cache, self._prompt, self._answer_ids, self._media = cache, prompt, [], media
         return self._answer(messages, events)
 
     def _answer(self, messages: list[Message], events: Iterator[Token | Completion]) -> Iterator[Token | Completion]:
@@ -167,18 +194,15 @@ class Conversation:
             for event in events:
                 if isinstance(event, Token):
                     parts.append(event.text)
-                    self._ids = [*self._ids, event.id]
+                    self._answer_ids.append(event.id)
                 yield event
         finally:
             self.messages = [*messages, {"role": "assistant", "content": "".join(parts)}]
 
-    def _reusable_cache(self, prompt: list[int]) -> KVCache:
+    def _reusable_cache(self, prompt: PromptRows) -> KVCache:
         """The cache cut back to the longest prefix it shares with ``prompt``, the last id always left to compute."""
         if self._cache is None:
             return self.model.generator.new_cache()
-        shared = 0
-        limit = min(self._cache.length, len(prompt) - 1, len(self._ids))
-        while shared < limit and self._ids[shared] == prompt[shared]:
-            shared += 1
-        self._cache.truncate(shared)
+        limit = min(self._cache.length, len(prompt) - 1)
+        self._cache.truncate(self._prompt.extended(self._answer_ids).shares_rows(prompt, limit))
         return self._cache

@@ -31,6 +31,14 @@ class PromptRows:
         offset = float(self.positions.max()) + 1 - len(self.ids)
         return int(offset) if offset.is_integer() else offset
 
+    def extended(self, ids: Sequence[int]) -> PromptRows:
+        """With generated ``ids`` behind it."""
+        if self.positions is None:
+            return PromptRows([*self.ids, *ids])
+        after = torch.arange(len(self.ids), len(self.ids) + len(ids)) + self.position_offset
+        positions = torch.cat((self.positions, after.to(self.positions.dtype).expand(3, -1)), dim=1)
+        return PromptRows([*self.ids, *ids], positions, self.injected)
+
     def chunk(self, start: int, end: int, device: torch.device) -> tuple[Tensor, Tensor, InjectedRows | None]:
         """Ids, positions and injected rows of the rows from ``start`` to ``end``, on ``device``."""
         ids = torch.tensor(self.ids[start:end], device=device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,8 +33,14 @@ class MediaPart:
     options: Mapping[str, Any]
     where: str
 
+    @property
+    def key(self) -> tuple[Hashable, ...]:
+        """Equal for parts of one conversation that name the same source with the same options."""
+        source = str(self.source) if isinstance(self.source, str | os.PathLike) else id(self.source)
+        return self.kind, source, tuple(sorted(self.options.items()))
 
-def take_media(messages: object) -> tuple[object, list[MediaPart]]:
+
+def take_media(messages: Any) -> tuple[Any, list[MediaPart]]:
     """``messages`` with each media part cut down to ``{"type": kind}``, and the parts in order.
 
     What is not of the form of messages comes back as it is, for `prompt.check_messages` to refuse. InvalidRequest: a

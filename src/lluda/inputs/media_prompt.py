@@ -11,32 +11,34 @@ from dataclasses import dataclass
 
 from lluda.config_omni import MediaTokens
 from lluda.errors import TemplateError
-from lluda.inputs.media_positions import (
-    AudioSpan,
-    HeardVideoSpan,
-    ImageSpan,
-    Span,
-    TextSpan,
-    VideoSpan,
-    heard_video_order,
-)
+from lluda.inputs.media_positions import AudioSpan, ImageSpan, Span, TextSpan, VideoSpan, order_of_kinds
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What places media in a prompt: ids of markers and placeholders, patches along a token's side, and how many
+    positions a second of video takes."""
+
+    tokens: MediaTokens
+    merge_size: int
+    positions_per_second: int
 
 
 @dataclass(frozen=True, slots=True)
 class MediaPrompt:
-    """``ids`` and the ``spans`` they fall into, text included: spans' tokens add up to the ids."""
+    """``ids`` and the ``spans`` they fall into, text included, with the number of ids of each span."""
 
     ids: list[int]
     spans: list[Span]
+    counts: list[int]
 
 
-def expand_placeholders(
-    ids: Sequence[int], media: Sequence[Span], tokens: MediaTokens, positions_per_second: int
-) -> MediaPrompt:
+def expand_placeholders(ids: Sequence[int], media: Sequence[Span], layout: Layout) -> MediaPrompt:
     """The ids that the chat template gave, with each placeholder expanded to the tokens of its one of ``media``.
 
     TemplateError: placeholders and media differ in number or kind; the template is not one for these media.
     """
+    tokens = layout.tokens
     kinds = {tokens.audio_pad: "audio", tokens.image_pad: "image", tokens.video_pad: "video"}
     written = [kinds[token] for token in ids if token in kinds]
     given = [_kind(span) for span in media]
@@ -45,43 +47,52 @@ def expand_placeholders(
             f"the chat template wrote placeholders for {', '.join(written) or 'no media'}, but the messages hold "
             f"{', '.join(given) or 'no media'}; it is not a template for these media"
         )
-    prompt = MediaPrompt([], [])
+    prompt = MediaPrompt([], [], [])
     waiting = iter(media)
     for token in ids:
         if token in kinds:
-            _add_media(prompt, next(waiting), tokens, positions_per_second)
+            _add_media(prompt, next(waiting), layout)
         else:
             _add_text(prompt, token)
     return prompt
 
 
 def _kind(span: Span) -> str:
-    match span:
-        case AudioSpan():
-            return "audio"
-        case ImageSpan():
-            return "image"
-        case VideoSpan() | HeardVideoSpan():
-            return "video"
-        case TextSpan():
-            raise AssertionError("text is no medium")
+    return {AudioSpan: "audio", ImageSpan: "image", VideoSpan: "video"}[type(span)]
 
 
 def _add_text(prompt: MediaPrompt, token: int) -> None:
     prompt.ids.append(token)
-    last = prompt.spans.pop() if prompt.spans and isinstance(prompt.spans[-1], TextSpan) else TextSpan(0)
-    prompt.spans.append(TextSpan(last.tokens + 1))
+    if prompt.spans and isinstance(prompt.spans[-1], TextSpan):
+        prompt.counts[-1] += 1
+    else:
+        prompt.spans.append(TextSpan(0))
+        prompt.counts.append(1)
+    prompt.spans[-1] = TextSpan(prompt.counts[-1])
 
 
-def _add_media(prompt: MediaPrompt, span: Span, tokens: MediaTokens, positions_per_second: int) -> None:
-    if isinstance(span, HeardVideoSpan):
-        # The sound's markers stand inside the video's (spec section 5.2).
-        order = heard_video_order(span, positions_per_second).tolist()
+def _add_media(prompt: MediaPrompt, span: Span, layout: Layout) -> None:
+    tokens = layout.tokens
+    heard = isinstance(span, VideoSpan) and span.audio_tokens > 0
+    if heard:  # the sound's markers stand inside the video's (spec section 5.2)
         _add_text(prompt, tokens.audio_start)
-        prompt.spans.append(span)
-        prompt.ids.extend(tokens.video_pad if is_picture else tokens.audio_pad for is_picture in order)
-        _add_text(prompt, tokens.audio_end)
-        return
-    pads = {"audio": tokens.audio_pad, "image": tokens.image_pad, "video": tokens.video_pad}
+    ids = _placeholders(span, layout)
+    prompt.ids.extend(ids)
     prompt.spans.append(span)
-    prompt.ids.extend([pads[_kind(span)]] * span.tokens)
+    prompt.counts.append(len(ids))
+    if heard:
+        _add_text(prompt, tokens.audio_end)
+
+
+def _placeholders(span: Span, layout: Layout) -> list[int]:
+    match span:
+        case AudioSpan(count):
+            return [layout.tokens.audio_pad] * count
+        case ImageSpan(grid):
+            return [layout.tokens.image_pad] * (grid[1] * grid[2] // layout.merge_size**2)
+        case VideoSpan():
+            pads = {"audio": layout.tokens.audio_pad, "video": layout.tokens.video_pad}
+            kinds = order_of_kinds(span, merge_size=layout.merge_size, positions_per_second=layout.positions_per_second)
+            return [pads[kind] for kind in kinds]
+        case TextSpan():
+            raise AssertionError("text is no medium")

@@ -142,7 +142,7 @@ class _LayerBuilder:
             self._backend,
             index,
             self._attention(index, prefix),
-            self._mixture(norm, f"{prefix}mlp.") if sparse else SwiGLUBlock(norm, self._swiglu(f"{prefix}mlp.")),
+            self._mixture(norm, f"{prefix}mlp.") if sparse else self._dense(norm, prefix),
         )
 
     def _projection(self, name: str) -> Projection:
@@ -161,7 +161,14 @@ class _LayerBuilder:
             k_norm=self.norm(f"{prefix}self_attn.k_norm") if qk_norm else None,
             head_dim=self._config.head_dim,
             window=self._config.window(index),
+            scale=self._scale(f"{prefix}self_attn_layer_scale"),
         )
+
+    def _scale(self, name: str) -> Tensor | None:
+        return self._parameters.vector(f"{name}.scale") if self._config.layer_scale else None
+
+    def _dense(self, norm: Norm, prefix: str) -> SwiGLUBlock:
+        return SwiGLUBlock(norm, self._swiglu(f"{prefix}mlp."), self._scale(f"{prefix}mlp_layer_scale"))
 
     def _swiglu(self, prefix: str) -> SwiGLU:
         parts = (f"{prefix}{name}.weight" for name in ("gate_proj", "up_proj", "down_proj"))
@@ -206,6 +213,9 @@ def _layer_parameters(config: DecoderConfig, index: int, prefix: str) -> Iterato
     yield ParameterSpec(f"{prefix}post_attention_layernorm.weight", (config.hidden_size,), "norm")
     if not config.is_sparse(index):
         yield from _swiglu_parameters(f"{prefix}mlp.", config.hidden_size, config.intermediate_size)
+        if config.layer_scale:
+            for branch in ("self_attn", "mlp"):
+                yield ParameterSpec(f"{prefix}{branch}_layer_scale.scale", (config.hidden_size,), "scale")
         return
     moe = config.moe
     assert moe is not None

@@ -31,10 +31,10 @@ _LISTED = 10
 @dataclass(frozen=True, slots=True)
 class LoadReport:
     """What loading did. ``tied`` names tensors that share another's values, ``stored_twice`` those of them that the
-    checkpoint stores all the same (not read), ``unexpected`` tensors that were skipped by permission, ``suspicious``
-    one sentence for each tensor with values no trained model has, ``converted`` counts tensors that were copied into
-    another type or place, ``kept_bf16`` names matrices that do not compress where others are packed, ``sizes`` has the
-    bytes that each tensor takes in memory."""
+    checkpoint stores all the same (not read), ``unexpected`` tensors that were skipped by permission, ``skipped`` those
+    of other components, ``suspicious`` one sentence for each tensor with values no trained model has, ``converted``
+    counts tensors that were copied into another type or place, ``kept_bf16`` names matrices that do not compress where
+    others are packed, ``sizes`` has the bytes that each tensor takes in memory."""
 
     loaded: int
     nbytes: int
@@ -44,6 +44,7 @@ class LoadReport:
     unexpected: tuple[str, ...]
     suspicious: tuple[str, ...]
     kept_bf16: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
 
     def describe(self) -> str:
@@ -53,6 +54,7 @@ class LoadReport:
         parts += [f"tied: {', '.join(self.tied)}"] if self.tied else []
         parts += [f"stored twice: {', '.join(self.stored_twice)}"] if self.stored_twice else []
         parts += [f"{len(self.unexpected)} unexpected skipped"] if self.unexpected else []
+        parts += [f"{len(self.skipped)} of other components left alone"] if self.skipped else []
         parts += [f"kept BF16, as they do not compress: {listed(self.kept_bf16)}"] if self.kept_bf16 else []
         return "; ".join(parts)
 
@@ -63,12 +65,14 @@ def load_tensors(
     *,
     place: Place[T],
     place_packed: PlacePacked[T] = lambda _spec, _stored: None,
+    skip: tuple[str, ...] = (),
     allow_unexpected: bool = False,
     check: CheckTensors = "warn",
     progress: Progress | None = None,
 ) -> tuple[dict[str, T], LoadReport]:
     """All tensors of ``specs``, each given to ``place`` as it is read, so that there are never two copies of a model:
-    the pages of one that was copied are let go at once. A packed matrix goes to ``place_packed`` first.
+    the pages of one that was copied are let go at once. A packed matrix goes to ``place_packed`` first. Names that
+    begin with one of ``skip`` belong to other components and are left alone.
 
     ``check`` looks at every value: NaN or infinity anywhere and all-zero norms are reported, or refused with ``fail``.
     Of a packed matrix the exponents in use tell whether it can hold any.
@@ -80,7 +84,9 @@ def load_tensors(
     if check not in ("warn", "fail", "off"):
         raise InvalidRequest(f"check_tensors {check!r} is not one of warn, fail, off")
     wanted = {spec.name: spec for spec in specs}
-    _refuse_mismatch(checkpoint, wanted, allow_unexpected)
+    skipped = [name for name in checkpoint.entries if name not in wanted and name.startswith(skip)] if skip else []
+    others = checkpoint.entries.keys() - wanted.keys() - set(skipped)
+    _refuse_mismatch(checkpoint, wanted, [] if allow_unexpected else [n for n in checkpoint.entries if n in others])
     tied = [spec.name for spec in specs if spec.tied_to]
     read = [spec for spec in specs if not spec.tied_to]
     total = sum(checkpoint.entries[spec.name].nbytes for spec in read)
@@ -113,16 +119,17 @@ def load_tensors(
         converted=converted,
         tied=tuple(tied),
         stored_twice=tuple(name for name in tied if name in checkpoint.entries),
-        unexpected=tuple(name for name in checkpoint.entries if name not in wanted),
+        unexpected=tuple(name for name in checkpoint.entries if name in others),
+        skipped=tuple(skipped),
         suspicious=tuple(suspicious),
     )
 
 
-def _refuse_mismatch(checkpoint: Checkpoint, wanted: dict[str, ParameterSpec], allow_unexpected: bool) -> None:
+def _refuse_mismatch(checkpoint: Checkpoint, wanted: dict[str, ParameterSpec], others: Sequence[str]) -> None:
     entries = checkpoint.entries
     missing = [name for name, spec in wanted.items() if name not in entries and not spec.tied_to]
     # Old Llama checkpoints store the rotary frequencies, which follow from the config.
-    unexpected = [name for name in entries if name not in wanted and not name.endswith("rotary_emb.inv_freq")]
+    unexpected = [name for name in others if not name.endswith("rotary_emb.inv_freq")]
     wrong = [
         f"{name} (expected {list(spec.shape)}, found {list(entries[name].shape)})"
         for name, spec in wanted.items()
@@ -133,7 +140,7 @@ def _refuse_mismatch(checkpoint: Checkpoint, wanted: dict[str, ParameterSpec], a
         problems.append(_first("missing tensors", missing))
     if wrong:
         problems.append(_first("tensors of the wrong shape", wrong))
-    if unexpected and not allow_unexpected:
+    if unexpected:
         listing = _first("unexpected tensors", unexpected)
         problems.append(f"{listing} (--allow-unexpected, allow_unexpected=True skips them)")
     if problems:

@@ -1,0 +1,108 @@
+"""Convolutions along time, rows ``[time, channels]`` in, rows out, with explicit streaming state.
+
+A causal convolution of a stream needs the last input rows of what came before. They are kept in a :class:`KeptRows`
+that the caller owns, so that feeding a sequence in pieces of any size gives the same rows as feeding it whole.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lluda.backends.base import ComputeBackend
+
+
+class KeptRows:
+    """The input rows that the convolutions of one stream still need, by the convolution that needs them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[object, Tensor] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held; constant once every convolution has seen as many rows as it keeps."""
+        return sum(rows.nbytes for rows in self._kept.values())
+
+    def join(self, convolution: object, x: Tensor, count: int, *, padded: bool) -> Tensor:
+        """The last ``count`` rows that ``convolution`` has seen, then ``x [rows, channels]``, whose last rows are kept
+        in turn. Before the first row there are ``count`` rows of zeros if ``padded``, else none."""
+        if count == 0:
+            return x
+        before = self._kept.get(convolution)
+        if before is None:
+            before = x.new_zeros(count if padded else 0, x.shape[1])
+        joined = torch.cat((before, x))
+        self._kept[convolution] = joined[max(0, len(joined) - count) :].clone()
+        return joined
+
+
+class CausalConv:
+    """Convolution whose output i sees inputs up to i, with zeros before the first (spec section 8).
+
+    ``kernel [out, in, taps]`` (torch's order) in the compute dtype, ``bias [out]`` in the residual dtype.
+    """
+
+    def __init__(self, backend: ComputeBackend, kernel: Tensor, bias: Tensor, dilation: int = 1) -> None:
+        self._backend, self._bias, self._dilation = backend, bias, dilation
+        self._taps = kernel.shape[2]
+        self._weight = backend.matrix(kernel.transpose(1, 2).flatten(1))[0]
+
+    def __call__(self, x: Tensor, kept: KeptRows) -> Tensor:
+        """``[rows, in]`` -> ``[rows, out]``, both in the compute dtype."""
+        joined = kept.join(self, x, (self._taps - 1) * self._dilation, padded=True)
+        return self._backend.conv1d(joined, self._weight, self._bias, taps=self._taps, dilation=self._dilation)
+
+
+class TransposedConv:
+    """Transposed convolution with ``kernel - stride`` output rows cut off at both ends (spec section 8.1).
+
+    With a kernel of ``m * stride`` each run of ``stride`` outputs is a convolution of m inputs, and the runs at both
+    ends that had fewer are those cut off: n inputs give ``(n - m + 1) * stride`` outputs, the first m - 1 inputs none.
+    ``kernel [in, out, m * stride]`` (torch's order) in the compute dtype, ``bias [out]`` in the residual dtype.
+    """
+
+    def __init__(self, backend: ComputeBackend, kernel: Tensor, bias: Tensor, stride: int) -> None:
+        into, self._out, length = kernel.shape
+        assert length % stride == 0, f"a transposed kernel of {length} is no multiple of its stride {stride}"
+        self._backend, self._bias, self._taps = backend, bias.repeat(stride), length // stride
+        # Output j of a run takes tap j of the newest input, j + stride of the one before it, and so on.
+        runs = kernel.view(into, self._out, self._taps, stride).flip(2)
+        self._weight = backend.matrix(runs.permute(3, 1, 2, 0).reshape(stride * self._out, -1))[0]
+
+    def __call__(self, x: Tensor, kept: KeptRows) -> Tensor:
+        """``[rows, in]`` -> ``[rows * stride, out]`` (fewer at the start of a stream), both in the compute dtype."""
+        joined = kept.join(self, x, self._taps - 1, padded=False)
+        if len(joined) < self._taps:
+            return x.new_empty(0, self._out)
+        runs = self._backend.conv1d(joined, self._weight, self._bias, taps=self._taps, dilation=1)
+        return runs.view(-1, self._out)
+
+
+class DepthwiseConv:
+    """Causal convolution of each channel by itself: ``kernel [channels, 1, taps]``. A few operations a value, computed
+    in the residual dtype without rounding."""
+
+    def __init__(self, kernel: Tensor, bias: Tensor) -> None:
+        self._taps, self._bias = kernel[:, 0].to(bias.dtype).T.contiguous(), bias
+
+    def __call__(self, x: Tensor, kept: KeptRows) -> Tensor:
+        """``[rows, channels]`` -> the same, both in the residual dtype."""
+        joined = kept.join(self, x, len(self._taps) - 1, padded=True)
+        out = self._bias.expand_as(x)
+        for tap, weights in enumerate(self._taps):
+            out = torch.addcmul(out, joined[tap : tap + len(x)], weights)
+        return out
+
+
+class MonoConv:
+    """Causal convolution to one channel: ``kernel [1, in, taps]``. It makes the samples themselves, in the residual
+    dtype, since 8 bits of mantissa are too few for them."""
+
+    def __init__(self, kernel: Tensor, bias: Tensor) -> None:
+        self._weight, self._bias = kernel[0].to(bias.dtype), bias
+
+    def __call__(self, x: Tensor, kept: KeptRows) -> Tensor:
+        """``[rows, in]`` in the compute dtype -> ``[rows]`` in the residual dtype."""
+        taps = self._weight.shape[1]
+        products = kept.join(self, x, taps - 1, padded=True).to(self._bias.dtype) @ self._weight
+        return sum((products[tap : tap + len(x), tap] for tap in range(taps)), start=self._bias)

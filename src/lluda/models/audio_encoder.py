@@ -1,0 +1,244 @@
+"""The audio encoder: three convolutions over chunks of a second, then a bidirectional transformer over blocks of eight.
+
+Spec sections 3.2 to 3.4. No chunk is convolved with its neighbour and no block attends to another, so a recording of
+any length is encoded block by block, and an open stream encodes only its open block again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lluda.backends.base import ComputeBackend
+from lluda.backends.blocks import LayerNorm, Parameters, Projection
+from lluda.config_audio import AudioEncoderConfig
+from lluda.layers.encoder import EncoderLayer
+from lluda.layers.linear import Linear
+from lluda.parameters import ParameterSpec
+
+PREFIX = "thinker.audio_tower."
+
+LAYER_NORM_EPS = 1e-5
+"""torch's own, which the released model was trained with; no config names it."""
+
+BLOCKS_AT_ONCE = 8
+"""Blocks that go through the layers together: about 64 s of sound, 832 rows, some 30 MB of activations."""
+
+CHUNKS_AT_ONCE = 4
+"""Chunks convolved together: 12 MB between convolutions, which the allocator keeps; larger pieces are given back to the
+system and cleared page by page each time, which costs more than the first convolution."""
+
+Observer = Callable[[str, Tensor], None]
+"""Called with a name (``conv``, ``layers.0``, …, ``output``) and the rows there, once for each group of at most
+BLOCKS_AT_ONCE blocks, in order. The rows may change after the call: copy what is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Up to ``block_frames`` log-mel frames ``[frames, mels]`` that attend to each other. ``alone``: they are a whole
+    recording of less than a chunk, convolved at its own length; any other's last chunk is filled with zeros."""
+
+    frames: Tensor
+    alone: bool
+
+
+class AudioEncoder:
+    """Log-mel frames to rows as wide as the decoder's."""
+
+    def __init__(
+        self, config: AudioEncoderConfig, parameters: Parameters, backend: ComputeBackend, prefix: str = PREFIX
+    ) -> None:
+        self.config = config
+        self._backend = backend
+        build = _Builder(config, parameters, backend)
+        self._convolutions = [build.convolution(f"{prefix}conv2d{index}") for index in (1, 2, 3)]
+        self._conv_out = Linear(backend, Projection(parameters.matrix(f"{prefix}conv_out.weight")))
+        self.layers = [build.layer(f"{prefix}layers.{index}.") for index in range(config.encoder_layers)]
+        self._ln_post = build.norm(f"{prefix}ln_post")
+        self._proj1, self._proj2 = (Linear(backend, build.projection(f"{prefix}{name}")) for name in ("proj1", "proj2"))
+        table = sinusoids(config.tokens(config.chunk_frames), config.d_model)
+        self._positions = table.to(backend.device, backend.precision.residual)
+
+    def __call__(self, recordings: Sequence[Tensor], observe: Observer | None = None) -> Tensor:
+        """Recordings ``[frames, num_mel_bins]`` (float32) -> all their rows below each other, in order:
+        ``[sum of config.tokens(frames), output_dim]`` in the compute dtype. A recording's rows do not depend on the
+        others. Beside the result, memory is taken for BLOCKS_AT_ONCE blocks."""
+        rows = sum(self.config.tokens(len(recording)) for recording in recordings)
+        out = torch.empty(
+            rows, self.config.output_dim, dtype=self._backend.precision.compute, device=self._backend.device
+        )
+        end = 0
+        for part in self._encode(_blocks(recordings, self.config), observe):
+            start, end = end, end + len(part)
+            out[start:end] = part
+        assert end == rows, f"{end} rows were made of {rows}"
+        return out
+
+    def stream(self) -> AudioStream:
+        """A recording that is still coming in."""
+        return AudioStream(self)
+
+    def encode_block(self, frames: Tensor, *, alone: bool) -> Tensor:
+        """Rows of up to ``block_frames`` frames of one recording; ``alone`` as in AudioStream."""
+        return next(self._encode([_Block(frames, alone)], None))
+
+    def _encode(self, blocks: Iterable[_Block], observe: Observer | None) -> Iterator[Tensor]:
+        """Rows of consecutive groups of blocks."""
+        for group in _groups(blocks):
+            parts = [self._convolve(block) for block in group]
+            x, lengths = torch.cat(parts), [len(part) for part in parts]
+            if observe:
+                observe("conv", x)
+            for index, layer in enumerate(self.layers):
+                x = layer(x, lengths)
+                if observe:
+                    observe(f"layers.{index}", x)
+            hidden = self._backend.gelu(self._proj1(self._backend.layer_norm(x, self._ln_post)))
+            x = self._proj2(hidden)
+            if observe:
+                observe("output", x)
+            yield x
+
+    def _convolve(self, block: _Block) -> Tensor:
+        """Residual rows ``[tokens, d_model]`` of a block, with their positions, which begin again in every chunk."""
+        config, count = self.config, len(block.frames)
+        width = count if block.alone else config.chunk_frames
+        frames = F.pad(block.frames.to(self._backend.device), (0, 0, 0, -count % width))
+        chunks = frames.view(-1, width, config.num_mel_bins).transpose(1, 2)[:, None]  # [chunks, 1, mels, frames]
+        rows = torch.cat([self._convolve_chunks(part) for part in torch.split(chunks, CHUNKS_AT_ONCE)])
+        # What the zeros became lies behind the last chunk's rows.
+        return rows[: config.tokens(count)]
+
+    def _convolve_chunks(self, x: Tensor) -> Tensor:
+        """``[chunks, 1, mels, frames]`` -> residual rows ``[chunks * tokens of a chunk, d_model]``."""
+        for kernel, bias in self._convolutions:
+            x = self._backend.gelu(self._backend.conv2d(x, kernel, bias, stride=2, padding=1))
+        chunks, channels, bins, tokens = x.shape
+        rows = self._conv_out(x.permute(0, 3, 1, 2).reshape(chunks * tokens, channels * bins))
+        return (rows.view(chunks, tokens, -1) + self._positions[:tokens]).flatten(0, 1)
+
+
+class AudioStream:
+    """A recording pushed in pieces. Rows of closed blocks are final; those of the open one (at most ``block_tokens``)
+    change while it grows, since a block attends to itself in both directions."""
+
+    def __init__(self, encoder: AudioEncoder) -> None:
+        self._encoder = encoder
+        config = encoder.config
+        self._open = torch.empty(0, config.num_mel_bins)
+        self.frames = 0
+
+    def push(self, frames: Tensor) -> Tensor:
+        """Take ``[n, num_mel_bins]`` log-mel frames; the rows of the blocks they close, perhaps none."""
+        size = self._encoder.config.block_frames
+        self.frames += len(frames)
+        self._open = torch.cat([self._open, frames])
+        closed = []
+        while len(self._open) >= size:
+            closed.append(self._encoder.encode_block(self._open[:size], alone=False))
+            self._open = self._open[size:].clone()
+        return torch.cat(closed) if closed else self._empty()
+
+    def open_rows(self) -> Tensor:
+        """The rows of the open block as they are if the recording ends here: ``[at most block_tokens, output_dim]``.
+        All rows pushed out before and these are what the encoder makes of the whole recording."""
+        if not len(self._open):
+            return self._empty()
+        return self._encoder.encode_block(self._open, alone=self.frames < self._encoder.config.chunk_frames)
+
+    def _empty(self) -> Tensor:
+        return self._encoder([])
+
+
+class _Builder:
+    """Makes the parts of one encoder out of named tensors."""
+
+    def __init__(self, config: AudioEncoderConfig, parameters: Parameters, backend: ComputeBackend) -> None:
+        self._config, self._parameters, self._backend = config, parameters, backend
+
+    def convolution(self, name: str) -> tuple[Tensor, Tensor]:
+        return self._parameters.vector(f"{name}.weight"), self._parameters.vector(f"{name}.bias")
+
+    def norm(self, name: str) -> LayerNorm:
+        weight, bias = (self._parameters.vector(f"{name}.{part}") for part in ("weight", "bias"))
+        return LayerNorm(weight, bias, LAYER_NORM_EPS)
+
+    def projection(self, name: str) -> Projection:
+        return Projection(self._parameters.matrix(f"{name}.weight"), self._parameters.vector(f"{name}.bias"))
+
+    def layer(self, prefix: str) -> EncoderLayer:
+        return EncoderLayer(
+            self._backend,
+            norm1=self.norm(f"{prefix}self_attn_layer_norm"),
+            qkv=[self.projection(f"{prefix}self_attn.{name}_proj") for name in "qkv"],
+            out=self.projection(f"{prefix}self_attn.out_proj"),
+            norm2=self.norm(f"{prefix}final_layer_norm"),
+            fc1=self.projection(f"{prefix}fc1"),
+            fc2=self.projection(f"{prefix}fc2"),
+            heads=self._config.encoder_attention_heads,
+            tanh=False,
+        )
+
+
+def _blocks(recordings: Iterable[Tensor], config: AudioEncoderConfig) -> Iterator[_Block]:
+    for recording in recordings:
+        alone = len(recording) < config.chunk_frames
+        yield from (_Block(frames, alone) for frames in torch.split(recording, config.block_frames) if len(frames))
+
+
+def _groups(blocks: Iterable[_Block]) -> Iterator[list[_Block]]:
+    group: list[_Block] = []
+    for block in blocks:
+        group.append(block)
+        if len(group) == BLOCKS_AT_ONCE:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def sinusoids(positions: int, width: int) -> Tensor:
+    """Float32 ``[positions, width]``: sines, then cosines of ``p * w_i``, ``w_i = 10000^(-i / (width/2 - 1))``
+    (Vaswani et al. 2017). Float32 by definition, as in training; a float64 run only widens them."""
+    frequencies = torch.exp(torch.arange(width // 2).float() * (-math.log(10000.0) / (width // 2 - 1)))
+    angles = torch.arange(positions)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def audio_encoder_parameters(config: AudioEncoderConfig, prefix: str = PREFIX) -> Iterator[ParameterSpec]:
+    """Every tensor of the encoder."""
+    channels, width = config.downsample_hidden_size, config.d_model
+    for index, inputs in ((1, 1), (2, channels), (3, channels)):
+        yield ParameterSpec(f"{prefix}conv2d{index}.weight", (channels, inputs, 3, 3), "kernel")
+        yield ParameterSpec(f"{prefix}conv2d{index}.bias", (channels,), "bias")
+    yield ParameterSpec(f"{prefix}conv_out.weight", (width, channels * config.convolved_bins), "matrix")
+    for index in range(config.encoder_layers):
+        yield from _layer_parameters(config, f"{prefix}layers.{index}.")
+    yield from _norm_parameters(f"{prefix}ln_post", width)
+    yield from _projection_parameters(f"{prefix}proj1", width, width)
+    yield from _projection_parameters(f"{prefix}proj2", config.output_dim, width)
+
+
+def _layer_parameters(config: AudioEncoderConfig, prefix: str) -> Iterator[ParameterSpec]:
+    width = config.d_model
+    yield from _norm_parameters(f"{prefix}self_attn_layer_norm", width)
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        yield from _projection_parameters(f"{prefix}self_attn.{name}", width, width)
+    yield from _norm_parameters(f"{prefix}final_layer_norm", width)
+    yield from _projection_parameters(f"{prefix}fc1", config.encoder_ffn_dim, width)
+    yield from _projection_parameters(f"{prefix}fc2", width, config.encoder_ffn_dim)
+
+
+def _projection_parameters(name: str, out: int, inputs: int) -> Iterator[ParameterSpec]:
+    yield ParameterSpec(f"{name}.weight", (out, inputs), "matrix")
+    yield ParameterSpec(f"{name}.bias", (out,), "bias")
+
+
+def _norm_parameters(name: str, width: int) -> Iterator[ParameterSpec]:
+    yield ParameterSpec(f"{name}.weight", (width,), "norm")
+    yield ParameterSpec(f"{name}.bias", (width,), "bias")
