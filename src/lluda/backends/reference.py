@@ -128,8 +128,8 @@ class ReferenceBackend(ComputeBackend):
             # Blocks of one length, one after the other, are the batch of one call.
             count = sum(1 for _ in equal)
             rows, start = slice(start, start + count * length), start + count * length
-            batch = (x[rows].unflatten(0, (count, length)).transpose(1, 2) for x in (query, keys, values))
-            outputs.append(F.scaled_dot_product_attention(*batch).transpose(1, 2).reshape(count * length, -1))
+            q, k, v = (x[rows].reshape(count, length, *x.shape[1:]).transpose(1, 2) for x in (query, keys, values))
+            outputs.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(count * length, -1))
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).to(self.precision.compute)
 
     def conv2d(self, x: Tensor, kernel: Tensor, bias: Tensor, *, stride: int, padding: int) -> Tensor:

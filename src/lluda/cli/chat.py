@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from lluda.engine.sampling_params import SamplingParams
 
 _GREETING = "Ctrl-C stops an answer, Ctrl-D ends, /help lists the commands"
+_MEDIA = {"/audio": "audio", "/image": "image", "/video": "video"}
 _COMMANDS = (
-    "/reset forgets the conversation; /system TEXT begins anew with a system message (none without TEXT); "
+    "/audio FILE, /image FILE and /video FILE go with the next line (Omni models); /reset forgets the conversation; "
+    "/system TEXT begins anew with a system message (none without TEXT); "
     "/exit or Ctrl-D ends; Ctrl-C stops an answer; a line that begins with a space is no command"
 )
 
@@ -56,6 +58,7 @@ class _Chat:
         self._params = params
         self._system = system
         self._thinking = thinking
+        self._attached: list[dict[str, str]] = []
         self._conversation = self._begin()
 
     def take(self, line: str) -> bool:
@@ -64,6 +67,8 @@ class _Chat:
         match command:
             case "/exit" | "/quit":
                 return False
+            case "/audio" | "/image" | "/video":
+                self._attach(_MEDIA[command], rest.strip())
             case "/reset":
                 self._conversation = self._begin()
                 say("the conversation is forgotten")
@@ -79,7 +84,17 @@ class _Chat:
                 self._answer(line.strip())
         return True
 
+    def _attach(self, kind: str, path: str) -> None:
+        if not path:
+            say(f"/{kind} needs the name of a file")
+        elif self._model.media is None:
+            say(f"a {self._model.config.model_type} model takes text only; /{kind} needs an Omni model")
+        else:
+            self._attached.append({"type": kind, "path": path})
+            say(f"{path} goes with the next line")
+
     def _begin(self) -> Conversation:
+        self._attached.clear()
         return self._model.conversation(self._system)
 
     def _answer(self, text: str) -> None:
@@ -97,7 +112,10 @@ class _Chat:
     def _stream(self, text: str) -> None:
         from lluda.engine.generation import Token
 
-        events = self._conversation.ask(text, self._params, enable_thinking=self._thinking)
+        # Taken even if the turn is refused: a file that cannot be read would refuse every turn after it.
+        attached, self._attached = self._attached, []
+        content = [*attached, {"type": "text", "text": text}] if attached else text
+        events = self._conversation.ask(content, self._params, enable_thinking=self._thinking)
         try:
             for event in events:
                 if isinstance(event, Token):

@@ -35,9 +35,9 @@ def run(args: argparse.Namespace) -> int:
     _check_combinations(args)
     prompt, params = read_prompt(args.prompt), options.sampling_params(args)
     model = load_model(args)
-    completion = _print_stream(_events(model, prompt, params, args), quiet=args.json)
+    completion = print_stream(_events(model, prompt, params, args), quiet=args.json)
     if args.json:
-        options.print_json(_document(model, prompt, completion))
+        options.print_json(document(model, prompt, completion))
     else:
         say(rates(model, completion))
     return 0
@@ -123,7 +123,7 @@ def _events(
     return model.chat_stream(messages, params, enable_thinking=args.thinking)
 
 
-def _print_stream(events: Iterator[Token | Completion], *, quiet: bool) -> Completion:
+def print_stream(events: Iterator[Token | Completion], *, quiet: bool) -> Completion:
     """Write text as it becomes safe, and end its line however it ends; returns the Completion."""
     from lluda.engine.generation import Completion
 
@@ -142,7 +142,7 @@ def _print_stream(events: Iterator[Token | Completion], *, quiet: bool) -> Compl
     raise AssertionError("the stream ended without a Completion")
 
 
-def _document(model: Model, prompt: str, completion: Completion) -> dict[str, Any]:
+def document(model: Model, prompt: str, completion: Completion) -> dict[str, Any]:
     """The answer for machines; tokens one by one where log-probabilities were asked for."""
     fields = asdict(completion)
     fields.pop("index")

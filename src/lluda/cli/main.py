@@ -22,6 +22,7 @@ from lluda.errors import LludaError
 
 VERBS = {
     "generate": "answer one prompt",
+    "ask": "ask an Omni model about recordings, pictures and videos",
     "chat": "talk with a model, turn by turn",
     "inspect": "list every tensor of a checkpoint, with totals by component",
     "plan": "memory by component, before loading",

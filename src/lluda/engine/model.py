@@ -128,8 +128,8 @@ class Model:
             )
         stripped, parts = take_media(messages)
         if parts and self.media is None:
-            kind = self.config.model_type
-            raise InvalidRequest(f"{parts[0].where}: a {kind} model takes text only; {parts[0].kind} needs an Omni model")
+            first, kind = parts[0], self.config.model_type
+            raise InvalidRequest(f"{first.where}: a {kind} model takes text only; {first.kind} needs an Omni model")
         ids = build_chat_prompt(self.tokenizer, self.chat_template, stripped, enable_thinking=enable_thinking)
         if self.media is None:
             return PromptRows(ids), {}

@@ -121,7 +121,7 @@ class _FFmpegDecoder:
         """The track's own length; else the file's, if the track is alone in it. Of other formats it is a guess."""
         if self._container.format.name.split(",")[0] not in _TRUE_LENGTH:
             return None
-        if self._stream.duration:
+        if self._stream.duration and self._stream.time_base:
             return float(self._stream.duration * self._stream.time_base)
         alone = len(self._container.streams) == 1
         return self._container.duration / _MICROSECONDS if alone and self._container.duration else None
@@ -141,7 +141,8 @@ class _FFmpegDecoder:
         for frame in self._container.decode(self._stream):
             for converted in resampler.resample(frame):
                 self._done += converted.samples
-                yield converted.to_ndarray().T
+                samples: NDArray[np.float32] = converted.to_ndarray()  # type: ignore[assignment]
+                yield samples.T
 
     def close(self) -> None:
         self._container.close()

@@ -1,7 +1,8 @@
 """From pixels to the patches that the vision encoder reads, as the released processor makes them (spec section 4.1).
 
 Pictures are resized by Pillow and frames by torch, both bicubic with antialiasing: so does the processor, whose video
-half is torch alone. On the same bytes the two differ in under one value of a hundred, mostly by one of 255.
+half is torch alone. On the same bytes the two differ mostly in under one value of a hundred, and by one of 255
+(journal/11-vision.md).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def image_patches(pixels: NDArray[np.uint8], config: VisionInputConfig, *, where
 
     height, width = image_size(pixels.shape[0], pixels.shape[1], config, where=where)
     resized = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
-    return _patches([resized] * config.temporal_patch_size, 1, height, width, config)
+    return _patches([resized], 1, height, width, config)
 
 
 def video_patches(
@@ -104,12 +105,13 @@ def _fit(height: int, width: int, least: int, most: int, factor: int, where: str
 
 
 def _resize_frame(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    import numpy as np
     import torch
     from torch.nn import functional as F
 
     if frame.shape[:2] == (height, width):
         return frame
-    planes = torch.tensor(frame).permute(2, 0, 1)[None]
+    planes = torch.tensor(np.ascontiguousarray(frame)).permute(2, 0, 1)[None]
     resized = F.interpolate(planes, size=(height, width), mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
 

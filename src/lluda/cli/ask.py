@@ -1,0 +1,83 @@
+"""``lluda ask``: one question about recordings, pictures and videos, the answer streamed to stdout."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lluda.cli import options
+from lluda.cli.console import say
+from lluda.cli.generate import document, load_model, print_stream, rates, read_prompt, require_text
+from lluda.errors import InvalidRequest
+
+_FORMATS = {
+    "audio": "wav, flac, mp3, m4a, ogg, webm, …",
+    "image": "jpeg, png, webp, gif, tiff, …",
+    "video": "mp4, webm, mkv, mov, …",
+}
+
+
+class _Attach(argparse.Action):
+    """Collects media of all kinds in the order in which they were given."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002  (argparse's interface)
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        namespace.media = [*namespace.media, (self.dest, values)]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    parser.add_argument("question", help="the question, or - to read it from stdin")
+    options.add_model(parser)
+    group = parser.add_argument_group("media (repeatable; the model meets them in this order, then the question)")
+    group.set_defaults(media=[])
+    for kind, examples in {
+        "audio": "wav, flac, mp3, m4a, ogg, webm",
+        "image": "jpeg, png, webp",
+        "video": "mp4, webm",
+    }.items():
+        group.add_argument(
+            f"--{kind}", action=_Attach, default=argparse.SUPPRESS, metavar="FILE", help=f"{examples}, …"
+        )
+    group.add_argument("--fps", type=float, metavar="X", help="frames taken from a second of video (default 2)")
+    group.add_argument("--use-audio", action="store_true", help="hear the sound tracks of the videos too")
+    options.add_conversation(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of streamed text")
+    options.add_sampling(parser)
+    options.add_loading(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load, read the media, answer, report rates on stderr."""
+    require_text(args.system or "", "--system")
+    question, params = read_prompt(args.question), options.sampling_params(args)
+    content = [*media_content(args), {"type": "text", "text": question}]
+    model = load_model(args)
+    system = [] if args.system is None else [{"role": "system", "content": args.system}]
+    messages = [*system, {"role": "user", "content": content}]
+    events = model.chat_stream(messages, params, enable_thinking=args.thinking)
+    completion = print_stream(events, quiet=args.json)
+    if args.json:
+        options.print_json(document(model, question, completion))
+    else:
+        say(rates(model, completion))
+    return 0
+
+
+def media_content(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The media as parts of a message. InvalidRequest: options of videos without a video, or a file that is not there:
+    found out before the model is loaded."""
+    video = {"fps": args.fps, "use_audio": args.use_audio or None}
+    if any(value is not None for value in video.values()) and not any(kind == "video" for kind, _ in args.media):
+        raise InvalidRequest("--fps and --use-audio are about videos; give one with --video")
+    for kind, path in args.media:
+        if not Path(path).is_file():
+            raise InvalidRequest(f"--{kind} {path}: there is no such file")
+    return [{"type": kind, "path": path, **(video if kind == "video" else {})} for kind, path in args.media]
