@@ -154,6 +154,18 @@ def test_a_slice_holds_its_frames_in_order():
     torch.testing.assert_close(found, expected[:, None, None, :, None].expand_as(found))
 
 
+def test_arrays_may_be_views():
+    """Mirrored, every second row, not to be written."""
+    pixels = noise(200, 300)
+    views = pixels[::-1], pixels[:, ::-2], np.frombuffer(pixels.tobytes(), np.uint8).reshape(pixels.shape)
+    for view in views:
+        found = image_patches(view, RELEASED_VISION), video_patches(iter([view]), 1, RELEASED_VISION)
+        copied = view.copy()
+        expected = image_patches(copied, RELEASED_VISION), video_patches(iter([copied]), 1, RELEASED_VISION)
+        for mine, other in zip(found, expected, strict=True):
+            assert torch.equal(mine.values, other.values)
+
+
 def test_no_frame_is_kept():
     """But as patches, so that a long video lies nowhere whole."""
     made = []

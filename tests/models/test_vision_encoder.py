@@ -259,4 +259,4 @@ rows_of(encoder, patches, grids)
 print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=ROOT)
-    assert int(done.stdout) < 900_000  # kilobytes
+    assert int(done.stdout) < 500_000  # kilobytes

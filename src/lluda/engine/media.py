@@ -99,7 +99,8 @@ class MediaReader:
         if not media:
             return PromptRows(prompt.ids)
         rows = torch.tensor(positions.rows, dtype=torch.float32)
-        return PromptRows(prompt.ids, rows, self._injected(prompt.ids, media))
+        spans = list(zip(prompt.spans, prompt.counts, strict=True))
+        return PromptRows(prompt.ids, rows, self._injected(prompt.ids, media), spans)
 
     def _injected(self, ids: Sequence[int], media: Sequence[EncodedMedia]) -> InjectedRows:
         tokens, device = self._layout.tokens, self._thinker.backend.device

@@ -8,17 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lluda.inputs.media_positions import Span, TextSpan
 from lluda.models.decoder import InjectedRows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptRows:
     """``ids``; ``positions [3, rows]`` (time, height, width; spec section 5.2), or None for 0, 1, 2, …; ``injected``
-    rows, ascending, that take the place of their ids' embeddings."""
+    rows, ascending, that take the place of their ids' embeddings; ``spans`` of media and the text between, each with
+    its number of rows (none: text alone)."""
 
     ids: Sequence[int]
     positions: Tensor | None = None
     injected: InjectedRows | None = None
+    spans: Sequence[tuple[Span, int]] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -37,7 +40,7 @@ class PromptRows:
             return PromptRows([*self.ids, *ids])
         after = torch.arange(len(self.ids), len(self.ids) + len(ids)) + self.position_offset
         positions = torch.cat((self.positions, after.to(self.positions.dtype).expand(3, -1)), dim=1)
-        return PromptRows([*self.ids, *ids], positions, self.injected)
+        return PromptRows([*self.ids, *ids], positions, self.injected, [*self.spans, (TextSpan(len(ids)), len(ids))])
 
     def chunk(self, start: int, end: int, device: torch.device) -> tuple[Tensor, Tensor, InjectedRows | None]:
         """Ids, positions and injected rows of the rows from ``start`` to ``end``, on ``device``."""

@@ -1,0 +1,138 @@
+"""The talker's prompt: what the user said and sent, and how the assistant's speech begins (spec 6.1 and 6.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lluda.backends.blocks import Weight
+from lluda.config_omni import OmniConfig, SpeechConfig
+from lluda.engine.prompt_rows import PromptRows
+from lluda.errors import InvalidRequest
+from lluda.inputs.media_positions import Span, TextSpan, media_positions
+from lluda.layers.linear import Embedding
+from lluda.models.decoder import Observer
+from lluda.models.talker import Talker
+
+HEADER = 3
+"""Ids that open the assistant's turn: ``<|im_start|>``, ``assistant``, a line's end."""
+
+
+class MediaRows:
+    """The thinker's rows at the media of a prompt, before its layer ``accept_hidden_layer``: collected while the prompt
+    runs through the thinker."""
+
+    def __init__(self, prompt: PromptRows, accept_hidden_layer: int) -> None:
+        self._stage = f"layers.{accept_hidden_layer - 1}" if accept_hidden_layer else "embeddings"
+        self.rows = prompt.injected.rows.tolist() if prompt.injected else []
+        self.hidden: dict[int, Tensor] = {}
+
+    def observer(self, start: int) -> Observer:
+        """To be told of a step whose first row is row ``start`` of the prompt."""
+
+        def observe(stage: str, x: Tensor) -> None:
+            if stage == self._stage:
+                for row in self.rows:
+                    if start <= row < start + len(x):
+                        self.hidden[row] = x[row - start].clone()
+
+        return observe
+
+
+@dataclass(frozen=True, slots=True)
+class TalkerPrompt:
+    """Rows ``[n, hidden]`` and positions ``[3, n]`` (None: 0, 1, 2, …)."""
+
+    rows: Tensor
+    positions: Tensor | None
+
+
+class TalkerPromptBuilder:
+    """Makes talker prompts from the thinker's. ``embeddings`` is the thinker's table of tokens."""
+
+    def __init__(self, omni: OmniConfig, talker: Talker, embeddings: Weight) -> None:
+        assert omni.speech is not None
+        self._omni, self._speech, self._talker = omni, omni.speech, talker
+        self._embed = Embedding(talker.backend, embeddings)
+
+    def speaker_id(self, name: str | None) -> int:
+        """The id of a speaker by name, in any case of letters; the first of the config if None. InvalidRequest: there
+        is none of that name; the known ones are listed."""
+        speakers = self._speech.talker.speakers
+        found = speakers.get(name.lower()) if name is not None else next(iter(speakers.values()))
+        if found is None:
+            raise InvalidRequest(f"speaker {name!r:.60} does not exist; choose one of {', '.join(speakers)}")
+        return found
+
+    def text_row(self, token: int) -> Tensor:
+        """The row ``[1, hidden]`` that a token of the answer, or one of the tts ids, adds."""
+        return self._text([token])
+
+    def build(
+        self, prompt: PromptRows | None, media: MediaRows | None, first: int, speaker: str | None
+    ) -> TalkerPrompt:
+        """The prompt for an answer whose first token is ``first``; ``prompt`` is the thinker's, with ``media`` complete,
+        or None for text that nobody asked for."""
+        segments = list(user_segments(prompt.ids, self._speech)) if prompt else []
+        parts = [self._user_rows(prompt, media, start, end) for start, end in segments if prompt]
+        rows = torch.cat([*parts, self._assistant_rows(first, self.speaker_id(speaker))])
+        return TalkerPrompt(rows, self._positions(prompt, segments) if prompt else None)
+
+    def _user_rows(self, prompt: PromptRows | None, media: MediaRows | None, start: int, end: int) -> Tensor:
+        assert prompt is not None
+        rows = self._text(prompt.ids[start:end])
+        seen = [row for row in (media.rows if media else ()) if start <= row < end]
+        if seen and media:
+            hidden = torch.stack([media.hidden[row] for row in seen])
+            places = torch.tensor(seen, device=rows.device) - start
+            rows[places] = self._talker.hidden_projection(hidden.to(rows.device, rows.dtype))
+        return rows
+
+    def _assistant_rows(self, first: int, speaker: int) -> Tensor:
+        tokens, codec = self._speech.tokens, self._speech.talker.codec
+        newline = self._speech.tokens.newline
+        text = [tokens.im_start, tokens.assistant, newline, *[tokens.tts_pad] * 4, tokens.tts_bos, first]
+        codes = [codec.nothink, codec.think_bos, codec.think_eos, speaker, codec.pad, codec.bos]
+        rows = self._text(text)
+        rows[HEADER:] += self._talker.codec_embedding(torch.tensor(codes, device=rows.device))
+        return rows
+
+    def _text(self, ids: Sequence[int]) -> Tensor:
+        device = self._talker.backend.device
+        return self._talker.text_projection(self._embed(torch.tensor(list(ids), device=device)))
+
+    def _positions(self, prompt: PromptRows, segments: Sequence[tuple[int, int]]) -> Tensor | None:
+        """Of the talker's own sequence, counted from its first user segment."""
+        if not prompt.spans:
+            return None
+        spans = [span for start, end in segments for span in spans_between(prompt.spans, start, end)]
+        found = media_positions(
+            [*spans, TextSpan(HEADER + 6)],
+            merge_size=self._omni.vision.spatial_merge_size,
+            positions_per_second=self._omni.position_id_per_seconds,
+        )
+        return torch.tensor(found.rows, dtype=torch.float32)
+
+
+def user_segments(ids: Sequence[int], speech: SpeechConfig) -> Iterator[tuple[int, int]]:
+    """First row and end of each turn of the user, its header and what closes it included."""
+    tokens = speech.tokens
+    starts = [index for index, token in enumerate(ids) if token == tokens.im_start]
+    for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+        if start + 1 < len(ids) and ids[start + 1] == tokens.user:
+            yield start, end
+
+
+def spans_between(spans: Sequence[tuple[Span, int]], start: int, end: int) -> Iterator[Span]:
+    """The spans of rows from ``start`` to ``end``, both of which lie in text; each span with its number of rows."""
+    at = 0
+    for span, count in spans:
+        first, last = max(at, start), min(at + count, end)
+        if first < last:
+            whole = last - first == count
+            assert whole or isinstance(span, TextSpan), f"a turn begins or ends inside {span}"
+            yield span if whole else TextSpan(last - first)
+        at += count
