@@ -165,7 +165,7 @@ def rows_of(reader, mix):
 
 def told(reader, mix, prompt):
     """What transformers is given: ids, features, patches and grids."""
-    prepared = [reader.prepare(piece) for piece in mix if isinstance(piece, MediaPart)]
+    prepared = [reader.prepare(piece, 4096) for piece in mix if isinstance(piece, MediaPart)]
     given = {"input_ids": torch.tensor([prompt.ids]), "attention_mask": torch.ones(1, len(prompt), dtype=torch.long)}
     sounds = [torch.tensor(medium.features) for medium in prepared if medium.features is not None]
     if sounds:

@@ -1,6 +1,6 @@
 """The rows of the journal's tables of vision: the whole released encoder, random weights, against transformers.
 
-python -m tests.models.vision_measurements accuracy|speed > journal/data/vision-….json
+python -m tests.models.vision_measurements accuracy|speed|resize > journal/data/vision-….json
 """
 
 from __future__ import annotations
@@ -9,10 +9,14 @@ import json
 import statistics
 import sys
 import time
+from dataclasses import replace
 
+import numpy as np
 import torch
 
 from lluda.backends import select_backend
+from lluda.config_vision import RELEASED_VISION
+from lluda.inputs.vision_patches import image_patches, video_patches
 from lluda.models.vision_encoder import VisionEncoder, vision_encoder_parameters
 from tests.models.omni_reference import placed_parameters, random_parameters
 from tests.models.test_vision_encoder import (
@@ -94,6 +98,25 @@ def speed():
         }
 
 
+def resize():
+    """How far the released processor's two ways to resize are from each other: Pillow's and torch's."""
+    for height, width, config in ((1080, 1920, 786_432), (480, 640, 200_000), (333, 500, 160_000), (333, 517, 163_840)):
+        bounds = replace(RELEASED_VISION, min_pixels=config // 2, max_pixels=config, min_frame_pixels=config // 2)
+        rows, columns = np.mgrid[:height, :width]
+        waves = [128 + 120 * np.sin(rows / 30 + k) * np.cos(columns / 40 - k) for k in range(3)]
+        noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        for name, pixels in (("waves", np.stack(waves, axis=-1).astype(np.uint8)), ("noise", noise)):
+            picture = image_patches(pixels, bounds)
+            frame = video_patches(iter([pixels]), 1, replace(bounds, max_frame_pixels=config))
+            steps = ((picture.values - frame.values).abs() * 127.5).round()
+            yield {
+                "pixels": f"{name}, {width} x {height}",
+                "resized to": f"{picture.grid[2] * 16} x {picture.grid[1] * 16}",
+                "values that differ": f"{(steps > 0).float().mean().item():.2%}",
+                "by at most (of 255)": int(steps.max()),
+            }
+
+
 if __name__ == "__main__":
     torch.set_num_threads(2)
-    print(json.dumps(list({"accuracy": accuracy, "speed": speed}[sys.argv[1]]()), indent=1))
+    print(json.dumps(list({"accuracy": accuracy, "speed": speed, "resize": resize}[sys.argv[1]]()), indent=1))

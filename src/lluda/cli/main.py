@@ -23,6 +23,7 @@ from lluda.errors import LludaError
 VERBS = {
     "generate": "answer one prompt",
     "ask": "ask an Omni model about recordings, pictures and videos",
+    "speak": "read a text aloud with an Omni model's voice",
     "chat": "talk with a model, turn by turn",
     "inspect": "list every tensor of a checkpoint, with totals by component",
     "plan": "memory by component, before loading",

@@ -7,7 +7,7 @@ step, so that the weights are read once for all of them. ``generate`` is the fol
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +22,7 @@ from lluda.errors import InvalidRequest, LimitExceeded
 from lluda.inputs.text_stream import TextStream
 from lluda.inputs.tokenizer import Tokenizer
 from lluda.models.causal_lm import CausalLM
+from lluda.models.decoder import Observer
 
 PREFILL_CHUNK = 512
 MAX_STREAMS = 16
@@ -66,6 +67,7 @@ class _Sequence:
     params: SamplingParams
     cache: KVCache
     sampler: Sampler
+    observe: ObserverAt | None
     text: TextStream
     stop_ids: frozenset[int]
     max_tokens: int
@@ -103,6 +105,10 @@ class _Sequence:
         )
 
 
+ObserverAt = Callable[[int], Observer]
+"""Given the row of the prompt that a step of its prefill begins with, whom to tell of the step."""
+
+
 class Generator:
     """Runs sequences through one model. ``max_context`` positions at most for each, prompt and answer together."""
 
@@ -125,18 +131,23 @@ class Generator:
         return KVCache(self.model.config, self.cache_options, self.model.backend.device)
 
     def stream(
-        self, prompts: Sequence[Sequence[int] | PromptRows], params: SamplingParams, cache: KVCache | None = None
+        self,
+        prompts: Sequence[Sequence[int] | PromptRows],
+        params: SamplingParams,
+        cache: KVCache | None = None,
+        observe: ObserverAt | None = None,
     ) -> Iterator[Token | Completion]:
         """Yields every token as it is sampled and each sequence's Completion after its last one.
 
         ``params`` has no None left (``SamplingParams.with_defaults``). ``cache``, for a single prompt, may already hold
-        the first positions of that prompt; only the rest is computed.
+        the first positions of that prompt; only the rest is computed. ``observe`` is told of the prompts' prefill.
 
         Raises:
             InvalidRequest: an empty prompt or ids outside the vocabulary.
             LimitExceeded: prompt and max_tokens do not fit the context.
         """
-        waiting = [self._sequence(index, _rows_of(prompt), params, cache) for index, prompt in enumerate(prompts)]
+        rows = [_rows_of(prompt) for prompt in prompts]
+        waiting = [self._sequence(index, prompt, params, cache, observe) for index, prompt in enumerate(rows)]
         return self._run(waiting[::-1])
 
     @torch.inference_mode()
@@ -146,7 +157,7 @@ class Generator:
             while waiting and len(active) < MAX_STREAMS:
                 sequence = waiting.pop()
                 sequence.started = time.perf_counter()
-                yield sequence.take(sequence.sampler.sample(self.prefill(sequence.prompt, sequence.cache)))
+                yield sequence.take(sequence.sampler.sample(self._first_logits(sequence)))
                 active.append(sequence)
             for sequence in active:
                 if sequence.finish_reason:
@@ -157,8 +168,11 @@ class Generator:
                 for sequence, row in zip(active, logits, strict=True):
                     yield sequence.take(sequence.sampler.sample(row))
 
+    def _first_logits(self, sequence: _Sequence) -> Tensor:
+        return self.prefill(sequence.prompt, sequence.cache, sequence.observe)
+
     @torch.inference_mode()
-    def prefill(self, prompt: Sequence[int] | PromptRows, cache: KVCache) -> Tensor:
+    def prefill(self, prompt: Sequence[int] | PromptRows, cache: KVCache, observe: ObserverAt | None = None) -> Tensor:
         """Run the rows the cache does not hold yet, in chunks; returns float logits ``[vocab]`` after the last."""
         device, prompt = self.model.backend.device, _rows_of(prompt)
         logits = torch.empty(0)
@@ -169,7 +183,8 @@ class Generator:
             # Only the very last row's logits are wanted; earlier chunks need none.
             wanted = torch.tensor([rows - 1] if last else [], dtype=torch.int64, device=device)
             ids, positions, injected = prompt.chunk(start, start + rows, device)
-            logits = self.model(ids, positions, [Segment(0, rows, cache)], wanted, injected=injected)
+            told = observe(start) if observe else None
+            logits = self.model(ids, positions, [Segment(0, rows, cache)], wanted, told, injected)
             cache.advance(rows)
         cache.position_offset = prompt.position_offset
         return logits[0].float()
@@ -185,7 +200,14 @@ class Generator:
             cache.advance(1)
         return logits.float()
 
-    def _sequence(self, index: int, prompt: PromptRows, params: SamplingParams, cache: KVCache | None) -> _Sequence:
+    def _sequence(
+        self,
+        index: int,
+        prompt: PromptRows,
+        params: SamplingParams,
+        cache: KVCache | None,
+        observe: ObserverAt | None,
+    ) -> _Sequence:
         vocabulary = self.model.config.vocab_size
         limit = self.cache_options.max_length
         if not prompt.ids:
@@ -208,6 +230,7 @@ class Generator:
             params=params,
             cache=cache if cache is not None else self.new_cache(),
             sampler=Sampler(params, prompt.ids, vocabulary),
+            observe=observe,
             text=TextStream(self.tokenizer, params.stop),
             stop_ids=frozenset((*params.stop_token_ids, *ending)),
             max_tokens=params.max_tokens if params.max_tokens is not None else room,

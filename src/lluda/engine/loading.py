@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,17 @@ from lluda.config_reader import ConfigReader
 from lluda.engine.generation import PREFILL_CHUNK
 from lluda.engine.kv_cache import CacheOptions, Strategy
 from lluda.engine.memory_plan import MemoryPlan, plan_memory
-from lluda.errors import InvalidRequest, LimitExceeded
+from lluda.engine.speech import Voice
+from lluda.engine.talker_prompt import TalkerPromptBuilder
+from lluda.errors import InvalidRequest, LimitExceeded, UnsupportedModel
 from lluda.inputs.chat_template import ChatTemplate
 from lluda.inputs.tokenizer import Tokenizer
-from lluda.models.build import SPEECH_PREFIXES, build_text_model, text_parameters
+from lluda.models.build import SPEECH_PREFIXES, build_text_model, speech_parameters, text_parameters
 from lluda.models.causal_lm import CausalLM
+from lluda.models.code2wav import Code2Wav
+from lluda.models.code_predictor import CodePredictor
+from lluda.models.talker import Talker
+from lluda.models.thinker import PREFIX as THINKER_PREFIX
 from lluda.parameters import ParameterSpec
 from lluda.weights.checkpoint import open_checkpoint, read_config, read_generation_config, read_gguf_metadata
 from lluda.weights.hub import resolve_model
@@ -119,6 +125,13 @@ class ModelFiles:
         return CacheOptions(self.context(options), options.kv_cache, kv_dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    backend: ComputeBackend
+    parameters: Parameters
+    report: LoadReport
+
+
 def load_network(
     files: ModelFiles, options: LoadOptions, progress: Progress | None = None
 ) -> tuple[CausalLM, LoadReport]:
@@ -127,14 +140,51 @@ def load_network(
     Errors as :func:`lluda.engine.model.load`.
     """
     files.plan(options).require_fit()
+    skip = SPEECH_PREFIXES if files.config.omni else ()
+    loaded = _load(files, options, text_parameters(files.config), skip, progress)
+    return build_text_model(files.config, loaded.parameters, loaded.backend), loaded.report
+
+
+def load_voice(
+    files: ModelFiles, options: LoadOptions, thinker: CausalLM | None = None, progress: Progress | None = None
+) -> Voice:
+    """What speaks, in the precision and place of ``options``; the table of tokens is the ``thinker``'s where it is
+    loaded, else it alone is read. UnsupportedModel: a checkpoint that does not speak. Errors as `load_network`."""
+    omni = files.config.omni
+    if omni is None or omni.speech is None:
+        raise UnsupportedModel(
+            f"{files.path}: this checkpoint has no talker, so it cannot speak; take Qwen3-Omni-30B-A3B-Instruct"
+        )
+    table = next(spec for spec in text_parameters(files.config) if spec.role == "embedding")
+    specs = [*speech_parameters(omni.speech), *([] if thinker else [table])]
+    loaded = _load(files, options, specs, (THINKER_PREFIX,), progress)
+    talker = Talker(omni.speech.talker, loaded.parameters, loaded.backend)
+    embeddings = thinker.decoder.embed_tokens.weight if thinker else loaded.parameters.matrix(table.name)
+    dtype = resolve_dtype(options.dtype, files.config.dtype)
+    return Voice(
+        talker=talker,
+        code_predictor=CodePredictor(omni.speech.talker, loaded.parameters, loaded.backend),
+        code2wav=Code2Wav(omni.speech.code2wav, loaded.parameters, loaded.backend),
+        prompts=TalkerPromptBuilder(omni, talker, embeddings),
+        kv_dtype=files.cache_options(options, dtype).dtype,
+    )
+
+
+def _load(
+    files: ModelFiles,
+    options: LoadOptions,
+    specs: Sequence[ParameterSpec],
+    skip: tuple[str, ...],
+    progress: Progress | None,
+) -> _Loaded:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     dtype = resolve_dtype(options.dtype, files.config.dtype)
     backend = select_backend(options.backend, options.device, dtype, options.weights)
     placed, report = load_tensors(
         open_checkpoint(files.path),
-        text_parameters(files.config),
-        skip=SPEECH_PREFIXES if files.config.omni else (),
+        specs,
+        skip=skip,
         place=lambda spec, values: _place(backend, spec, values),
         place_packed=lambda spec, stored: _place_packed(backend, options, spec, stored),
         allow_unexpected=options.allow_unexpected,
@@ -143,7 +193,7 @@ def load_network(
     )
     sizes = {name: value.nbytes for name, value in placed.items()}
     report = replace(report, kept_bf16=_kept_bf16(placed), sizes=sizes)
-    return build_text_model(files.config, Parameters(placed), backend), report
+    return _Loaded(backend, Parameters(placed), report)
 
 
 def _place(backend: ComputeBackend, spec: ParameterSpec, values: Tensor) -> tuple[Weight | Tensor, bool]:

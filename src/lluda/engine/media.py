@@ -67,15 +67,16 @@ class MediaReader:
         omni = thinker.omni
         self._layout = Layout(omni.tokens, omni.vision.spatial_merge_size, omni.position_id_per_seconds)
 
-    def prepare(self, part: MediaPart) -> PreparedMedia:
-        """Read and transform one medium. Errors of the readers: InvalidRequest, LimitExceeded, CorruptFile."""
+    def prepare(self, part: MediaPart, max_tokens: int) -> PreparedMedia:
+        """Read and transform one medium; a video's frames are made small enough for it to take about ``max_tokens`` at
+        most. Errors of the readers: InvalidRequest, LimitExceeded, CorruptFile."""
         if part.kind == "audio":
             features = self._features(part)
             return PreparedMedia(AudioSpan(self._thinker.omni.audio.tokens(len(features))), features)
         if part.kind == "image":
             patches = image_patches(read_image(part.source, where=part.where), self._vision, where=part.where)
             return PreparedMedia(ImageSpan(patches.grid), None, patches)
-        return self._prepare_video(part)
+        return self._prepare_video(part, max_tokens)
 
     def expand(self, ids: Sequence[int], media: Sequence[PreparedMedia | EncodedMedia]) -> MediaPrompt:
         """The template's ids with its placeholders expanded. TemplateError as `expand_placeholders`."""
@@ -129,9 +130,9 @@ class MediaReader:
         )
         return log_mel(blocks, self._mel)
 
-    def _prepare_video(self, part: MediaPart) -> PreparedMedia:
+    def _prepare_video(self, part: MediaPart, max_tokens: int) -> PreparedMedia:
         video = open_video(part.source, part.options.get("fps"), config=self._vision, where=part.where)
-        patches = video_patches(video.frames(), video.count, self._vision, where=part.where)
+        patches = video_patches(video.frames(), video.count, self._vision, max_tokens=max_tokens, where=part.where)
         features, tokens = None, 0
         if part.options.get("use_audio"):
             if not video.has_sound:
@@ -154,7 +155,7 @@ def read_media(
     LimitExceeded: the prompt does not fit ``context`` positions; found before anything is encoded. Else as
     `MediaReader.prepare` and `expand`.
     """
-    prepared = [known.get(part.key) or reader.prepare(part) for part in parts]
+    prepared = [known.get(part.key) or reader.prepare(part, context) for part in parts]
     prompt = reader.expand(ids, prepared)
     if len(prompt.ids) >= context:
         raise LimitExceeded(

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lluda.config import resolve_dtype
+from lluda.engine.frames import SpeechParams
 from lluda.engine.generation import Completion, Generator, Token
 from lluda.engine.kv_cache import KVCache
-from lluda.engine.loading import LoadOptions, ModelFiles, load_chat_template, load_network, load_tokenizer
+from lluda.engine.loading import LoadOptions, ModelFiles, load_chat_template, load_network, load_tokenizer, load_voice
 from lluda.engine.media import EncodedMedia, MediaReader, read_media
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.sampling_params import SamplingParams
+from lluda.engine.speech import SpeechEvent, Voice, speak
+from lluda.engine.talker_prompt import MediaRows
 from lluda.errors import InvalidRequest, UnsupportedModel
 from lluda.inputs.media_parts import take_media
 from lluda.inputs.prompt import build_chat_prompt
@@ -47,6 +50,8 @@ class Model:
 
     def __init__(self, files: ModelFiles, options: LoadOptions, progress: Progress | None = None) -> None:
         self.files = files
+        self._options = options
+        self._voice: Voice | None = None
         self.config = files.config
         self.dtype = resolve_dtype(options.dtype, files.config.dtype)
         self.tokenizer = load_tokenizer(files.path)
@@ -134,6 +139,30 @@ class Model:
         if self.media is None:
             return PromptRows(ids), {}
         return read_media(self.media, ids, parts, self.generator.cache_options.max_length, known)
+
+    def voice(self, progress: Progress | None = None) -> Voice:
+        """What speaks; loaded at the first call. UnsupportedModel: the checkpoint has no talker."""
+        if self._voice is None:
+            self._voice = load_voice(self.files, self._options, self.network, progress)
+        return self._voice
+
+    def speak(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        speech: SpeechParams | None = None,
+        *,
+        speaker: str | None = None,
+        **sampling: Any,
+    ) -> Iterator[SpeechEvent]:
+        """Answer a conversation in text and speech at once: Tokens and SpeechChunks as they are made, the text's
+        Completion, last a SpeechCompletion. ``speaker`` is a name of the config (None: its first)."""
+        voice, prompt = self.voice(), self.chat_prompt(messages)
+        media = MediaRows(prompt, voice.talker.config.accept_hidden_layer)
+        answer = self.generator.stream([prompt], self._sampling(params, sampling), observe=media.observer)
+        chosen = (speech or SpeechParams()).with_defaults(self.files.generation_config)
+        ends = frozenset(self.generator.eos_ids)
+        return speak(voice, answer, ends, chosen, prompt=prompt, media=media, speaker=speaker)
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A multi-turn chat that keeps its KV cache from turn to turn."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lluda.backends.blocks import Weight
-from lluda.config_omni import OmniConfig, SpeechConfig
+from lluda.config_omni import OmniConfig, SpeechConfig, SpeechTokens
 from lluda.engine.prompt_rows import PromptRows
 from lluda.errors import InvalidRequest
 from lluda.inputs.media_positions import Span, TextSpan, media_positions
@@ -57,6 +57,11 @@ class TalkerPromptBuilder:
         assert omni.speech is not None
         self._omni, self._speech, self._talker = omni, omni.speech, talker
         self._embed = Embedding(talker.backend, embeddings)
+
+    @property
+    def tokens(self) -> SpeechTokens:
+        """Ids of the tokens around speech."""
+        return self._speech.tokens
 
     def speaker_id(self, name: str | None) -> int:
         """The id of a speaker by name, in any case of letters; the first of the config if None. InvalidRequest: there

@@ -2,7 +2,7 @@
 
 Pictures are resized by Pillow and frames by torch, both bicubic with antialiasing: so does the processor, whose video
 half is torch alone. On the same bytes the two differ mostly in under one value of a hundred, and by one of 255
-(journal/11-vision.md).
+(journal/13-vision.md).
 """
 
 from __future__ import annotations

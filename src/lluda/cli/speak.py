@@ -1,0 +1,94 @@
+"""``lluda speak``: a given text, read aloud while it is made."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from lluda.cli import options
+from lluda.cli.console import byte_progress, plain_interrupt, say
+from lluda.cli.generate import read_prompt
+from lluda.errors import InvalidRequest
+from lluda.outputs.audio_sink import ENCODINGS, AudioSink, open_audio_sink
+
+if TYPE_CHECKING:
+    from lluda.engine.frames import SpeechParams
+    from lluda.engine.speech import SpeechCompletion, SpeechEvent
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    parser.add_argument("text", help="what is said, or - to read it from stdin")
+    options.add_model(parser)
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="a .wav or .flac file, - for stdout, or speakers"
+    )
+    add_speech(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON document about the speech on stdout")
+    options.add_loading(parser)
+
+
+def add_speech(parser: argparse.ArgumentParser) -> None:
+    """How to speak."""
+    group = parser.add_argument_group("speech (defaults: generation_config.json)")
+    group.add_argument("--speaker", metavar="NAME", help="a speaker of the config (default: its first)")
+    group.add_argument("--encoding", default="pcm16", metavar="E", help=f"{' or '.join(ENCODINGS)} (default pcm16)")
+    group.add_argument("--speech-temperature", type=float, metavar="T", help="0 is greedy")
+    group.add_argument("--speech-seed", type=int, metavar="N", help="repeat the same draw")
+    group.add_argument("--max-frames", type=int, metavar="N", help="80 ms each (default 4096)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load the voice, speak, report times on stderr."""
+    if args.json and args.output == "-":
+        raise InvalidRequest("--json and -o - both want stdout; write the speech to a file")
+    text, params = read_prompt(args.text), speech_params(args)
+    path = options.find_model(args.model, args)
+    with plain_interrupt():
+        from lluda.engine.speech_model import load_speech
+    with byte_progress("loading") as progress:
+        model = load_speech(path, progress=progress, **options.load_options(args))
+    say(model.describe())
+    events = model.speak(text, params, speaker=args.speaker)
+    with open_audio_sink(args.output, model.sample_rate, args.encoding) as sink:
+        completion = write_speech(events, sink)
+    if args.json:
+        options.print_json({"model": str(path), "run": model.describe(), "output": args.output, **asdict(completion)})
+    else:
+        say(spoken(completion, model.voice.seconds(completion.frames)))
+    return 0
+
+
+def speech_params(args: argparse.Namespace) -> SpeechParams:
+    """What was asked for; the rest is left to the model's defaults. InvalidRequest: a value out of its range."""
+    from lluda.engine.frames import SpeechParams
+    from lluda.engine.sampling_params import SamplingParams
+
+    sampling = SamplingParams(temperature=args.speech_temperature, seed=args.speech_seed)
+    return SpeechParams(sampling=sampling, max_frames=args.max_frames)
+
+
+def write_speech(events: Iterable[SpeechEvent], sink: AudioSink) -> SpeechCompletion:
+    """Hand all samples to ``sink`` as they come."""
+    from lluda.engine.speech import SpeechChunk, SpeechCompletion
+
+    for event in events:
+        if isinstance(event, SpeechChunk):
+            sink.write(event.samples)
+        elif isinstance(event, SpeechCompletion):
+            return event
+    raise AssertionError("the speech ended without a SpeechCompletion")
+
+
+def spoken(completion: SpeechCompletion, audio_seconds: float) -> str:
+    """How long it took, in one line."""
+    if not completion.frames:
+        return "nothing was spoken: the answer has no text"
+    ended = " (stopped: max_frames)" if completion.finish_reason == "length" else ""
+    factor, first = completion.seconds / audio_seconds, completion.first_audio_seconds or 0.0
+    return (
+        f"{audio_seconds:.2f} s of speech in {completion.seconds:.2f} s ({factor:.2f} of real time), "
+        f"the first sound after {first:.2f} s{ended}"
+    )

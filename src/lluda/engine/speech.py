@@ -1,0 +1,191 @@
+"""Speech while the text is still being written: thinker, talker, code predictor and code2wav take turns.
+
+One thread runs them all. Each turn the thinker adds a token, the talker and its predictor a frame, and code2wav the
+samples that the frame completes; so speech begins with the first token of text, nothing runs ahead without bound, a
+consumer that stops asking stops everything within a frame, and an error in one stage ends the request in all. Where the
+stages share one memory bus, taking turns costs nothing against running side by side.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, repeat
+from typing import TYPE_CHECKING
+
+import torch
+
+from lluda.config_code2wav import SAMPLE_RATE
+from lluda.engine.frames import FrameGenerator, SpeechParams
+from lluda.engine.generation import Completion, Token
+from lluda.engine.prompt_rows import PromptRows
+from lluda.engine.talker_prompt import MediaRows, TalkerPromptBuilder
+from lluda.models.code2wav import Code2Wav, Code2WavState
+from lluda.models.code_predictor import CodePredictor
+from lluda.models.talker import Talker
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+RAMP = (1, 1, 2, 4, 8)
+"""Frames that code2wav is given at once: few at first, so that the first sound comes early."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechChunk:
+    """Samples that follow those of the chunk before, mono float32 in [-1, 1]; the ``codes`` of the frames that completed
+    them; ``seconds`` since the request."""
+
+    samples: NDArray[np.float32]
+    codes: tuple[tuple[int, ...], ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechCompletion:
+    """The end of the speech. ``finish_reason``: ``stop`` (the talker ended it), ``length`` (max_frames) or ``silent``
+    (there was no text to speak). Seconds since the request; None for what did not happen."""
+
+    frames: int
+    finish_reason: str
+    first_text_seconds: float | None
+    first_audio_seconds: float | None
+    seconds: float
+
+
+SpeechEvent = Token | Completion | SpeechChunk | SpeechCompletion
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Voice:
+    """The half of an Omni model that speaks."""
+
+    talker: Talker
+    code_predictor: CodePredictor
+    code2wav: Code2Wav
+    prompts: TalkerPromptBuilder
+    kv_dtype: str
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples a second."""
+        return SAMPLE_RATE
+
+    def seconds(self, frames: int) -> float:
+        """Seconds of sound that so many frames make."""
+        return self.code2wav.config.samples(frames) / SAMPLE_RATE if frames else 0.0
+
+
+class _Text:
+    """The answer's tokens as the talker asks for them. What the thinker says meanwhile waits in ``events``."""
+
+    def __init__(self, source: Iterator[Token | Completion], end_ids: frozenset[int], started: float) -> None:
+        self._source, self._end_ids, self._started = source, end_ids, started
+        self.events: list[Token | Completion] = []
+        self.first_seconds: float | None = None
+        self.ended = False
+
+    def next(self) -> int | None:
+        """The next token to speak; None when the thinker has ended. The id that ends a turn is not spoken."""
+        while not self.ended:
+            event = next(self._source, None)
+            if event is None:
+                self.ended = True
+                break
+            self.events.append(event)
+            if isinstance(event, Token) and event.id not in self._end_ids:
+                if self.first_seconds is None:
+                    self.first_seconds = time.perf_counter() - self._started
+                return event.id
+        return None
+
+    def take(self) -> list[Token | Completion]:
+        """What has waited."""
+        waiting, self.events = self.events, []
+        return waiting
+
+
+def read_aloud(
+    voice: Voice, tokens: Sequence[tuple[int, str]], params: SpeechParams, speaker: str | None = None
+) -> Iterator[SpeechEvent]:
+    """The speech of given text, as `speak`; ``tokens`` with the text of each."""
+    return speak(voice, (Token(0, number, text) for number, text in tokens), frozenset(), params, speaker=speaker)
+
+
+def speak(
+    voice: Voice,
+    answer: Iterator[Token | Completion],
+    end_ids: frozenset[int],
+    params: SpeechParams,
+    *,
+    prompt: PromptRows | None = None,
+    media: MediaRows | None = None,
+    speaker: str | None = None,
+) -> Iterator[SpeechEvent]:
+    """The events of ``answer`` as they come, and its speech between them; last a SpeechCompletion.
+
+    ``end_ids`` end the thinker's turn; ``params`` has no None left; ``prompt`` and ``media`` are what the thinker was
+    given, None for text that nobody asked for. InvalidRequest: an unknown speaker (before anything is computed).
+    """
+    voice.prompts.speaker_id(speaker)
+    started = time.perf_counter()
+    text = _Text(answer, end_ids, started)
+    first = text.next()
+    yield from text.take()
+    frames, reason, first_audio = 0, "silent", None
+    if first is not None:
+        generator = _prefilled(voice, params, prompt, media, first, speaker)
+        state, sizes, waiting = voice.code2wav.stream(), chain(RAMP, repeat(RAMP[-1])), []
+        size, reason, tts_end = next(sizes), "length", iter((voice.prompts.tokens.tts_eos,))
+        assert params.max_frames is not None
+        while frames < params.max_frames:
+            codes = generator.next_codes()
+            if codes is None:
+                reason = "stop"
+                break
+            frames += 1
+            waiting.append(codes)
+            if len(waiting) == size:
+                chunk = _vocode(voice, state, waiting, started)
+                first_audio = first_audio if first_audio is not None else chunk.seconds
+                yield chunk
+                waiting, size = [], next(sizes)
+            token = text.next()
+            yield from text.take()
+            if token is None:
+                token = next(tts_end, voice.prompts.tokens.tts_pad)
+            generator.feed(voice.prompts.text_row(token))
+        if waiting:
+            chunk = _vocode(voice, state, waiting, started)
+            first_audio = first_audio if first_audio is not None else chunk.seconds
+            yield chunk
+    while text.next() is not None:
+        yield from text.take()
+    yield from text.take()
+    yield SpeechCompletion(frames, reason, text.first_seconds, first_audio, time.perf_counter() - started)
+
+
+@torch.inference_mode()
+def _prefilled(
+    voice: Voice,
+    params: SpeechParams,
+    prompt: PromptRows | None,
+    media: MediaRows | None,
+    first: int,
+    speaker: str | None,
+) -> FrameGenerator:
+    built = voice.prompts.build(prompt, media, first, speaker)
+    assert params.max_frames is not None
+    rows = len(built.rows) + params.max_frames
+    generator = FrameGenerator(voice.talker, voice.code_predictor, params, max_rows=rows, kv_dtype=voice.kv_dtype)
+    generator.prefill(built.rows, built.positions)
+    return generator
+
+
+@torch.inference_mode()
+def _vocode(voice: Voice, state: Code2WavState, waiting: list[list[int]], started: float) -> SpeechChunk:
+    samples = voice.code2wav.push(torch.tensor(waiting).T, state)
+    codes = tuple(tuple(frame) for frame in waiting)
+    return SpeechChunk(samples.float().cpu().numpy(), codes, time.perf_counter() - started)
