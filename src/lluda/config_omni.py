@@ -38,8 +38,6 @@ class SpeechTokens:
     tts_bos: int
     tts_eos: int
     tts_pad: int
-    newline: int = 198
-    """Of the released tokenizer; no config names it (spec section 10)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +91,7 @@ def read_omni(reader: ConfigReader) -> tuple[DecoderConfig, OmniConfig]:
 
 
 def _speech(reader: ConfigReader, thinker: DecoderConfig) -> SpeechConfig | None:
-    names = (name for name in SpeechTokens.__dataclass_fields__ if name != "newline")
-    tokens = {name: f"{name}_token_id" for name in names}
+    tokens = {name: f"{name}_token_id" for name in SpeechTokens.__dataclass_fields__}
     talker, code2wav = reader.section("talker_config"), reader.section("code2wav_config")
     speaks = reader.boolean("enable_audio_output", default=talker is not None)
     if not speaks or talker is None or code2wav is None:

@@ -77,8 +77,8 @@ def test_exit_ends_without_reading_on(lluda, model, conversations, command):
 
 def test_commands_are_explained_and_a_space_makes_text_of_them(lluda, model, conversations):
     printed = lluda("chat", "-m", model, *GREEDY, stdin=b"/help\n/rest\n\n   \n /reset\n")
-    assert printed.lines[2].startswith("lluda: /reset forgets the conversation; /system TEXT ")
-    assert printed.lines[3].startswith("lluda: /rest is no command: /reset forgets")
+    assert printed.lines[2].startswith("lluda: /audio FILE, /image FILE and /video FILE ")
+    assert printed.lines[3].startswith("lluda: /rest is no command: /audio FILE")
     assert len(conversations) == 1
     assert contents(conversations[0])[0] == "/reset"
     assert roles(conversations[0]) == ["user", "assistant"]

@@ -181,7 +181,7 @@ def test_a_request_that_cannot_be_met_is_refused_before_loading(lluda, model, ne
         (["--threads", "0"], "threads must be a positive integer, not 0"),
         (["--threads", "100000"], "threads must be at most 1024, not 100000"),
         (["--backend", "gpu"], "backend 'gpu' does not exist; choose one of auto, "),
-        (["--weights", "q2"], "weights 'q2' is not one of bf16, packed"),
+        (["--weights", "q2"], "weights 'q2' is not one of auto, bf16, packed, blocked"),
         (["--max-context", "3"], "the context holds 3; shorten it"),
         (["-n", "5000"], "exceeds the context of 1024; ask for at most "),
     ],

@@ -31,6 +31,9 @@ from lluda.backends.packing import pack_matrix, packed_view, share_torch_threads
 from lluda.backends.reference import ReferenceBackend
 from lluda.errors import InvalidRequest
 
+FEW_ROWS = 16
+"""Rows of a product up to which reading the weights is the limit, and torch's product far from it."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NativeWeight:
@@ -126,6 +129,10 @@ class CpuBackend(ReferenceBackend):
         return rows
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        if len(x) > FEW_ROWS and weight.format == "BF16":
+            # Encoders: between torch's operations torch's own product, as good for many rows, or each one's threads
+            # would spin while the other's work (journal/08-benchmarks.md).
+            return torch.nn.functional.linear(x, _native(weight).memory, None if bias is None else bias.to(x.dtype))
         x = x.contiguous()
         y = torch.empty(len(x), weight.out_features, dtype=torch.bfloat16)
         struct = _biased(weight, bias)

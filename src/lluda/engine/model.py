@@ -162,7 +162,7 @@ class Model:
         answer = self.generator.stream([prompt], self._sampling(params, sampling), observe=media.observer)
         chosen = (speech or SpeechParams()).with_defaults(self.files.generation_config)
         ends = frozenset(self.generator.eos_ids)
-        return speak(voice, answer, ends, chosen, prompt=prompt, media=media, speaker=speaker)
+        return speak(voice, answer, ends, chosen, prompt, media, speaker)
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A multi-turn chat that keeps its KV cache from turn to turn."""

@@ -156,7 +156,8 @@ class Sampler:
 
 
 def _argmax(scores: Tensor) -> int:
-    token = int(scores.argmax())
+    # numpy's is ten times as fast on one thread, and wakes none of torch's, which would spin on beside the kernels'.
+    token = int(scores.numpy().argmax()) if scores.device.type == "cpu" else int(scores.argmax())
     _require_finite(float(scores[token]))  # NaN counts as the largest, so one look finds any
     return token
 

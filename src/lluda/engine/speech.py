@@ -9,7 +9,7 @@ stages share one memory bus, taking turns costs nothing against running side by 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import TYPE_CHECKING
@@ -35,8 +35,8 @@ RAMP = (1, 1, 2, 4, 8)
 
 @dataclass(frozen=True, slots=True)
 class SpeechChunk:
-    """Samples that follow those of the chunk before, mono float32 in [-1, 1]; the ``codes`` of the frames that completed
-    them; ``seconds`` since the request."""
+    """Samples that follow those of the chunk before, mono float32 in [-1, 1]; the ``codes`` of the frames that
+    completed them; ``seconds`` since the request."""
 
     samples: NDArray[np.float32]
     codes: tuple[tuple[int, ...], ...]
@@ -107,27 +107,19 @@ class _Text:
         return waiting
 
 
-def read_aloud(
-    voice: Voice, tokens: Sequence[tuple[int, str]], params: SpeechParams, speaker: str | None = None
-) -> Iterator[SpeechEvent]:
-    """The speech of given text, as `speak`; ``tokens`` with the text of each."""
-    return speak(voice, (Token(0, number, text) for number, text in tokens), frozenset(), params, speaker=speaker)
-
-
 def speak(
     voice: Voice,
     answer: Iterator[Token | Completion],
     end_ids: frozenset[int],
     params: SpeechParams,
-    *,
-    prompt: PromptRows | None = None,
+    prompt: PromptRows,
     media: MediaRows | None = None,
     speaker: str | None = None,
 ) -> Iterator[SpeechEvent]:
     """The events of ``answer`` as they come, and its speech between them; last a SpeechCompletion.
 
     ``end_ids`` end the thinker's turn; ``params`` has no None left; ``prompt`` and ``media`` are what the thinker was
-    given, None for text that nobody asked for. InvalidRequest: an unknown speaker (before anything is computed).
+    given. InvalidRequest: an unknown speaker (before anything is computed).
     """
     voice.prompts.speaker_id(speaker)
     started = time.perf_counter()
@@ -171,7 +163,7 @@ def speak(
 def _prefilled(
     voice: Voice,
     params: SpeechParams,
-    prompt: PromptRows | None,
+    prompt: PromptRows,
     media: MediaRows | None,
     first: int,
     speaker: str | None,

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from lluda.engine.frames import SpeechParams
+from lluda.engine.generation import Token
 from lluda.engine.loading import LoadOptions, ModelFiles, load_tokenizer, load_voice
-from lluda.engine.speech import SpeechEvent, read_aloud
+from lluda.engine.prompt_rows import PromptRows
+from lluda.engine.speech import SpeechEvent, speak
 from lluda.errors import InvalidRequest, LimitExceeded
 from lluda.weights.loader import Progress
 
@@ -60,5 +62,7 @@ class SpeechModel:
                 f"the text has {len(ids)} tokens; at most {MAX_TEXT_TOKENS} are spoken at once: give it in parts"
             )
         self.voice.prompts.speaker_id(speaker)
-        tokens = [(number, self.tokenizer.decode([number])) for number in ids]
-        return read_aloud(self.voice, tokens, chosen, speaker)
+        tokens = self.voice.prompts.tokens
+        header = [tokens.im_start, tokens.assistant, *self.tokenizer.encode("\n", allow_special=False)]
+        said = (Token(0, number, self.tokenizer.decode([number])) for number in ids)
+        return speak(self.voice, said, frozenset(), chosen, PromptRows(header), speaker=speaker)

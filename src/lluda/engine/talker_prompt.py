@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lluda.backends.blocks import Weight
-from lluda.config_omni import OmniConfig, SpeechConfig, SpeechTokens
+from lluda.config_omni import OmniConfig, SpeechTokens
 from lluda.engine.prompt_rows import PromptRows
 from lluda.errors import InvalidRequest
 from lluda.inputs.media_positions import Span, TextSpan, media_positions
@@ -76,18 +76,16 @@ class TalkerPromptBuilder:
         """The row ``[1, hidden]`` that a token of the answer, or one of the tts ids, adds."""
         return self._text([token])
 
-    def build(
-        self, prompt: PromptRows | None, media: MediaRows | None, first: int, speaker: str | None
-    ) -> TalkerPrompt:
-        """The prompt for an answer whose first token is ``first``; ``prompt`` is the thinker's, with ``media`` complete,
-        or None for text that nobody asked for."""
-        segments = list(user_segments(prompt.ids, self._speech)) if prompt else []
-        parts = [self._user_rows(prompt, media, start, end) for start, end in segments if prompt]
-        rows = torch.cat([*parts, self._assistant_rows(first, self.speaker_id(speaker))])
-        return TalkerPrompt(rows, self._positions(prompt, segments) if prompt else None)
+    def build(self, prompt: PromptRows, media: MediaRows | None, first: int, speaker: str | None) -> TalkerPrompt:
+        """The prompt for an answer whose first token is ``first``. ``prompt`` is the thinker's and ends with the header
+        of the assistant's turn; ``media`` is complete (None: there are none)."""
+        segments = list(user_segments(prompt.ids, self._speech.tokens))
+        header = assistant_header(prompt.ids, self._speech.tokens)
+        parts = [self._user_rows(prompt, media, start, end) for start, end in segments]
+        rows = torch.cat([*parts, self._assistant_rows(header, first, self.speaker_id(speaker))])
+        return TalkerPrompt(rows, self._positions(prompt, segments))
 
-    def _user_rows(self, prompt: PromptRows | None, media: MediaRows | None, start: int, end: int) -> Tensor:
-        assert prompt is not None
+    def _user_rows(self, prompt: PromptRows, media: MediaRows | None, start: int, end: int) -> Tensor:
         rows = self._text(prompt.ids[start:end])
         seen = [row for row in (media.rows if media else ()) if start <= row < end]
         if seen and media:
@@ -96,10 +94,9 @@ class TalkerPromptBuilder:
             rows[places] = self._talker.hidden_projection(hidden.to(rows.device, rows.dtype))
         return rows
 
-    def _assistant_rows(self, first: int, speaker: int) -> Tensor:
+    def _assistant_rows(self, header: Sequence[int], first: int, speaker: int) -> Tensor:
         tokens, codec = self._speech.tokens, self._speech.talker.codec
-        newline = self._speech.tokens.newline
-        text = [tokens.im_start, tokens.assistant, newline, *[tokens.tts_pad] * 4, tokens.tts_bos, first]
+        text = [*header, *[tokens.tts_pad] * 4, tokens.tts_bos, first]
         codes = [codec.nothink, codec.think_bos, codec.think_eos, speaker, codec.pad, codec.bos]
         rows = self._text(text)
         rows[HEADER:] += self._talker.codec_embedding(torch.tensor(codes, device=rows.device))
@@ -122,9 +119,16 @@ class TalkerPromptBuilder:
         return torch.tensor(found.rows, dtype=torch.float32)
 
 
-def user_segments(ids: Sequence[int], speech: SpeechConfig) -> Iterator[tuple[int, int]]:
+def assistant_header(ids: Sequence[int], tokens: SpeechTokens) -> Sequence[int]:
+    """The ids that open the last turn of the assistant. InvalidRequest: there is none."""
+    for start in range(len(ids) - HEADER, -1, -1):
+        if ids[start] == tokens.im_start and ids[start + 1] == tokens.assistant:
+            return ids[start : start + HEADER]
+    raise InvalidRequest("the prompt opens no turn of the assistant, so there is nothing to speak; use a chat prompt")
+
+
+def user_segments(ids: Sequence[int], tokens: SpeechTokens) -> Iterator[tuple[int, int]]:
     """First row and end of each turn of the user, its header and what closes it included."""
-    tokens = speech.tokens
     starts = [index for index, token in enumerate(ids) if token == tokens.im_start]
     for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
         if start + 1 < len(ids) and ids[start + 1] == tokens.user:

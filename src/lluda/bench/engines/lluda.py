@@ -53,7 +53,8 @@ class LludaSession(SteppingSession):
 
     def step(self, tokens: list[int]) -> list[int]:
         """See ``SteppingSession``."""
-        chosen: list[int] = self._generator.step(tokens, self._caches).argmax(-1).tolist()
+        # As the sampler chooses greedily: numpy's argmax (see lluda.engine.sampler).
+        chosen: list[int] = self._generator.step(tokens, self._caches).cpu().numpy().argmax(-1).tolist()
         return chosen
 
 
