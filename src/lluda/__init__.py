@@ -20,9 +20,12 @@ from lluda.errors import (
 )
 
 if TYPE_CHECKING:
+    from lluda.engine.frames import SpeechParams
     from lluda.engine.generation import Completion, Token
     from lluda.engine.model import Conversation, Model, load
     from lluda.engine.sampling_params import SamplingParams
+    from lluda.engine.speech import SpeechChunk, SpeechCompletion
+    from lluda.engine.speech_model import SpeechModel, load_speech
 
 __version__ = "0.1.0"
 
@@ -38,10 +41,15 @@ __all__ = [
     "ModelNotFound",
     "OutOfMemory",
     "SamplingParams",
+    "SpeechChunk",
+    "SpeechCompletion",
+    "SpeechModel",
+    "SpeechParams",
     "TemplateError",
     "Token",
     "UnsupportedModel",
     "load",
+    "load_speech",
 ]
 
 _LAZY = {
@@ -49,8 +57,13 @@ _LAZY = {
     "Conversation": "lluda.engine.model",
     "Model": "lluda.engine.model",
     "SamplingParams": "lluda.engine.sampling_params",
+    "SpeechChunk": "lluda.engine.speech",
+    "SpeechCompletion": "lluda.engine.speech",
+    "SpeechModel": "lluda.engine.speech_model",
+    "SpeechParams": "lluda.engine.frames",
     "Token": "lluda.engine.generation",
     "load": "lluda.engine.model",
+    "load_speech": "lluda.engine.speech_model",
 }
 
 

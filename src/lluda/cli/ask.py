@@ -1,16 +1,22 @@
-"""``lluda ask``: one question about recordings, pictures and videos, the answer streamed to stdout."""
+"""``lluda ask``: one question about recordings, pictures and videos, the answer streamed to stdout, and spoken."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lluda.cli import options
-from lluda.cli.console import say
+from lluda.cli.console import byte_progress, say
 from lluda.cli.generate import document, load_model, print_stream, rates, read_prompt, require_text
+from lluda.cli.speak import add_speech, speech_params, spoken
 from lluda.errors import InvalidRequest
+from lluda.outputs.audio_sink import open_audio_sink
+
+if TYPE_CHECKING:
+    from lluda.engine.model import Model
+    from lluda.engine.sampling_params import SamplingParams
 
 _FORMATS = {
     "audio": "wav, flac, mp3, m4a, ogg, webm, …",
@@ -49,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--fps", type=float, metavar="X", help="frames taken from a second of video (default 2)")
     group.add_argument("--use-audio", action="store_true", help="hear the sound tracks of the videos too")
     options.add_conversation(parser)
+    parser.add_argument("--speak", metavar="FILE", help="speak the answer too: a .wav or .flac file, or speakers")
+    add_speech(parser)
     parser.add_argument("--json", action="store_true", help="one JSON document instead of streamed text")
     options.add_sampling(parser)
     options.add_loading(parser)
@@ -57,17 +65,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load, read the media, answer, report rates on stderr."""
     require_text(args.system or "", "--system")
+    if args.speak and args.json:
+        raise InvalidRequest("--json has no place for speech; leave it out, or --speak")
+    if args.speak == "-":
+        raise InvalidRequest("stdout is the text's; write the speech to a file, or to speakers")
     question, params = read_prompt(args.question), options.sampling_params(args)
     content = [*media_content(args), {"type": "text", "text": question}]
     model = load_model(args)
     system = [] if args.system is None else [{"role": "system", "content": args.system}]
     messages = [*system, {"role": "user", "content": content}]
+    if args.speak:
+        return _speak(model, messages, params, args)
     events = model.chat_stream(messages, params, enable_thinking=args.thinking)
     completion = print_stream(events, quiet=args.json)
     if args.json:
         options.print_json(document(model, question, completion))
     else:
         say(rates(model, completion))
+    return 0
+
+
+def _speak(model: Model, messages: Sequence[dict[str, Any]], params: SamplingParams, args: argparse.Namespace) -> int:
+    """Text to stdout and speech to the sink, both as they are made."""
+    from lluda.engine.generation import Completion, Token
+    from lluda.engine.speech import SpeechCompletion
+
+    with byte_progress("loading the voice") as progress:
+        voice = model.voice(progress)
+    voice.prompts.speaker_id(args.speaker)
+    with open_audio_sink(args.speak, voice.sample_rate, args.encoding) as sink:
+        for event in model.speak(messages, params, speech_params(args), speaker=args.speaker):
+            match event:
+                case Token():
+                    print(event.text, end="", flush=True)
+                case Completion():
+                    print(flush=True)
+                    say(rates(model, event))
+                case SpeechCompletion():
+                    say(spoken(event, voice.seconds(event.frames)))
+                case _:
+                    sink.write(event.samples)
     return 0
 
 

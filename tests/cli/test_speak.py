@@ -1,0 +1,96 @@
+"""Speech on the command line: a text read aloud, and an answer in text and speech at once."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import lluda as package
+from lluda.errors import LimitExceeded
+from tests.cli.omni import write_omni, write_speaking_omni
+
+soundfile = pytest.importorskip("soundfile")
+
+SPEECH = ("--speech-temperature", 0, "--max-frames", 7)
+
+
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory):
+    return write_speaking_omni(tmp_path_factory.mktemp("speaking") / "tiny")
+
+
+def test_a_text_is_spoken_to_a_file(lluda, speaking, tmp_path):
+    printed = lluda("speak", "-m", speaking, *SPEECH, "hello world", "-o", tmp_path / "a.wav", "--encoding", "float")
+    assert printed.code == 0
+    samples, rate = soundfile.read(tmp_path / "a.wav", dtype="float32")
+    assert rate == 24000
+    model = package.load_speech(speaking)
+    params = package.SpeechParams(sampling=package.SamplingParams(temperature=0), max_frames=7)
+    chunks = [event for event in model.speak("hello world", params) if isinstance(event, package.SpeechChunk)]
+    expected = np.concatenate([chunk.samples for chunk in chunks])
+    assert len(expected) == len(samples) == model.voice.code2wav.config.samples(7)
+    np.testing.assert_allclose(samples, expected, atol=1e-6)
+    assert "s of speech in" in printed.err
+    assert "(stopped: max_frames)" in printed.err
+
+
+def test_the_document_says_what_was_spoken(lluda, speaking, tmp_path):
+    printed = lluda(
+        "speak", "-m", speaking, *SPEECH, "--json", "hello", "-o", tmp_path / "a.flac", "--speaker", "Chelsie"
+    )
+    found = json.loads(printed.out)
+    assert (found["frames"] == 7) == (found["finish_reason"] == "length")
+    model = package.load_speech(speaking)
+    assert soundfile.info(tmp_path / "a.flac").frames == model.voice.code2wav.config.samples(found["frames"]) > 0
+    assert found["first_audio_seconds"] <= found["seconds"]
+    assert soundfile.info(tmp_path / "a.flac").samplerate == 24000
+
+
+def test_an_answer_is_written_and_spoken(lluda, speaking, tmp_path):
+    soundfile.write(tmp_path / "q.wav", np.random.default_rng(0).normal(0, 0.1, 16000), 16000)
+    arguments = ("-t", 0, "-n", 5, *SPEECH, "--audio", tmp_path / "q.wav", "what?")
+    spoken = lluda("ask", "-m", speaking, "--speak", tmp_path / "a.wav", *arguments)
+    written = lluda("ask", "-m", speaking, *arguments)
+    assert spoken.code == written.code == 0
+    assert spoken.out == written.out
+    assert len(soundfile.read(tmp_path / "a.wav")[0]) > 0
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "rule"),
+    [
+        ("speak", ("--speaker", "bob", "-o", "a.wav"), "speaker 'bob' does not exist; choose one of ethan, chelsie"),
+        ("speak", ("-o", "a.mp3"), "written as .wav or .flac"),
+        ("speak", ("-o", "-", "--json"), "both want stdout"),
+        ("speak", ("-o", "a.wav", "--max-frames", 0), "max_frames must be at least 1"),
+        ("ask", ("--speak", "-"), "stdout is the text's"),
+        ("ask", ("--speak", "a.wav", "--json"), "--json has no place for speech"),
+        ("ask", ("--speak", "a.wav", "--speaker", "bob"), "speaker 'bob'"),
+    ],
+)
+def test_what_cannot_be_is_refused(lluda, speaking, tmp_path, monkeypatch, verb, options, rule):
+    monkeypatch.chdir(tmp_path)
+    printed = lluda(verb, "-m", speaking, *options, "hello")
+    assert printed.code == 2
+    assert rule in printed.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_without_a_talker_says_so(lluda, tmp_path):
+    mute = write_omni(tmp_path / "mute")
+    printed = lluda("speak", "-m", mute, "hello", "-o", tmp_path / "a.wav")
+    assert printed.code == 2
+    assert "has no talker, so it cannot speak" in printed.err
+
+
+def test_a_text_too_long_for_one_speech_is_refused_with_both_numbers(speaking):
+    with pytest.raises(LimitExceeded, match="the text has 100000 tokens; at most 4096"):
+        package.load_speech(speaking).speak("z" * 100_000)
+
+
+def test_text_without_anything_speakable_is_spoken_all_the_same(speaking):
+    params = package.SpeechParams(sampling=package.SamplingParams(seed=1), max_frames=3)
+    *_, completion = package.load_speech(speaking).speak("\n\n", params)
+    assert completion.frames <= 3
