@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     options.add_model_argument(parser)
     options.add_unknown_config(parser)
+    parser.add_argument("--speech", action="store_true", help="count what an Omni model speaks with too")
     parser.add_argument("--json", action="store_true", help="one JSON document")
     options.add_memory(parser)
 
@@ -24,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
         from lluda.engine.loading import LoadOptions, ModelFiles
 
     files = ModelFiles.find(path, allow_unknown_config=args.allow_unknown_config)
-    plan = files.plan(LoadOptions(**options.load_options(args)))
+    plan = files.plan(LoadOptions(**options.load_options(args)), speech=args.speech)
     if args.json:
         totals = {"parameters": plan.parameters, "weight_bytes": plan.weight_bytes, "total": plan.total}
         options.print_json({"model": str(files.path), **asdict(plan), **totals, "fits": plan.total <= plan.available})

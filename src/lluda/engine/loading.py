@@ -26,7 +26,13 @@ from lluda.engine.talker_prompt import TalkerPromptBuilder
 from lluda.errors import InvalidRequest, LimitExceeded, UnsupportedModel
 from lluda.inputs.chat_template import ChatTemplate
 from lluda.inputs.tokenizer import Tokenizer
-from lluda.models.build import SPEECH_PREFIXES, build_text_model, speech_parameters, text_parameters
+from lluda.models.build import (
+    SPEECH_PREFIXES,
+    all_parameters,
+    build_text_model,
+    speech_parameters,
+    text_parameters,
+)
 from lluda.models.causal_lm import CausalLM
 from lluda.models.code2wav import Code2Wav
 from lluda.models.code_predictor import CodePredictor
@@ -97,11 +103,11 @@ class ModelFiles:
         reader = ConfigReader(self.generation_config, str(self.path / "generation_config.json"))
         return reader.token_ids("eos_token_id") or self.config.eos_token_ids
 
-    def plan(self, options: LoadOptions) -> MemoryPlan:
-        """The memory this model will take under ``options``."""
+    def plan(self, options: LoadOptions, *, speech: bool = False) -> MemoryPlan:
+        """The memory this model will take under ``options``, with what speaks if ``speech``."""
         context, dtype = self.context(options), resolve_dtype(options.dtype, self.config.dtype)
         return plan_memory(
-            text_parameters(self.config),
+            all_parameters(self.config) if speech else text_parameters(self.config),
             self.config.text,
             dtype=dtype,
             kv_bytes=self.cache_options(options, dtype).bytes_for(self.config.text, context),

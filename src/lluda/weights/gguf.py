@@ -105,6 +105,9 @@ class GGUFFile:
         rows = _half_split(stored.view(entry.shape[0], row_bytes), heads, entry)
         return rows.view(*entry.shape[:-1], -1)
 
+    def packed(self, name: str) -> None:
+        """GGUF files hold no packed BF16."""
+
     def release(self, entry: TensorEntry) -> None:
         """Let go of the memory behind an entry, as `MappedFile.release`."""
         self._file.release(entry.offset, entry.nbytes)
