@@ -217,16 +217,6 @@ def test_the_worker_is_light():
     assert not names & {"torch", "numpy", "lluda", "tokenizers", "transformers"}
 
 
-def test_the_worker_starts_quickly():
-    """Best of some, as the machine may be busy."""
-    seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
-        ChatTemplate("x", Path("t.jinja")).start()
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.5
-
-
 def test_modules_in_the_current_folder_are_not_taken(tmp_path, monkeypatch):
     for name in ("jinja2", "json", "socket"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the folder was imported')")

