@@ -174,6 +174,32 @@ typedef struct lluda_mlp {
 /* down(silu(gate) * up), the product rounded once to BF16. */
 LLUDA_API int lluda_mlp_block(const lluda_mlp *block, int64_t rows, float *x, int64_t x_stride);
 
+enum { LLUDA_GELU_ERF = 0, LLUDA_GELU_TANH = 1 };
+
+/* A layer of an encoder: x += out(attention(qkv(layernorm1(x)))), then x += fc2(gelu(fc1(layernorm2(x)))). Queries,
+ * keys, values, what attention gives and the inner rows are each rounded once to BF16. */
+typedef struct lluda_encoder {
+    int64_t hidden;
+    int64_t heads;
+    int64_t head_dim; /* even */
+    int64_t intermediate;
+    const float *norm1, *norm1_bias; /* F32 [hidden] */
+    const float *norm2, *norm2_bias;
+    const lluda_weight *qkv; /* array: q, k and v, [heads * head_dim, hidden] each; or one, the three below each other */
+    int64_t qkv_count;       /* 3 or 1 */
+    const lluda_weight *out; /* [hidden, heads * head_dim] */
+    const lluda_weight *fc1; /* [intermediate, hidden] */
+    const lluda_weight *fc2; /* [hidden, intermediate] */
+    float norm1_eps, norm2_eps;
+    int32_t gelu;     /* LLUDA_GELU_*: exact, or by its tanh approximation */
+    int32_t reserved; /* 0 */
+} lluda_encoder;
+
+/* Consecutive runs of lengths[i] >= 1 rows, together `rows`; each row attends to all rows of its run. cos and sin
+ * F32 [rows, head_dim / 2] turn queries and keys, or are both NULL. */
+LLUDA_API int lluda_encoder_block(const lluda_encoder *block, int64_t rows, float *x, int64_t x_stride,
+                                  const float *cos, const float *sin, const int64_t *lengths, int64_t runs);
+
 typedef struct lluda_moe {
     int64_t hidden;
     int64_t experts;                 /* 1 .. 4096 */

@@ -47,7 +47,7 @@ public:
     }
 
     void operator()(Lane &lane) {
-        norm_into_panel(lane, input_, rooms_, r_.x, r_.x_stride, b_.norm, b_.norm_eps);
+        norm_into_panel(lane, input_, rooms_, r_.x, r_.x_stride, {b_.norm, nullptr, b_.norm_eps});
         lane.barrier();
         projections_.run(lane);
         lane.barrier();

@@ -99,6 +99,9 @@ struct Kernels {
 
     // out = x / sqrt(mean(x^2) + eps) * weight, in float32.
     void (*rms_norm)(const float *x, const float *weight, std::int64_t width, float eps, float *out);
+    // out = (x - mean) / sqrt(variance + eps) * weight + bias, in float32.
+    void (*layer_norm)(const float *x, const float *weight, const float *bias, std::int64_t width, float eps,
+                       float *out);
     // In place: the RMSNorm if norm is not null, then the half-split rotation.
     void (*rotate)(float *x, const float *norm, float eps, const float *cos, const float *sin, std::int64_t head_dim);
     void (*to_bf16)(const float *x, std::int64_t count, std::uint16_t *out);
@@ -132,6 +135,9 @@ struct Kernels {
     void (*put_tile)(const PutTask &task);
     // silu(gate) * up of [outputs][kTileRows] sums, rounded to BF16, as words of a panel (from an even column on).
     void (*gate_tile)(const float *gate, const float *up, int outputs, int lanes, void *panel, std::int64_t width);
+    // gelu(sums + bias of the first output on, or null), likewise.
+    void (*gelu_tile)(const float *sums, const float *bias, bool tanh, int outputs, int lanes, void *panel,
+                      std::int64_t width);
     std::int64_t (*attend_tile_workspace)(std::int64_t head_dim);
     void (*attend_tile)(const AttendTileTask &task);
 };

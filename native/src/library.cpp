@@ -22,6 +22,7 @@ int64_t lluda_struct_size(const char *name) {
                                   {"lluda_cache_row", sizeof(lluda_cache_row)},
                                   {"lluda_attention", sizeof(lluda_attention)},
                                   {"lluda_mlp", sizeof(lluda_mlp)},
+                                  {"lluda_encoder", sizeof(lluda_encoder)},
                                   {"lluda_moe", sizeof(lluda_moe)}};
     for (const Entry &entry : kEntries)
         if (name && std::strcmp(name, entry.name) == 0) return static_cast<int64_t>(entry.size);

@@ -62,7 +62,7 @@ LLUDA_INLINE PackedRow row_of(const lluda_weight &w, int64_t output, PackedRow *
 LLUDA_INLINE int64_t whole_blocks(int64_t width, PlainRow *) { return width / kBlockWeights; }
 LLUDA_INLINE int64_t whole_blocks(int64_t width, PackedRow *) { return blocks_per_row(width); }
 
-constexpr int kTileSums = 16;  // room for the most: 3 x 5
+constexpr int kTileSums = 16;  // room for the most: 3 x 5 and 2 x 8
 
 template <int Outputs, int Rows, int Chains>
 struct Sums {
@@ -158,11 +158,11 @@ LLUDA_INLINE void put(const LinearTask &task, int64_t output, int first, float *
     }
 }
 
-// Weight rows of a tile: three where registers suffice for the sums, since every load of a prepared row then serves
-// three products. One or two rows wait for memory, and a single stream of it is fastest.
+// Weight rows of a tile: as many as registers suffice for the sums, since every load of a prepared row then serves that
+// many products. One or two rows wait for memory, and a single stream of it is fastest.
 template <int Rows>
 constexpr int tile_outputs() {
-    return Rows <= 2 || kLanes < 16 ? 1 : 3;
+    return Rows <= 2 || kLanes < 16 ? 1 : Rows <= 5 ? 3 : 2;
 }
 
 // Independent sums per output and row, to hide the latency of the additions.
@@ -206,19 +206,24 @@ LLUDA_INLINE void range(const LinearTask &task, int first, int rows, int64_t beg
             return rows_of_range<Row, 3>(task, first, begin, end, table);
         case 4:
             return rows_of_range<Row, 4>(task, first, begin, end, table);
-        default:
+        case 5:
             return rows_of_range<Row, 5>(task, first, begin, end, table);
+        case 6:
+            return rows_of_range<Row, 6>(task, first, begin, end, table);
+        case 7:
+            return rows_of_range<Row, 7>(task, first, begin, end, table);
+        default:
+            return rows_of_range<Row, 8>(task, first, begin, end, table);
     }
 }
 
 template <class Row>
 void linear_in_format(const LinearTask &task, int64_t begin, int64_t end, const ExponentTable &table) {
-    constexpr int kMost =
-        5;  // rows of a tile; with three weight rows, 15 sums of the 32 registers and the decoded weights
+    constexpr int kMost = 8;  // rows of a tile: with two weight rows, 16 of the 32 registers are sums
     const int parts = (task.rows + kMost - 1) / kMost;
     if (parts == 1) return range<Row>(task, 0, task.rows, begin, end, table);
     // More rows: pass over few weight rows at a time, so that the next pass finds them in the first-level cache.
-    constexpr int64_t kStep = 3;
+    constexpr int64_t kStep = 2;
     for (int64_t output = begin; output < end; output += kStep) {
         const int64_t stop = output + kStep < end ? output + kStep : end;
         for (int part = 0; part < parts; ++part) {

@@ -56,7 +56,7 @@ void run_many(const lluda_mlp &b, int64_t rows, float *x, int64_t x_stride) {
     second.add(*b.down, inner, Store::kAdd, x, x_stride, b.output_scale);
     second.share(session.threads());
     session.run([&](Lane &lane) {
-        norm_into_panel(lane, input, rooms, x, x_stride, b.norm, b.norm_eps);
+        norm_into_panel(lane, input, rooms, x, x_stride, {b.norm, nullptr, b.norm_eps});
         lane.barrier();
         first.run(lane);
         lane.barrier();
@@ -89,7 +89,7 @@ void run_head_many(const lluda_weight &weight, const float *norm, float norm_eps
     products.add(weight, input, Store::kFloat, logits, logits_stride);
     products.share(session.threads());
     session.run([&](Lane &lane) {
-        norm_into_panel(lane, input, rooms, x, x_stride, norm, norm_eps);
+        norm_into_panel(lane, input, rooms, x, x_stride, {norm, nullptr, norm_eps});
         lane.barrier();
         products.run(lane);
     });

@@ -41,13 +41,21 @@ StandingRoom::StandingRoom(Session &session, std::int64_t columns)
       normed_(session.allocate<float>(columns)),
       stride_(columns + kLineWords) {}
 
+void RowNorm::apply(const float *x, std::int64_t width, float *out) const {
+    if (bias) {
+        kernels().layer_norm(x, weight, bias, width, eps, out);
+    } else {
+        kernels().rms_norm(x, weight, width, eps, out);
+    }
+}
+
 void StandingRoom::norm(const Panel &panel, std::int64_t group, const float *x, std::int64_t x_stride,
-                        const float *norm, float eps) const {
+                        const RowNorm &norm) const {
     const std::int64_t first = group * kStandingRows;
     const int count = static_cast<int>(std::min<std::int64_t>(kStandingRows, panel.rows - first));
     const void *rows[kStandingRows];
     for (int r = 0; r < count; ++r) {
-        kernels().rms_norm(x + (first + r) * x_stride, norm, panel.columns, eps, normed_);
+        norm.apply(x + (first + r) * x_stride, panel.columns, normed_);
         kernels().words_of_f32(normed_, panel.columns, row(r));
         rows[r] = row(r);
     }
@@ -73,9 +81,9 @@ std::vector<StandingRoom> standing_rooms(Session &session, std::int64_t columns)
 }
 
 void norm_into_panel(const Lane &lane, const Panel &panel, const std::vector<StandingRoom> &rooms, const float *x,
-                     std::int64_t x_stride, const float *norm, float eps) {
+                     std::int64_t x_stride, const RowNorm &norm) {
     for (std::int64_t group = lane.index; group < panel.groups(); group += lane.count)
-        rooms[static_cast<std::size_t>(lane.index)].norm(panel, group, x, x_stride, norm, eps);
+        rooms[static_cast<std::size_t>(lane.index)].norm(panel, group, x, x_stride, norm);
 }
 
 void add_bias(const OutputBlock &block, float *sums) {
@@ -140,11 +148,15 @@ void PanelProducts::add(Entry entry) {
 
 void PanelProducts::add(const lluda_weight &weight, const Panel &x, Store store, void *y, std::int64_t y_stride,
                         const float *scale) {
-    add({&weight, nullptr, &x, nullptr, store, static_cast<std::byte *>(y), y_stride, scale, 0, kBlockOutputs});
+    add({&weight, nullptr, &x, nullptr, false, store, static_cast<std::byte *>(y), y_stride, scale, 0, kBlockOutputs});
 }
 
 void PanelProducts::add_gated(const lluda_weight &gate, const lluda_weight &up, const Panel &x, const Panel &out) {
-    add({&gate, &up, &x, &out, Store::kBFloat16, nullptr, 0, nullptr, 0, kBlockOutputs / 2});
+    add({&gate, &up, &x, &out, false, Store::kBFloat16, nullptr, 0, nullptr, 0, kBlockOutputs / 2});
+}
+
+void PanelProducts::add_gelu(const lluda_weight &weight, const Panel &x, const Panel &out, bool tanh) {
+    add({&weight, nullptr, &x, &out, tanh, Store::kBFloat16, nullptr, 0, nullptr, 0, kBlockOutputs});
 }
 
 void PanelProducts::share(int lanes) { split_.reset(blocks_, lanes); }
@@ -159,6 +171,8 @@ void PanelProducts::run(const Lane &lane) {
             const Entry &entry = entries_[at];
             if (entry.up) {
                 multiply_gated(entry, block - entry.first_block, room);
+            } else if (entry.out) {
+                multiply_gelu(entry, block - entry.first_block, room);
             } else {
                 multiply(entry, block - entry.first_block, room);
             }
@@ -185,12 +199,23 @@ void PanelProducts::multiply_gated(const Entry &entry, std::int64_t block, const
     const std::int64_t end = std::min(begin + entry.features, entry.weight->out_features);
     const lluda_weight &gate = *entry.weight, &up = *entry.up;
     const OutputBlock parts[] = {{&gate, begin, end, weight_row(gate, end)}, {&up, begin, end, weight_row(up, end)}};
-    const Panel &out = *entry.gated;
+    const Panel &out = *entry.out;
     room.multiply(parts, 2, *entry.x, [&](std::int64_t tile, float *sums) {
         add_bias(parts[0], sums);
         add_bias(parts[1], sums + (end - begin) * kTileRows);
         kernels().gate_tile(sums, sums + (end - begin) * kTileRows, static_cast<int>(end - begin), out.tile_width(tile),
                             out.at(tile, kernels().words(begin)), out.tile_width(tile));
+    });
+}
+
+void PanelProducts::multiply_gelu(const Entry &entry, std::int64_t block, const BlockRoom &room) const {
+    const lluda_weight &w = *entry.weight;
+    const std::int64_t begin = block * entry.features, end = std::min(begin + entry.features, w.out_features);
+    const OutputBlock part{&w, begin, end, weight_row(w, end)};
+    const Panel &out = *entry.out;
+    room.multiply(&part, 1, *entry.x, [&](std::int64_t tile, float *sums) {
+        kernels().gelu_tile(sums, w.bias ? w.bias + begin : nullptr, entry.tanh, static_cast<int>(end - begin),
+                            out.tile_width(tile), out.at(tile, kernels().words(begin)), out.tile_width(tile));
     });
 }
 

@@ -30,13 +30,19 @@ struct Panel {
     std::uint32_t *memory = nullptr;
 };
 
+// RMSNorm, or LayerNorm where there is a bias.
+struct RowNorm {
+    const float *weight, *bias;
+    float eps;
+    void apply(const float *x, std::int64_t width, float *out) const;
+};
+
 // Working memory of one lane: rows of words that wait to stand, and one float row.
 class StandingRoom {
 public:
     StandingRoom(Session &session, std::int64_t columns);
-    // Rows of F32, normalised or as they are, of a group.
-    void norm(const Panel &panel, std::int64_t group, const float *x, std::int64_t x_stride, const float *norm,
-              float eps) const;
+    // Rows of F32, normalised, of a group.
+    void norm(const Panel &panel, std::int64_t group, const float *x, std::int64_t x_stride, const RowNorm &norm) const;
     void stand_bf16(const Panel &panel, std::int64_t group, const std::uint16_t *x, std::int64_t x_stride) const;
 
     // Words of row 0 .. kStandingRows - 1.
@@ -51,9 +57,9 @@ private:
 // One for each lane.
 std::vector<StandingRoom> standing_rooms(Session &session, std::int64_t columns);
 
-// This lane's share of: RMSNorm of all rows of x into the panel.
+// This lane's share of: all rows of x, normalised, into the panel.
 void norm_into_panel(const Lane &lane, const Panel &panel, const std::vector<StandingRoom> &rooms, const float *x,
-                     std::int64_t x_stride, const float *norm, float eps);
+                     std::int64_t x_stride, const RowNorm &norm);
 
 constexpr std::int64_t kMostPanelRows = 512;  // calls with more rows pass over the weights again
 
@@ -122,6 +128,8 @@ public:
              const float *scale = nullptr);
     // silu(gate x) * up x, rounded to BF16.
     void add_gated(const lluda_weight &gate, const lluda_weight &up, const Panel &x, const Panel &out);
+    // gelu(weight x + bias), rounded to BF16.
+    void add_gelu(const lluda_weight &weight, const Panel &x, const Panel &out, bool tanh);
     void reserve(std::int64_t count) { entries_.reserve(static_cast<std::size_t>(count)); }
 
     // As those of Products.
@@ -131,7 +139,8 @@ public:
 private:
     struct Entry {
         const lluda_weight *weight, *up;  // up: only if gated
-        const Panel *x, *gated;
+        const Panel *x, *out;             // out: only if gated or gelu
+        bool tanh;                        // of the gelu
         Store store;
         std::byte *y;
         std::int64_t y_stride;
@@ -140,6 +149,7 @@ private:
     };
     void multiply(const Entry &entry, std::int64_t block, const BlockRoom &room) const;
     void multiply_gated(const Entry &entry, std::int64_t block, const BlockRoom &room) const;
+    void multiply_gelu(const Entry &entry, std::int64_t block, const BlockRoom &room) const;
     void add(Entry entry);
 
     std::vector<Entry> entries_;

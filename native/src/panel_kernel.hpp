@@ -290,19 +290,33 @@ LLUDA_INLINE Words gated_bits(const float *gate, const float *up) {
     return bf16_bits(g / (exponential(-g) + 1.0f) * load(up));
 }
 
-void gate_tile(const float *gate, const float *up, int outputs, int lanes, void *panel, int64_t width) {
+// Words of BF16 bits of [outputs][lanes] numbers as columns of a panel, from an even one on.
+template <class Bits>
+LLUDA_INLINE void put_words(int outputs, int lanes, void *panel, int64_t width, Bits &&bits) {
     uint32_t *out = static_cast<uint32_t *>(panel);
     for (int o = 0; o < outputs; o += kColumnsPerWord, out += width)
         for (int lane = 0; lane < lanes; lane += kLanes) {
-            const float *g = gate + o * kTileRows + lane, *u = up + o * kTileRows + lane;
-            Words word = gated_bits(g, u);
+            Words word = bits(o, lane);
             if constexpr (kColumnsPerWord == 1) {
                 word <<= 16;
             } else if (o + 1 < outputs) {
-                word |= gated_bits(g + kTileRows, u + kTileRows) << 16;
+                word |= bits(o + 1, lane) << 16;
             }
             store_words(out + lane, word);
         }
+}
+
+void gate_tile(const float *gate, const float *up, int outputs, int lanes, void *panel, int64_t width) {
+    put_words(outputs, lanes, panel, width, [&](int o, int lane) LLUDA_INLINE_LAMBDA {
+        return gated_bits(gate + o * kTileRows + lane, up + o * kTileRows + lane);
+    });
+}
+
+void gelu_tile(const float *sums, const float *bias, bool tanh, int outputs, int lanes, void *panel, int64_t width) {
+    put_words(outputs, lanes, panel, width, [&](int o, int lane) LLUDA_INLINE_LAMBDA {
+        const Floats x = load(sums + o * kTileRows + lane) + (bias ? bias[o] : 0.0f);
+        return bf16_bits(tanh ? gelu_tanh(x) : gelu_erf(x));
+    });
 }
 
 }  // namespace

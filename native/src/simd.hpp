@@ -16,6 +16,7 @@
 #endif
 
 #define LLUDA_INLINE inline __attribute__((always_inline))
+#define LLUDA_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace lluda {
 namespace {

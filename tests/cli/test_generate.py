@@ -204,6 +204,7 @@ def test_every_loading_option_is_passed_on(lluda, model, monkeypatch):
         "dtype": "f32",
         "device": "cuda:1",
         "weights": "packed",
+        "activations": "q8_0",
         "backend": "cpu",
         "max_context": 77,
         "kv_cache": "preallocated",

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from lluda.config import ModelConfig
 from lluda.engine.loading import LoadOptions, ModelFiles
+from lluda.evaluation.omni_inputs import OmniInput
 from lluda.evaluation.validation import Validation, ValidationRequest
 from lluda.evaluation.validation_run import random_ids, validate
+from lluda.models.build import all_parameters
 from lluda.models.causal_lm import causal_lm_parameters
 from lluda.weights.synth import synthesize
 from tests.conftest import TINY_LLAMA, TINY_MIXED, TINY_MOE, TINY_QWEN3
+from tests.models.test_thinker import MIXES, OMNI
+
+__all__ = ["MIXES"]
 
 TINY = {"qwen3": TINY_QWEN3, "moe": TINY_MOE, "llama": TINY_LLAMA, "mixed": TINY_MIXED}
 # Every expert is chosen by every row, so that a BF16 rounding cannot change the choice and hide the arithmetic.
@@ -70,3 +78,28 @@ def damage(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[torch.Te
         monkeypatch.setattr(loading, "open_checkpoint", Damaged)
 
     return install
+
+
+def mixed_input(config: ModelConfig, mix: list[Any], seed: int = 0) -> OmniInput:
+    """A mix of tests.models.test_thinker, lengths of text and media, as a prompt of a model's own ids."""
+    marks, draw = config.omni.tokens, np.random.default_rng(seed)
+    special = set(asdict(marks).values())
+    words = [token for token in range(min(config.text.vocab_size, 40_000)) if token not in special]
+    opened = {
+        "audio": (marks.audio_start, marks.audio_pad, marks.audio_end),
+        "image": (marks.vision_start, marks.image_pad, marks.vision_end),
+        "video": (marks.vision_start, marks.video_pad, marks.vision_end),
+    }
+    ids: list[int] = []
+    for piece in mix:
+        ids += draw.choice(words, piece).tolist() if isinstance(piece, int) else opened[piece.kind]
+    return OmniInput(tuple(ids), tuple(piece for piece in mix if not isinstance(piece, int)), (), "a mix")
+
+
+def write_omni(folder: Path, *, speaks: bool = True) -> Path:
+    """The small Omni model of tests.engine.test_speech, or its thinker alone."""
+    from tests.engine.test_speech import config
+
+    raw = config() if speaks else copy.deepcopy(OMNI)
+    synthesize(all_parameters(ModelConfig.from_hf(raw)), folder, config=raw)
+    return folder

@@ -377,7 +377,7 @@ def test_tied_or_not(model: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "expected"), [("BF16", "bfloat16"), ("F16", "float16"), ("F32", "float32"), ("Q8_0", "float32")]
+    ("dtype", "expected"), [("BF16", "bfloat16"), ("F16", "float16"), ("F32", "float32"), ("Q8_0", "bfloat16")]
 )
 def test_torch_dtype(model: Callable[..., Any], dtype: str, expected: str) -> None:
     with GGUFCheckpoint(model("qwen3", dtype)[0]) as checkpoint:

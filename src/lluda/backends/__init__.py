@@ -9,15 +9,19 @@ from lluda.backends.reference import ReferenceBackend, can_block
 from lluda.errors import InvalidRequest, NativeLibraryError
 
 BACKENDS = ("cpu", "reference")
+ACTIVATIONS = ("exact", "q8_0")
 WEIGHT_FORMATS = ("auto", "bf16", "packed", "blocked")
 
 
-def select_backend(name: str, device: str, dtype: str, weights: str = "auto") -> ComputeBackend:
+def select_backend(
+    name: str, device: str, dtype: str, weights: str = "auto", activations: str = "exact"
+) -> ComputeBackend:
     """The backend ``name`` on a torch device, computing in ``dtype`` (bf16, f32, f64), holding matrices as ``weights``.
 
     ``auto`` is the cpu backend where it applies (BF16 on the CPU, native library built), else the reference, which
     then says why. Weights: ``bf16`` as stored, zero-copy; ``packed`` to 12 bits (cpu backend); ``blocked`` in oneDNN's
     order (reference backend, BF16 on the CPU); ``auto`` is blocked for the reference where it can be, else as stored.
+    Activations: what Q8_0 weights multiply: ``exact`` rows, or rows rounded to ``q8_0``, as llama.cpp does.
 
     Raises:
         InvalidRequest: a name, device or format there is not, or a combination that does not go together.
@@ -27,31 +31,37 @@ def select_backend(name: str, device: str, dtype: str, weights: str = "auto") ->
         raise InvalidRequest(f"backend {name!r} does not exist; choose one of auto, {', '.join(BACKENDS)}")
     if weights not in WEIGHT_FORMATS:
         raise InvalidRequest(f"weights {weights!r} is not one of {', '.join(WEIGHT_FORMATS)}")
+    if activations not in ACTIVATIONS:
+        raise InvalidRequest(f"activations {activations!r} is not one of {', '.join(ACTIVATIONS)}")
+    q8_0_rows = activations == "q8_0"
     torch_device, precision = usable_device(device), Precision.of(dtype)
     wanted = {"packed": "cpu", "blocked": "reference"}.get(weights, name)
     if name not in ("auto", wanted):
         raise InvalidRequest(f"{weights} weights need the {wanted} backend; leave out --backend {name}")
     if wanted == "cpu":
-        return _cpu(torch_device, precision, weights)
+        return _cpu(torch_device, precision, weights, q8_0_rows)
     if wanted == "reference" or torch_device.type != "cpu" or dtype != "bf16":
-        return _reference(torch_device, precision, weights)
+        return _reference(torch_device, precision, weights, q8_0_rows)
     try:
-        return _cpu(torch_device, precision, weights)
+        return _cpu(torch_device, precision, weights, q8_0_rows)
     except NativeLibraryError as error:
-        return _reference(torch_device, precision, weights, remark=str(error))
+        return _reference(torch_device, precision, weights, q8_0_rows, remark=str(error))
 
 
-def _reference(device: torch.device, precision: Precision, weights: str, remark: str = "") -> ComputeBackend:
+def _reference(
+    device: torch.device, precision: Precision, weights: str, q8_0_rows: bool, remark: str = ""
+) -> ComputeBackend:
     possible = can_block(device, precision)
     if weights == "blocked" and not possible:
         raise InvalidRequest("blocked weights need BF16 on a CPU and a torch with oneDNN; take --weights bf16")
-    return ReferenceBackend(device, precision, blocked=possible and weights != "bf16", remark=remark)
+    blocked = possible and weights != "bf16"
+    return ReferenceBackend(device, precision, blocked=blocked, q8_0_rows=q8_0_rows, remark=remark)
 
 
-def _cpu(device: torch.device, precision: Precision, weights: str) -> ComputeBackend:
+def _cpu(device: torch.device, precision: Precision, weights: str, q8_0_rows: bool) -> ComputeBackend:
     from lluda.backends.cpu import CpuBackend
 
-    return CpuBackend(device, precision, packed=weights == "packed")
+    return CpuBackend(device, precision, packed=weights == "packed", q8_0_rows=q8_0_rows)
 
 
 def usable_device(name: str) -> torch.device:

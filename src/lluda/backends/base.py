@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lluda.backends.blocks import (
     AttentionBlock,
+    EncoderBlock,
     LayerNorm,
     MixtureBlock,
     Norm,
@@ -79,6 +80,11 @@ class ComputeBackend(ABC):
 
     def packed_matrix(self, stored: Tensor) -> Weight | None:  # noqa: ARG002  (a backend that takes it, reads it)
         """Take a matrix in packed form (uint8, checked, at a multiple of 64 bytes; docs/formats.md) as it lies. None:
+        this backend multiplies with plain numbers, give it those."""
+        return None
+
+    def q8_0_matrix(self, blocks: Tensor) -> Weight | None:  # noqa: ARG002  (a backend that takes it, reads it)
+        """Take a matrix of Q8_0 blocks (uint8 ``[out, in / 32 * 34]``, where it lies; docs/formats.md) as it is. None:
         this backend multiplies with plain numbers, give it those."""
         return None
 
@@ -204,6 +210,20 @@ class ComputeBackend(ABC):
         key = self.rotate(key, table, block.k_norm)
         attended = self.attention(query, key, value, layer=layer, segments=step.segments, window=block.window)
         return _add_scaled(x, self._project(attended, block.o_proj), block.scale)
+
+    def encoder_block(
+        self, x: Tensor, block: EncoderBlock, lengths: Sequence[int], rotary: RotaryTable | None
+    ) -> Tensor:
+        """See EncoderBlock. Rows attend to their own run of ``lengths`` rows; ``rotary`` turns queries and keys."""
+        normed = self.layer_norm(x, block.norm1)
+        projected = [self._project(normed, projection) for projection in block.qkv]
+        parts = projected if len(projected) == 3 else projected[0].chunk(3, dim=-1)
+        query, key, value = (part.reshape(len(part), block.heads, -1) for part in parts)
+        if rotary is not None:
+            query, key = (self.rotate(part, rotary, None) for part in (query, key))
+        x = x + self._project(self.block_attention(query, key, value, lengths), block.out)
+        inner = self._project(self.layer_norm(x, block.norm2), block.fc1)
+        return x + self._project(self.gelu(inner, tanh=block.tanh), block.fc2)
 
     def swiglu_block(self, x: Tensor, block: SwiGLUBlock) -> Tensor:
         """See SwiGLUBlock."""

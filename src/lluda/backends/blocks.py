@@ -129,6 +129,24 @@ class AttentionBlock:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class EncoderBlock:
+    """``x += out(attend(qkv(norm1(x))))``; ``x += fc2(gelu(fc1(norm2(x))))``, attention in both directions.
+
+    ``qkv`` is one fused projection ``[3 * heads * head_dim, hidden]`` or the three of them in that order; ``tanh``
+    chooses the approximate GELU.
+    """
+
+    norm1: LayerNorm
+    qkv: tuple[Projection, ...]
+    out: Projection
+    norm2: LayerNorm
+    fc1: Projection
+    fc2: Projection
+    heads: int
+    tanh: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SwiGLUBlock:
     """``x + scale * swiglu(norm(x))``; ``scale`` as in AttentionBlock."""
 

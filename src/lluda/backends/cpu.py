@@ -15,12 +15,23 @@ import torch
 from torch import Tensor
 
 from lluda.backends.base import Precision, RotaryTable
-from lluda.backends.blocks import AttentionBlock, MixtureBlock, Norm, Projection, Segment, Step, SwiGLUBlock, Weight
+from lluda.backends.blocks import (
+    AttentionBlock,
+    EncoderBlock,
+    MixtureBlock,
+    Norm,
+    Projection,
+    Segment,
+    Step,
+    SwiGLUBlock,
+    Weight,
+)
 from lluda.backends.native_library import (
     DTYPE_BF16,
     DTYPE_F32,
     FORMAT_BF16,
     AttentionStruct,
+    EncoderStruct,
     MlpStruct,
     MoeStruct,
     WeightStruct,
@@ -28,7 +39,9 @@ from lluda.backends.native_library import (
     pointer,
 )
 from lluda.backends.packing import pack_matrix, packed_view, share_torch_threads
+from lluda.backends.q8_0 import Q8Weight
 from lluda.backends.reference import ReferenceBackend
+from lluda.backends.weight_memory import WeightMemory
 from lluda.errors import InvalidRequest
 
 FEW_ROWS = 16
@@ -72,6 +85,7 @@ class _Blocks:
     """Descriptors made for blocks, kept as long as the backend: by block, since blocks compare by identity."""
 
     attention: dict[AttentionBlock, AttentionStruct] = field(default_factory=dict)
+    encoder: dict[EncoderBlock, tuple[EncoderStruct, Any]] = field(default_factory=dict)
     swiglu: dict[SwiGLUBlock, MlpStruct] = field(default_factory=dict)
     mixture: dict[MixtureBlock, tuple[MoeStruct, Any]] = field(default_factory=dict)
 
@@ -82,9 +96,15 @@ class CpuBackend(ReferenceBackend):
     name = "cpu"
 
     def __init__(
-        self, device: torch.device, precision: Precision, *, packed: bool = False, isa: str | None = None
+        self,
+        device: torch.device,
+        precision: Precision,
+        *,
+        packed: bool = False,
+        q8_0_rows: bool = False,
+        isa: str | None = None,
     ) -> None:
-        super().__init__(device, precision)
+        super().__init__(device, precision, q8_0_rows=q8_0_rows)
         if device.type != "cpu" or precision.compute is not torch.bfloat16:
             raise InvalidRequest(
                 f"the cpu backend computes in bf16 on the CPU, not in {precision.compute} on {device}; "
@@ -94,12 +114,16 @@ class CpuBackend(ReferenceBackend):
         self._native.check(self._native.select_isa((isa or "auto").encode()))
         share_torch_threads()
         self._packed = packed
+        self._memory = WeightMemory()
         self._blocks = _Blocks()
+        self._decodes_q8_0 = False
         self.incompressible = 0
 
     def describe(self) -> str:
         kept = f" ({self.incompressible} incompressible matrices kept BF16)" if self.incompressible else ""
         weights = f"packed BF16{kept}" if self._packed else "BF16"
+        rows = ", rows rounded to Q8_0" if self._q8_0_rows else ""
+        weights += f" and Q8_0 (decoded for each product{rows})" if self._decodes_q8_0 else ""
         return f"cpu backend ({self._native.isa} kernels), {weights} weights, {self._native.threads} threads"
 
     # Parameters
@@ -107,7 +131,7 @@ class CpuBackend(ReferenceBackend):
     def matrix(self, values: Tensor) -> tuple[Weight, bool]:
         taken = values.to(torch.bfloat16).contiguous()
         if self._packed:
-            packed = pack_matrix(taken)
+            packed = pack_matrix(taken, self._memory)
             if packed is not None:
                 return _packed(packed), False
             self.incompressible += 1
@@ -118,9 +142,15 @@ class CpuBackend(ReferenceBackend):
         self._packed = True
         return _packed(stored)
 
+    def q8_0_matrix(self, blocks: Tensor) -> Weight | None:
+        self._decodes_q8_0 = True
+        return super().q8_0_matrix(blocks)
+
     # Primitive operations
 
     def embedding(self, weight: Weight, ids: Tensor) -> Tensor:
+        if isinstance(weight, Q8Weight):
+            return super().embedding(weight, ids)
         struct = _native(weight).struct
         rows = torch.empty(len(ids), weight.in_features)
         self._native.check(
@@ -129,6 +159,8 @@ class CpuBackend(ReferenceBackend):
         return rows
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        if isinstance(weight, Q8Weight):
+            return super().linear(x, weight, bias)
         if len(x) > FEW_ROWS and weight.format == "BF16":
             # Encoders: between torch's operations torch's own product, as good for many rows, or each one's threads
             # would spin while the other's work (journal/08-benchmarks.md).
@@ -142,6 +174,8 @@ class CpuBackend(ReferenceBackend):
         return y
 
     def head(self, x: Tensor, norm: Norm, weight: Weight) -> Tensor:
+        if isinstance(weight, Q8Weight):
+            return self.linear(self.rms_norm(x, norm), weight).float()
         x = x.contiguous()
         logits = torch.empty(len(x), weight.out_features)
         self._native.check(
@@ -151,6 +185,14 @@ class CpuBackend(ReferenceBackend):
             )
         )  # fmt: skip
         return logits
+
+    def rotary_table(self, positions: Tensor, inverse_frequencies: Tensor) -> RotaryTable:
+        # A decode step's rows one by one: torch computes cosines of two rows on all of its threads, which then spin for
+        # 8 ms beside the kernels' own (journal/08-benchmarks.md).
+        if not 1 < len(positions) <= FEW_ROWS:
+            return super().rotary_table(positions, inverse_frequencies)
+        rows = [super(CpuBackend, self).rotary_table(row, inverse_frequencies) for row in positions.split(1)]
+        return torch.cat([cos for cos, _ in rows]), torch.cat([sin for _, sin in rows])
 
     # Residual blocks
 
@@ -165,6 +207,8 @@ class CpuBackend(ReferenceBackend):
         return NativeStep(cos, sin, segments, rows, DTYPE_BF16 if dtype is torch.bfloat16 else DTYPE_F32)
 
     def attention_block(self, x: Tensor, block: AttentionBlock, layer: int, step: Step) -> Tensor:
+        if _has_q8_0(block.q_proj.weight, block.k_proj.weight, block.v_proj.weight, block.o_proj.weight):
+            return super().attention_block(x, block, layer, step)
         assert isinstance(step, NativeStep), "the cpu backend was given a step of another backend"
         struct = self._blocks.attention.get(block)
         if struct is None:
@@ -178,7 +222,24 @@ class CpuBackend(ReferenceBackend):
         )
         return x
 
+    def encoder_block(
+        self, x: Tensor, block: EncoderBlock, lengths: Sequence[int], rotary: RotaryTable | None
+    ) -> Tensor:
+        made = self._blocks.encoder.get(block)
+        if made is None:
+            made = self._blocks.encoder[block] = _encoder_struct(block, x.shape[1])
+        cos, sin = (None, None) if rotary is None else (part.contiguous() for part in rotary)
+        runs = (ctypes.c_int64 * len(lengths))(*lengths)
+        self._native.check(
+            self._native.encoder_block(
+                made[0], len(x), x.data_ptr(), x.stride(0), pointer(cos), pointer(sin), runs, len(lengths)
+            )
+        )
+        return x
+
     def swiglu_block(self, x: Tensor, block: SwiGLUBlock) -> Tensor:
+        if _has_q8_0(block.mlp.gate_proj, block.mlp.up_proj, block.mlp.down_proj):
+            return super().swiglu_block(x, block)
         struct = self._blocks.swiglu.get(block)
         if struct is None:
             struct = self._blocks.swiglu[block] = _mlp_struct(block, x.shape[1])
@@ -186,6 +247,8 @@ class CpuBackend(ReferenceBackend):
         return x
 
     def mixture_block(self, x: Tensor, block: MixtureBlock) -> Tensor:
+        if any(_has_q8_0(one.gate_proj, one.up_proj, one.down_proj) for one in block.experts):
+            return super().mixture_block(x, block)
         made = self._blocks.mixture.get(block)
         if made is None:
             made = self._blocks.mixture[block] = _moe_struct(block, x.shape[1])
@@ -193,6 +256,11 @@ class CpuBackend(ReferenceBackend):
         shared = self.shared_expert(self.rms_norm(x, block.norm), block.shared) if block.shared else None
         self._native.check(self._native.moe_block(made[0], len(x), x.data_ptr(), x.stride(0), None))
         return x if shared is None else x.add_(shared)
+
+
+def _has_q8_0(*weights: Weight) -> bool:
+    """Whether a block has a weight that the kernels do not read yet, so that it runs as it is defined."""
+    return any(isinstance(weight, Q8Weight) for weight in weights)
 
 
 def _packed(stored: Tensor) -> NativeWeight:
@@ -245,6 +313,30 @@ def _attention_struct(block: AttentionBlock, hidden: int) -> AttentionStruct:
         norm_eps=block.norm.eps,
         qk_norm_eps=head_norm.eps if head_norm else 0.0,
     )
+
+
+def _encoder_struct(block: EncoderBlock, hidden: int) -> tuple[EncoderStruct, Any]:
+    """The descriptor and the array it points to."""
+    qkv = (WeightStruct * len(block.qkv))(*(_biased(part.weight, part.bias) for part in block.qkv))
+    struct = EncoderStruct(
+        hidden=hidden,
+        heads=block.heads,
+        head_dim=block.out.weight.in_features // block.heads,
+        intermediate=block.fc1.weight.out_features,
+        norm1=block.norm1.weight.data_ptr(),
+        norm1_bias=block.norm1.bias.data_ptr(),
+        norm2=block.norm2.weight.data_ptr(),
+        norm2_bias=block.norm2.bias.data_ptr(),
+        qkv=qkv,
+        qkv_count=len(block.qkv),
+        out=_with_bias(block.out),
+        fc1=_with_bias(block.fc1),
+        fc2=_with_bias(block.fc2),
+        norm1_eps=block.norm1.eps,
+        norm2_eps=block.norm2.eps,
+        gelu=int(block.tanh),
+    )
+    return struct, qkv
 
 
 def _mlp_struct(block: SwiGLUBlock, hidden: int) -> MlpStruct:

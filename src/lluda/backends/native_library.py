@@ -89,6 +89,30 @@ class MlpStruct(ctypes.Structure):
     )
 
 
+class EncoderStruct(ctypes.Structure):
+    """``lluda_encoder``."""
+
+    _fields_ = (
+        ("hidden", c_int64),
+        ("heads", c_int64),
+        ("head_dim", c_int64),
+        ("intermediate", c_int64),
+        ("norm1", c_void_p),
+        ("norm1_bias", c_void_p),
+        ("norm2", c_void_p),
+        ("norm2_bias", c_void_p),
+        ("qkv", POINTER(WeightStruct)),
+        ("qkv_count", c_int64),
+        ("out", POINTER(WeightStruct)),
+        ("fc1", POINTER(WeightStruct)),
+        ("fc2", POINTER(WeightStruct)),
+        ("norm1_eps", c_float),
+        ("norm2_eps", c_float),
+        ("gelu", c_int32),
+        ("reserved", c_int32),
+    )
+
+
 class MoeStruct(ctypes.Structure):
     """``lluda_moe``."""
 
@@ -118,6 +142,7 @@ _STRUCTS = {
     "lluda_cache_row": CacheRowStruct,
     "lluda_attention": AttentionStruct,
     "lluda_mlp": MlpStruct,
+    "lluda_encoder": EncoderStruct,
     "lluda_moe": MoeStruct,
 }
 
@@ -132,6 +157,9 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "lluda_linear": (POINTER(WeightStruct), c_int64, c_void_p, c_int64, c_void_p, c_int32, c_int64),
     "lluda_attention_block": (
         POINTER(AttentionStruct), c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_void_p,
+    ),
+    "lluda_encoder_block": (
+        POINTER(EncoderStruct), c_int64, c_void_p, c_int64, c_void_p, c_void_p, POINTER(c_int64), c_int64,
     ),
     "lluda_mlp_block": (POINTER(MlpStruct), c_int64, c_void_p, c_int64),
     "lluda_moe_block": (POINTER(MoeStruct), c_int64, c_void_p, c_int64, c_void_p),

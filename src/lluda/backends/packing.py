@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from lluda.backends.native_library import INCOMPRESSIBLE, WeightStruct, native_library
-
-_ALIGNMENT = 64
+from lluda.backends.weight_memory import WeightMemory
 
 
 def share_torch_threads() -> None:
@@ -18,15 +17,15 @@ def share_torch_threads() -> None:
     native.check(native.set_threads(torch.get_num_threads()))
 
 
-def pack_matrix(values: Tensor) -> Tensor | None:
-    """A contiguous BF16 matrix in packed form (uint8, 64-byte aligned), made on the library's threads; None if that
-    saves too little. NativeLibraryError: the library cannot be used."""
+def pack_matrix(values: Tensor, memory: WeightMemory) -> Tensor | None:
+    """A contiguous BF16 matrix in packed form (uint8, in ``memory``), made on the library's threads; None if that saves
+    too little. NativeLibraryError: the library cannot be used."""
     native, size = native_library(), ctypes.c_int64()
     code = native.pack_size(values.data_ptr(), *values.shape, ctypes.byref(size))
     if code == INCOMPRESSIBLE:
         return None
     native.check(code)
-    packed = _aligned(size.value)
+    packed = memory.allocate(size.value)
     native.check(native.pack(values.data_ptr(), *values.shape, packed.data_ptr(), size.value))
     return packed
 
@@ -36,10 +35,3 @@ def packed_view(packed: Tensor) -> WeightStruct:
     native, struct = native_library(), WeightStruct()
     native.check(native.packed_view(packed.data_ptr(), packed.numel(), ctypes.byref(struct)))
     return struct
-
-
-def _aligned(nbytes: int) -> Tensor:
-    """uint8 memory that begins at a multiple of 64 bytes."""
-    room = torch.empty(nbytes + _ALIGNMENT, dtype=torch.uint8)
-    start = -room.data_ptr() % _ALIGNMENT
-    return room[start : start + nbytes]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lluda.backends.base import ComputeBackend, Precision, RotaryTable
 from lluda.backends.blocks import DenseWeight, LayerNorm, Norm, Segment, Weight
+from lluda.backends.q8_0 import Q8Weight, rounded
 
 _BLOCKED_ROWS = 1
 """Rows of a product for which oneDNN is asked to choose its blocks: decoding's."""
@@ -33,18 +34,29 @@ class BlockedWeight(DenseWeight):
 
 class ReferenceBackend(ComputeBackend):
     """Every primitive as torch writes it. ``blocked`` (BF16 on a CPU, see :func:`can_block`) trades a copy of the
-    matrices for products of few rows that read them about 1.4 times as fast (journal/06-generation.md)."""
+    matrices for products of few rows that read them about 1.4 times as fast (journal/06-generation.md). ``q8_0_rows``
+    rounds the rows that Q8_0 weights are multiplied with to Q8_0 too, as llama.cpp does."""
 
     name = "reference"
 
-    def __init__(self, device: torch.device, precision: Precision, *, blocked: bool = False, remark: str = "") -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        precision: Precision,
+        *,
+        blocked: bool = False,
+        q8_0_rows: bool = False,
+        remark: str = "",
+    ) -> None:
         super().__init__(device, precision)
+        self._q8_0_rows = q8_0_rows
         self._blocked = blocked
         self._remark = remark
 
     def describe(self) -> str:
         """Also says why no faster backend was chosen, where one was wanted."""
         blocked = ", weights in oneDNN blocks" if self._blocked else ""
+        blocked += ", rows rounded to Q8_0 for Q8_0 weights" if self._q8_0_rows else ""
         return super().describe() + blocked + (f" ({self._remark})" if self._remark else "")
 
     def matrix(self, values: Tensor) -> tuple[Weight, bool]:
@@ -56,10 +68,21 @@ class ReferenceBackend(ComputeBackend):
         # The stored bytes may be let go of: a lookup of a few rows brings back their pages alone.
         return BlockedWeight(taken, "BF16", blocked), False
 
+    def q8_0_matrix(self, blocks: Tensor) -> Weight | None:
+        """Kept as blocks in a BF16 run, and where rows are to be rounded too: else the plain values are as exact, and
+        faster."""
+        kept = self.precision.compute is torch.bfloat16 or self._q8_0_rows
+        return Q8Weight(blocks.to(self.device)) if kept else None
+
     def embedding(self, weight: Weight, ids: Tensor) -> Tensor:
+        if isinstance(weight, Q8Weight):
+            return weight.rows(ids, self.precision.residual)
         return F.embedding(ids, _dense(weight)).to(self.precision.residual)
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        if isinstance(weight, Q8Weight):
+            x = x.to(self.precision.residual)
+            return weight.product(rounded(x) if self._q8_0_rows else x, bias).to(self.precision.compute)
         if isinstance(weight, BlockedWeight):
             bias = None if bias is None else bias.to(x.dtype)
             product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.blocked, bias, "none", [], "")

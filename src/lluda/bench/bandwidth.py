@@ -31,8 +31,8 @@ BUFFER_BYTES = 1 << 30
 _PASSES = 6
 
 Reader = Callable[[Any], object]
-"""Reads every byte of one thread's part of the buffer (``NDArray[uint8]``), without holding the interpreter's lock. What
-it returns changes with any byte that becomes another (0 for the search), so a test can see that all were read."""
+"""Reads every byte of one thread's part of the buffer (``NDArray[uint8]``), without holding the interpreter's lock.
+What it returns changes with any byte that becomes another (0 for the search): so a test sees that all are read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ last line.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -23,6 +24,8 @@ from lluda.bench.session import Session
 from lluda.errors import LludaError
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_COLLECT_EVERY = 200_000
+"""Objects between two garbage collections, for every engine in Python: as the ``lluda`` command starts."""
 
 
 def main() -> int:
@@ -35,6 +38,7 @@ def main() -> int:
         print(dumps({"info": asdict(session.info)}), file=rows)
 
     die_with_parent()
+    gc.set_threshold(_COLLECT_EVERY, *gc.get_threshold()[1:])
     try:
         job = Job.from_json(sys.stdin.read())
         engine = import_module(ENGINES[job.engine].module)

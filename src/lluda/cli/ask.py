@@ -42,6 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.add_argument("question", help="the question, or - to read it from stdin")
     options.add_model(parser)
+    add_media(parser)
+    options.add_conversation(parser)
+    parser.add_argument("--speak", metavar="FILE", help="speak the answer too: a .wav or .flac file, or speakers")
+    add_speech(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of streamed text")
+    options.add_sampling(parser)
+    options.add_loading(parser)
+
+
+def add_media(parser: argparse.ArgumentParser) -> None:
+    """Recordings, pictures and videos; ``media_content`` makes parts of a message of them."""
     group = parser.add_argument_group("media (repeatable; the model meets them in this order, then the question)")
     group.set_defaults(media=[])
     for kind, examples in {
@@ -54,12 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     group.add_argument("--fps", type=float, metavar="X", help="frames taken from a second of video (default 2)")
     group.add_argument("--use-audio", action="store_true", help="hear the sound tracks of the videos too")
-    options.add_conversation(parser)
-    parser.add_argument("--speak", metavar="FILE", help="speak the answer too: a .wav or .flac file, or speakers")
-    add_speech(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of streamed text")
-    options.add_sampling(parser)
-    options.add_loading(parser)
 
 
 def run(args: argparse.Namespace) -> int:

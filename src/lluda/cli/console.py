@@ -42,6 +42,18 @@ def byte_progress(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
+def count_progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """As `byte_progress`, for work counted in pieces."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
 def plain_interrupt() -> Iterator[None]:
     """Ctrl-C ends the process at once. For heavy imports: an exception in the midst of one leaves libraries half
     loaded, and they answer it with errors of their own. Nothing must be at stake inside."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import io
 import os
 import sys
@@ -28,10 +29,16 @@ VERBS = {
     "inspect": "list every tensor of a checkpoint, with totals by component",
     "plan": "memory by component, before loading",
     "synth": "make a checkpoint with true names and shapes and seeded random values",
+    "quantize": "write a model as one GGUF file, in Q8_0 or BF16",
+    "perplexity": "how well a model predicts a text, and how much of another it keeps",
     "pack": "pack a BF16 checkpoint to 12 bits a weight, without loss",
     "validate": "compare with transformers, layer by layer",
     "bench": "measure speed and memory, side by side with peers",
 }
+_COLLECT_EVERY = 200_000
+"""Objects made between two collections. Imports and a tokenizer make a million that all stay: looking through them
+again and again took 0.7 s of a start (journal/08-benchmarks.md)."""
+
 _EPILOG = "'lluda VERB --help' lists a verb's options. Try: lluda generate \"What is the capital of France?\""
 _REMEDIES = {
     errno.ENOSPC: "free disk space",
@@ -55,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = next((argument for argument in arguments if not argument.startswith("-")), "")
     name = f"lluda {verb}" if verb in VERBS else "lluda"
     _prepare_streams()
+    gc.set_threshold(_COLLECT_EVERY, *gc.get_threshold()[1:])
     try:
         code = _run(arguments, verb)
         sys.stdout.flush()

@@ -17,7 +17,18 @@ if TYPE_CHECKING:
 
 _MODEL_HELP = "a folder, a .gguf file, or org/name[@revision]"
 _LOAD_OPTIONS = (
-    *("dtype", "device", "weights", "max_context", "kv_cache", "kv_dtype", "prefill_chunk", "backend", "threads"),
+    *(
+        "dtype",
+        "device",
+        "weights",
+        "activations",
+        "max_context",
+        "kv_cache",
+        "kv_dtype",
+        "prefill_chunk",
+        "backend",
+        "threads",
+    ),
     *("allow_unexpected", "allow_unknown_config"),
 )
 _NUMBERS = {
@@ -110,6 +121,10 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--weights", default="auto", metavar="F", help="auto (default), bf16, packed (12 bits, no loss), blocked"
     )
+    group.add_argument(
+        "--activations", default="exact", metavar="A",
+        help="what Q8_0 weights multiply: exact rows (default), or rows rounded to q8_0, as llama.cpp does",
+    )  # fmt: skip
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     group.add_argument("--check-tensors", action="store_true", help="refuse weights with NaN, infinity or zero norms")
     group.add_argument("--allow-unexpected", action="store_true", help="skip tensors the model does not know")

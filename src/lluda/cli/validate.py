@@ -8,15 +8,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lluda.cli import options
+from lluda.cli.ask import add_media, media_content
 from lluda.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from lluda.engine.loading import ModelFiles
+    from collections.abc import Sequence
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from lluda.config_omni import OmniConfig
+    from lluda.engine.loading import LoadOptions, ModelFiles
+    from lluda.evaluation.omni_validation import OmniRequest, OmniValidation
     from lluda.evaluation.parity import GreedyParity, StageParity
     from lluda.evaluation.validation import Validation, ValidationRequest
 
 _DEFAULT_TOKENS = 64
 _TABLE_WIDTH = 118
+_ONLY_HELP = (
+    "of an Omni model: audio, vision, thinker, talker, code_predictor or code2wav alone (repeatable; "
+    "what it needs of the others lluda still computes)"
+)
 _COLUMNS = (
     *("stage", "max |error|", "mean |error|", "max / range", "lluda-f64", "reference-f64", "ratio", "argmax"),
     "diverges at",
@@ -35,6 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--greedy", type=int, default=16, metavar="N", help="greedy tokens to compare (default 16)")
     parser.add_argument("--cached", action="store_true", help="token by token through the cache, not in one prefill")
     parser.add_argument("--no-float64", action="store_true", help="leave out the distance to a float64 run")
+    parser.add_argument("--only", action="append", default=[], metavar="COMPONENT", help=_ONLY_HELP)
+    parser.add_argument("--frames", type=int, metavar="N", help="frames of speech an Omni model makes (default 40)")
+    parser.add_argument("--speaker", metavar="NAME", help="whose voice (default: the checkpoint's first)")
+    add_media(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the error by layer")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
     options.add_loading(parser)
@@ -44,20 +60,70 @@ def run(args: argparse.Namespace) -> int:
     """Validate, print, judge."""
     from lluda.engine.loading import LoadOptions, ModelFiles
     from lluda.evaluation.parity_plot import plot_parity, require_plot
-    from lluda.evaluation.validation_run import validate
+    from lluda.evaluation.validation import Validation
 
     if args.plot:
         require_plot(args.plot)
     files = ModelFiles.find(options.model_or_demo(args.model), allow_unknown_config=args.allow_unknown_config)
     load = LoadOptions(**options.load_options(args))
-    validation = validate(files, load, _request(args, files), lambda text: print(f"lluda: {text}", file=sys.stderr))
+    validation = _validate(files, load, args)
     if args.plot:
         plot_parity(validation, args.plot)
     if args.json:
         options.print_json(validation.document())
-    else:
+    elif isinstance(validation, Validation):
         _print_table(validation)
+    else:
+        _print_omni(validation)
     return _judge(validation)
+
+
+def _validate(files: ModelFiles, load: LoadOptions, args: argparse.Namespace) -> Validation | OmniValidation:
+    from lluda.evaluation.omni_run import validate_omni
+    from lluda.evaluation.validation_run import validate
+
+    if files.config.omni is not None:
+        return validate_omni(files, load, _omni_request(args, files, files.config.omni), _note)
+    if args.only or args.media or args.speaker or args.frames:
+        raise InvalidRequest(
+            f"{files.path.name} is a text model: --only, --frames, --speaker and media are for Omni models"
+        )
+    return validate(files, load, _request(args, files), _note)
+
+
+def _note(text: str) -> None:
+    print(f"lluda: {text}", file=sys.stderr)
+
+
+def _omni_request(args: argparse.Namespace, files: ModelFiles, omni: OmniConfig) -> OmniRequest:
+    """Media as given; without any and without a --prompt, made-up ones of each kind."""
+    from lluda.evaluation.omni_inputs import made_up_media, omni_input
+    from lluda.evaluation.omni_validation import DEFAULT_FRAMES, OmniRequest
+    from lluda.inputs.media_parts import take_media
+
+    if args.reference != "transformers":
+        raise InvalidRequest(f"an Omni model is held against transformers, not {args.reference!r:.40}")
+    _, media = take_media([{"role": "user", "content": media_content(args)}])
+    text = None if args.prompt is None else _encode(files, args.prompt)[: args.tokens]
+    made_up = not media and text is None
+    given = omni_input(
+        omni,
+        files.config.text.vocab_size,
+        media=made_up_media(args.seed) if made_up else media,
+        text=text,
+        tokens=_DEFAULT_TOKENS if args.tokens is None else args.tokens,
+        seed=args.seed,
+        source="a prompt" if text else f"random ids, seed {args.seed}{', made-up media' if made_up else ''}",
+    )
+    return OmniRequest(
+        given=given,
+        only=tuple(args.only),
+        greedy=args.greedy,
+        frames=DEFAULT_FRAMES if args.frames is None else args.frames,
+        rows_per_step=1 if args.cached else args.prefill_chunk,
+        speaker=args.speaker,
+        float64=not args.no_float64,
+    )
 
 
 def _request(args: argparse.Namespace, files: ModelFiles) -> ValidationRequest:
@@ -95,7 +161,7 @@ def _encode(files: ModelFiles, text: str) -> tuple[int, ...]:
     return tuple(load_tokenizer(files.path).encode(text, allow_special=False))
 
 
-def _judge(validation: Validation) -> int:
+def _judge(validation: Validation | OmniValidation) -> int:
     """Name the bars on stderr; 1 if one failed."""
     for bar in validation.bars:
         print(f"lluda: {bar.describe()}", file=sys.stderr)
@@ -104,20 +170,49 @@ def _judge(validation: Validation) -> int:
     return 1 if validation.passed is False else 0
 
 
-def _print_table(validation: Validation) -> None:
+def _print_omni(validation: OmniValidation) -> None:
+    """A table for each component, and the first rung that diverges."""
+    console, model = _console(), validation.model
+    console.print(f"{model['name']}: {model['model_type']}, {model['parameters']:,} parameters, {validation.dtype}")
+    media = ", ".join(part.kind for part in validation.request.given.media) or "no media"
+    rows = f"{validation.rows} rows of prompt: " if validation.rows else ""
+    console.print(f"{rows}{validation.request.given.source} with {media}, against transformers")
+    for component in validation.components:
+        console.print(f"\n{component.component}")
+        console.print(_table(component.stages))
+        if component.greedy:
+            what = "token" if component.component == "thinker" else "code"
+            console.print(_greedy(component.greedy, "transformers", what))
+        for text in component.corrections:
+            console.print(f"corrected expectation: {text}")
+    divergence = validation.first_divergence
+    where = f"{divergence[0]}, row {divergence[1].first_divergence}" if divergence else "nowhere"
+    console.print(f"\nfirst divergence (beyond {validation.tolerance:g} of a row's range): {where}")
+
+
+def _console() -> Console:
     from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else _TABLE_WIDTH, highlight=False)
+
+
+def _table(stages: Sequence[StageParity]) -> Table:
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else _TABLE_WIDTH, highlight=False)
-    request, model = validation.request, validation.model
-    console.print(f"{model['name']}: {model['model_type']}, {model['parameters']:,} parameters, {validation.dtype}")
-    console.print(f"{len(request.ids)} tokens ({request.source}), {request.mode}, against {request.reference}")
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in _COLUMNS:
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
-    for stage in validation.stages:
+    for stage in stages:
         table.add_row(*_row(stage))
-    console.print(table)
+    return table
+
+
+def _print_table(validation: Validation) -> None:
+    console = _console()
+    request, model = validation.request, validation.model
+    console.print(f"{model['name']}: {model['model_type']}, {model['parameters']:,} parameters, {validation.dtype}")
+    console.print(f"{len(request.ids)} tokens ({request.source}), {request.mode}, against {request.reference}")
+    console.print(_table(validation.stages))
     console.print(f"errors beyond {validation.tolerance:g} of a position's range count as divergence")
     if validation.distribution:
         parts = validation.distribution
@@ -144,10 +239,13 @@ def _row(stage: StageParity) -> list[str]:
     ]
 
 
-def _greedy(greedy: GreedyParity, reference: str) -> str:
+def _greedy(greedy: GreedyParity, reference: str, what: str = "token") -> str:
     if greedy.first_divergence is None:
-        return f"greedy: all {greedy.tokens} tokens equal"
+        return f"greedy: all {greedy.tokens} {what}s equal"
+    ours, theirs = (
+        "" if margin is None else f" (by {margin:.3g})" for margin in (greedy.lluda_margin, greedy.reference_margin)
+    )
     return (
-        f"greedy: token {greedy.first_divergence} of {greedy.tokens} differs: lluda {greedy.lluda_token} "
-        f"(by {greedy.lluda_margin:.3g}), {reference} {greedy.reference_token} (by {greedy.reference_margin:.3g})"
+        f"greedy: {what} {greedy.first_divergence} of {greedy.tokens} differs: lluda {greedy.lluda_token}{ours}, "
+        f"{reference} {greedy.reference_token}{theirs}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +47,9 @@ from lluda.weights.loader import CheckTensors, LoadReport, Progress, load_tensor
 DEFAULT_CONTEXT = 8192
 """Positions a sequence may have where ``max_context`` is not given and the model allows more."""
 
+_KEEPS_Q8_0 = ("auto", "packed")
+"""Values of ``weights`` with which Q8_0 stays as it is, in a BF16 run."""
+
 MAX_THREADS = 1024
 """More than the cores of any machine this is for; told to start too many, OpenMP crashes the process."""
 
@@ -53,16 +57,18 @@ MAX_THREADS = 1024
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
     """How to load. ``dtype``: auto (as released), bf16, f32, f64. ``device``: any torch device. ``backend``: auto or a
-    name. ``weights``: auto (as stored), bf16 (a packed file is unpacked), packed to 12 bits without loss (cpu backend),
-    or blocked, a copy in oneDNN's order (reference backend in BF16; its auto). ``max_context``: positions a
-    sequence may have (default: the model's limit, at most 8192). ``kv_cache``: growing or preallocated; ``kv_dtype``:
-    auto (as dtype), bf16, f32. ``threads``: CPU threads. ``check_tensors``: look at every value, and warn, fail, or
-    off. ``allow_*`` accept what is refused by default."""
+    name. ``weights``: auto (as stored, which for Q8_0 holds in BF16 runs), bf16 (packed and Q8_0 ones are decoded),
+    packed to 12 bits without loss (cpu backend; Q8_0 ones stay), or blocked, a copy in oneDNN's order (reference
+    backend in BF16; its auto). ``activations``: what Q8_0 weights multiply, exact rows or rows rounded to q8_0 as in
+    llama.cpp. ``max_context``: positions a sequence may have (default: the model's limit, at most 8192).
+    ``kv_cache``: growing or preallocated; ``kv_dtype``: auto (as dtype), bf16, f32. ``threads``: CPU threads.
+    ``check_tensors``: look at every value, and warn, fail, or off. ``allow_*`` accept what is refused by default."""
 
     dtype: str = "auto"
     device: str = "cpu"
     backend: str = "auto"
     weights: str = "auto"
+    activations: str = "exact"
     max_context: int | None = None
     kv_cache: Strategy = "growing"
     kv_dtype: str = "auto"
@@ -114,7 +120,18 @@ class ModelFiles:
             context=context,
             prefill_rows=min(options.prefill_chunk, context),
             device=options.device,
+            stored=self._kept_bytes(options, dtype),
         )
+
+    def _kept_bytes(self, options: LoadOptions, dtype: DTypeName) -> dict[str, int]:
+        """Bytes of the matrices that stay Q8_0."""
+        kept = options.weights in _KEEPS_Q8_0 and (dtype == "bf16" or options.activations == "q8_0")
+        if self.path.suffix != ".gguf" or not kept:
+            return {}
+        checkpoint = open_checkpoint(self.path)
+        found = {name: entry.nbytes for name, entry in checkpoint.entries.items() if entry.dtype == "Q8_0"}
+        checkpoint.close()
+        return found
 
     def context(self, options: LoadOptions) -> int:
         """Positions a sequence may have. LimitExceeded if more are asked for than the model was made for."""
@@ -176,6 +193,15 @@ def load_voice(
     )
 
 
+def load_parameters(
+    files: ModelFiles, options: LoadOptions, specs: Sequence[ParameterSpec]
+) -> tuple[Parameters, ComputeBackend]:
+    """The tensors of ``specs`` alone, for one component by itself; nothing else of the checkpoint is read. Errors as
+    `load_network`, but for OutOfMemory."""
+    loaded = _load(files, options, specs, ("",), None)
+    return loaded.parameters, loaded.backend
+
+
 def _load(
     files: ModelFiles,
     options: LoadOptions,
@@ -186,19 +212,20 @@ def _load(
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     dtype = resolve_dtype(options.dtype, files.config.dtype)
-    backend = select_backend(options.backend, options.device, dtype, options.weights)
+    backend = select_backend(options.backend, options.device, dtype, options.weights, options.activations)
     placed, report = load_tensors(
         open_checkpoint(files.path),
         specs,
         skip=skip,
         place=lambda spec, values: _place(backend, spec, values),
         place_packed=lambda spec, stored: _place_packed(backend, options, spec, stored),
+        place_q8_0=lambda spec, blocks: _place_q8_0(backend, options, spec, blocks),
         allow_unexpected=options.allow_unexpected,
         check=options.check_tensors,
         progress=progress,
     )
     sizes = {name: value.nbytes for name, value in placed.items()}
-    report = replace(report, kept_bf16=_kept_bf16(placed), sizes=sizes)
+    report = replace(report, kept_bf16=_kept_bf16(placed), sizes=sizes, formats=_formats(placed))
     return _Loaded(backend, Parameters(placed), report)
 
 
@@ -214,6 +241,18 @@ def _place_packed(
 ) -> Weight | Tensor | None:
     wanted = options.weights in ("auto", "packed") and spec.role in ("matrix", "embedding")
     return backend.packed_matrix(stored) if wanted else None
+
+
+def _place_q8_0(
+    backend: ComputeBackend, options: LoadOptions, spec: ParameterSpec, blocks: Tensor
+) -> Weight | Tensor | None:
+    wanted = options.weights in _KEEPS_Q8_0 and spec.role in ("matrix", "embedding")
+    return backend.q8_0_matrix(blocks) if wanted else None
+
+
+def _formats(placed: Mapping[str, Weight | Tensor]) -> dict[str, int]:
+    """How many matrices are held in each format."""
+    return dict(Counter(value.format for value in placed.values() if not isinstance(value, Tensor)))
 
 
 def _kept_bf16(placed: Mapping[str, Weight | Tensor]) -> tuple[str, ...]:

@@ -23,15 +23,13 @@ from lluda.inputs.media_positions import AudioSpan, ImageSpan, Span, VideoSpan, 
 from lluda.inputs.media_prompt import Layout, MediaPrompt, expand_placeholders
 from lluda.inputs.video_file import open_video
 from lluda.inputs.vision_patches import VisionPatches, image_patches, video_patches
-from lluda.json_file import read_json_object
 from lluda.models.decoder import InjectedRows
 from lluda.models.thinker import Thinker
 from lluda.models.vision_encoder import VisionOutput
+from lluda.weights.checkpoint import PREPROCESSOR_CONFIG_NAME, read_preprocessor_config
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-PREPROCESSOR_CONFIG = "preprocessor_config.json"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,10 +55,10 @@ class MediaReader:
     """Reads media as the checkpoint's preprocessor_config.json says (the released values where it has none), and runs
     the thinker's encoders over them."""
 
-    def __init__(self, thinker: Thinker, folder: Path) -> None:
-        """UnsupportedModel, CorruptFile: a preprocessor_config.json outside its rules."""
-        path = folder / PREPROCESSOR_CONFIG
-        raw = read_json_object(path) if path.is_file() else {}
+    def __init__(self, thinker: Thinker, model: Path) -> None:
+        """``model``: the folder or .gguf file. UnsupportedModel, CorruptFile: its preprocessor_config.json breaks a
+        rule."""
+        raw, path = read_preprocessor_config(model), model / PREPROCESSOR_CONFIG_NAME
         self._mel = MelConfig.from_hf(raw, str(path))
         self._vision = VisionInputConfig.from_hf(raw, str(path))
         self._thinker = thinker

@@ -29,7 +29,7 @@ class PlanRow:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What a model will take on ``device``. ``weights`` are in ``dtype``; tied tensors count once."""
+    """What a model will take on ``device``. ``weights`` are in ``dtype`` or kept as stored; tied tensors count once."""
 
     device: str
     dtype: DTypeName
@@ -73,8 +73,11 @@ def plan_memory(
     context: int,
     prefill_rows: int,
     device: str = "cpu",
+    stored: Mapping[str, int] | None = None,
 ) -> MemoryPlan:
-    """The plan for one text model; ``kv_bytes`` at ``context`` positions, ``prefill_rows`` rows computed at once."""
+    """The plan for one text model; ``kv_bytes`` at ``context`` positions, ``prefill_rows`` rows computed at once.
+    ``stored`` has the bytes of tensors that are kept in another format than ``dtype``."""
+    kept = stored or {}
     totals: dict[str, list[int]] = {}
     for spec in specs:
         if spec.tied_to:
@@ -82,7 +85,7 @@ def plan_memory(
         row = totals.setdefault(component_of(spec.name), [0, 0])
         row[0] += spec.elements
         # Vectors are held as float32 in a BF16 run; they are too few to matter, but the plan is exact about storage.
-        row[1] += spec.elements * DTYPE_BYTES[dtype]
+        row[1] += kept.get(spec.name, spec.elements * DTYPE_BYTES[dtype])
     return MemoryPlan(
         device=device,
         dtype=dtype,

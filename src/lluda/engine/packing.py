@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from lluda.backends.packing import pack_matrix, share_torch_threads
+from lluda.backends.weight_memory import WeightMemory
 from lluda.engine.loading import LoadOptions
 from lluda.weights.checkpoint import CONFIG_NAME, open_checkpoint, read_config
 from lluda.weights.hub import resolve_model
@@ -41,7 +43,7 @@ def pack_model(
     return write_packed_folder(
         open_checkpoint(path),
         out_dir,
-        pack_matrix,
+        partial(pack_matrix, memory=WeightMemory()),
         config=path / CONFIG_NAME if is_folder else read_config(path),
         extra_files=_extra_files(beside) if beside is not None else [],
         shard_bytes=shard_bytes,

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lluda.errors import InvalidRequest, MissingDependency
+from lluda.evaluation.omni_validation import OmniValidation
 from lluda.evaluation.parity import DistanceToTruth, StageParity
-from lluda.evaluation.validation import Validation
+from lluda.evaluation.validation import Validation, ValidationRequest
 
 _MOST_LABELS = 24
 Series = tuple[str, str, Callable[[StageParity], float]]
 
 
-def plot_parity(validation: Validation, path: Path) -> None:
+Ticks = tuple[list[int], list[str]]
+
+
+def plot_parity(validation: Validation | OmniValidation, path: Path) -> None:
     """Write a PNG: the mean absolute error of each stage as a share of the mean absolute value there, of lluda and the
     reference against float64 where that was run, and of lluda against the reference. A stage without error has no
     point.
@@ -27,11 +31,11 @@ def plot_parity(validation: Validation, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4.8), dpi=150, layout="constrained")
+    figure = Figure(figsize=(9 if isinstance(validation, Validation) else 14, 4.8), dpi=150, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    stages = validation.stages
-    for label, style, error in _series(validation):
+    stages = [stage[1] if isinstance(stage, tuple) else stage for stage in validation.stages]
+    for label, style, error in _series(validation, stages):
         points = [
             (index, error(stage) / stage.mean_abs_value)
             for index, stage in enumerate(stages)
@@ -40,12 +44,12 @@ def plot_parity(validation: Validation, path: Path) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.4)
     axes.set_yscale("log")
-    every = max(1, -(-len(stages) // _MOST_LABELS))
-    layers = range(1, len(stages) - 2)
-    ticks = [0, *(index for index in layers if (index - 1) % every == 0), *range(max(1, len(stages) - 2), len(stages))]
-    axes.set_xticks(ticks, [stages[index].stage.removeprefix("layers.") for index in ticks], rotation=45, ha="right")
+    ticks, labels = _text_ticks(stages) if isinstance(validation, Validation) else _omni_ticks(validation)
+    axes.set_xticks(ticks, labels, rotation=45, ha="right")
     axes.set_xlim(-0.5, len(stages) - 0.5)
     axes.set_xlabel("stage (numbers: residual stream after that layer)")
+    for index in ticks if isinstance(validation, OmniValidation) else ():
+        axes.axvline(index - 0.5, color="0.8", linewidth=0.8)
     axes.set_ylabel("mean |error| / mean |value|")
     axes.set_title(_title(validation), fontsize=11)
     axes.grid(visible=True, which="major", alpha=0.3)
@@ -71,20 +75,40 @@ def require_plot(path: Path) -> None:
         raise MissingDependency("--plot needs matplotlib; get it with: pip install 'lluda[validate]'") from None
 
 
-def _series(validation: Validation) -> list[Series]:
-    reference = validation.request.reference
+def _text_ticks(stages: Sequence[StageParity]) -> Ticks:
+    """The ends, and as many layers between as have room."""
+    every = max(1, -(-len(stages) // _MOST_LABELS))
+    layers = [index for index in range(1, len(stages) - 2) if (index - 1) % every == 0]
+    ticks = [0, *layers, *range(max(1, len(stages) - 2), len(stages))]
+    return ticks, [stages[index].stage.removeprefix("layers.") for index in ticks]
+
+
+def _omni_ticks(validation: OmniValidation) -> Ticks:
+    """Where each component begins."""
+    ticks, end = [], 0
+    for component in validation.components:
+        ticks.append(end)
+        end += len(component.stages)
+    return ticks, [component.component for component in validation.components]
+
+
+def _series(validation: Validation | OmniValidation, stages: Sequence[StageParity]) -> list[Series]:
+    reference = validation.request.reference if isinstance(validation, Validation) else "transformers"
     series: list[Series] = [(f"lluda against {reference}", "^:", lambda stage: stage.mean_abs_error)]
-    if validation.logits.error_to_float64 is not None:
+    if any(stage.error_to_float64 is not None for stage in stages):
         series.append(("lluda against float64", "o-", lambda stage: _distance(stage).lluda))
         series.append((f"{reference} against float64", "s--", lambda stage: _distance(stage).reference))
     return series
 
 
 def _distance(stage: StageParity) -> DistanceToTruth:
-    assert stage.error_to_float64 is not None
-    return stage.error_to_float64
+    return stage.error_to_float64 or DistanceToTruth(0.0, 0.0)
 
 
-def _title(validation: Validation) -> str:
+def _title(validation: Validation | OmniValidation) -> str:
+    name = f"{validation.model['name']}, {validation.dtype}"
     request = validation.request
-    return f"{validation.model['name']}, {validation.dtype}, {len(request.ids)} tokens, {request.mode}"
+    if isinstance(validation, OmniValidation):
+        return f"{name}, {validation.rows} rows of prompt, {validation.request.frames} frames of speech"
+    assert isinstance(request, ValidationRequest)
+    return f"{name}, {len(request.ids)} tokens, {request.mode}"

@@ -52,19 +52,31 @@ class Continuation:
     margins: tuple[float, ...]
 
 
+class Recorder:
+    """An observer that keeps a copy of every stage it is told of; what comes in parts is put below each other."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, list[Tensor]] = {}
+
+    def __call__(self, stage: str, rows: Tensor) -> None:
+        """See ``Observe``."""
+        # A copy: what an implementation does later with its tensor must not reach the trace.
+        self._seen.setdefault(stage, []).append(rows.detach().to("cpu", copy=True))
+
+    @property
+    def stages(self) -> dict[str, Tensor]:
+        """All rows of each stage."""
+        return {stage: parts[0] if len(parts) == 1 else torch.cat(parts) for stage, parts in self._seen.items()}
+
+
 def trace(implementation: Implementation, ids: Sequence[int], rows_per_step: int) -> Trace:
     """Run ``ids`` through an empty cache, ``rows_per_step`` at a time: ``len(ids)`` is one prefill, 1 is token by
     token."""
-    seen: dict[str, list[Tensor]] = {}
-
-    def observe(stage: str, rows: Tensor) -> None:
-        # A copy: what an implementation does later with its tensor must not reach the trace.
-        seen.setdefault(stage, []).append(rows.detach().to("cpu", copy=True))
-
+    observe = Recorder()
     step = implementation.start(observe)
     for start in range(0, len(ids), rows_per_step):
         step(ids[start : start + rows_per_step])
-    stages = {stage: parts[0] if len(parts) == 1 else torch.cat(parts) for stage, parts in seen.items()}
+    stages = observe.stages
     assert all(len(rows) == len(ids) for rows in stages.values()), "a stage was not seen once in each step"
     return Trace(implementation.name, implementation.dtype, stages)
 

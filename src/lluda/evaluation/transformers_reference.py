@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lluda.errors import LludaError, MissingDependency, UnsupportedModel
 from lluda.evaluation.trace import Observe, Step
 
-_DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32, "f64": torch.float64}
+DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32, "f64": torch.float64}
 _LISTED = 5
 _STACK_AXES = 3  # transformers keeps the experts of a layer in one parameter
 
@@ -42,7 +42,7 @@ class TransformersReference:
             LludaError: it found tensors missing or left over, so that it would not be the same model.
         """
         self.dtype = dtype
-        self.version, self.model = _load(path, _DTYPES[dtype])
+        self.version, self.model = _load(path, DTYPES[dtype])
         if dtype == "f64":
             self._eager_experts()
         decoder = self.model.model
@@ -84,7 +84,7 @@ class TransformersReference:
         """
         dtype, self.dtype = self.dtype, "f64"
         experts = self._eager_experts()
-        hooks = [hook for unit in self._units.values() for hook in _widen_while_running(unit)]
+        hooks = [hook for unit in self._units.values() for hook in widen_while_running(unit)]
         try:
             yield self
         finally:
@@ -120,13 +120,14 @@ class _ExpertsInFloat64:
         return self._stack[expert].double()
 
 
-def _widen_while_running(unit: nn.Module) -> list[Any]:
-    """Hooks that hold ``unit``'s parameters in float64 during its forward pass; stacks of experts one at a time."""
+def widen_while_running(unit: nn.Module, *, recurse: bool = True) -> list[Any]:
+    """Hooks that hold ``unit``'s parameters (without ``recurse``: not those of modules in it) in float64 during its
+    forward pass; stacks of experts one at a time. What comes in as a float of fewer bits is widened too."""
     kept: list[tuple[nn.Parameter, Tensor]] = []
     stacks: list[tuple[nn.Module, str, nn.Parameter]] = []
 
-    def widen(_module: nn.Module, _inputs: Any) -> None:
-        for module in unit.modules():
+    def widen(_module: nn.Module, inputs: Any) -> Any:
+        for module in unit.modules() if recurse else [unit]:
             for name, parameter in list(module.named_parameters(recurse=False)):
                 if parameter.dim() == _STACK_AXES:
                     stacks.append((module, name, parameter))
@@ -135,6 +136,7 @@ def _widen_while_running(unit: nn.Module) -> list[Any]:
                 else:
                     kept.append((parameter, parameter.data))
                     parameter.data = parameter.data.double()
+        return tuple(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
 
     def restore(_module: nn.Module, _inputs: Any, _output: Any) -> None:
         while kept:
@@ -165,7 +167,7 @@ def _load(path: Path, dtype: torch.dtype) -> tuple[str, Any]:
     folder = path
     if path.suffix == ".gguf":
         folder, source["gguf_file"] = path.parent, path.name
-    with _silence(transformers):
+    with silence(transformers):
         try:
             config = transformers.AutoConfig.from_pretrained(folder, **source)
             kind = _model_class(transformers, config)
@@ -173,10 +175,15 @@ def _load(path: Path, dtype: torch.dtype) -> tuple[str, Any]:
                 folder, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **source
             )
         except (ValueError, KeyError, NotImplementedError, OSError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UnsupportedModel(f"{path}: transformers cannot load it: {reason:.300}") from error
+            raise UnsupportedModel(f"{path}: transformers cannot load it: {first_line(error)}") from error
     _require_same_tensors(path, report)
     return str(transformers.__version__), model.eval()
+
+
+def first_line(error: Exception) -> str:
+    """Of what another library says, what fits in a message."""
+    lines = str(error).strip().splitlines()
+    return f"{lines[0]:.300}" if lines else type(error).__name__
 
 
 def _model_class(transformers: Any, config: Any) -> Any:
@@ -210,7 +217,7 @@ def _require_same_tensors(path: Path, report: Any) -> None:
 
 
 @contextmanager
-def _silence(transformers: Any) -> Iterator[None]:
+def silence(transformers: Any) -> Iterator[None]:
     """No progress bars and no warnings of transformers while it loads; what it was set to before comes back."""
     logging = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -137,10 +137,10 @@ class Validation:
             "tokens": len(self.request.ids),
             "input": self.request.source,
             "mode": self.request.mode,
-            **_figures(self.logits),
+            **figures(self.logits),
             "tolerance": self.tolerance,
             "first_divergence": divergence and {"stage": divergence.stage, "position": divergence.first_divergence},
-            "layers": [{"stage": stage.stage, **_figures(stage)} for stage in self.stages],
+            "layers": [{"stage": stage.stage, **figures(stage)} for stage in self.stages],
             "greedy": self.greedy and {**asdict(self.greedy), "agreement": self.greedy.agreement},
             "distribution": self.distribution and asdict(self.distribution),
             "bars": [{**asdict(bar), "passed": bar.passed} for bar in self.bars],
@@ -150,7 +150,8 @@ class Validation:
         }
 
 
-def _figures(stage: StageParity) -> dict[str, Any]:
+def figures(stage: StageParity) -> dict[str, Any]:
+    """What a document says of a stage."""
     distance = stage.error_to_float64
     return {
         "argmax_agreement": stage.argmax_agreement,

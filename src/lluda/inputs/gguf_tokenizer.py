@@ -14,6 +14,10 @@ from lluda.inputs.added_tokens import AddedToken
 from lluda.inputs.splitting import LLAMA3, QWEN2, SPLITTINGS, Splitting
 from lluda.inputs.vocabulary import MAX_TOKENS, Vocabulary, merge_pairs, separate_added
 
+NFC_KEY = "lluda.tokenizer.nfc"
+"""Whether text is brought into Unicode form NFC first: lluda's own, as GGUF does not say."""
+
+_SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5  # 6, single bytes, is not for byte-level BPE
 
 
@@ -48,19 +52,52 @@ def vocabulary_from_gguf(metadata: Mapping[str, Any], path: Path) -> Vocabulary:
         merge_pairs(_strings(metadata, "tokenizer.ggml.merges", path), path),
         separate,
         splitting,
-        nfc=splitting is QWEN2,  # llama.cpp leaves text as it is; the released Qwen tokenizers normalise it
+        # llama.cpp leaves text as it is; the released Qwen tokenizers normalise it.
+        nfc=metadata.get(NFC_KEY, splitting is QWEN2) is True,
         ignore_merges=splitting is LLAMA3,
         prefix_ids=_prefix(metadata, splitting, len(spellings), path),
         unused=frozenset(number for number, kind in enumerate(kinds) if kind == _UNUSED),
     )
 
 
+def tokenizer_metadata(vocabulary: Vocabulary, rows: int, special: Mapping[str, str]) -> dict[str, Any]:
+    """The keys that say ``vocabulary`` for an embedding of ``rows`` rows, whose ids without a token are marked unused.
+
+    ``special`` are texts by the name that chat templates have for them; ``bos_token`` and so on become ids.
+    CorruptFile: more ids than rows.
+    """
+    import numpy as np
+
+    if vocabulary.size > rows:
+        rule = "the tokenizer has more ids than the model's embedding has rows; they belong to different models"
+        raise CorruptFile(vocabulary.path, rule, expected=f"at most {rows}", found=vocabulary.size)
+    texts = [f"[PAD{number}]" for number in range(rows)]
+    kinds = np.full(rows, _UNUSED, dtype=np.int32)
+    for text, number in vocabulary.tokens.items():
+        texts[number], kinds[number] = text, _NORMAL
+    for token in vocabulary.added:
+        texts[token.id], kinds[token.id] = token.text, _CONTROL if token.special else _USER_DEFINED
+    ids = {text: number for number, text in enumerate(texts)}
+    ends = {key: ids[special[name]] for key, name in _SPECIAL.items() if special.get(name) in ids}
+    if vocabulary.prefix_ids:
+        ends["bos"] = vocabulary.prefix_ids[0]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": vocabulary.splitting.name,
+        "tokenizer.ggml.tokens": texts,
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.merges": [f"{left} {right}" for left, right in vocabulary.merges],
+        "tokenizer.ggml.add_bos_token": bool(vocabulary.prefix_ids),
+        NFC_KEY: vocabulary.nfc,
+        **{f"tokenizer.ggml.{key}_token_id": number for key, number in ends.items()},
+    }
+
+
 def special_token_texts(metadata: Mapping[str, Any], path: Path) -> dict[str, str]:
     """``bos_token``, ``eos_token`` … as chat templates name them. CorruptFile: an id outside the vocabulary."""
     tokens = metadata.get("tokenizer.ggml.tokens", [])
-    names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     found = {}
-    for key, name in names.items():
+    for key, name in _SPECIAL.items():
         number = _token_id(metadata, f"tokenizer.ggml.{key}_token_id", len(tokens), path)
         if number is not None:
             found[name] = str(tokens[number])
@@ -71,6 +108,8 @@ def _splitting(metadata: Mapping[str, Any], path: Path) -> Splitting:
     kind, rule = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
     if kind is None:
         raise CorruptFile(path, "no tokenizer: the key tokenizer.ggml.model is missing")
+    if kind == "none":
+        raise CorruptFile(path, "no tokenizer: tokenizer.ggml.model is none; write the file again with a tokenizer")
     if kind != "gpt2":
         raise UnsupportedModel(f"{path}: tokenizer.ggml.model {kind!r:.60} is not implemented; only gpt2 (BPE) is")
     if rule not in SPLITTINGS:

@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lluda.backends.base import ComputeBackend
-from lluda.backends.blocks import LayerNorm, Parameters, Projection
+from lluda.backends.blocks import EncoderBlock, LayerNorm, Parameters, Projection
 from lluda.config_audio import AudioEncoderConfig
-from lluda.layers.encoder import EncoderLayer
 from lluda.layers.linear import Linear
 from lluda.parameters import ParameterSpec
 
@@ -95,7 +94,7 @@ class AudioEncoder:
             if observe:
                 observe("conv", x)
             for index, layer in enumerate(self.layers):
-                x = layer(x, lengths)
+                x = self._backend.encoder_block(x, layer, lengths, None)
                 if observe:
                     observe(f"layers.{index}", x)
             hidden = self._backend.gelu(self._proj1(self._backend.layer_norm(x, self._ln_post)))
@@ -171,11 +170,10 @@ class _Builder:
     def projection(self, name: str) -> Projection:
         return Projection(self._parameters.matrix(f"{name}.weight"), self._parameters.vector(f"{name}.bias"))
 
-    def layer(self, prefix: str) -> EncoderLayer:
-        return EncoderLayer(
-            self._backend,
+    def layer(self, prefix: str) -> EncoderBlock:
+        return EncoderBlock(
             norm1=self.norm(f"{prefix}self_attn_layer_norm"),
-            qkv=[self.projection(f"{prefix}self_attn.{name}_proj") for name in "qkv"],
+            qkv=tuple(self.projection(f"{prefix}self_attn.{name}_proj") for name in "qkv"),
             out=self.projection(f"{prefix}self_attn.out_proj"),
             norm2=self.norm(f"{prefix}final_layer_norm"),
             fc1=self.projection(f"{prefix}fc1"),

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from lluda.backends.base import ComputeBackend, RotaryTable
-from lluda.backends.blocks import LayerNorm, Parameters, Projection
+from lluda.backends.blocks import EncoderBlock, LayerNorm, Parameters, Projection
 from lluda.config_vision import VisionEncoderConfig
-from lluda.layers.encoder import EncoderLayer
 from lluda.layers.linear import Embedding, Linear
 from lluda.layers.rotary import Rotary
 from lluda.parameters import ParameterSpec
@@ -91,7 +90,7 @@ class VisionEncoder:
         x, rotary = self._embed(patches, slices, observe)
         lengths, deep = [rows * columns for rows, columns in slices], []
         for index, layer in enumerate(self.layers):
-            x = layer(x, lengths, rotary)
+            x = self._backend.encoder_block(x, layer, lengths, rotary)
             if observe:
                 observe(f"layers.{index}", x)
             if index in self._deepstack:
@@ -145,11 +144,10 @@ class _Builder:
         inner, outer = (Linear(self._backend, self._projection(f"{prefix}mlp.{index}")) for index in (0, 2))
         return _Merger(self._backend, self._norm(f"{prefix}ln_q"), inner, outer)
 
-    def layer(self, prefix: str) -> EncoderLayer:
-        return EncoderLayer(
-            self._backend,
+    def layer(self, prefix: str) -> EncoderBlock:
+        return EncoderBlock(
             norm1=self._norm(f"{prefix}norm1"),
-            qkv=[self._projection(f"{prefix}attn.qkv")],
+            qkv=(self._projection(f"{prefix}attn.qkv"),),
             out=self._projection(f"{prefix}attn.proj"),
             norm2=self._norm(f"{prefix}norm2"),
             fc1=self._projection(f"{prefix}mlp.linear_fc1"),

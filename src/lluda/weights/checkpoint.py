@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lluda.errors import ModelNotFound
 from lluda.json_file import read_json_object
 from lluda.weights.entry import Checkpoint
+from lluda.weights.gguf_omni import document
 from lluda.weights.shards import FolderCheckpoint
 
 if TYPE_CHECKING:
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
+PREPROCESSOR_CONFIG_NAME = "preprocessor_config.json"
+
+DOCUMENT_KEYS = {
+    GENERATION_CONFIG_NAME: "lluda.generation_config",
+    PREPROCESSOR_CONFIG_NAME: "lluda.preprocessor_config",
+}
+"""Files of a model folder that GGUF has no keys for, kept as JSON so that one file is enough to run."""
 
 
 def open_checkpoint(path: Path, *, prefix: str | tuple[str, ...] = "") -> Checkpoint:
@@ -46,15 +54,26 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_generation_config(path: Path) -> dict[str, Any]:
-    """The folder's ``generation_config.json``; empty if it has none, and for a .gguf file, which has no such thing."""
-    file = path / GENERATION_CONFIG_NAME
-    return read_json_object(file) if path.is_dir() and os.path.lexists(file) else {}
+    """The ``generation_config.json`` of a folder, or the one lluda keeps in a .gguf file; empty if there is none."""
+    return _document(path, GENERATION_CONFIG_NAME)
+
+
+def read_preprocessor_config(path: Path) -> dict[str, Any]:
+    """The ``preprocessor_config.json`` of a folder, or the one lluda keeps in a .gguf file; empty if there is none."""
+    return _document(path, PREPROCESSOR_CONFIG_NAME)
 
 
 def read_gguf_metadata(path: Path) -> Mapping[str, Any]:
     """The key-value metadata of a .gguf file. Errors as `GGUFCheckpoint`."""
     with _gguf(path) as checkpoint:
         return checkpoint.metadata
+
+
+def _document(path: Path, name: str) -> dict[str, Any]:
+    if path.is_dir():
+        return read_json_object(path / name) if os.path.lexists(path / name) else {}
+    with _gguf(path) as checkpoint:
+        return document(checkpoint.metadata, DOCUMENT_KEYS[name], path) or {}
 
 
 def _gguf(path: Path) -> GGUFCheckpoint:

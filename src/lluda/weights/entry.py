@@ -43,6 +43,10 @@ class Checkpoint(Protocol):
     def packed(self, name: str) -> PackedMatrix | None:
         """The tensor in packed BF16, zero-copy; None if it is not stored so. Errors as `tensor`."""
 
+    def q8_0(self, name: str) -> torch.Tensor | None:
+        """The tensor's Q8_0 blocks as they lie, uint8 ``[*shape[:-1], columns / 32 * 34]``; None if it is not stored
+        so. Errors as `tensor`."""
+
     def release(self, name: str) -> None:
         """Let go of the memory behind a tensor that will not be read again (it is read anew if it is)."""
 

@@ -27,6 +27,8 @@ from lluda.weights.gguf_names import (
     hugging_face_entries,
     interleaved_heads,
 )
+from lluda.weights.gguf_omni import ARCHITECTURE as OMNI
+from lluda.weights.gguf_omni import omni_config, omni_entries
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +62,12 @@ class GGUFFile:
         self.alignment = header.alignment
         self.metadata: Mapping[str, Any] = header.metadata
         self.entries: Mapping[str, TensorEntry] = header.entries
+        self._spans = header.spans
+
+    def encoded_key(self, key: str) -> bytes:
+        """A metadata key with its value as they are stored, types and all."""
+        start, end = self._spans[key]
+        return bytes(self._file.read(start, end - start))
 
     def tensor(self, name: str) -> torch.Tensor:
         """The values of ``name`` in torch order: as stored and zero-copy for F32, F16, BF16 (a copy where the offset is
@@ -107,6 +115,10 @@ class GGUFFile:
 
     def packed(self, name: str) -> None:
         """GGUF files hold no packed BF16."""
+
+    def q8_0(self, name: str) -> torch.Tensor | None:
+        """As `raw` for a tensor of Q8_0 blocks, else None."""
+        return self.raw(name) if self.entries[name].dtype == "Q8_0" else None
 
     def release(self, entry: TensorEntry) -> None:
         """Let go of the memory behind an entry, as `MappedFile.release`."""
@@ -156,9 +168,15 @@ class GGUFCheckpoint:
             self.metadata: Mapping[str, Any] = self.files[0].metadata
             stored = _all_entries(self.files)
             self._by_path = {file.path: file for file in self.files}
-            self.config: dict[str, Any] = config_from_metadata(self.metadata, path, tensors=stored)
-            self._drop_rope_factors(stored)
-            self.entries: Mapping[str, TensorEntry] = hugging_face_entries(stored, self.config, path)
+            self.config: dict[str, Any]
+            self.entries: Mapping[str, TensorEntry]
+            if self.metadata.get("general.architecture") == OMNI:
+                self.config = omni_config(self.metadata, path)
+                self.entries = omni_entries(stored, self.metadata, path)
+            else:
+                self.config = config_from_metadata(self.metadata, path, tensors=stored)
+                self._drop_rope_factors(stored)
+                self.entries = hugging_face_entries(stored, self.config, path)
         except BaseException:
             self.close()
             raise
@@ -175,8 +193,24 @@ class GGUFCheckpoint:
         entry = self.entries[name]
         return self._by_path[entry.file].bytes_of(entry, interleaved_heads(name, self.config))
 
+    def as_stored(self, entry: TensorEntry) -> torch.Tensor:
+        """The values of an entry with its rows in the order of the file, for writing another file of its kind."""
+        return self._by_path[entry.file].values_of(entry)
+
+    def bytes_as_stored(self, entry: TensorEntry) -> torch.Tensor:
+        """As `as_stored`: the stored bytes, uint8 [*shape[:-1], bytes of a row]."""
+        return self._by_path[entry.file].bytes_of(entry)
+
+    def release_as_stored(self, entry: TensorEntry) -> None:
+        """As `release`, for an entry that may have no name here."""
+        self._by_path[entry.file].release(entry)
+
     def packed(self, name: str) -> None:
         """GGUF files hold no packed BF16."""
+
+    def q8_0(self, name: str) -> torch.Tensor | None:
+        """As `raw` for a tensor of Q8_0 blocks, else None."""
+        return self.raw(name) if self.entries[name].dtype == "Q8_0" else None
 
     def release(self, name: str) -> None:
         """Let go of the memory behind the tensor ``name``, as `MappedFile.release`."""

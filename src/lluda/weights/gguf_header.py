@@ -97,12 +97,13 @@ _SCALARS = {
 @dataclass(frozen=True, slots=True)
 class GGUFHeader:
     """What the head says. ``metadata`` values are int, float, bool, str; an array is a list if it holds strings or
-    arrays, else a one-dimensional numpy array of the stored type. ``entries`` are in file order, with the file's own
-    names, shapes in torch order and absolute offsets."""
+    arrays, else a one-dimensional numpy array of the stored type. ``spans`` are first byte and end of each key with its
+    value. ``entries`` are in file order, with the file's own names, shapes in torch order and absolute offsets."""
 
     version: int
     alignment: int
     metadata: dict[str, Any]
+    spans: dict[str, tuple[int, int]]
     entries: dict[str, TensorEntry]
 
 
@@ -114,17 +115,20 @@ def read_header(data: mmap.mmap, size: int, path: Path) -> GGUFHeader:
     keys = cursor.count(_U64, _SMALLEST_KEY, "number of metadata keys")
     alignment = DEFAULT_ALIGNMENT
     metadata: dict[str, Any] = {}
+    spans: dict[str, tuple[int, int]] = {}
     for index in range(keys):
+        start = cursor.position
         key = cursor.name(f"metadata key {index}", MAX_KEY_BYTES)
         if key in metadata:
             raise CorruptFile(path, f"the metadata key {key[:80]!r} appears twice")
         kind = cursor.number(_U32, f"the type of {key[:80]!r}")
         metadata[key] = _value(cursor, key, kind, 0)
+        spans[key] = start, cursor.position
         if key == "general.alignment":
             alignment = _alignment(metadata[key], kind, path)
     infos = [_info(cursor, index) for index in range(tensors)]
     data_start = -(-cursor.position // alignment) * alignment
-    return GGUFHeader(version, alignment, metadata, _entries(infos, data_start, alignment, size, path))
+    return GGUFHeader(version, alignment, metadata, spans, _entries(infos, data_start, alignment, size, path))
 
 
 def _version(data: mmap.mmap, path: Path) -> int:

@@ -1,4 +1,5 @@
 """What GGUF calls things, and what the models call them: tensor names and config keys of llama, qwen3 and qwen3moe.
+(Of Omni models: `gguf_omni`.)
 
 Source: the key and tensor tables of the GGUF document and of llama.cpp's converter, which stores the experts of a layer
 as one three-dimensional tensor and, for llama alone, the query and key rows in interleaved rotary order.
@@ -42,6 +43,9 @@ _IN_LAYER = {
     "ffn_down": "mlp.down_proj",
     "ffn_gate_inp": "mlp.gate",
 }
+_PARTS = {module: part for part, module in _IN_LAYER.items()}
+_MODEL_NAME = re.compile(r"(?:model\.layers\.(?P<layer>\d+)\.)?(?P<module>.+)\.(?P<kind>weight|bias)", re.ASCII)
+_EXPERT = re.compile(r"mlp\.experts\.(?P<expert>\d+)\.(?P<part>gate|up|down)_proj", re.ASCII)
 _NAME = re.compile(r"(?:blk\.(?P<layer>0|[1-9]\d*)\.)?(?P<part>\w+)\.(?P<kind>weight|bias)", re.ASCII)
 _EXPERTS = re.compile(r"blk\.(?P<layer>0|[1-9]\d*)\.ffn_(?P<part>gate|up|down)_exps\.weight", re.ASCII)
 _INTERLEAVED = re.compile(r"model\.layers\.\d+\.self_attn\.(?P<part>[qk])_proj\.(weight|bias)", re.ASCII)
@@ -94,6 +98,34 @@ def hugging_face_name(name: str) -> str | None:
     return module and f"model.layers.{match['layer']}.{module}.{match['kind']}"
 
 
+def gguf_name(name: str) -> tuple[str, int | None]:
+    """What GGUF calls the parameter ``name`` of a text model and, for the matrix of an expert, which slice of the
+    tensor of all experts it is. UnsupportedModel: it has no name for it."""
+    match = _MODEL_NAME.fullmatch(name)
+    module = match["module"] if match else ""
+    if match and match["layer"] is not None:
+        part, expert = layer_part(module)
+        if part:
+            return f"blk.{match['layer']}.{part}.{match['kind']}", expert
+    for part, whole in _WHOLE.items():
+        if match and module == whole:
+            return f"{part}.{match['kind']}", None
+    raise UnsupportedModel(f"{name}: GGUF has no name for this tensor, so the model cannot be stored in it")
+
+
+def layer_part(module: str) -> tuple[str | None, int | None]:
+    """GGUF's word for a module of a layer (None: it has none), and which expert of all it is."""
+    expert = _EXPERT.fullmatch(module)
+    if expert:
+        return f"ffn_{expert['part']}_exps", int(expert["expert"])
+    return _PARTS.get(module), None
+
+
+def layer_module(part: str) -> str | None:
+    """The module of a layer that GGUF calls ``part``; None if there is none."""
+    return _IN_LAYER.get(part)
+
+
 def interleaved_heads(name: str, config: Mapping[str, Any]) -> int:
     """How many heads the rows of the tensor ``name`` (Hugging Face's) have if they lie in interleaved rotary order; 0
     if they do not. ``config`` as from `config_from_metadata`."""
@@ -114,7 +146,7 @@ def hugging_face_entries(
     for name, entry in entries.items():
         experts = _EXPERTS.fullmatch(name)
         if experts and config["model_type"] == "qwen3_moe":
-            new = _expert_entries(entry, experts["layer"], experts["part"], config["num_experts"])
+            new = expert_entries(entry, f"model.layers.{experts['layer']}", experts["part"], config["num_experts"])
         else:
             new = [replace(entry, name=hugging_face_name(name) or name)]
         for one in new:
@@ -124,14 +156,15 @@ def hugging_face_entries(
     return renamed
 
 
-def _expert_entries(entry: TensorEntry, layer: str, part: str, experts: int) -> list[TensorEntry]:
+def expert_entries(entry: TensorEntry, layer: str, part: str, experts: int) -> list[TensorEntry]:
+    """The slices of a tensor of all experts, under the names of their matrices in ``layer``."""
     if len(entry.shape) != 3 or entry.shape[0] != experts:
         rule = f"tensor {entry.name!r} must have three dimensions, the first of them the {experts} experts"
         raise CorruptFile(entry.file, rule, found=list(entry.shape))
     nbytes = entry.nbytes // experts
     return [
         TensorEntry(
-            name=f"model.layers.{layer}.mlp.experts.{expert}.{part}_proj.weight",
+            name=f"{layer}.mlp.experts.{expert}.{part}_proj.weight",
             shape=entry.shape[1:],
             dtype=entry.dtype,
             nbytes=nbytes,
@@ -148,7 +181,8 @@ def config_from_metadata(
     """The config.json that Hugging Face would have for this model, from the metadata and the tensor list (the file's
     own names), which alone tells of tied embeddings and biases.
 
-    ``torch_dtype`` is bfloat16 or float16 if all matrices are stored so, else float32, which holds every block format.
+    ``torch_dtype`` is bfloat16 if all matrices are BF16 or Q8_0 (which is kept as it is and multiplies BF16 rows),
+    float16 if all are stored so, else float32, which holds every block format.
     Float32 numbers become the shortest decimal that reads back the same (1e-05, not 9.999999747378752e-06). What GGUF
     leaves to its readers is filled in as llama.cpp does: key/value heads as many as heads, heads sharing the embedding
     equally, RoPE base 10000 (llama only), every layer of qwen3moe sparse with expert weights summing to one.
@@ -299,8 +333,11 @@ def _experts(reader: _MetadataReader) -> dict[str, Any]:
 
 
 def _stored_dtype(tensors: Mapping[str, TensorEntry]) -> str:
-    stored = {entry.dtype for entry in tensors.values() if len(entry.shape) > 1}
-    return {"BF16": "bfloat16", "F16": "float16"}.get(stored.pop(), "float32") if len(stored) == 1 else "float32"
+    routers = ".ffn_gate_inp.weight"  # stored as F32 whatever the rest is
+    stored = {entry.dtype for name, entry in tensors.items() if len(entry.shape) > 1 and not name.endswith(routers)}
+    if stored <= {"BF16", "Q8_0"}:
+        return "bfloat16"
+    return "float16" if stored == {"F16"} else "float32"
 
 
 def _shortest(number: float) -> float:

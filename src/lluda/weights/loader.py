@@ -12,6 +12,8 @@ from torch import Tensor
 from lluda.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from lluda.parameters import ParameterSpec
 from lluda.weights.entry import Checkpoint, TensorEntry
+from lluda.weights.packed_bf16 import PackedMatrix
+from lluda.weights.q8_0 import BLOCK_BYTES as _Q8_0_BYTES
 
 CheckTensors = Literal["warn", "fail", "off"]
 Progress = Callable[[int, int], None]
@@ -21,8 +23,8 @@ T = TypeVar("T")
 Place = Callable[[ParameterSpec, Tensor], tuple[T, bool]]
 """Takes a stored tensor to where it will be used; also says whether the result still reads the stored bytes."""
 
-PlacePacked = Callable[[ParameterSpec, Tensor], T | None]
-"""Takes the checked bytes of a packed matrix as they lie; None if it wants the values instead."""
+PlaceStored = Callable[[ParameterSpec, Tensor], T | None]
+"""Takes the bytes of a packed or quantised matrix as they lie; None if it wants the values instead."""
 
 _INTEGER_OR_FP8 = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL", "F8_E4M3", "F8_E5M2")
 _LISTED = 10
@@ -34,7 +36,8 @@ class LoadReport:
     checkpoint stores all the same (not read), ``unexpected`` tensors that were skipped by permission, ``skipped`` those
     of other components, ``suspicious`` one sentence for each tensor with values no trained model has, ``converted``
     counts tensors that were copied into another type or place, ``kept_bf16`` names matrices that do not compress where
-    others are packed, ``sizes`` has the bytes that each tensor takes in memory."""
+    others are packed, ``sizes`` has the bytes that each tensor takes in memory, ``formats`` counts matrices by how they
+    are held, ``decoded`` counts those that were Q8_0 and are not held so."""
 
     loaded: int
     nbytes: int
@@ -46,11 +49,16 @@ class LoadReport:
     kept_bf16: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
+    formats: Mapping[str, int] = field(default_factory=dict)
+    decoded: int = 0
 
     def describe(self) -> str:
         """The report in one line."""
         parts = [f"{self.loaded} tensors, {self.nbytes / 1e9:.2f} GB"]
         parts += [f"{self.converted} converted"] if self.converted else []
+        held = ", ".join(f"{count} {name}" for name, count in self.formats.items())
+        parts += [f"matrices held as {held}"] if "Q8_0" in self.formats else []
+        parts += [f"{self.decoded} decoded from Q8_0"] if self.decoded else []
         parts += [f"tied: {', '.join(self.tied)}"] if self.tied else []
         parts += [f"stored twice: {', '.join(self.stored_twice)}"] if self.stored_twice else []
         parts += [f"{len(self.unexpected)} unexpected skipped"] if self.unexpected else []
@@ -64,18 +72,19 @@ def load_tensors(
     specs: Sequence[ParameterSpec],
     *,
     place: Place[T],
-    place_packed: PlacePacked[T] = lambda _spec, _stored: None,
+    place_packed: PlaceStored[T] = lambda _spec, _stored: None,
+    place_q8_0: PlaceStored[T] = lambda _spec, _blocks: None,
     skip: tuple[str, ...] = (),
     allow_unexpected: bool = False,
     check: CheckTensors = "warn",
     progress: Progress | None = None,
 ) -> tuple[dict[str, T], LoadReport]:
     """All tensors of ``specs``, each given to ``place`` as it is read, so that there are never two copies of a model:
-    the pages of one that was copied are let go at once. A packed matrix goes to ``place_packed`` first. Names that
-    begin with one of ``skip`` belong to other components and are left alone.
+    the pages of one that was copied are let go at once. A packed matrix goes to ``place_packed`` first, one of Q8_0
+    blocks to ``place_q8_0``. Names that begin with one of ``skip`` belong to other components and are left alone.
 
     ``check`` looks at every value: NaN or infinity anywhere and all-zero norms are reported, or refused with ``fail``.
-    Of a packed matrix the exponents in use tell whether it can hold any.
+    Of a packed matrix the exponents in use tell whether it can hold any, of Q8_0 the scales.
 
     Raises:
         CorruptFile: tensors missing, unexpected or of the wrong shape (the first ten are listed); values refused.
@@ -92,17 +101,22 @@ def load_tensors(
     total = sum(checkpoint.entries[spec.name].nbytes for spec in read)
     placed: dict[str, T] = {}
     suspicious: list[str] = []
-    done = converted = 0
+    done = converted = decoded = 0
     for spec in read:
-        stored = checkpoint.packed(spec.name)
-        if check != "off" and (stored is None or stored.may_hold_non_finite()):
-            suspicious += _suspicions(spec, checkpoint.tensor(spec.name))
-        taken = None if stored is None else place_packed(spec, stored.stored)
+        stored, blocks = checkpoint.packed(spec.name), checkpoint.q8_0(spec.name)
+        if check != "off":
+            suspicious += _suspicions(spec, checkpoint, stored, blocks)
+        taken = None
+        if stored is not None:
+            taken = place_packed(spec, stored.stored)
+        elif blocks is not None:
+            taken = place_q8_0(spec, blocks)
         if taken is not None:
             placed[spec.name], reads_stored = taken, True
         else:
             placed[spec.name], reads_stored = place(spec, checkpoint.tensor(spec.name))
-            reads_stored = reads_stored and stored is None
+            reads_stored = reads_stored and stored is None and blocks is None
+            decoded += blocks is not None
         if not reads_stored:
             converted += 1
             checkpoint.release(spec.name)
@@ -117,6 +131,7 @@ def load_tensors(
         loaded=len(read),
         nbytes=total,
         converted=converted,
+        decoded=decoded,
         tied=tuple(tied),
         stored_twice=tuple(name for name in tied if name in checkpoint.entries),
         unexpected=tuple(name for name in checkpoint.entries if name in others),
@@ -157,7 +172,18 @@ def _refuse_storage(entry: TensorEntry) -> None:
         )
 
 
-def _suspicions(spec: ParameterSpec, values: Tensor) -> list[str]:
+def _suspicions(
+    spec: ParameterSpec, checkpoint: Checkpoint, packed: PackedMatrix | None, blocks: Tensor | None
+) -> list[str]:
+    if packed is not None and not packed.may_hold_non_finite():
+        return []
+    if blocks is not None and spec.role != "norm":
+        scales = blocks.view(*blocks.shape[:-1], -1, _Q8_0_BYTES)[..., :2].contiguous().view(torch.float16)
+        return _strange_values(spec, scales)
+    return _strange_values(spec, checkpoint.tensor(spec.name))
+
+
+def _strange_values(spec: ParameterSpec, values: Tensor) -> list[str]:
     if not values.numel():
         return []
     # One pass: NaN propagates through both extremes, infinity is one of them.

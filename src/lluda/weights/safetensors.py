@@ -89,6 +89,9 @@ class SafetensorsFile:
             return torch.frombuffer(copy, dtype=dtype, count=count).view(entry.shape)
         return torch.frombuffer(self._file.map(), dtype=dtype, count=count, offset=entry.offset).view(entry.shape)
 
+    def q8_0(self, name: str) -> None:
+        """Safetensors hold no Q8_0."""
+
     def packed(self, name: str) -> PackedMatrix | None:
         """The tensor ``name`` in packed form, checked, its bytes zero-copy; None if it is not stored so. Errors as
         `tensor`."""

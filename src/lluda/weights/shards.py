@@ -61,6 +61,9 @@ class FolderCheckpoint:
         """As `SafetensorsFile.packed`."""
         return self._files[self._owner[name]].packed(name)
 
+    def q8_0(self, name: str) -> None:
+        """Safetensors hold no Q8_0."""
+
     def release(self, name: str) -> None:
         """As `SafetensorsFile.release`."""
         self._files[self._owner[name]].release(name)

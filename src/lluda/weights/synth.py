@@ -140,8 +140,28 @@ def distribution(spec: ParameterSpec, *, is_tied: bool) -> tuple[float, float]:
       shrinks its row to 0.6), routers (``gate``) and output heads (logits of deviation 2);
     * embedding: 0, 4 for ``embed_tokens``, 1 for other tables; 1/sqrt(width) if tied, for logits of deviation 1 (with
       larger ones a shallow model just repeats its input);
-    * norm, scale: 1, 0.1, so that a weight left out or swapped is seen; bias: 0, 0.02.
+    * norm, scale: 1, 0.1, so that a weight left out or swapped is seen; bias: 0, 0.02;
+    * code2wav's residual branches: scales (``layer_scale``, ``gamma``) an eighth of that, ``conv2`` kernels and the one
+      that makes the samples a quarter, as small as training leaves them: at full gain each block makes differences 2.5
+      times as large and the waveform is clipped nearly everywhere.
     """
+    mean, deviation = _distribution(spec, is_tied)
+    gain = _branch_gain(spec)
+    return mean * gain, deviation * gain
+
+
+def _branch_gain(spec: ParameterSpec) -> float:
+    """How much smaller than others what ends a residual branch of code2wav is."""
+    if not spec.name.startswith("code2wav."):
+        return 1.0
+    if spec.name.endswith(("_layer_scale.scale", ".gamma")):
+        return 1 / 8
+    makes_samples = spec.role == "kernel" and spec.shape[0] == 1
+    return 1 / 4 if makes_samples or spec.name.endswith(".conv2.conv.weight") else 1.0
+
+
+def _distribution(spec: ParameterSpec, is_tied: bool) -> tuple[float, float]:
+    """As ``distribution``, by role and name alone."""
     parts = spec.name.split(".")
     fan_in = max(spec.elements // max(spec.shape[0], 1), 1) if spec.shape else 1
     match spec.role:

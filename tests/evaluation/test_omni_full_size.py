@@ -1,0 +1,136 @@
+"""The bars of the Omni model at the widths of the released one, on seeded random weights. Minutes and gigabytes.
+
+* The thinker: 4 of 48 layers with all 128 experts and the whole vocabulary, encoders of a few layers.
+* Talker, code predictor and code2wav whole: 3.3 and 0.2 billion parameters, beside a thinker of one layer.
+
+One side of one component is in memory at a time; 20 GB must be free.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+
+import pytest
+
+from lluda.config import ModelConfig
+from lluda.engine.loading import LoadOptions, ModelFiles
+from lluda.evaluation.omni_inputs import made_up_media, omni_input
+from lluda.evaluation.omni_network import OmniNetwork, OmniThinker, position_rows
+from lluda.evaluation.omni_run import validate_omni
+from lluda.evaluation.omni_validation import OmniRequest
+from lluda.evaluation.trace import continue_greedily
+from lluda.evaluation.transformers_omni import ReferenceThinker, TransformersOmni
+from lluda.models.build import all_parameters
+from lluda.weights.synth import override_config, synthesize
+from tests.evaluation.conftest import MIXES, mixed_input
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+
+NAME = "Qwen3-Omni-30B-A3B-Instruct"
+SMALL_ENCODERS = (
+    "thinker_config.audio_config.encoder_layers=2",
+    "thinker_config.audio_config.num_hidden_layers=2",
+    "thinker_config.vision_config.depth=4",
+    "thinker_config.vision_config.deepstack_visual_indexes=[0,1,2]",
+)
+THINKER = (*SMALL_ENCODERS, "thinker_config.text_config.num_hidden_layers=4", "enable_audio_output=false")
+SPEECH = (
+    *SMALL_ENCODERS,
+    "thinker_config.text_config.num_hidden_layers=1",
+    "thinker_config.text_config.num_experts=8",
+    "talker_config.accept_hidden_layer=1",
+)
+GREEDY = 32
+
+
+def made(folder, raw, changes):
+    pytest.importorskip("transformers", reason="transformers is the reference here")
+    raw = override_config(raw, changes)
+    synthesize(all_parameters(ModelConfig.from_hf(raw)), folder, config=raw)
+    return ModelFiles.find(folder)
+
+
+@pytest.fixture(scope="module")
+def released(shared_configs):
+    from lluda.json_file import read_json_object
+
+    return read_json_object(shared_configs / NAME / "config.json")
+
+
+@pytest.fixture(scope="module")
+def thinker(released, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("thinker") / "model"
+    yield made(folder, released, THINKER)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def speech(released, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("speech") / "model"
+    yield made(folder, released, SPEECH)
+    shutil.rmtree(folder)
+
+
+def run(files, dtype, only, **request):
+    config = files.config
+    given = omni_input(config.omni, config.text.vocab_size, media=made_up_media(0))
+    validation = validate_omni(files, LoadOptions(dtype=dtype), OmniRequest(given=given, only=only, **request), print)
+    for bar in validation.bars:
+        print(bar.describe())
+    return validation
+
+
+def test_thinker_at_released_widths_in_float32(thinker):
+    """12 mixes of media: positions equal, logits within 1e-3 of their range, 32 greedy tokens equal."""
+    network = OmniNetwork(thinker, LoadOptions(dtype="f32", max_context=4096))
+    prompts = []
+    for mix in MIXES.values():
+        given = mixed_input(thinker.config, mix)
+        media = network.prepare(given)
+        prompts.append((media, network.prompt(given, media, network.hear(media), network.see(media))))
+    ours = [*_outcomes(network.thinker(prompts[0][1]).network, network, prompts)]
+    gc.collect()
+    reference = TransformersOmni(thinker.path, "f32", float64=False)
+    module = reference.thinker(prompts[0][1]).module
+    worst = 0.0
+    for (media, prompt), (logits, tokens) in zip(prompts, ours, strict=True):
+        assert (position_rows(prompt) - reference.positions(prompt.ids, media)).abs().max() <= 1e-3
+        other = ReferenceThinker(module, prompt, reference)
+        expected = other.start()(prompt.ids)
+        worst = max(worst, float((logits - expected).abs().max() / (expected.max() - expected.min())))
+        assert continue_greedily(other, prompt.ids, GREEDY).tokens == tokens
+    print(f"largest logit error / range {worst:.3g} over {len(prompts)} prompts, all {GREEDY} greedy tokens equal")
+    assert 0 < worst <= 1e-3
+
+
+def _outcomes(causal_lm, network, prompts):
+    for _, prompt in prompts:
+        one = OmniThinker(causal_lm, prompt, network.cache_options, "f32")
+        yield one.start()(prompt.ids), continue_greedily(one, prompt.ids, GREEDY).tokens
+
+
+def test_thinker_at_released_widths_in_bf16(thinker):
+    validation = run(thinker, "bf16", ("thinker",), greedy=0)
+    assert validation.passed, [bar.describe() for bar in validation.bars]
+    assert 0 < validation.components[0].ratio <= 1
+
+
+def test_talker_and_code_predictor_in_float32(speech):
+    """All 16 codes of 40 frames equal, logits within 1e-3 of their range; the prompt's rows and positions too."""
+    validation = run(speech, "f32", ("talker", "code_predictor"), frames=40, float64=False)
+    assert validation.passed, [bar.describe() for bar in validation.bars]
+    assert [component.greedy.tokens for component in validation.components] == [40, 600]
+
+
+def test_talker_and_code_predictor_in_bf16(speech):
+    validation = run(speech, "bf16", ("talker", "code_predictor"), frames=40)
+    assert all(0 < component.ratio <= 1 for component in validation.components)
+
+
+def test_code2wav_as_synthesised_is_a_waveform(speech):
+    """Not one that is clipped nearly everywhere; 40 frames in float32 against transformers' forward."""
+    validation = run(speech, "f32", ("code2wav",), frames=40, float64=False)
+    assert validation.passed, [bar.describe() for bar in validation.bars]
+    waveform = validation.components[0].last[0]
+    assert 0.01 < waveform.mean_abs_value < 0.5

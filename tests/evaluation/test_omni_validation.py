@@ -1,0 +1,159 @@
+"""The ladder of an Omni model: every component passes against transformers, and a wrong weight is found where it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lluda.engine.loading import LoadOptions, ModelFiles
+from lluda.errors import InvalidRequest, LimitExceeded, LludaError, OutOfMemory, UnsupportedModel
+from lluda.evaluation import omni_run
+from lluda.evaluation.omni_inputs import made_up_media, omni_input
+from lluda.evaluation.omni_run import validate_omni
+from lluda.evaluation.omni_validation import COMPONENTS, OmniRequest
+from tests.evaluation.conftest import MIXES, damage, mixed_input, write_omni
+
+__all__ = ["damage"]  # fixture
+
+FRAMES = 6
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """The small networks' rows are too short to share."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> ModelFiles:
+    pytest.importorskip("transformers", reason="transformers is the reference here")
+    return ModelFiles.find(write_omni(tmp_path_factory.mktemp("omni") / "model"))
+
+
+def given_of(files, media=None, **options):
+    media = made_up_media(0) if media is None else media
+    return omni_input(files.config.omni, files.config.text.vocab_size, media=media, tokens=8, **options)
+
+
+def run(files, dtype="f32", given=None, **request):
+    request = {"frames": FRAMES, "greedy": 8, "float64": False} | request
+    return validate_omni(files, LoadOptions(dtype=dtype), OmniRequest(given=given or given_of(files), **request))
+
+
+def test_every_component_passes_in_float32(files):
+    validation = run(files)
+    assert [component.component for component in validation.components] == list(COMPONENTS)
+    assert validation.passed, [bar.describe() for bar in validation.bars]
+    assert validation.first_divergence is None
+    stages = [name for name, _ in validation.stages]
+    expected = ["audio features", "audio conv", "audio layers.1", "audio output", "vision pixels", "vision patches"]
+    expected += ["vision layers.3", "vision deepstack.2", "thinker positions", "thinker layers.4", "thinker logits"]
+    expected += ["talker text_projection", "talker hidden_projection", "talker rows", "talker positions"]
+    expected += ["talker layers.2", "talker logits", "code_predictor pass.1", "code_predictor pass.3"]
+    expected += ["code2wav embeddings", "code2wav upsample.1", "code2wav decoder.2", "code2wav waveform"]
+    assert [name for name in expected if name not in stages] == []
+    greedy = {component.component: component.greedy.tokens for component in validation.components if component.greedy}
+    assert greedy == {"thinker": 8, "talker": FRAMES, "code_predictor": 3 * FRAMES}
+
+
+@pytest.mark.parametrize(
+    ("tensor", "found"),
+    [
+        ("thinker.audio_tower.layers.1.fc1.weight", "audio layers.1"),
+        ("thinker.visual.merger_list.1.mlp.0.weight", "vision deepstack.1"),
+        ("thinker.model.layers.2.self_attn.o_proj.weight", "thinker layers.2"),
+        ("talker.text_projection.linear_fc2.weight", "talker text_projection"),
+        ("talker.model.layers.1.mlp.shared_expert.down_proj.weight", "talker layers.1"),
+        ("talker.code_predictor.lm_head.1.weight", "code_predictor pass.2"),
+        ("code2wav.decoder.2.block.2.conv1.conv.weight", "code2wav decoder.2"),
+    ],
+)
+def test_a_wrong_weight_is_found_where_it_is_and_nowhere_else(files, damage, tensor, found):
+    damage(tensor, lambda weight: weight.neg_())
+    component = found.split()[0]
+    validation = run(files, only=(component, *({"audio", "code2wav"} - {component})))
+    assert validation.passed is False
+    assert validation.first_divergence[0] == found
+    for other in validation.components:
+        if other.component != component:
+            assert all(bar.passed for bar in other.bars), other.component
+
+
+@pytest.mark.parametrize("name", ["text", "video of odd rate", "two sounds and a video"])
+def test_the_thinker_of_any_mix_in_chunks(files, name):
+    validation = run(files, given=mixed_input(files.config, MIXES[name]), only=("thinker",), rows_per_step=50)
+    (thinker,) = validation.components
+    assert thinker.component == "thinker"
+    assert validation.passed, [bar.describe() for bar in validation.bars]
+
+
+def test_bf16_is_judged_by_its_distance_to_float64(files):
+    validation = run(files, "bf16", float64=True, only=("audio", "thinker", "code_predictor", "code2wav"))
+    assert [component.component for component in validation.components] == [
+        *("audio", "thinker", "code_predictor", "code2wav")
+    ]
+    names = [bar.name for bar in validation.bars]
+    assert "thinker: distance to float64, lluda / reference," in names
+    assert not any("equal" in name for name in names)
+    assert all(0 < component.ratio <= 1 for component in validation.components)
+    assert run(files, "bf16", only=("thinker",), greedy=0).passed is None
+
+
+def test_a_component_is_loaded_without_the_others(files, damage):
+    damage("thinker.model.layers.0.input_layernorm.weight", lambda _: pytest.fail("the thinker was read"))
+    given = given_of(files, [])
+    validation = run(files, given=given, only=("talker", "code2wav"))
+    assert validation.passed, [bar.describe() for bar in validation.bars]
+    assert [component.component for component in validation.components] == ["talker", "code2wav"]
+
+
+def test_the_document_names_corrections_and_bars(files):
+    document = run(files, only=("talker",)).document()
+    assert document["kind"] == "omni validation"
+    assert document["media"] == ["audio", "image", "video"]
+    (talker,) = document["components"]
+    assert any("n_window" in text for text in talker["corrections"])
+    assert all(bar["passed"] for bar in talker["bars"])
+    assert talker["stages"][0]["stage"] == "text_projection"
+
+
+def test_what_cannot_be_validated_is_refused(files, tmp_path, monkeypatch):
+    with pytest.raises(InvalidRequest, match="component 'ear' is not one of audio, vision"):
+        run(files, only=("ear",))
+    with pytest.raises(InvalidRequest, match="gives the audio encoder nothing; add --audio"):
+        run(files, given=given_of(files, []), only=("audio",))
+    with pytest.raises(LimitExceeded, match="exceed the context of 64"):
+        validate_omni(files, LoadOptions(dtype="f32", max_context=64), OmniRequest(given=given_of(files)))
+    mute = ModelFiles.find(write_omni(tmp_path / "mute", speaks=False))
+    with pytest.raises(InvalidRequest, match="does not speak, so it has no code2wav"):
+        run(mute, only=("code2wav",))
+    monkeypatch.setattr(omni_run.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    with pytest.raises(OutOfMemory, match="audio needs about .*--only"):
+        run(files)
+
+
+@pytest.mark.parametrize("options", [{"frames": 0}, {"greedy": -1}, {"rows_per_step": 0}])
+def test_numbers_out_of_range_are_refused(files, options):
+    with pytest.raises(InvalidRequest, match="must be"):
+        run(files, **options)
+
+
+def test_a_checkpoint_the_reference_would_read_otherwise_is_refused(files, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(files.path, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["code2wav.extra.weight"] = torch.zeros(2)
+    save_file(tensors, folder / "model.safetensors")
+    options = LoadOptions(dtype="f32", allow_unexpected=True)
+    request = OmniRequest(given=given_of(files), only=("code2wav",), frames=FRAMES, float64=False)
+    with pytest.raises(LludaError, match="Qwen3OmniMoeCode2Wav does not take these tensors"):
+        validate_omni(ModelFiles.find(folder), options, request)
+    file = replace(files, path=folder / "model.safetensors")
+    with pytest.raises((UnsupportedModel, LludaError)):
+        validate_omni(file, options, request)
