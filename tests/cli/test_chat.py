@@ -14,6 +14,7 @@ import pytest
 import lluda as package
 from lluda.engine.generation import Generator
 from lluda.engine.model import Model
+from tests.cli.omni import write_speaking_omni
 
 GREEDY = ("-t", 0, "-n", 6)
 
@@ -233,3 +234,26 @@ class _Terminal:
             if select.select([self._ours], [], [], 0.1)[0]:
                 self.screen += os.read(self._ours, 65536).decode(errors="replace")
         self._seen = len(self.screen)
+
+
+def test_answers_are_spoken_to_numbered_files(lluda, tmp_path):
+    speaking = write_speaking_omni(tmp_path / "tiny")
+    arguments = ("-m", speaking, "-t", 0, "-n", 3, "--speech-temperature", 0, "--max-frames", 3)
+    printed = lluda(
+        "chat", *arguments, "--speak", tmp_path / "said", stdin=b"hello\n/speaker bob\n/speaker chelsie\nhello\n"
+    )
+    assert printed.code == 0, printed.err
+    assert "speaker 'bob' does not exist" in printed.err
+    files = sorted((tmp_path / "said").iterdir())
+    assert [path.name for path in files] == ["answer-001.wav", "answer-002.wav"]
+    soundfile = pytest.importorskip("soundfile")
+    first, second = (soundfile.read(path)[0] for path in files)
+    assert len(first) and len(second)
+    assert first.tolist() != second.tolist()
+
+
+def test_a_model_that_does_not_speak_says_so_before_the_chat(lluda, model, tmp_path):
+    printed = lluda("chat", "-m", model, "--speak", tmp_path / "said", stdin=b"hello\n")
+    assert printed.code == 2
+    assert "has no talker" in printed.err
+    assert not (tmp_path / "said").exists()

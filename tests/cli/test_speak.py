@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 import lluda as package
-from lluda.errors import LimitExceeded
+from lluda.inputs.speaking_parts import speaking_parts
 from tests.cli.omni import write_omni, write_speaking_omni
 
 soundfile = pytest.importorskip("soundfile")
@@ -85,9 +86,32 @@ def test_a_checkpoint_without_a_talker_says_so(lluda, tmp_path):
     assert "has no talker, so it cannot speak" in printed.err
 
 
-def test_a_text_too_long_for_one_speech_is_refused_with_both_numbers(speaking):
-    with pytest.raises(LimitExceeded, match="the text has 100000 tokens; at most 4096"):
-        package.load_speech(speaking).speak("z" * 100_000)
+def test_a_text_of_any_length_is_spoken_in_parts(speaking):
+    model = package.load_speech(speaking)
+    params = package.SpeechParams(sampling=package.SamplingParams(temperature=0))
+    text = "hello world. " * 120
+    parts = list(speaking_parts(text))
+    assert len(parts) > 1
+    defaults = {"talker_max_new_tokens": 5}
+    model.files = dataclasses.replace(model.files, generation_config=defaults)
+    *events, completion = model.speak(text, params)
+    alone = [list(model.speak(part, params)) for part in parts]
+    # The first part that max_frames ends, and no voice but the synthetic one's cuts it, is the last.
+    assert completion.frames == sum(part[-1].frames for part in alone[: 1 + ended_at(alone)])
+    samples = np.concatenate([event.samples for event in events if isinstance(event, package.SpeechChunk)])
+    assert len(samples) == completion.samples
+
+
+def ended_at(speeches):
+    reasons = [speech[-1].finish_reason for speech in speeches]
+    return reasons.index("length") if "length" in reasons else len(reasons) - 1
+
+
+def test_a_hundred_thousand_characters_take_no_time_to_begin(speaking):
+    params = package.SpeechParams(sampling=package.SamplingParams(temperature=0), max_frames=3)
+    events = package.load_speech(speaking).speak("z" * 100_000, params)
+    assert next(event for event in events if isinstance(event, package.SpeechChunk)).samples.size > 0
+    events.close()
 
 
 def test_text_without_anything_speakable_is_spoken_all_the_same(speaking):

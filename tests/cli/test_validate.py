@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lluda.cli.main import main
-from tests.evaluation.conftest import TINY, checkpoint, damage
+from tests.evaluation.conftest import TINY, checkpoint, damage, write_omni
 
 __all__ = ["checkpoint", "damage"]  # fixtures
 
@@ -111,3 +111,74 @@ def test_llama_cpp_wants_a_gguf_file_and_float32(arguments, message, model, word
     error = capsys.readouterr().err
     assert message in error
     assert "running" not in error
+
+
+@pytest.fixture(scope="module")
+def omni(tmp_path_factory) -> str:
+    pytest.importorskip("transformers", reason="transformers is the reference here")
+    return str(write_omni(tmp_path_factory.mktemp("omni") / "model"))
+
+
+OMNI = ["--dtype", "f32", "--no-float64", "--threads", "1", "--frames", "4", "--greedy", "3"]
+
+
+def test_an_omni_model_is_validated_component_by_component(omni, tmp_path, capsys):
+    plot = tmp_path / "errors.png"
+    assert main(["validate", "-m", omni, *OMNI, "--plot", str(plot)]) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert lines[0] == "model: qwen3_omni_moe, 1,633,873 parameters, f32"
+    assert "random ids, seed 0, made-up media with audio, image, video, against transformers" in lines[1]
+    headings = [
+        line for line in lines if line in ("audio", "vision", "thinker", "talker", "code_predictor", "code2wav")
+    ]
+    assert headings == ["audio", "vision", "thinker", "talker", "code_predictor", "code2wav"]
+    assert "greedy: all 3 tokens equal" in lines
+    assert "greedy: all 12 codes equal" in lines
+    assert any(line.startswith("corrected expectation: ") for line in lines)
+    assert lines[-1] == "first divergence (beyond 0.0001 of a row's range): nowhere"
+    assert "passed: code2wav: largest error of a sample" in printed.err
+    assert plot.stat().st_size > 1000
+
+
+def test_only_one_component_on_a_picture_of_ones_own(omni, tmp_path, capsys):
+    from PIL import Image
+
+    Image.new("RGB", (64, 96), (200, 30, 60)).save(tmp_path / "red.png")
+    arguments = ["--only", "vision", "--image", str(tmp_path / "red.png"), "--json"]
+    assert main(["validate", "-m", omni, *OMNI, *arguments]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["media"] == ["image"]
+    assert [component["component"] for component in document["components"]] == ["vision"]
+    assert document["passed"] is True
+
+
+def test_the_first_bad_rung_of_an_omni_model_is_named(omni, damage, capsys):
+    damage("code2wav.upsample.1.1.pwconv2.weight", lambda weight: weight.neg_())
+    assert main(["validate", "-m", omni, *OMNI, "--only", "code2wav"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1].endswith(": code2wav upsample.1, row 0")
+    assert "FAILED: code2wav: largest error of a sample" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "ear"], "component 'ear' is not one of audio, vision, thinker"),
+        (["--reference", "llama.cpp"], "an Omni model is held against transformers"),
+        (["--image", "absent.png"], "there is no such file"),
+        (["--use-audio"], "are about videos"),
+        (["--frames", "0"], "frames must be at least 1, not 0"),
+        (["--tokens", "0"], "tokens must be at least 1, not 0"),
+        (["--speaker", "bob", "--only", "talker"], "speaker 'bob' does not exist"),
+    ],
+)
+def test_what_an_omni_model_cannot_be_asked(arguments, message, omni, capsys):
+    assert main(["validate", "-m", omni, *OMNI, *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--only", "thinker"], ["--frames", "3"], ["--speaker", "ethan"]])
+def test_a_text_model_has_no_components(arguments, model, capsys):
+    assert main(["validate", "-m", model, *arguments]) == 2
+    assert "is a text model: --only, --frames, --speaker and media are for Omni models" in capsys.readouterr().err

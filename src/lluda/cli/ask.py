@@ -107,7 +107,7 @@ def _speak(model: Model, messages: Sequence[dict[str, Any]], params: SamplingPar
                     print(flush=True)
                     say(rates(model, event))
                 case SpeechCompletion():
-                    say(spoken(event, voice.seconds(event.frames)))
+                    say(spoken(event, voice.sample_rate))
                 case _:
                     sink.write(event.samples)
     return 0

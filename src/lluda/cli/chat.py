@@ -5,23 +5,32 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
+from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lluda.cli import options
-from lluda.cli.console import say
+from lluda.cli.console import byte_progress, say
 from lluda.cli.generate import load_model, rates, require_text
+from lluda.cli.speak import add_speech, speech_params, spoken
 from lluda.errors import LimitExceeded, LludaError
+from lluda.outputs.audio_sink import AudioSink, open_audio_sink
 
 if TYPE_CHECKING:
+    from lluda.engine.frames import SpeechParams
     from lluda.engine.model import Conversation, Model
     from lluda.engine.sampling_params import SamplingParams
+    from lluda.engine.speech import SpeechEvent
 
 _GREETING = "Ctrl-C stops an answer, Ctrl-D ends, /help lists the commands"
+_NUMBERED = "answer-{:03}.wav"
 _MEDIA = {"/audio": "audio", "/image": "image", "/video": "video"}
 _COMMANDS = (
     "/audio FILE, /image FILE and /video FILE go with the next line (Omni models); /reset forgets the conversation; "
     "/system TEXT begins anew with a system message (none without TEXT); "
+    "/speaker NAME changes the voice of --speak; "
     "/exit or Ctrl-D ends; Ctrl-C stops an answer; a line that begins with a space is no command"
 )
 
@@ -31,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"Inside: {_COMMANDS}."
     options.add_model(parser, required=False)
     options.add_conversation(parser)
+    parser.add_argument(
+        "--speak",
+        metavar="FOLDER",
+        help="speak the answers too (Omni models): each to a file of the folder, or to the sound device: speakers",
+    )
+    add_speech(parser)
     options.add_sampling(parser)
     options.add_loading(parser)
 
@@ -39,8 +54,10 @@ def run(args: argparse.Namespace) -> int:
     """Read lines until the end of input. A refused turn is reported and the conversation goes on without it."""
     require_text(args.system or "", "--system")
     params = options.sampling_params(args)
+    speech = speech_params(args) if args.speak else None
     model = load_model(args)
-    chat = _Chat(model, params, args.system, args.thinking)
+    spoken = _Spoken(model, args.speak, speech, args.speaker, args.encoding) if speech else None
+    chat = _Chat(model, params, args.system, args.thinking, spoken)
     say(_GREETING)
     _prepare_input()
     while (line := _next_line()) is not None and chat.take(line):
@@ -48,16 +65,52 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+class _Spoken:
+    """Where the answers are spoken, and with which voice. UnsupportedModel: the model does not speak. InvalidRequest:
+    there is no such speaker."""
+
+    def __init__(self, model: Model, target: str, params: SpeechParams, speaker: str | None, encoding: str) -> None:
+        with byte_progress("loading the voice") as progress:
+            self.voice = model.voice(progress)
+        self.params, self._target, self._encoding = params, target, encoding
+        self.speaker = speaker
+        self.voice.prompts.speaker_id(speaker)
+        if target != "speakers":
+            Path(target).mkdir(parents=True, exist_ok=True)
+
+    def open(self) -> AudioSink:
+        """A sink for the next answer: the first numbered file that is not there yet."""
+        target = self._target
+        if target != "speakers":
+            names = (Path(target) / _NUMBERED.format(number) for number in count(1))
+            target = str(next(path for path in names if not path.exists()))
+            say(f"speaking to {target}")
+        return open_audio_sink(target, self.voice.sample_rate, self._encoding)
+
+    def change(self, speaker: str) -> None:
+        """Another voice from the next answer on."""
+        self.voice.prompts.speaker_id(speaker)
+        self.speaker = speaker
+
+
 class _Chat:
     """The conversation and the commands that act on it. UnsupportedModel: the checkpoint has no chat template."""
 
-    def __init__(self, model: Model, params: SamplingParams, system: str | None, thinking: bool | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        params: SamplingParams,
+        system: str | None,
+        thinking: bool | None,
+        spoken: _Spoken | None = None,
+    ) -> None:
         if model.chat_template is None:
             model.chat_prompt([])  # refuses, with the remedy
         self._model = model
         self._params = params
         self._system = system
         self._thinking = thinking
+        self._spoken = spoken
         self._attached: list[dict[str, str]] = []
         self._conversation = self._begin()
 
@@ -69,6 +122,8 @@ class _Chat:
                 return False
             case "/audio" | "/image" | "/video":
                 self._attach(_MEDIA[command], rest.strip())
+            case "/speaker":
+                self._change_speaker(rest.strip())
             case "/reset":
                 self._conversation = self._begin()
                 say("the conversation is forgotten")
@@ -83,6 +138,17 @@ class _Chat:
             case _ if line.strip():
                 self._answer(line.strip())
         return True
+
+    def _change_speaker(self, name: str) -> None:
+        if self._spoken is None:
+            say("nothing is spoken: begin the chat with --speak")
+            return
+        try:
+            self._spoken.change(name)
+        except LludaError as error:
+            say(str(error))
+        else:
+            say(f"{name} speaks from now on")
 
     def _attach(self, kind: str, path: str) -> None:
         if not path:
@@ -110,19 +176,35 @@ class _Chat:
             say(f"{error}{remedy}")
 
     def _stream(self, text: str) -> None:
-        from lluda.engine.generation import Token
-
         # Taken even if the turn is refused: a file that cannot be read would refuse every turn after it.
         attached, self._attached = self._attached, []
         content = [*attached, {"type": "text", "text": text}] if attached else text
-        events = self._conversation.ask(content, self._params, enable_thinking=self._thinking)
+        if self._spoken is None:
+            self._show(self._conversation.ask(content, self._params, enable_thinking=self._thinking), None)
+            return
+        voice = self._spoken
+        events = self._conversation.speak(content, self._params, voice.params, speaker=voice.speaker)
+        with voice.open() as sink:
+            self._show(events, sink)
+
+    def _show(self, events: Iterator[SpeechEvent], sink: AudioSink | None) -> None:
+        from lluda.engine.generation import Completion, Token
+        from lluda.engine.speech import SpeechChunk
+
         try:
             for event in events:
-                if isinstance(event, Token):
-                    print(event.text, end="", flush=True)
-                else:
-                    print(flush=True)
-                    say(rates(self._model, event))
+                match event:
+                    case Token():
+                        print(event.text, end="", flush=True)
+                    case Completion():
+                        print(flush=True)
+                        say(rates(self._model, event))
+                    case SpeechChunk():
+                        assert sink is not None, "speech nobody asked for"
+                        sink.write(event.samples)
+                    case _:
+                        assert self._spoken is not None, "speech nobody asked for"
+                        say(spoken(event, self._spoken.voice.sample_rate))
         finally:
             # The generator writes the turn into the conversation when it ends; not at some later collection.
             events.close()  # type: ignore[attr-defined]

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         options.print_json({"model": str(path), "run": model.describe(), "output": args.output, **asdict(completion)})
     else:
-        say(spoken(completion, model.voice.seconds(completion.frames)))
+        say(spoken(completion, model.sample_rate))
     return 0
 
 
@@ -82,11 +82,12 @@ def write_speech(events: Iterable[SpeechEvent], sink: AudioSink) -> SpeechComple
     raise AssertionError("the speech ended without a SpeechCompletion")
 
 
-def spoken(completion: SpeechCompletion, audio_seconds: float) -> str:
+def spoken(completion: SpeechCompletion, rate: int) -> str:
     """How long it took, in one line."""
     if not completion.frames:
         return "nothing was spoken: the answer has no text"
     ended = " (stopped: max_frames)" if completion.finish_reason == "length" else ""
+    audio_seconds = completion.samples / rate
     factor, first = completion.seconds / audio_seconds, completion.first_audio_seconds or 0.0
     return (
         f"{audio_seconds:.2f} s of speech in {completion.seconds:.2f} s ({factor:.2f} of real time), "

@@ -84,7 +84,7 @@ def _validate(files: ModelFiles, load: LoadOptions, args: argparse.Namespace) ->
 
     if files.config.omni is not None:
         return validate_omni(files, load, _omni_request(args, files, files.config.omni), _note)
-    if args.only or args.media or args.speaker or args.frames:
+    if args.only or args.media or args.speaker or args.frames is not None:
         raise InvalidRequest(
             f"{files.path.name} is a text model: --only, --frames, --speaker and media are for Omni models"
         )

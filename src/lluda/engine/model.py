@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from lluda.config import resolve_dtype
 from lluda.engine.frames import SpeechParams
@@ -23,6 +23,7 @@ from lluda.inputs.prompt import build_chat_prompt
 from lluda.models.thinker import Thinker
 from lluda.weights.loader import Progress
 
+_Event = TypeVar("_Event", bound=SpeechEvent)
 Message = Mapping[str, Any]
 """``{"role": "user" | "assistant" | "system" | "tool", "content": str or list of parts}``; a part is ``{"type": "text",
 "text": …}`` or, for an Omni model, a medium (`lluda.inputs.media_parts.MediaPart`)."""
@@ -160,9 +161,19 @@ class Model:
         voice, prompt = self.voice(), self.chat_prompt(messages)
         media = MediaRows(prompt, voice.talker.config.accept_hidden_layer)
         answer = self.generator.stream([prompt], self._sampling(params, sampling), observe=media.observer)
+        return self._speech(voice, answer, speech, prompt, media, speaker)
+
+    def _speech(
+        self,
+        voice: Voice,
+        answer: Iterator[Token | Completion],
+        speech: SpeechParams | None,
+        prompt: PromptRows,
+        media: MediaRows,
+        speaker: str | None,
+    ) -> Iterator[SpeechEvent]:
         chosen = (speech or SpeechParams()).with_defaults(self.files.generation_config)
-        ends = frozenset(self.generator.eos_ids)
-        return speak(voice, answer, ends, chosen, prompt, media, speaker)
+        return speak(voice, answer, frozenset(self.generator.eos_ids), chosen, prompt, media, speaker)
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A multi-turn chat that keeps its KV cache from turn to turn."""
@@ -199,6 +210,7 @@ class Conversation:
     _prompt: PromptRows = field(default_factory=lambda: PromptRows(()))
     _answer_ids: list[int] = field(default_factory=list)
     _media: dict[object, EncodedMedia] = field(default_factory=dict)
+    _heard: MediaRows | None = None
 
     def ask(
         self,
@@ -210,14 +222,40 @@ class Conversation:
     ) -> Iterator[Token | Completion]:
         """Add a user message, a text or parts with media, and stream the answer. An answer that is broken off (the
         iterator is closed) is kept as far as it came; a request that is refused leaves the conversation as it was."""
-        messages = [*self.messages, {"role": "user", "content": content}]
-        prompt, media = self.model._read_prompt(messages, enable_thinking, self._media)
+        messages, prompt, media = self._next_turn(content, enable_thinking)
         cache = self._reusable_cache(prompt)
         events = self.model.generator.stream([prompt], self.model._sampling(params, sampling), cache)
         self._cache, self._prompt, self._answer_ids, self._media = cache, prompt, [], media
         return self._answer(messages, events)
 
-    def _answer(self, messages: list[Message], events: Iterator[Token | Completion]) -> Iterator[Token | Completion]:
+    def speak(
+        self,
+        content: str | Sequence[Mapping[str, Any]],
+        params: SamplingParams | None = None,
+        speech: SpeechParams | None = None,
+        *,
+        speaker: str | None = None,
+        **sampling: Any,
+    ) -> Iterator[SpeechEvent]:
+        """As `ask`, the answer spoken too: the events of `Model.speak`. Turns may be asked and spoken in any order,
+        each by a speaker of its own. Errors as `Model.speak`."""
+        voice = self.model.voice()
+        voice.prompts.speaker_id(speaker)
+        messages, prompt, media = self._next_turn(content, None)
+        heard = MediaRows(prompt, voice.talker.config.accept_hidden_layer)
+        cache = self._reusable_cache(prompt, heard)
+        chosen = self.model._sampling(params, sampling)
+        answer = self.model.generator.stream([prompt], chosen, cache, observe=heard.observer)
+        self._cache, self._prompt, self._answer_ids, self._media, self._heard = cache, prompt, [], media, heard
+        return self._answer(messages, self.model._speech(voice, answer, speech, prompt, heard, speaker))
+
+    def _next_turn(
+        self, content: str | Sequence[Mapping[str, Any]], enable_thinking: bool | None
+    ) -> tuple[list[Message], PromptRows, dict[object, EncodedMedia]]:
+        messages = [*self.messages, {"role": "user", "content": content}]
+        return messages, *self.model._read_prompt(messages, enable_thinking, self._media)
+
+    def _answer(self, messages: list[Message], events: Iterator[_Event]) -> Iterator[_Event]:
         parts: list[str] = []
         try:
             for event in events:
@@ -228,10 +266,18 @@ class Conversation:
         finally:
             self.messages = [*messages, {"role": "assistant", "content": "".join(parts)}]
 
-    def _reusable_cache(self, prompt: PromptRows) -> KVCache:
-        """The cache cut back to the longest prefix it shares with ``prompt``, the last id always left to compute."""
+    def _reusable_cache(self, prompt: PromptRows, heard: MediaRows | None = None) -> KVCache:
+        """The cache cut back to the longest prefix it shares with ``prompt``, the last id always left to compute.
+        ``heard`` takes over what was kept for the talker; media it lacks (of a turn that was not spoken) run again."""
+        shared = 0
+        if self._cache is not None:
+            limit = min(self._cache.length, len(prompt) - 1)
+            shared = self._prompt.extended(self._answer_ids).shares_rows(prompt, limit)
+        if heard is not None:
+            shared = heard.take_over(self._heard, shared)
+        elif self._heard is not None:
+            self._heard.forget(shared)
         if self._cache is None:
             return self.model.generator.new_cache()
-        limit = min(self._cache.length, len(prompt) - 1)
-        self._cache.truncate(self._prompt.extended(self._answer_ids).shares_rows(prompt, limit))
+        self._cache.truncate(shared)
         return self._cache

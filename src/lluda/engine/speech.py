@@ -9,8 +9,8 @@ stages share one memory bus, taking turns costs nothing against running side by 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
@@ -45,10 +45,12 @@ class SpeechChunk:
 
 @dataclass(frozen=True, slots=True)
 class SpeechCompletion:
-    """The end of the speech. ``finish_reason``: ``stop`` (the talker ended it), ``length`` (max_frames) or ``silent``
-    (there was no text to speak). Seconds since the request; None for what did not happen."""
+    """The end of the speech, of ``frames`` and ``samples`` in all. ``finish_reason``: ``stop`` (the talker ended it),
+    ``length`` (max_frames) or ``silent`` (there was no text to speak). Seconds since the request; None for what did not
+    happen."""
 
     frames: int
+    samples: int
     finish_reason: str
     first_text_seconds: float | None
     first_audio_seconds: float | None
@@ -73,9 +75,9 @@ class Voice:
         """Samples a second."""
         return SAMPLE_RATE
 
-    def seconds(self, frames: int) -> float:
-        """Seconds of sound that so many frames make."""
-        return self.code2wav.config.samples(frames) / SAMPLE_RATE if frames else 0.0
+    def samples(self, frames: int) -> int:
+        """Samples that so many frames make."""
+        return self.code2wav.config.samples(frames) if frames else 0
 
 
 class _Text:
@@ -105,6 +107,40 @@ class _Text:
         """What has waited."""
         waiting, self.events = self.events, []
         return waiting
+
+
+def join(speeches: Iterable[Callable[[int], Iterator[SpeechEvent]]]) -> Iterator[SpeechEvent]:
+    """Speeches one after the other as one: of their SpeechCompletions only one remains, the last event. Each begins
+    when the one before has ended, and is given the frames spoken by then; one that its ``max_frames`` ends is the
+    last."""
+    started, whole = time.perf_counter(), SpeechCompletion(0, 0, "silent", None, None, 0.0)
+    for speech in speeches:
+        begun = time.perf_counter() - started
+        for event in speech(whole.frames):
+            match event:
+                case SpeechCompletion():
+                    whole = _joined(whole, event, begun)
+                case SpeechChunk():
+                    yield replace(event, seconds=begun + event.seconds)
+                case _:
+                    yield event
+        if whole.finish_reason == "length":
+            break
+    yield whole
+
+
+def _joined(before: SpeechCompletion, part: SpeechCompletion, begun: float) -> SpeechCompletion:
+    def first(known: float | None, seconds: float | None) -> float | None:
+        return known if known is not None or seconds is None else begun + seconds
+
+    return SpeechCompletion(
+        frames=before.frames + part.frames,
+        samples=before.samples + part.samples,
+        finish_reason=before.finish_reason if part.finish_reason == "silent" else part.finish_reason,
+        first_text_seconds=first(before.first_text_seconds, part.first_text_seconds),
+        first_audio_seconds=first(before.first_audio_seconds, part.first_audio_seconds),
+        seconds=begun + part.seconds,
+    )
 
 
 def speak(
@@ -156,7 +192,9 @@ def speak(
     while text.next() is not None:
         yield from text.take()
     yield from text.take()
-    yield SpeechCompletion(frames, reason, text.first_seconds, first_audio, time.perf_counter() - started)
+    yield SpeechCompletion(
+        frames, voice.samples(frames), reason, text.first_seconds, first_audio, time.perf_counter() - started
+    )
 
 
 @torch.inference_mode()

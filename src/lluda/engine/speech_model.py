@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lluda.engine.frames import SpeechParams
 from lluda.engine.generation import Token
 from lluda.engine.loading import LoadOptions, ModelFiles, load_tokenizer, load_voice
 from lluda.engine.prompt_rows import PromptRows
-from lluda.engine.speech import SpeechEvent, speak
-from lluda.errors import InvalidRequest, LimitExceeded
+from lluda.engine.speech import SpeechEvent, join, speak
+from lluda.errors import InvalidRequest
+from lluda.inputs.speaking_parts import speaking_parts
 from lluda.weights.loader import Progress
-
-MAX_TEXT_TOKENS = 4096
-"""Of one speech: the talker takes a token a frame, and its released limit is 4,096 frames (five and a half minutes)."""
 
 
 def load_speech(
@@ -51,18 +51,25 @@ class SpeechModel:
     ) -> Iterator[SpeechEvent]:
         """``text`` spoken word for word: its tokens and SpeechChunks as they are made, last a SpeechCompletion.
 
-        InvalidRequest: an unknown speaker, or no text. LimitExceeded: over MAX_TEXT_TOKENS.
+        A long text is spoken in parts (`lluda.inputs.speaking_parts`), each a speech of its own for the talker, so any
+        length takes the same memory. ``max_frames``, where given, is of all parts together. InvalidRequest: an unknown
+        speaker, or no text.
         """
-        chosen = (params or SpeechParams()).with_defaults(self.files.generation_config)
-        ids = self.tokenizer.encode(text, allow_special=False)
-        if not ids:
+        chosen = params or SpeechParams()
+        defaults = chosen.with_defaults(self.files.generation_config)
+        if not text:
             raise InvalidRequest("there is no text to speak: give at least one character")
-        if len(ids) > MAX_TEXT_TOKENS:
-            raise LimitExceeded(
-                f"the text has {len(ids)} tokens; at most {MAX_TEXT_TOKENS} are spoken at once: give it in parts"
-            )
         self.voice.prompts.speaker_id(speaker)
+        parts = [partial(self._speak_part, part, defaults, chosen.max_frames, speaker) for part in speaking_parts(text)]
+        return join(parts)
+
+    def _speak_part(
+        self, text: str, params: SpeechParams, max_frames: int | None, speaker: str | None, spoken_frames: int
+    ) -> Iterator[SpeechEvent]:
+        if max_frames is not None:
+            params = replace(params, max_frames=max_frames - spoken_frames)
         tokens = self.voice.prompts.tokens
         header = [tokens.im_start, tokens.assistant, *self.tokenizer.encode("\n", allow_special=False)]
+        ids = self.tokenizer.encode(text, allow_special=False)
         said = (Token(0, number, self.tokenizer.decode([number])) for number in ids)
-        return speak(self.voice, said, frozenset(), chosen, PromptRows(header), speaker=speaker)
+        return speak(self.voice, said, frozenset(), params, PromptRows(header), speaker=speaker)

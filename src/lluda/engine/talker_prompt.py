@@ -30,6 +30,21 @@ class MediaRows:
         self.rows = prompt.injected.rows.tolist() if prompt.injected else []
         self.hidden: dict[int, Tensor] = {}
 
+    def take_over(self, earlier: MediaRows | None, shared: int) -> int:
+        """Keep what ``earlier`` has of this prompt's first ``shared`` rows. Returns how many rows need not run again:
+        up to the first medium whose rows it does not have."""
+        for row in self.rows:
+            if row >= shared:
+                break
+            if earlier is None or row not in earlier.hidden:
+                return row
+            self.hidden[row] = earlier.hidden[row]
+        return shared
+
+    def forget(self, shared: int) -> None:
+        """Drop what is kept of rows after the first ``shared``, which others are taking the place of."""
+        self.hidden = {row: rows for row, rows in self.hidden.items() if row < shared}
+
     def observer(self, start: int) -> Observer:
         """To be told of a step whose first row is row ``start`` of the prompt."""
 
