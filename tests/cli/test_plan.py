@@ -65,7 +65,7 @@ def test_what_cannot_fit_is_shown_and_refused_with_both_numbers(lluda, model, li
 
 
 def test_generate_refuses_what_cannot_fit_before_it_loads(lluda, model, little_memory, monkeypatch):
-    monkeypatch.setattr("lluda.engine.loading.open_checkpoint", lambda _: pytest.fail("opened the checkpoint"))
+    monkeypatch.setattr("lluda.engine.loading.load_tensors", lambda *_, **__: pytest.fail("loaded tensors"))
     printed = lluda("generate", "-m", model, "hi")
     assert (printed.code, printed.out) == (2, "")
     assert "but 0.00 GB are available" in printed.err
@@ -102,3 +102,37 @@ def test_an_option_out_of_its_range_is_one_line_and_2(lluda, model, options, mes
     assert (printed.code, printed.out) == (2, "")
     assert len(printed.lines) == 1
     assert printed.err.startswith(f"lluda plan: {message}")
+
+
+def test_packed_matrices_count_as_they_are_stored(lluda, model, tmp_path):
+    assert lluda("pack", "-m", model, tmp_path / "packed").code == 0
+    listed = json.loads(lluda("inspect", tmp_path / "packed", "--json").out)["tensors"]
+    packed = sum(tensor["bytes"] for tensor in listed if tensor["dtype"] == "PACKED_BF16")
+    plain = sum(tensor["bytes"] for tensor in listed if tensor["dtype"] != "PACKED_BF16")
+    document = json.loads(lluda("plan", tmp_path / "packed", "--json").out)
+    assert document["weight_bytes"] == packed + plain
+    assert packed > 0
+    assert json.loads(lluda("plan", model, "--json").out)["weight_bytes"] > packed + plain
+
+
+@pytest.mark.parametrize(
+    ("component", "parameters"),
+    [
+        ("thinker", 31_719_205_488),
+        ("thinker.visual", 538_631_408),
+        ("talker", 3_324_596_480),
+        ("talker.code_predictor", 141_570_304),
+        ("code2wav", 216_016_577),
+    ],
+)
+def test_a_component_of_the_released_omni_model_by_itself(lluda, shared_configs, component, parameters):
+    printed = lluda("plan", shared_configs / "Qwen3-Omni-30B-A3B-Instruct", "--only", component, "--json")
+    document = json.loads(printed.out)
+    assert (document["parameters"], document["weight_bytes"]) == (parameters, 2 * parameters)
+    assert (document["kv_cache"]["nbytes"] > 0) == (component == "thinker")
+
+
+def test_a_component_that_is_not_there_is_refused_with_those_that_are(lluda, model):
+    printed = lluda("plan", model, "--only", "talker")
+    assert (printed.code, printed.out) == (2, "")
+    assert printed.err.startswith("lluda plan: component 'talker' is not one of text")

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 from lluda.cli import options
 from lluda.cli.console import plain_interrupt
+from lluda.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from lluda.engine.memory_plan import MemoryPlan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model_argument(parser)
     options.add_unknown_config(parser)
     parser.add_argument("--speech", action="store_true", help="count what an Omni model speaks with too")
+    parser.add_argument(
+        "--only",
+        metavar="COMPONENT",
+        help="count one component by itself: thinker, thinker.visual, talker, code2wav, …",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document")
     options.add_memory(parser)
 
@@ -25,7 +35,9 @@ def run(args: argparse.Namespace) -> int:
         from lluda.engine.loading import LoadOptions, ModelFiles
 
     files = ModelFiles.find(path, allow_unknown_config=args.allow_unknown_config)
-    plan = files.plan(LoadOptions(**options.load_options(args)), speech=args.speech)
+    plan = files.plan(LoadOptions(**options.load_options(args)), speech=args.speech or args.only is not None)
+    if args.only is not None:
+        plan = _only(plan, args.only)
     if args.json:
         totals = {"parameters": plan.parameters, "weight_bytes": plan.weight_bytes, "total": plan.total}
         options.print_json({"model": str(files.path), **asdict(plan), **totals, "fits": plan.total <= plan.available})
@@ -39,3 +51,13 @@ def run(args: argparse.Namespace) -> int:
         print(f"{'available':<32}{'':>18}{plan.available:>18,}")
     plan.require_fit()
     return 0
+
+
+def _only(plan: MemoryPlan, component: str) -> MemoryPlan:
+    """The plan of one component and the parts of it; the KV cache is the text decoder's."""
+    names = {row: row.component.split(" / ")[0] for row in plan.weights}
+    kept = tuple(row for row, name in names.items() if f"{name}.".startswith(f"{component}."))
+    if not kept:
+        raise InvalidRequest(f"component {component!r:.60} is not one of {', '.join(dict.fromkeys(names.values()))}")
+    kv_cache = plan.kv_cache if component in ("thinker", "text") else replace(plan.kv_cache, nbytes=0)
+    return replace(plan, weights=kept, kv_cache=kv_cache)

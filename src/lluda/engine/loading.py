@@ -24,7 +24,7 @@ from lluda.engine.kv_cache import CacheOptions, Strategy
 from lluda.engine.memory_plan import MemoryPlan, plan_memory
 from lluda.engine.speech import Voice
 from lluda.engine.talker_prompt import TalkerPromptBuilder
-from lluda.errors import InvalidRequest, LimitExceeded, UnsupportedModel
+from lluda.errors import InvalidRequest, LimitExceeded, ModelNotFound, UnsupportedModel
 from lluda.inputs.chat_template import ChatTemplate
 from lluda.inputs.tokenizer import Tokenizer
 from lluda.models.build import (
@@ -49,6 +49,9 @@ DEFAULT_CONTEXT = 8192
 
 _KEEPS_Q8_0 = ("auto", "packed")
 """Values of ``weights`` with which Q8_0 stays as it is, in a BF16 run."""
+
+_KEEPS_PACKED = ("auto", "packed")
+"""The same of matrices that were packed ahead of time; only the cpu backend takes them."""
 
 MAX_THREADS = 1024
 """More than the cores of any machine this is for; told to start too many, OpenMP crashes the process."""
@@ -124,12 +127,17 @@ class ModelFiles:
         )
 
     def _kept_bytes(self, options: LoadOptions, dtype: DTypeName) -> dict[str, int]:
-        """Bytes of the matrices that stay Q8_0."""
-        kept = options.weights in _KEEPS_Q8_0 and (dtype == "bf16" or options.activations == "q8_0")
-        if self.path.suffix != ".gguf" or not kept:
+        """Bytes of the matrices that stay as they are stored: Q8_0, or packed BF16."""
+        formats = set()
+        if options.weights in _KEEPS_Q8_0 and (dtype == "bf16" or options.activations == "q8_0"):
+            formats.add("Q8_0")
+        if options.weights in _KEEPS_PACKED and dtype == "bf16" and options.backend in ("auto", "cpu"):
+            formats.add("PACKED_BF16")
+        try:
+            checkpoint = open_checkpoint(self.path)
+        except ModelNotFound:  # a config alone can be planned
             return {}
-        checkpoint = open_checkpoint(self.path)
-        found = {name: entry.nbytes for name, entry in checkpoint.entries.items() if entry.dtype == "Q8_0"}
+        found = {name: entry.nbytes for name, entry in checkpoint.entries.items() if entry.dtype in formats}
         checkpoint.close()
         return found
 
@@ -239,7 +247,7 @@ def _place(backend: ComputeBackend, spec: ParameterSpec, values: Tensor) -> tupl
 def _place_packed(
     backend: ComputeBackend, options: LoadOptions, spec: ParameterSpec, stored: Tensor
 ) -> Weight | Tensor | None:
-    wanted = options.weights in ("auto", "packed") and spec.role in ("matrix", "embedding")
+    wanted = options.weights in _KEEPS_PACKED and spec.role in ("matrix", "embedding")
     return backend.packed_matrix(stored) if wanted else None
 
 
