@@ -159,3 +159,18 @@ def test_the_command_leaves_the_entry_alone_on_an_error(tmp_path, capsys):
     assert "must be JSON" in capsys.readouterr().err
     assert main([str(entry), "parity", str(tmp_path / "absent.json")]) == 2
     assert entry.read_text() == ENTRY
+
+
+def test_an_omni_validation_becomes_a_row_for_each_component():
+    stages = [LAYER | {"stage": name, "max_abs_error": error} for name, error in (("conv", 0.5), ("output", 0.25))]
+    bars = [{"name": "a", "passed": True}, {"name": "b", "passed": False}]
+    audio = {"component": "audio", "stages": stages, "last": ["output"], "ratio": 0.5, "greedy": None, "bars": bars}
+    voice = audio | {"component": "talker", "greedy": {"tokens": 40, "agreement": 1.0}, "bars": bars[:1]}
+    result = {"kind": "omni validation", "dtype": "f32", "components": [audio, voice], "versions": {"torch": "2.13.0"}}
+    header, _, first, second = cells(table_of([result]))[:4]
+    rows = [dict(zip(header, row, strict=True)) for row in (first, second)]
+    assert [row["component"] for row in rows] == ["audio", "talker"]
+    assert [row["bars"] for row in rows] == ["FAILED", "passed"]
+    assert [row["tokens or codes equal"] for row in rows] == ["–", "40 of 40"]
+    assert rows[0]["max error"] == "0.25"
+    assert rows[0]["stages"] == "2"

@@ -159,6 +159,16 @@ typedef struct lluda_attention {
 LLUDA_API int lluda_attention_block(const lluda_attention *block, int64_t rows, float *x, int64_t x_stride,
                                     const float *cos, const float *sin, const lluda_cache_row *cache);
 
+/* Convolution along rows: y[r] = W [x[r]; x[r + dilation]; …; x[r + (taps - 1) * dilation]] + bias, rounded to BF16,
+ * for r = 0 .. rows-1; x BF16 [rows + (taps - 1) * dilation, in_features / taps]. */
+LLUDA_API int lluda_conv1d(const lluda_weight *weight, int64_t taps, int64_t dilation, int64_t rows, const uint16_t *x,
+                           int64_t x_stride, uint16_t *y, int64_t y_stride);
+
+/* y = x + amplitude * sin(frequency * x)^2, rounded to BF16; x F32 or BF16 [rows, channels], frequency and amplitude
+ * F32 [channels]. Angles of a magnitude up to 10^5 are exact to float32's own rounding of them. */
+LLUDA_API int lluda_snake_beta(int64_t rows, int64_t channels, const void *x, int32_t x_dtype, int64_t x_stride,
+                               const float *frequency, const float *amplitude, uint16_t *y, int64_t y_stride);
+
 typedef struct lluda_mlp {
     int64_t hidden;
     int64_t intermediate;

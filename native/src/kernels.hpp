@@ -109,6 +109,9 @@ struct Kernels {
     void (*from_bf16)(const std::uint16_t *x, std::int64_t count, float *out);
     // out = silu(gate) * up
     void (*gated_silu)(const float *gate, const float *up, std::int64_t count, float *out);
+    // out = x + amplitude * sin(frequency * x)^2, rounded to BF16.
+    void (*snake_beta)(const float *x, const float *frequency, const float *amplitude, std::int64_t count,
+                       std::uint16_t *out);
     void (*softmax)(float *x, std::int64_t count);
     float (*dot)(const float *a, const float *b, std::int64_t count);
     void (*scale)(float *x, std::int64_t count, float factor);

@@ -93,7 +93,9 @@ def _kind(result: Any) -> str:
         return "rows"
     if not isinstance(result, Mapping):
         raise InvalidRequest(f"a result must be an object or a list of objects, not {type(result).__name__}")
-    return "validation" if result.get("kind") == "validation" else "bench" if "rows" in result else "rows"
+    if result.get("kind") in ("validation", "omni validation"):
+        return str(result["kind"])
+    return "bench" if "rows" in result else "rows"
 
 
 def _rows(kind: str, results: Sequence[Any], layers: bool) -> list[Row]:
@@ -101,6 +103,8 @@ def _rows(kind: str, results: Sequence[Any], layers: bool) -> list[Row]:
         return [_layer_row(layer) for layer in results[0]["layers"]]
     if kind == "validation":
         return [_validation_row(result) for result in results]
+    if kind == "omni validation":
+        return [_omni_row(result, component) for result in results for component in result["components"]]
     if kind == "bench":
         return [_bench_row(row) for result in results for row in result["rows"]]
     return [row for result in results for row in (result if isinstance(result, list) else [result])]
@@ -131,6 +135,23 @@ def _validation_row(result: Result) -> Row:
         }
     equal = f"{round(greedy['agreement'] * greedy['tokens'])} of {greedy['tokens']}" if greedy else None
     return row | {"greedy tokens equal": equal, "bars": {True: "passed", False: "FAILED"}.get(result["passed"])}
+
+
+def _omni_row(result: Result, component: Result) -> Row:
+    """A component of an Omni validation: the stages in which all that it computes ends."""
+    last = [stage for stage in component["stages"] if stage["stage"] in component["last"]]
+    greedy = component["greedy"] or {}
+    equal = f"{round(greedy['agreement'] * greedy['tokens'])} of {greedy['tokens']}" if greedy else None
+    return {
+        "component": component["component"],
+        "dtype": result["dtype"],
+        "stages": len(component["stages"]),
+        "max error": max(stage["max_abs_error"] for stage in last),
+        "/ range": max(stage["relative_error"] for stage in last),
+        "to float64, lluda / transformers": component["ratio"],
+        "tokens or codes equal": equal,
+        "bars": "passed" if all(bar["passed"] for bar in component["bars"]) else "FAILED",
+    }
 
 
 def _layer_row(layer: Result) -> Row:

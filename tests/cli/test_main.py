@@ -20,7 +20,7 @@ HEAVY = "torch numpy transformers tokenizers huggingface_hub jinja2 rich".split(
 def test_help_names_every_verb(lluda):
     printed = lluda("--help")
     assert (printed.code, printed.err) == (0, "")
-    assert all(re.search(rf"^    {verb} +\w", printed.out, re.MULTILINE) for verb in VERBS)
+    assert all(re.search(rf"^    {verb}\s+\w", printed.out, re.MULTILINE) for verb in VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -125,8 +125,9 @@ def test_packed_matrices_count_as_they_are_stored(lluda, model, tmp_path):
         ("code2wav", 216_016_577),
     ],
 )
-def test_a_component_of_the_released_omni_model_by_itself(lluda, shared_configs, component, parameters):
-    printed = lluda("plan", shared_configs / "Qwen3-Omni-30B-A3B-Instruct", "--only", component, "--json")
+def test_a_component_of_the_released_omni_model_by_itself(lluda, released_config, tmp_path, component, parameters):
+    (tmp_path / "config.json").write_text(json.dumps(released_config("Qwen3-Omni-30B-A3B-Instruct")))
+    printed = lluda("plan", tmp_path, "--only", component, "--json")
     document = json.loads(printed.out)
     assert (document["parameters"], document["weight_bytes"]) == (parameters, 2 * parameters)
     assert (document["kv_cache"]["nbytes"] > 0) == (component == "thinker")

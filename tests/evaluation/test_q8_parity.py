@@ -9,6 +9,7 @@ llama.cpp's own run of the values is.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from lluda.engine.quantizing import quantize_model
 from lluda.evaluation.lluda_network import LludaNetwork
 from lluda.evaluation.validation_run import random_ids
 from lluda.models.build import all_parameters
+from lluda.weights.gguf import GGUFCheckpoint
 from lluda.weights.quantize import TypeChoice
 from lluda.weights.synth import synthesize
 from tests.conftest import TINY_MOE, TINY_QWEN3
@@ -57,6 +59,25 @@ def test_a_product_with_rounded_rows_is_llama_cpps(tmp_path: Path, raw: dict[str
     assert distance(lluda_logits(tmp_path / "q.gguf", ids, dtype="f32"), theirs) > 1e-3
 
 
+@pytest.mark.parametrize("raw", [TINY_QWEN3, MOE], ids=["dense", "moe"])
+def test_llama_cpps_own_quantised_file_holds_the_same_bytes_and_runs(tmp_path: Path, raw: dict[str, Any]) -> None:
+    import llama_cpp
+
+    source, ids = checkpoint(tmp_path / "m", raw), random_ids(512, 20, 0)
+    quantize_model(source, tmp_path / "bf16.gguf", TypeChoice("bf16"))
+    quantize_model(source, tmp_path / "ours.gguf", TypeChoice("q8_0"))
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.nthread = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, 1
+    names = (str(tmp_path / name).encode() for name in ("bf16.gguf", "theirs.gguf"))
+    assert llama_cpp.llama_model_quantize(*names, ctypes.byref(params)) == 0
+    with GGUFCheckpoint(tmp_path / "ours.gguf") as ours, GGUFCheckpoint(tmp_path / "theirs.gguf") as theirs:
+        assert ours.entries.keys() == theirs.entries.keys()
+        for name, entry in ours.entries.items():
+            assert theirs.entries[name].dtype == entry.dtype, name
+            assert torch.equal(ours.raw(name), theirs.raw(name)), name
+    assert torch.equal(*(lluda_logits(tmp_path / f"{name}.gguf", ids, dtype="bf16") for name in ("ours", "theirs")))
+
+
 def check(source: Path, folder: Path, ids: tuple[int, ...]) -> dict[str, float]:
     quantize_model(source, folder / "bf16.gguf", TypeChoice("exact"))
     bf16 = llama_logits(folder / "bf16.gguf", ids)
@@ -80,8 +101,8 @@ def judge(found: dict[str, float]) -> None:
     Q8_0 does is the bar for its run of the blocks."""
     print(found)
     assert found["lluda, float32"] < 0.1 * found["llama.cpp's BF16 rounding"]
-    assert found["lluda, BF16"] < 2 * found["llama.cpp's BF16 rounding"]
-    assert found["lluda's file, llama.cpp's rounding"] < 1.2 * found["llama.cpp's Q8_0 rounding"]
+    assert found["lluda, BF16"] < 2.5 * found["llama.cpp's BF16 rounding"]
+    assert found["lluda's file, llama.cpp's rounding"] < 1.3 * found["llama.cpp's Q8_0 rounding"]
 
 
 @pytest.mark.parametrize("raw", [TINY_QWEN3, MOE | {"num_experts_per_tok": 8}], ids=["dense", "moe"])
@@ -119,9 +140,9 @@ def test_perplexity_of_real_weights_on_real_text(smollm2: Path, tmp_path: Path) 
     text = "\n\n".join(topics[name] for name in sorted(topics))[:110_000]
     ids = load_tokenizer(tmp_path / "q.gguf").encode(text, allow_special=False)
     assert len(ids) >= 20_000
-    options = LoadOptions(activations="q8_0", max_context=512)
+    options = LoadOptions(activations="q8_0", max_context=512, threads=1)
     ours = LludaNetwork(ModelFiles.find(tmp_path / "q.gguf"), options)
-    theirs = LlamaCppReference(tmp_path / "q.gguf", 512)
+    theirs = LlamaCppReference(tmp_path / "q.gguf", 512, threads=1)
     found = compare_predictions(ours, text_chunks(ids, 512, None), theirs).document()
     print(found)
     assert abs(found["ratio"] - 1) < 0.002

@@ -119,27 +119,35 @@ MIXES = {
 MARKERS = {"audio": (3, 4, 5), "image": (6, 7, 9), "video": (6, 8, 9)}
 
 
-@pytest.fixture(scope="module")
-def model():
-    config = ModelConfig.from_hf(copy.deepcopy(OMNI))
+def made(raw):
+    config = ModelConfig.from_hf(copy.deepcopy(raw))
     return config, random_parameters(text_parameters(config))
 
 
-@pytest.fixture(scope="module")
-def reference(model):
+def reference_of(raw, tensors):
     pytest.importorskip("transformers", reason="transformers is the reference here")
     from transformers.models.qwen3_omni_moe import configuration_qwen3_omni_moe as configs
     from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as models
 
-    raw = configs.Qwen3OmniMoeThinkerConfig(**copy.deepcopy(OMNI["thinker_config"]))
+    config = configs.Qwen3OmniMoeThinkerConfig(**copy.deepcopy(raw["thinker_config"]))
     renamed = {}
-    for name, value in model[1].items():
+    for name, value in tensors.items():
         name = name.removeprefix("thinker.")
         language = name.removeprefix("model.") != name
         renamed[f"model.language_{name}" if language else name if name.startswith("lm_head") else f"model.{name}"] = (
             value
         )
-    return load_reference(models.Qwen3OmniMoeThinkerForConditionalGeneration(raw), renamed, "")
+    return load_reference(models.Qwen3OmniMoeThinkerForConditionalGeneration(config), renamed, "")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return made(OMNI)
+
+
+@pytest.fixture(scope="module")
+def reference(model):
+    return reference_of(OMNI, model[1])
 
 
 def thinker_of(model, tmp_path, dtype="f32", backend="reference"):
@@ -187,10 +195,7 @@ def told(reader, mix, prompt):
     return given | ({"video_second_per_grid": torch.tensor(seconds)} if seconds else {})
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
-def test_positions_and_logits_are_those_of_transformers(model, reference, tmp_path, mix):
-    thinker, reader = thinker_of(model, tmp_path)
+def assert_positions_and_logits(thinker, reader, reference, mix):
     prompt = rows_of(reader, mix)
     expected = reference(**told(reader, mix, prompt)).logits[0]
     ids, positions, injected = prompt.chunk(0, len(prompt), torch.device("cpu"))
@@ -201,18 +206,41 @@ def test_positions_and_logits_are_those_of_transformers(model, reference, tmp_pa
     assert prompt.position_offset == pytest.approx(float(reference.model.rope_deltas), abs=1e-4)
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize("name", ["sound", "picture", "video of odd rate", "all"])
-def test_32_greedy_tokens_are_those_of_transformers(model, reference, tmp_path, name):
-    thinker, reader = thinker_of(model, tmp_path)
-    prompt = rows_of(reader, MIXES[name])
+def assert_32_greedy_tokens(thinker, reader, reference, mix):
+    prompt = rows_of(reader, mix)
     expected = reference.generate(
-        **told(reader, MIXES[name], prompt), max_new_tokens=32, do_sample=False, eos_token_id=None, pad_token_id=0
+        **told(reader, mix, prompt), max_new_tokens=32, do_sample=False, eos_token_id=None, pad_token_id=0
     )
     generator = Generator(thinker, Tokenizer.empty(), (), CacheOptions(4096, dtype="f32"), prefill_chunk=16)
     params = SamplingParams(temperature=0, max_tokens=32).with_defaults({})
     *_, completion = generator.stream([prompt], params)
     assert list(completion.token_ids) == expected[0, len(prompt) :].tolist()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
+def test_positions_and_logits_are_those_of_transformers(model, reference, tmp_path, mix):
+    assert_positions_and_logits(*thinker_of(model, tmp_path), reference, mix)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["sound", "picture", "video of odd rate", "all"])
+def test_32_greedy_tokens_are_those_of_transformers(model, reference, tmp_path, name):
+    assert_32_greedy_tokens(*thinker_of(model, tmp_path), reference, MIXES[name])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@torch.inference_mode()
+def test_at_full_depth_all_mixes_are_those_of_transformers(tmp_path):
+    """All 48 layers, at small widths."""
+    raw = copy.deepcopy(OMNI)
+    raw["thinker_config"]["text_config"]["num_hidden_layers"] = 48
+    model = made(raw)
+    reference, (thinker, reader) = reference_of(raw, model[1]), thinker_of(model, tmp_path)
+    for mix in MIXES.values():
+        assert_positions_and_logits(thinker, reader, reference, mix)
+        assert_32_greedy_tokens(thinker, reader, reference, mix)
 
 
 @torch.inference_mode()

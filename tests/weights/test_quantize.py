@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ import torch
 from lluda.config import ModelConfig
 from lluda.engine.quantizing import quantize_model
 from lluda.errors import CorruptFile, InvalidRequest, UnsupportedModel
+from lluda.models.build import all_parameters
 from lluda.models.causal_lm import causal_lm_parameters
 from lluda.weights.checkpoint import open_checkpoint, read_config, read_generation_config
+from lluda.weights.entry import TensorEntry
+from lluda.weights.gguf_omni import omni_entries, omni_name, stored_shape
 from lluda.weights.quantize import TypeChoice, component_names
 from lluda.weights.synth import synthesize
 from tests.conftest import TINY_LLAMA, TINY_MIXED, TINY_MOE, TINY_QWEN3
@@ -236,6 +240,24 @@ def test_a16_a_tensor_of_another_shape(tmp_path: Path, shape: tuple[int, int]) -
     with pytest.raises(CorruptFile, match=r"tensor model\.layers\.0\.mlp\.up_proj\.weight"):
         quantize_model(source, tmp_path / "q.gguf", TypeChoice("q8_0"))
     assert not (tmp_path / "q.gguf").exists()
+
+
+def test_every_name_of_the_released_omni_model_fits_and_comes_back(released_config, tmp_path: Path) -> None:
+    config = ModelConfig.from_hf(released_config("Qwen3-Omni-30B-A3B-Instruct"))
+    stored: dict[str, list[TensorEntry]] = {}
+    names = []
+    for spec in all_parameters(config):
+        names.append(spec.name)
+        name, expert = omni_name(spec.name)
+        assert expert in (None, len(stored.setdefault(name, [])))
+        stored[name].append(TensorEntry(name, stored_shape(spec.shape), "BF16", 2 * spec.elements, tmp_path, 0))
+    assert max(len(name) for name in stored) <= 63
+    entries = {}
+    for name, parts in stored.items():
+        shape = parts[0].shape if "_exps" not in name else (len(parts), *parts[0].shape)
+        entries[name] = replace(parts[0], shape=shape, nbytes=sum(part.nbytes for part in parts))
+    assert sorted(omni_entries(entries, {}, tmp_path)) == sorted(names)
+    assert len(names) == 28_010 and len(stored) == 2_102
 
 
 MEASURE = """

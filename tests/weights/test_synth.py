@@ -14,10 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from lluda.backends import select_backend
+from lluda.config_code2wav import read_code2wav
+from lluda.config_reader import ConfigReader
 from lluda.errors import InvalidRequest, LludaError
+from lluda.models.code2wav import Code2Wav, code2wav_parameters
 from lluda.parameters import ParameterSpec
 from lluda.weights import synth
 from lluda.weights.synth import distribution, synthesize
+from tests.models.omni_reference import placed_parameters
+from tests.test_config_code2wav import SMALL as CODE2WAV
 
 safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is the reference here")
 
@@ -126,6 +132,12 @@ def test_the_values_are_normal_with_mean_and_deviation_of_their_role(tmp_path):
         (ParameterSpec("q_norm.weight", (128,), "norm"), False, (1.0, 0.1)),
         (ParameterSpec("layer_scale", (128,), "scale"), False, (1.0, 0.1)),
         (ParameterSpec("proj.bias", (128,), "bias"), False, (0.0, 0.02)),
+        (ParameterSpec("code2wav.x.mlp_layer_scale.scale", (128,), "scale"), False, (1 / 8, 0.1 / 8)),
+        (ParameterSpec("code2wav.upsample.0.1.gamma", (128,), "scale"), False, (1 / 8, 0.1 / 8)),
+        (ParameterSpec("code2wav.decoder.1.block.2.act1.alpha", (128,), "scale"), False, (1.0, 0.1)),
+        (ParameterSpec("code2wav.decoder.1.block.2.conv1.conv.weight", (9, 16, 4), "kernel"), False, (0.0, 1 / 8)),
+        (ParameterSpec("code2wav.decoder.1.block.2.conv2.conv.weight", (9, 64, 1), "kernel"), False, (0.0, 1 / 32)),
+        (ParameterSpec("code2wav.decoder.6.conv.weight", (1, 16, 4), "kernel"), False, (0.0, 1 / 32)),
     ],
 )
 def test_the_deviation_of_each_role(spec, tied, expected):
@@ -185,6 +197,7 @@ def test_memory_stays_far_below_the_checkpoint(tmp_path):
     code = f"""
 import resource, numpy
 from pathlib import Path
+from lluda.models.code2wav import Code2Wav, code2wav_parameters
 from lluda.parameters import ParameterSpec
 from lluda.weights.synth import synthesize
 synthesize([ParameterSpec("a", (10,), "bias")], Path({str(tmp_path / "warm")!r}), config={{}})
@@ -310,6 +323,7 @@ def test_killed_midway_no_half_file_stands_under_a_final_name(tmp_path):
     code = f"""
 import os, signal
 from pathlib import Path
+from lluda.models.code2wav import Code2Wav, code2wav_parameters
 from lluda.parameters import ParameterSpec
 from lluda.weights import synth
 synth._CHUNK = 1000
@@ -350,3 +364,15 @@ def test_a_small_model_has_spread_logits_and_lively_greedy_answers(tmp_path, tie
     assert 0.7 < float(logits.std(-1).mean()) < 3.0
     assert len(set(logits.argmax(-1).tolist())) >= 5
     assert len(set(answer.tolist())) >= 12
+
+
+@torch.inference_mode()
+def test_a_synthetic_voice_makes_a_waveform_that_is_hardly_clipped(tmp_path):
+    specs = list(code2wav_parameters(config := read_code2wav(ConfigReader(CODE2WAV, "config.json"))))
+    synthesize(specs, tmp_path / "voice", config=CODE2WAV, dtype="F32")
+    backend = select_backend("reference", "cpu", "f32")
+    network = Code2Wav(config, placed_parameters(specs, read(tmp_path / "voice"), backend), backend)
+    codes = torch.randint(0, config.codebook_size, (config.num_quantizers, 60))
+    waveform = network(codes)
+    assert (waveform.abs() >= 1).float().mean() < 0.01
+    assert waveform.std() > 0.01

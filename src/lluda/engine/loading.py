@@ -277,11 +277,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a model folder or .gguf file."""
     is_gguf = path.suffix == ".gguf"
     tokenizer = Tokenizer.from_gguf(read_gguf_metadata(path), path) if is_gguf else Tokenizer.from_folder(path)
-    _return_freed_memory()
+    return_freed_memory()
     return tokenizer
 
 
-def _return_freed_memory() -> None:
+def return_freed_memory() -> None:
     """Give what reading a vocabulary left free back to the system: glibc keeps some 25 MB of it, for good."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

@@ -5,7 +5,6 @@ So an error is seen in the component where it arises, and one component of one s
 
 from __future__ import annotations
 
-import gc
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +37,7 @@ from lluda.evaluation.omni_validation import (
 )
 from lluda.evaluation.omni_voice import Heard, OmniVoice, Speech
 from lluda.evaluation.parity import GreedyParity, StageParity, compare_greedy, compare_traces
-from lluda.evaluation.trace import Continuation, Recorder, Trace, continue_greedily, trace
+from lluda.evaluation.trace import Continuation, Recorder, Trace, continue_greedily, let_go, trace
 from lluda.evaluation.transformers_omni import TransformersOmni, widened
 from lluda.evaluation.transformers_voice import ReferenceVoice, VoiceTrace
 from lluda.evaluation.validation import TOLERANCES
@@ -52,6 +51,7 @@ Stages = dict[str, Tensor]
 
 _ALONE = "each recording is run alone: transformers' rows of one depend on what shares its batch (spec section 3.2)"
 _AUDIO_CONFIG = "the talker's config is given n_window, for which transformers 5.23 raises (spec section 6.2)"
+_OWN_SOUND = "a video heard too keeps its positions in the talker; transformers' generate tells only its thinker of it"
 _LAST_TOKEN = "the last token of an answer that its limit cut off is spoken too; transformers drops it (spec 6.2)"
 _WHOLE = "one forward, not chunked_decode, which loses 555 samples at every joint (spec section 8.1)"
 
@@ -192,7 +192,7 @@ class _Run:
             seen = trace(ours, ids, request.rows_per_step if judge else len(ids))
             tokens = continue_greedily(ours, ids, request.greedy)
             del ours
-            gc.collect()
+            let_go()
             if judge:
                 self._judge_thinker(prompt, made, dict(seen.stages), tokens)
         rows = [media.hidden[row] for row in media.rows] if media else []
@@ -208,7 +208,7 @@ class _Run:
             with widened(reference.module):
                 runs.append(dict(trace(reference, ids, len(ids)).stages))
         del reference
-        gc.collect()
+        let_go()
         positions = {"positions": _rounded(self.reference.positions(ids, made.media))}
         stages |= {"positions": _rounded(position_rows(prompt))}
         parity = self._compare(stages, iter(runs), positions)
@@ -232,19 +232,20 @@ class _Run:
         with self._timed("talker"):
             self._require_memory("talker")
             speech = OmniVoice(self.network, heard, request.speaker).speak(params)
-            gc.collect()
+            let_go()
             if not len(speech.codes):
                 return speech.codes
             runs = list(
                 ReferenceVoice(self.reference).runs(heard, made.media, speech, request.speaker, params.sampling)
             )
-            gc.collect()
+            let_go()
             compared = {"talker": self._talker(speech, runs, made), "code_predictor": self._predictor(speech, runs)}
             self.components += [compared[name] for name in judged]
         return speech.codes.T
 
     def _talker(self, speech: Speech, runs: Sequence[VoiceTrace], made: _Made) -> ComponentParity:
-        corrections = (_LAST_TOKEN, *([_AUDIO_CONFIG] if made.media else []))
+        own_sound = any(part.kind == "video" and part.options.get("use_audio") for part in self.request.given.media)
+        corrections = (_LAST_TOKEN, *[_AUDIO_CONFIG] * bool(made.media), *[_OWN_SOUND] * own_sound)
         ours, theirs = (
             dict(stages) | {"positions": _rounded(stages["positions"])} for stages in (speech.talker, runs[0].talker)
         )
@@ -262,7 +263,7 @@ class _Run:
         with self._timed("code2wav"):
             self._require_memory("code2wav")
             ours = self.network.code2wav(codes)
-            gc.collect()
+            let_go()
             parity = self._compare(ours, self.reference.code2wav(codes))
             self.components.append(ComponentParity("code2wav", self.network.dtype, parity, None, (_WHOLE,)))
 
@@ -273,9 +274,9 @@ class _Run:
 
     def _compare(self, ours: Stages, runs: Iterator[Stages], before: Stages | None = None) -> tuple[StageParity, ...]:
         """Stages ``before`` the module, which have no truth, then its own; ``runs``: the reference's, the truth's."""
+        let_go()
         theirs, before = next(runs), before or {}
         exact = next(runs, None)
-        gc.collect()
         dtype = self.network.dtype
         parts = [_trace("lluda", dtype, {name: ours[name] for name in names}) for names in (before, theirs)]
         first = compare_traces(parts[0], _trace("transformers", "f32", before), None, self.tolerance) if before else ()

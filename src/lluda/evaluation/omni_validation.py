@@ -148,6 +148,7 @@ class ComponentParity:
         return {
             "component": self.component,
             "stages": [{"stage": stage.stage, **figures(stage)} for stage in self.stages],
+            "last": [stage.stage for stage in self.last],
             "first_divergence": divergence and {"stage": divergence.stage, "position": divergence.first_divergence},
             "ratio": self.ratio,
             "greedy": self.greedy and {**asdict(self.greedy), "agreement": self.greedy.agreement},

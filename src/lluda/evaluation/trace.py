@@ -5,12 +5,15 @@ lluda and its references are driven by the same two functions, so that they see 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from lluda.engine.loading import return_freed_memory
 
 Observe = Callable[[str, Tensor], None]
 Step = Callable[[Sequence[int]], Tensor]
@@ -67,6 +70,13 @@ class Recorder:
     def stages(self) -> dict[str, Tensor]:
         """All rows of each stage."""
         return {stage: parts[0] if len(parts) == 1 else torch.cat(parts) for stage, parts in self._seen.items()}
+
+
+def let_go() -> None:
+    """Give the memory of what nothing refers to any more back to the system, before the next side is loaded: glibc
+    keeps tensors of a few megabytes, of which a mixture of experts is made, and two models would not fit."""
+    gc.collect()
+    return_freed_memory()
 
 
 def trace(implementation: Implementation, ids: Sequence[int], rows_per_step: int) -> Trace:

@@ -5,7 +5,6 @@ One model is in memory at a time; what stays of each is its trace.
 
 from __future__ import annotations
 
-import gc
 import platform
 import random
 import time
@@ -26,7 +25,7 @@ from lluda.evaluation.distribution import compare_distributions
 from lluda.evaluation.llama_cpp_reference import LlamaCppReference, require_llama_cpp
 from lluda.evaluation.lluda_network import LludaNetwork
 from lluda.evaluation.parity import compare_greedy, compare_traces
-from lluda.evaluation.trace import Continuation, Implementation, Trace, continue_greedily, trace
+from lluda.evaluation.trace import Continuation, Implementation, Trace, continue_greedily, let_go, trace
 from lluda.evaluation.transformers_reference import TransformersReference, require_transformers
 from lluda.evaluation.validation import LLAMA_CPP_TOLERANCE, TOLERANCES, Validation, ValidationRequest
 from lluda.models.causal_lm import causal_lm_parameters
@@ -77,10 +76,10 @@ class _Run:
 
     def validation(self) -> Validation:
         ours, our_tokens, backend = self._lluda()
-        gc.collect()
+        let_go()
         whole = self.request.reference == "transformers"
         theirs, their_tokens, truth = self._transformers() if whole else self._llama_cpp()
-        gc.collect()
+        let_go()
         if not whole:
             ours = Trace(ours.implementation, ours.dtype, {"logits": ours.stages["logits"]})
         tolerance = TOLERANCES[self.dtype] if whole else LLAMA_CPP_TOLERANCE

@@ -120,8 +120,12 @@ class GGUFFile:
         """As `raw` for a tensor of Q8_0 blocks, else None."""
         return self.raw(name) if self.entries[name].dtype == "Q8_0" else None
 
-    def release(self, entry: TensorEntry) -> None:
-        """Let go of the memory behind an entry, as `MappedFile.release`."""
+    def release(self, name: str) -> None:
+        """Let go of the memory behind the tensor ``name``, as `MappedFile.release`."""
+        self.release_entry(self.entries[name])
+
+    def release_entry(self, entry: TensorEntry) -> None:
+        """As `release`, for an entry that lies in this file."""
         self._file.release(entry.offset, entry.nbytes)
 
     def check_unchanged(self) -> None:
@@ -203,7 +207,7 @@ class GGUFCheckpoint:
 
     def release_as_stored(self, entry: TensorEntry) -> None:
         """As `release`, for an entry that may have no name here."""
-        self._by_path[entry.file].release(entry)
+        self._by_path[entry.file].release_entry(entry)
 
     def packed(self, name: str) -> None:
         """GGUF files hold no packed BF16."""
@@ -214,8 +218,7 @@ class GGUFCheckpoint:
 
     def release(self, name: str) -> None:
         """Let go of the memory behind the tensor ``name``, as `MappedFile.release`."""
-        entry = self.entries[name]
-        self._by_path[entry.file].release(entry)
+        self.release_as_stored(self.entries[name])
 
     def check_unchanged(self) -> None:
         """CorruptFile if a part changed since it was opened; call it after the last use of mapped tensors' bytes."""

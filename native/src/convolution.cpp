@@ -1,0 +1,204 @@
+// lluda_conv1d and lluda_snake_beta: what a vocoder is made of.
+#include <algorithm>
+#include <vector>
+
+#include "blocks.hpp"
+#include "panel.hpp"
+
+using namespace lluda;
+
+namespace {
+
+constexpr std::int64_t kSnakeRows = 8;  // of one item of work
+
+// Output row r is made of the window of `taps` input rows r, r + dilation, … below each other.
+struct Windows {
+    const std::uint16_t *x;
+    std::int64_t x_stride, channels, taps, dilation;
+
+    std::int64_t width() const { return taps * channels; }
+    // Row r's window: where it lies, or put together in `room`.
+    const std::uint16_t *at(std::int64_t r, std::uint16_t *room) const {
+        if (taps == 1 || (dilation == 1 && x_stride == channels)) return x + r * x_stride;
+        for (std::int64_t tap = 0; tap < taps; ++tap)
+            std::copy_n(x + (r + tap * dilation) * x_stride, channels, room + tap * channels);
+        return room;
+    }
+};
+
+struct Output {
+    std::uint16_t *y;
+    std::int64_t y_stride;
+};
+
+// Up to kFewRows rows: one pass over the weights at the speed of memory.
+void convolve_few(const lluda_weight &weight, const Windows &windows, std::int64_t rows, const Output &out) {
+    Session session;
+    const int n = static_cast<int>(rows);
+    const PreparedRows prepared(session, n, windows.width());
+    std::vector<std::uint16_t *> rooms;
+    for (int i = 0; i < session.threads(); ++i) rooms.push_back(session.allocate<std::uint16_t>(windows.width()));
+    Products products(session.threads());
+    products.add(weight, prepared, n, Store::kBFloat16, out.y, out.y_stride);
+    products.share(session.threads());
+    session.run([&](Lane &lane) {
+        std::uint16_t *room = rooms[static_cast<std::size_t>(lane.index)];
+        for (int r = lane.index; r < n; r += lane.count)
+            kernels().prepare_bf16(windows.at(r, room), windows.width(), prepared.row(r));
+        lane.barrier();
+        products.run(lane);
+    });
+}
+
+// One lane's memory for standing windows.
+struct WindowRoom {
+    WindowRoom(Session &session, std::int64_t width)
+        : standing(session, width), window(session.allocate<std::uint16_t>(width)) {}
+
+    void stand(const Panel &panel, std::int64_t group, const Windows &windows, std::int64_t first) const {
+        const void *rows[kStandingRows];
+        const std::int64_t begin = group * kStandingRows;
+        const int count = static_cast<int>(std::min<std::int64_t>(kStandingRows, panel.rows - begin));
+        for (int r = 0; r < count; ++r) {
+            kernels().words_of_bf16(windows.at(first + begin + r, window), windows.width(), standing.row(r));
+            rows[r] = standing.row(r);
+        }
+        panel.stand(group, rows, count);
+    }
+
+    StandingRoom standing;
+    std::uint16_t *window;
+};
+
+std::vector<WindowRoom> window_rooms(Session &session, std::int64_t width) {
+    std::vector<WindowRoom> rooms;
+    for (int i = 0; i < session.threads(); ++i) rooms.emplace_back(session, width);
+    return rooms;
+}
+
+// All rows in one panel, the output features shared out: each weight is read once.
+void convolve_by_features(const lluda_weight &weight, const Windows &windows, std::int64_t from, std::int64_t rows,
+                          const Output &out) {
+    Session session;
+    const auto rooms = window_rooms(session, windows.width());
+    const Panel input(session, rows, windows.width());
+    PanelProducts products(session, rows, windows.width());
+    products.add(weight, input, Store::kBFloat16, out.y + from * out.y_stride, out.y_stride);
+    products.share(session.threads());
+    session.run([&](Lane &lane) {
+        for (std::int64_t group = lane.index; group < input.groups(); group += lane.count)
+            rooms[static_cast<std::size_t>(lane.index)].stand(input, group, windows, from);
+        lane.barrier();
+        products.run(lane);
+    });
+}
+
+// The rows shared out tile by tile, all features of a tile by one lane: its windows never leave the cache.
+class ConvolutionByRows {
+public:
+    ConvolutionByRows(Session &session, const lluda_weight &weight, const Windows &windows, std::int64_t rows,
+                      const Output &out)
+        : weight_(weight), windows_(windows), rows_(rows), out_(out), rooms_(window_rooms(session, windows.width())) {
+        for (int i = 0; i < session.threads(); ++i) {
+            tiles_.push_back(session.allocate<std::uint32_t>(kernels().words(windows.width()) * kTileRows));
+            blocks_.emplace_back(session, kTileRows, windows.width());
+        }
+        split_.reset((rows + kTileRows - 1) / kTileRows, session.threads());
+    }
+
+    void operator()(Lane &lane) {
+        const auto index = static_cast<std::size_t>(lane.index);
+        for (std::int64_t tile, end; split_.take(lane.index, tile, end);)
+            for (; tile < end; ++tile) {
+                const std::int64_t first = tile * kTileRows;
+                const Panel panel(tiles_[index], std::min<std::int64_t>(kTileRows, rows_ - first), windows_.width());
+                for (std::int64_t group = 0; group < panel.groups(); ++group)
+                    rooms_[index].stand(panel, group, windows_, first);
+                for (std::int64_t begin = 0; begin < weight_.out_features; begin += kBlockOutputs)
+                    multiply(panel, first, begin, blocks_[index]);
+            }
+    }
+
+private:
+    void multiply(const Panel &panel, std::int64_t first, std::int64_t begin, const BlockRoom &room) const {
+        const OutputBlock block{&weight_, begin, std::min(begin + kBlockOutputs, weight_.out_features)};
+        room.multiply(&block, 1, panel, [&](std::int64_t, float *sums) {
+            void *y[kTileRows];
+            for (std::int64_t r = 0; r < panel.rows; ++r) y[r] = out_.y + (first + r) * out_.y_stride + begin;
+            kernels().put_tile({sums, static_cast<int>(block.end - begin), static_cast<int>(panel.rows),
+                                weight_.bias ? weight_.bias + begin : nullptr, nullptr, nullptr, Store::kBFloat16, y});
+        });
+    }
+
+    const lluda_weight &weight_;
+    const Windows &windows_;
+    const std::int64_t rows_;
+    const Output &out_;
+    const std::vector<WindowRoom> rooms_;
+    std::vector<std::uint32_t *> tiles_;
+    std::vector<BlockRoom> blocks_;
+    WorkSplit split_;
+};
+
+void convolve(const lluda_weight &weight, const Windows &windows, std::int64_t rows, const Output &out) {
+    if (rows <= kFewRows) return convolve_few(weight, windows, rows, out);
+    {
+        Session session;
+        if ((rows + kTileRows - 1) / kTileRows >= 2 * session.threads()) {
+            ConvolutionByRows job(session, weight, windows, rows, out);
+            return session.run(job);
+        }
+    }
+    for_rows(rows, [&](std::int64_t from, std::int64_t count) {
+        convolve_by_features(weight, windows, from, count, out);
+    });
+}
+
+}  // namespace
+
+int lluda_conv1d(const lluda_weight *weight, int64_t taps, int64_t dilation, int64_t rows, const uint16_t *x,
+                 int64_t x_stride, uint16_t *y, int64_t y_stride) {
+    return guarded([&] {
+        check_weight(weight, "weight");
+        require(taps >= 1, "taps", taps, "1 or more");
+        require(dilation >= 1, "dilation", dilation, "1 or more");
+        require(weight->in_features % taps == 0, "in_features", weight->in_features, "a multiple of taps");
+        check_rows(rows);
+        if (rows == 0) return;
+        require(x && y, "x and y must not be NULL");
+        const int64_t channels = weight->in_features / taps;
+        require(x_stride >= channels, "x_stride", x_stride, "at least the channels");
+        require(rows == 1 || y_stride >= weight->out_features, "y_stride", y_stride, "at least out_features");
+        convolve(*weight, {x, x_stride, channels, taps, dilation}, rows, {y, y_stride});
+    });
+}
+
+int lluda_snake_beta(int64_t rows, int64_t channels, const void *x, int32_t x_dtype, int64_t x_stride,
+                     const float *frequency, const float *amplitude, uint16_t *y, int64_t y_stride) {
+    return guarded([&] {
+        check_rows(rows);
+        require(channels >= 1, "channels", channels, "1 or more");
+        require(x_dtype == LLUDA_DTYPE_F32 || x_dtype == LLUDA_DTYPE_BF16, "x_dtype", x_dtype, "F32 or BF16");
+        require(frequency && amplitude, "frequency and amplitude must not be NULL");
+        if (rows == 0) return;
+        require(x && y, "x and y must not be NULL");
+        require(rows == 1 || (x_stride >= channels && y_stride >= channels), "strides must be at least the channels");
+        Session session;
+        std::vector<float *> rooms;
+        for (int i = 0; i < session.threads(); ++i) rooms.push_back(session.allocate<float>(channels));
+        WorkSplit split;
+        split.reset((rows + kSnakeRows - 1) / kSnakeRows, session.threads());
+        session.run([&](Lane &lane) {
+            float *room = rooms[static_cast<std::size_t>(lane.index)];
+            for (std::int64_t item, end; split.take(lane.index, item, end);)
+                for (std::int64_t r = item * kSnakeRows; r < std::min(end * kSnakeRows, rows); ++r) {
+                    const float *row = static_cast<const float *>(x) + r * x_stride;
+                    if (x_dtype == LLUDA_DTYPE_BF16) {
+                        kernels().from_bf16(static_cast<const std::uint16_t *>(x) + r * x_stride, channels, room);
+                        row = room;
+                    }
+                    kernels().snake_beta(row, frequency, amplitude, channels, y + r * y_stride);
+                }
+        });
+    });
+}

@@ -1,0 +1,209 @@
+"""The cuda backend: the reference's operations, those of few rows as Triton kernels, whole steps as graphs.
+
+Steps of up to `triton_gemv.MAX_ROWS` rows go through fused kernels; more rows through torch's products and attention,
+with experts in one grouped launch. It also serves AMD's GPUs through torch's ROCm build, which calls them cuda.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lluda.backends import triton_attention, triton_gemv, triton_grouped, triton_mixture, triton_rows, triton_sampling
+from lluda.backends.base import Precision, RotaryTable
+from lluda.backends.blocks import (
+    AttentionBlock,
+    DenseWeight,
+    MixtureBlock,
+    Norm,
+    Projection,
+    Segment,
+    Step,
+    SwiGLU,
+    SwiGLUBlock,
+    Weight,
+)
+from lluda.backends.cuda_graph import DecodeGraph, DeviceStore, Run
+from lluda.backends.reference import ReferenceBackend
+from lluda.backends.triton_target import has_dependent_launch, interpreted
+from lluda.errors import InvalidRequest
+
+_SCRATCH_ROWS = 16
+_KERNEL_TYPES = (torch.bfloat16, torch.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStep(Step):
+    """A step whose stores are `DeviceStore`s: their ``table``, the ``fresh`` rows that each is given, their dtype."""
+
+    table: Tensor
+    fresh: int
+    cache: torch.dtype
+
+
+class CudaBackend(ReferenceBackend):
+    """Triton kernels on one GPU (in Triton's interpreter: on any device, for tests)."""
+
+    name = "cuda"
+
+    def __init__(self, device: torch.device, precision: Precision, *, q8_0_rows: bool = False) -> None:
+        if device.type != "cuda" and not interpreted():
+            raise InvalidRequest(f"the cuda backend needs a GPU, not device {str(device)!r}; take --device cuda")
+        super().__init__(device, precision, q8_0_rows=q8_0_rows)
+        self._fused = precision.compute in _KERNEL_TYPES
+        self._pdl = has_dependent_launch(device)
+        self._experts: dict[MixtureBlock, Tensor] = {}
+        self._scratch: dict[tuple[int, int, int], triton_attention.DecodeScratch] = {}
+
+    def describe(self) -> str:
+        """One line for people."""
+        compute = str(self.precision.compute).removeprefix("torch.")
+        card = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "Triton's interpreter"
+        overlap = ", kernels overlap" if self._pdl else ""
+        return f"cuda backend on {self.device} ({card}), {compute}{overlap}"
+
+    def matrix(self, values: Tensor) -> tuple[Weight, bool]:
+        taken = values.to(self.device, self.precision.compute).contiguous()
+        return DenseWeight(taken, "BF16" if taken.dtype == torch.bfloat16 else str(taken.dtype)[6:].upper()), False
+
+    def embedding(self, weight: Weight, ids: Tensor) -> Tensor:
+        if not self._takes(weight):
+            return super().embedding(weight, ids)
+        return triton_rows.lookup(_values(weight), ids, pdl=self._pdl)
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        if not (self._few(x) and self._takes(weight)):
+            return super().linear(x, weight, bias)
+        out = torch.empty(len(x), weight.out_features, dtype=self.precision.compute, device=x.device)
+        return triton_gemv.project(x.contiguous(), None, [_values(weight)], pdl=self._pdl, out=out, bias=bias)
+
+    def rms_norm(self, x: Tensor, norm: Norm) -> Tensor:
+        if not self._fused:
+            return super().rms_norm(x, norm)
+        return triton_rows.rms_norm(x.contiguous(), norm.weight, norm.eps, self.precision.compute, pdl=self._pdl)
+
+    def rotary_table(self, positions: Tensor, inverse_frequencies: Tensor) -> RotaryTable:
+        if not self._fused:
+            return super().rotary_table(positions, inverse_frequencies)
+        return triton_rows.angles(positions, inverse_frequencies, pdl=self._pdl)
+
+    def snake_beta(self, x: Tensor, frequency: Tensor, amplitude: Tensor) -> Tensor:
+        if not self._fused:
+            return super().snake_beta(x, frequency, amplitude)
+        return triton_rows.snake(x.contiguous(), frequency, amplitude, self.precision.compute, pdl=self._pdl)
+
+    def head(self, x: Tensor, norm: Norm, weight: Weight) -> Tensor:
+        if not (self._few(x) and self._takes(weight)):
+            return super().head(x, norm, weight)
+        return triton_gemv.project(x.contiguous(), (norm.weight, norm.eps), [_values(weight)], pdl=self._pdl)
+
+    def begin_step(self, table: RotaryTable, segments: Sequence[Segment]) -> Step:
+        stores = [segment.store for segment in segments]
+        if not isinstance(stores[0], DeviceStore):
+            return Step(*table, segments)
+        fresh = {segment.rows for segment in segments}
+        assert len(fresh) == 1, f"sequences of a device step have one number of rows, not {sorted(fresh)}"
+        return DeviceStep(*table, segments, stores[0].table, fresh.pop(), stores[0].dtype)
+
+    def attention_block(self, x: Tensor, block: AttentionBlock, layer: int, step: Step) -> Tensor:
+        if not isinstance(step, DeviceStep):
+            return super().attention_block(x, block, layer, step)
+        heads, kv_heads = (p.weight.out_features // block.head_dim for p in (block.q_proj, block.k_proj))
+        norms = None
+        if block.q_norm is not None and block.k_norm is not None:
+            norms = (block.q_norm.weight, block.q_norm.eps), (block.k_norm.weight, block.k_norm.eps)
+        attended = triton_attention.decode_attention(
+            self._qkv(x, block), norms, (step.cos, step.sin), step.table, self._scratch_for(heads, kv_heads, block),
+            heads=heads, kv_heads=kv_heads, head_dim=block.head_dim, layer=layer, fresh=step.fresh,
+            window=block.window, compute=self.precision.compute, cache=step.cache, pdl=self._pdl,
+        )  # fmt: skip
+        return self._add(x, attended, block.o_proj, block.scale)
+
+    def swiglu_block(self, x: Tensor, block: SwiGLUBlock) -> Tensor:
+        mlp = block.mlp
+        if not (self._few(x) and self._takes(mlp.gate_proj, mlp.up_proj, mlp.down_proj)):
+            return super().swiglu_block(x, block)
+        norm, gate, up = (block.norm.weight, block.norm.eps), _values(mlp.gate_proj), _values(mlp.up_proj)
+        acts = triton_gemv.gated(x.contiguous(), norm, gate, up, pdl=self._pdl)
+        return self._add(x, acts, Projection(mlp.down_proj), block.scale)
+
+    def mixture_block(self, x: Tensor, block: MixtureBlock) -> Tensor:
+        first = block.experts[0]
+        count, width = len(block.experts), first.gate_proj.out_features
+        if count > triton_mixture.MAX_EXPERTS or not (self._fused and self._takes(first.gate_proj)):
+            return super().mixture_block(x, block)
+        norm, table = (block.norm.weight, block.norm.eps), self._table(block)
+        if not self._few(x):
+            normed = self.rms_norm(x, block.norm)
+            weights, ids = self.route(normed, block.router, block.top_k, normalise=block.normalise)
+            out = x + triton_grouped.grouped_mixture(normed, weights, ids, table, experts=count, width=width)
+            return out if block.shared is None else out.add_(self.shared_expert(normed, block.shared))
+        shared = block.shared.mlp.gate_proj.out_features if block.shared else 0
+        routers = [block.router, *([block.shared.gate] if block.shared else [])]
+        x = x.contiguous()
+        logits = triton_gemv.project(x, norm, routers, pdl=self._pdl, compute=self.precision.compute)
+        return triton_mixture.mixture(
+            x, norm, logits, table, experts=count, top_k=block.top_k, width=width, shared=shared,
+            normalise=block.normalise, compute=self.precision.compute, pdl=self._pdl,
+        )  # fmt: skip
+
+    def decode_graph(self, run: Run, rows: int, kv_dtype: torch.dtype, *, capture: bool = True) -> DecodeGraph | None:
+        """See `ComputeBackend.decode_graph`; without ``capture`` it runs launch by launch."""
+        if not self._fused or kv_dtype not in _KERNEL_TYPES:
+            return None
+        on_gpu = self.device.type == "cuda"
+        return DecodeGraph(run, self.argmax, rows, kv_dtype, self.device, capture=capture and on_gpu)
+
+    def argmax(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """First id of the largest of each row of ``[rows, count]``, and the largest (NaN if any is)."""
+        return triton_sampling.argmax(logits, pdl=self._pdl)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether kernels may start before the one in front of them has ended (for kernels called from outside)."""
+        return self._pdl
+
+    def _qkv(self, x: Tensor, block: AttentionBlock) -> Tensor:
+        """Queries, keys and values side by side, float32."""
+        parts, x = (block.q_proj, block.k_proj, block.v_proj), x.contiguous()
+        if self._few(x) and self._takes(*(part.weight for part in parts)) and block.q_proj.bias is None:
+            norm = block.norm.weight, block.norm.eps
+            return triton_gemv.project(x, norm, [_values(part.weight) for part in parts], pdl=self._pdl)
+        normed = self.rms_norm(x, block.norm)
+        return torch.cat([self._project(normed, part) for part in parts], dim=1).float()
+
+    def _add(self, x: Tensor, rows: Tensor, projection: Projection, scale: Tensor | None) -> Tensor:
+        """``x + scale * projection(rows)``, in place where one kernel does it."""
+        if self._few(x) and self._takes(projection.weight) and projection.bias is None:
+            return triton_gemv.add(rows, _values(projection.weight), x.contiguous(), scale, pdl=self._pdl)
+        branch = self._project(rows, projection)
+        return x + (branch if scale is None else branch * scale)
+
+    def _few(self, x: Tensor) -> bool:
+        return self._fused and len(x) <= triton_gemv.MAX_ROWS
+
+    def _takes(self, *weights: Weight) -> bool:
+        return self._fused and all(isinstance(weight, DenseWeight) for weight in weights)
+
+    def _table(self, block: MixtureBlock) -> Tensor:
+        """Addresses of the experts' matrices; made once."""
+        if block not in self._experts:
+            mlps: list[SwiGLU] = [*block.experts, *([block.shared.mlp] if block.shared else [])]
+            places = [[_values(w).data_ptr() for w in (m.gate_proj, m.up_proj, m.down_proj)] for m in mlps]
+            self._experts[block] = torch.tensor(places, device=self.device)
+        return self._experts[block]
+
+    def _scratch_for(self, heads: int, kv_heads: int, block: AttentionBlock) -> triton_attention.DecodeScratch:
+        """Made once for each kind of heads."""
+        key = kv_heads, heads // kv_heads, block.head_dim
+        if key not in self._scratch:
+            self._scratch[key] = triton_attention.DecodeScratch(_SCRATCH_ROWS, *key, self.device)
+        return self._scratch[key]
+
+
+def _values(weight: Weight) -> Tensor:
+    assert isinstance(weight, DenseWeight), f"a Triton kernel was given a {weight.format} weight"
+    return weight.values

@@ -1,0 +1,143 @@
+"""One launch for a whole step: what a function puts on the device is captured once and replayed.
+
+Everything a step needs to know lies in one block of pinned memory that the graph itself copies to the device, and what
+the host wants of it in another; in between the host is not asked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lluda.backends.blocks import KeyValueStore, Segment
+
+STORE_WIDTH = 4
+Run = Callable[[Tensor, Tensor, Sequence[Segment]], Tensor]
+"""A network's step: ids (int64 ``[rows]``), positions ``[rows]``, segments -> logits ``[rows, vocab]``."""
+
+
+class DeviceStore:
+    """A key-value store whose place and length stand in device memory, in row ``index`` of ``table`` (int64
+    ``[stores, STORE_WIDTH]``; see `triton_attention`), so that a captured step serves whatever stands there then."""
+
+    length = 0
+
+    def __init__(self, table: Tensor, index: int, dtype: torch.dtype) -> None:
+        self.table, self.index, self.dtype = table, index, dtype
+
+    def room(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Not known to the host."""
+        raise AssertionError(f"{rows} rows of a device store were asked for by an operation that runs on the host")
+
+
+def store_row(store: KeyValueStore, rows: int = 1) -> tuple[int, int, int, int]:
+    """What the table says of a store of the host's, with room for ``rows`` more positions."""
+    keys, values = store.room(rows)
+    return keys.data_ptr(), values.data_ptr(), store.length, keys.shape[2]
+
+
+class Graph:
+    """``body()``, which reads and writes tensors of fixed places, as one launch on ``device``; without ``capture`` (a
+    CPU, or to compare) it runs each time. The first runs compile what is not compiled yet: ``warm_up_seconds``."""
+
+    def __init__(self, body: Callable[[], None], device: torch.device, *, capture: bool) -> None:
+        self._body, self._device = body, device
+        self._graph: torch.cuda.CUDAGraph | None = None
+        started = time.perf_counter()
+        if capture:
+            stream = torch.cuda.Stream(device)
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                body()
+            torch.cuda.current_stream(device).wait_stream(stream)
+            torch.cuda.synchronize(device)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, stream=stream):
+                body()
+        self.warm_up_seconds = time.perf_counter() - started
+
+    def launch(self) -> None:
+        """Put it on the current stream."""
+        if self._graph is None:
+            self._body()
+        else:
+            self._graph.replay()
+
+    def wait(self) -> None:
+        """Until what was launched is done."""
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+
+
+def pinned(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros on the host that ``device`` can copy by itself."""
+    return torch.zeros(tuple(shape), dtype=dtype, pin_memory=device.type == "cuda")
+
+
+class DecodeGraph:
+    """A step of ``rows`` sequences, one row each, and the likeliest id of each.
+
+    Args:
+        run: the network's step.
+        argmax: logits ``[rows, vocab]`` -> first id of the largest of each row, and the largest.
+        kv_dtype: of the stores it will be given.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        argmax: Callable[[Tensor], tuple[Tensor, Tensor]],
+        rows: int,
+        kv_dtype: torch.dtype,
+        device: torch.device,
+        *,
+        capture: bool = True,
+    ) -> None:
+        self.rows, self._run, self._argmax, self._device, self._capture = rows, run, argmax, device, capture
+        self._host = pinned((rows * (STORE_WIDTH + 2),), torch.int64, device)
+        self._inputs = torch.zeros_like(self._host, device=device)
+        table = self._inputs[: rows * STORE_WIDTH].view(rows, STORE_WIDTH)
+        self._segments = [Segment(row, 1, DeviceStore(table, row, kv_dtype)) for row in range(rows)]
+        self._chosen = pinned((rows, 2), torch.float64, device)
+        self._logits = torch.empty(0)
+        self._graph: Graph | None = None
+
+    @property
+    def warm_up_seconds(self) -> float:
+        """Seconds that compiling and capturing took; 0 before the first step."""
+        return self._graph.warm_up_seconds if self._graph else 0.0
+
+    def launch(self, ids: Sequence[int], positions: Sequence[float], stores: Sequence[KeyValueStore]) -> None:
+        """Start the step: ``ids`` at ``positions`` behind what the ``stores`` hold. They are not advanced."""
+        places = [number for store in stores for number in store_row(store)]
+        rows = self.rows
+        self._host[: rows * STORE_WIDTH] = torch.tensor(places)
+        self._host[rows * STORE_WIDTH : -rows] = torch.tensor(ids)
+        self._host[-rows:].view(torch.float64)[:] = torch.tensor(positions, dtype=torch.float64)
+        if self._graph is None:
+            self._graph = Graph(self._body, self._device, capture=self._capture)
+        self._graph.launch()
+
+    def result(self) -> tuple[list[int], list[float]]:
+        """Wait; of each row the id of the largest logit, and that logit (NaN where any is)."""
+        assert self._graph is not None, "nothing was launched"
+        self._graph.wait()
+        chosen = self._chosen.tolist()
+        return [int(row[0]) for row in chosen], [row[1] for row in chosen]
+
+    @property
+    def logits(self) -> Tensor:
+        """Float logits ``[rows, vocab]`` of the last step, overwritten by the next."""
+        return self._logits
+
+    def _body(self) -> None:
+        rows = self.rows
+        self._inputs.copy_(self._host, non_blocking=True)
+        ids = self._inputs[rows * STORE_WIDTH : -rows]
+        positions = self._inputs[-rows:].view(torch.float64)
+        self._logits = self._run(ids, positions, self._segments).float()
+        best, peaks = self._argmax(self._logits)
+        self._chosen.copy_(torch.stack((best.double(), peaks.double()), dim=1), non_blocking=True)

@@ -1,0 +1,193 @@
+"""Attention of one new row over its cache, in Triton: q/k norm, rotation, the cache's new entry and the softmax in one.
+
+A key head's query heads share a program, and a long cache is split among ``_SPLITS`` programs of which the last to end
+adds up (flash decoding, Dao et al. 2023). Where the keys lie and how many there are is read from device memory, so that
+one captured launch serves every sequence, however it grows.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lluda.backends.triton_target import interpreted, launch_options, let_next_start, product, wait_for_input
+
+TABLE_WIDTH = 4
+"""Numbers of a cache in the table: addresses of its keys and of its values, positions filled before the step, capacity
+(positions past it begin again at the front, as a window that is no longer may)."""
+
+_SPLITS, _BLOCK, _MIN_GROUP = 4 if interpreted() else 32, 64, 16
+_EVERYTHING = 1 << 30
+_TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+
+
+@triton.jit
+def _turned(row_ptr, norm_ptr, eps, cos, sin, heads, count, HALF: tl.constexpr, NORM: tl.constexpr):  # noqa: N803
+    """Heads ``[count, 2 * HALF]`` at ``row_ptr``, normalised and rotated: both halves, float32."""
+    d = tl.arange(0, HALF)
+    at = row_ptr + heads[:, None] * (2 * HALF) + d[None, :]
+    a = tl.load(at, mask=heads[:, None] < count, other=0.0)
+    b = tl.load(at + HALF, mask=heads[:, None] < count, other=0.0)
+    if NORM:
+        scale = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / (2 * HALF) + eps)[:, None]
+        a = a * scale * tl.load(norm_ptr + d)[None, :]
+        b = b * scale * tl.load(norm_ptr + HALF + d)[None, :]
+    return a * cos[None, :] - b * sin[None, :], b * cos[None, :] + a * sin[None, :]
+
+
+@triton.jit
+def _weighted(weights, values, CACHE: tl.constexpr):  # noqa: N803
+    """``weights @ values`` as if the weights were not rounded: BF16 takes them in two halves."""
+    if CACHE == tl.float32:
+        return product(weights, values, "ieee")
+    upper = weights.to(CACHE)
+    lower = (weights - upper.to(tl.float32)).to(CACHE)
+    return product(upper, values, "ieee") + product(lower, values, "ieee")
+
+
+@triton.jit
+def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_ptr, part_ptr, stat_ptr, counter_ptr,
+            q_eps, k_eps, layer, window,
+            HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, FRESH: tl.constexpr,
+            PADDED: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, NORM: tl.constexpr, CACHE: tl.constexpr,
+            PDL: tl.constexpr):  # fmt: skip
+    row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    DIM: tl.constexpr = 2 * HALF
+    WIDTH: tl.constexpr = (HEADS + 2 * KV_HEADS) * DIM
+    let_next_start(PDL)
+    wait_for_input(PDL)
+    index = row % FRESH
+    entry = table_ptr + (row // FRESH) * 4
+    length = tl.load(entry + 2)
+    capacity = tl.load(entry + 3)
+    count = tl.minimum(length + index + 1, capacity).to(tl.int32)
+    low = tl.maximum(count - window, 0)
+    per = tl.cdiv(tl.cdiv(count - low, SPLITS), BLOCK) * BLOCK
+    used = tl.cdiv(count - low, per)
+    if split < used:
+        start = low + split * per
+        end = tl.minimum(start + per, count)
+        d, wide, g = tl.arange(0, HALF), tl.arange(0, DIM), tl.arange(0, PADDED)
+        place = (layer * KV_HEADS + head) * capacity * DIM
+        keys = tl.multiple_of(tl.load(entry).to(tl.pointer_type(CACHE)), 16) + place
+        values = tl.multiple_of(tl.load(entry + 1).to(tl.pointer_type(CACHE)), 16) + place
+        cos, sin = tl.load(cos_ptr + row * HALF + d), tl.load(sin_ptr + row * HALF + d)
+        q1, q2 = _turned(qkv_ptr + row * WIDTH + head * GROUP * DIM, q_norm_ptr, q_eps, cos, sin, g, GROUP, HALF, NORM)
+        q1, q2 = q1.to(CACHE), q2.to(CACHE)
+        highest = tl.full([PADDED], float("-inf"), tl.float32)
+        total = tl.zeros([PADDED], tl.float32)
+        mixed = tl.zeros([PADDED, DIM], tl.float32)
+        for at in range(start, end, BLOCK):
+            slots = at + tl.arange(0, BLOCK)
+            valid = slots < end
+            k1 = tl.load(keys + slots[:, None] * DIM + d[None, :], mask=valid[:, None], other=0.0)
+            k2 = tl.load(keys + slots[:, None] * DIM + HALF + d[None, :], mask=valid[:, None], other=0.0)
+            v = tl.load(values + slots[:, None] * DIM + wide[None, :], mask=valid[:, None], other=0.0)
+            for j in tl.static_range(FRESH):
+                slot = ((length + j) % capacity).to(tl.int32)
+                if (j <= index) & (slot >= at) & (slot < at + BLOCK):
+                    # Rows of this step: their keys are made here rather than waited for; the last is stored.
+                    fresh = row - index + j
+                    cos_j, sin_j = tl.load(cos_ptr + fresh * HALF + d), tl.load(sin_ptr + fresh * HALF + d)
+                    key_row = qkv_ptr + fresh * WIDTH + (HEADS + head) * DIM
+                    one = tl.arange(0, 1)
+                    n1, n2 = _turned(key_row, k_norm_ptr, k_eps, cos_j, sin_j, one, 1, HALF, NORM)
+                    new = tl.load(key_row + KV_HEADS * DIM + wide).to(CACHE)
+                    here = (slots == slot)[:, None]
+                    k1 = tl.where(here, n1.to(CACHE), k1)
+                    k2 = tl.where(here, n2.to(CACHE), k2)
+                    v = tl.where(here, new[None, :], v)
+                    if j == index:
+                        tl.store(keys + slot * DIM + one[:, None] * DIM + d[None, :], n1.to(CACHE))
+                        tl.store(keys + slot * DIM + one[:, None] * DIM + HALF + d[None, :], n2.to(CACHE))
+                        tl.store(values + slot * DIM + wide, new)
+            scores = product(q1, tl.trans(k1), "ieee") + product(q2, tl.trans(k2), "ieee")
+            scores = tl.where(valid[None, :], scores / tl.sqrt(DIM * 1.0), float("-inf"))
+            peak = tl.maximum(highest, tl.max(scores, 1))
+            weights = tl.exp(scores - peak[:, None])
+            shrink = tl.exp(highest - peak)
+            total = total * shrink + tl.sum(weights, 1)
+            mixed = mixed * shrink[:, None] + _weighted(weights, v, CACHE)
+            highest = peak
+        inside = (g < GROUP)[:, None]
+        out = out_ptr + (row * HEADS + head * GROUP) * DIM + g[:, None] * DIM + wide[None, :]
+        if used == 1:
+            tl.store(out, (mixed / total[:, None]).to(out_ptr.dtype.element_ty), mask=inside)
+        else:
+            cell = row * KV_HEADS + head
+            part = (cell * SPLITS + split) * PADDED
+            tl.store(part_ptr + (part + g)[:, None] * DIM + wide[None, :], mixed)
+            tl.store(stat_ptr + (part + g) * 2, highest)
+            tl.store(stat_ptr + (part + g) * 2 + 1, total)
+            tl.debug_barrier()
+            if tl.atomic_add(counter_ptr + cell, 1) == used - 1:
+                highest = tl.full([PADDED], float("-inf"), tl.float32)
+                total = tl.zeros([PADDED], tl.float32)
+                mixed = tl.zeros([PADDED, DIM], tl.float32)
+                for other in range(0, used):
+                    part = (cell * SPLITS + other) * PADDED
+                    its_peak = tl.load(stat_ptr + (part + g) * 2, cache_modifier=".cg")
+                    its_total = tl.load(stat_ptr + (part + g) * 2 + 1, cache_modifier=".cg")
+                    its = tl.load(part_ptr + (part + g)[:, None] * DIM + wide[None, :], cache_modifier=".cg")
+                    peak = tl.maximum(highest, its_peak)
+                    shrink, grow = tl.exp(highest - peak), tl.exp(its_peak - peak)
+                    total = total * shrink + its_total * grow
+                    mixed = mixed * shrink[:, None] + its * grow[:, None]
+                    highest = peak
+                tl.store(out, (mixed / total[:, None]).to(out_ptr.dtype.element_ty), mask=inside)
+                tl.store(counter_ptr + cell, 0)
+
+
+class DecodeScratch:
+    """What split attention of up to ``rows`` rows adds up in; zeroed counters. Of one stream of one backend: launches
+    that run side by side need one each."""
+
+    def __init__(self, rows: int, kv_heads: int, group: int, head_dim: int, device: torch.device) -> None:
+        cells, padded = rows * kv_heads, max(_MIN_GROUP, triton.next_power_of_2(group))
+        self.parts = torch.empty(cells * _SPLITS * padded * head_dim, dtype=torch.float32, device=device)
+        self.stats = torch.empty(cells * _SPLITS * padded * 2, dtype=torch.float32, device=device)
+        self.counters = torch.zeros(cells, dtype=torch.int32, device=device)
+
+
+def takes(heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> bool:
+    """Whether the kernel is made for heads of this kind."""
+    return dtype in _TYPES and head_dim >= 32 and head_dim & (head_dim - 1) == 0 and heads // kv_heads <= 64
+
+
+def decode_attention(
+    qkv: Tensor,
+    norms: tuple[tuple[Tensor, float], tuple[Tensor, float]] | None,
+    table: tuple[Tensor, Tensor],
+    stores: Tensor,
+    scratch: DecodeScratch,
+    *,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    layer: int,
+    fresh: int,
+    window: int | None,
+    compute: torch.dtype,
+    cache: torch.dtype,
+    pdl: bool,
+) -> Tensor:
+    """Attended rows ``[rows, heads * head_dim]`` in ``compute`` of ``qkv [rows, (heads + 2 * kv_heads) * head_dim]``
+    float32, whose keys and values are stored as layer ``layer``.
+
+    Args:
+        norms: weight and epsilon of the query and the key norm.
+        table: cosines and sines ``[rows, head_dim / 2]``, float32.
+        stores: int64 ``[rows / fresh, TABLE_WIDTH]``; the buffers behind it hold ``cache``.
+        fresh: rows of each store in this step, one below the other.
+    """
+    rows, group = len(qkv), heads // kv_heads
+    out = torch.empty(rows, heads * head_dim, dtype=compute, device=qkv.device)
+    (q_norm, q_eps), (k_norm, k_eps) = norms or ((qkv, 0.0), (qkv, 0.0))
+    _decode[(rows, kv_heads, _SPLITS)](
+        qkv, q_norm, k_norm, *table, stores, out, scratch.parts, scratch.stats, scratch.counters, q_eps, k_eps, layer,
+        window or _EVERYTHING, HEADS=heads, KV_HEADS=kv_heads, HALF=head_dim // 2, FRESH=fresh,
+        PADDED=max(_MIN_GROUP, triton.next_power_of_2(group)), BLOCK=_BLOCK, SPLITS=_SPLITS, NORM=norms is not None,
+        CACHE=_TYPES[cache], **launch_options(pdl, 4),
+    )  # fmt: skip
+    return out

@@ -1,0 +1,111 @@
+"""Small passes over rows, in Triton: looked-up rows, RMSNorm, rotary angles, SnakeBeta. One launch each, where torch
+takes several."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lluda.backends.triton_target import launch_options, let_next_start, wait_for_input
+
+_BLOCK = 1024
+
+
+@triton.jit
+def _lookup(table_ptr, ids_ptr, out_ptr, total_ptr, stride, limit, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+            TOTAL: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    r = tl.program_id(0)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    let_next_start(PDL)
+    wait_for_input(PDL)
+    # An id outside the table is the caller's to report; reading elsewhere would end the process.
+    row = tl.minimum(tl.maximum(tl.load(ids_ptr + r * stride), 0), limit - 1)
+    values = tl.load(table_ptr + row * WIDTH + cols, mask=cols < WIDTH, other=0.0).to(tl.float32)
+    tl.store(out_ptr + r * WIDTH + cols, values, mask=cols < WIDTH)
+    if TOTAL:
+        before = tl.load(total_ptr + r * WIDTH + cols, mask=cols < WIDTH, other=0.0)
+        tl.store(total_ptr + r * WIDTH + cols, before + values, mask=cols < WIDTH)
+
+
+@triton.jit
+def _norm(x_ptr, weight_ptr, out_ptr, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    r = tl.program_id(0)
+    cols = tl.arange(0, BLOCK)
+    weight = tl.load(weight_ptr + cols, mask=cols < WIDTH, other=0.0)
+    let_next_start(PDL)
+    wait_for_input(PDL)
+    x = tl.load(x_ptr + r.to(tl.int64) * WIDTH + cols, mask=cols < WIDTH, other=0.0).to(tl.float32)
+    x = x * tl.rsqrt(tl.sum(x * x, 0) / WIDTH + eps) * weight
+    tl.store(out_ptr + r.to(tl.int64) * WIDTH + cols, x.to(out_ptr.dtype.element_ty), mask=cols < WIDTH)
+
+
+@triton.jit
+def _angles(positions_ptr, frequencies_ptr, cos_ptr, sin_ptr, row_stride, column_stride, WIDTH: tl.constexpr,
+            BLOCK: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    r = tl.program_id(0)
+    cols = tl.arange(0, BLOCK)
+    frequency = tl.load(frequencies_ptr + cols, mask=cols < WIDTH, other=0.0)
+    let_next_start(PDL)
+    wait_for_input(PDL)
+    position = tl.load(positions_ptr + r * row_stride + cols * column_stride, mask=cols < WIDTH, other=0)
+    angle = position.to(tl.float32) * frequency
+    tl.store(cos_ptr + r * WIDTH + cols, tl.cos(angle), mask=cols < WIDTH)
+    tl.store(sin_ptr + r * WIDTH + cols, tl.sin(angle), mask=cols < WIDTH)
+
+
+@triton.jit
+def _snake(x_ptr, frequency_ptr, amplitude_ptr, out_ptr, count, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+           PDL: tl.constexpr):  # fmt: skip
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    let_next_start(PDL)
+    wait_for_input(PDL)
+    x = tl.load(x_ptr + at, mask=at < count, other=0.0).to(tl.float32)
+    channel = at % WIDTH
+    frequency = tl.load(frequency_ptr + channel, mask=at < count, other=0.0)
+    amplitude = tl.load(amplitude_ptr + channel, mask=at < count, other=0.0)
+    wave = tl.sin(x * frequency)
+    out = x + amplitude * (wave * wave)
+    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=at < count)
+
+
+def lookup(table: Tensor, ids: Tensor, *, pdl: bool, total: Tensor | None = None) -> Tensor:
+    """Rows ``ids`` (int64 ``[rows]``, any stride) of ``table [n, width]`` as float32; ``total [rows, width]``, if
+    given, grows by them."""
+    width = table.shape[1]
+    out = torch.empty(len(ids), width, dtype=torch.float32, device=table.device)
+    _lookup[(len(ids), triton.cdiv(width, _BLOCK))](
+        table, ids, out, total if total is not None else out, ids.stride(0), len(table), WIDTH=width, BLOCK=_BLOCK,
+        TOTAL=total is not None, **launch_options(pdl, 4),
+    )  # fmt: skip
+    return out
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, *, pdl: bool) -> Tensor:
+    """RMSNorm over the last axis of contiguous ``x``, computed in float32 and rounded once to ``dtype``."""
+    width = x.shape[-1]
+    out = torch.empty_like(x, dtype=dtype)
+    block = triton.next_power_of_2(width)
+    _norm[(x.numel() // width,)](x, weight, out, eps, WIDTH=width, BLOCK=block, **launch_options(pdl, 4))
+    return out
+
+
+def angles(positions: Tensor, frequencies: Tensor, *, pdl: bool) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of ``positions [rows, 1 or width] * frequencies [width]``, float32 ``[rows, width]``."""
+    rows, width = len(positions), len(frequencies)
+    cos, sin = (torch.empty(rows, width, dtype=torch.float32, device=positions.device) for _ in range(2))
+    column = positions.stride(1) if positions.shape[1] > 1 else 0
+    _angles[(rows,)](
+        positions, frequencies, cos, sin, positions.stride(0), column, WIDTH=width,
+        BLOCK=triton.next_power_of_2(width), **launch_options(pdl, 1),
+    )  # fmt: skip
+    return cos, sin
+
+
+def snake(x: Tensor, frequency: Tensor, amplitude: Tensor, dtype: torch.dtype, *, pdl: bool) -> Tensor:
+    """``x + amplitude * sin(frequency * x)^2`` of contiguous ``x [rows, channels]``, rounded once to ``dtype``."""
+    out = torch.empty_like(x, dtype=dtype)
+    grid = (triton.cdiv(x.numel(), _BLOCK),)
+    _snake[grid](
+        x, frequency, amplitude, out, x.numel(), WIDTH=x.shape[1], BLOCK=_BLOCK, **launch_options(pdl, 4)
+    )
+    return out

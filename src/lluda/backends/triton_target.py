@@ -1,0 +1,55 @@
+"""What Triton compiles for: the one place that knows an extension of NVIDIA's alone.
+
+Programmatic dependent launch (compute capability 9.0 and later) lets a kernel's programs start while the kernel before
+it still runs: they ask for their weights, which nothing writes, and only then wait for their input. Elsewhere both
+calls compile to nothing, and kernels start in turn.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton import knobs
+
+
+@triton.jit
+def wait_for_input(PDL: tl.constexpr):  # noqa: N803
+    """What the kernels before have written is visible after this."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def let_next_start(PDL: tl.constexpr):  # noqa: N803
+    """The next kernel's programs may start; they see nothing of this one before it ends."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+_INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
+
+
+@triton.jit
+def product(a, b, PRECISION: tl.constexpr):  # noqa: N803
+    """``a @ b`` in float32. PRECISION is of float32 factors; the interpreter knows no BF16 ones."""
+    if _INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    return tl.dot(a, b, input_precision=PRECISION)
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on any tensors (TRITON_INTERPRET=1, set before the import)."""
+    return bool(knobs.runtime.interpret)
+
+
+def has_dependent_launch(device: torch.device) -> bool:
+    """Whether kernels for ``device`` may start before the one in front of them has ended."""
+    if interpreted() or device.type != "cuda" or torch.version.cuda is None:
+        return False
+    return torch.cuda.get_device_capability(device)[0] >= 9
+
+
+def launch_options(pdl: bool, warps: int) -> dict[str, Any]:
+    """Keyword arguments of a kernel's launch."""
+    return {"num_warps": warps, "PDL": pdl, **({"launch_pdl": True} if pdl else {})}
