@@ -131,7 +131,7 @@ def test_what_cannot_be_validated_is_refused(files, tmp_path, monkeypatch):
     with pytest.raises(InvalidRequest, match="does not speak, so it has no code2wav"):
         run(mute, only=("code2wav",))
     monkeypatch.setattr(omni_run.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    with pytest.raises(OutOfMemory, match="audio needs about .*--only"):
+    with pytest.raises(OutOfMemory, match=r"audio needs about .*--only"):
         run(files)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +96,11 @@ class ComputeBackend(ABC):
     def kernel(self, values: Tensor) -> Tensor:
         """Take the kernel of a convolution, in the compute dtype."""
         return values.to(self.device, self.precision.compute)
+
+    def own_threads(self) -> AbstractContextManager[None]:
+        """Around work of many small operations: a backend with threads of its own sees to it that no others are awake
+        beside them meanwhile."""
+        return nullcontext()
 
     # Primitive operations
 

@@ -7,7 +7,8 @@ cover (encoders' operations) runs as the reference defines it.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,6 +118,7 @@ class CpuBackend(ReferenceBackend):
         self._memory = WeightMemory()
         self._blocks = _Blocks()
         self._decodes_q8_0 = False
+        self._alone = False
         self.incompressible = 0
 
     def describe(self) -> str:
@@ -146,6 +148,22 @@ class CpuBackend(ReferenceBackend):
         self._decodes_q8_0 = True
         return super().q8_0_matrix(blocks)
 
+    @contextmanager
+    def own_threads(self) -> Iterator[None]:
+        """torch computes on the calling thread alone: its others would spin beside the kernels' for milliseconds after
+        each operation that wakes them."""
+        if self._alone:
+            yield
+            return
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        self._alone = True
+        try:
+            yield
+        finally:
+            self._alone = False
+            torch.set_num_threads(threads)
+
     # Primitive operations
 
     def embedding(self, weight: Weight, ids: Tensor) -> Tensor:
@@ -161,9 +179,9 @@ class CpuBackend(ReferenceBackend):
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         if isinstance(weight, Q8Weight):
             return super().linear(x, weight, bias)
-        if len(x) > FEW_ROWS and weight.format == "BF16":
-            # Encoders: between torch's operations torch's own product, as good for many rows, or each one's threads
-            # would spin while the other's work (journal/08-benchmarks.md).
+        if len(x) > FEW_ROWS and weight.format == "BF16" and not self._alone:
+            # Between torch's operations torch's own product, as good for many rows, or each one's threads would spin
+            # while the other's work (journal/08-benchmarks.md).
             return torch.nn.functional.linear(x, _native(weight).memory, None if bias is None else bias.to(x.dtype))
         x = x.contiguous()
         y = torch.empty(len(x), weight.out_features, dtype=torch.bfloat16)
@@ -171,6 +189,30 @@ class CpuBackend(ReferenceBackend):
         self._native.check(
             self._native.linear(struct, len(x), x.data_ptr(), x.stride(0), y.data_ptr(), DTYPE_BF16, y.stride(0))
         )
+        return y
+
+    def conv1d(self, x: Tensor, weight: Weight, bias: Tensor, *, taps: int, dilation: int) -> Tensor:
+        if isinstance(weight, Q8Weight):
+            return super().conv1d(x, weight, bias, taps=taps, dilation=dilation)
+        x = x.contiguous()
+        rows = len(x) - (taps - 1) * dilation
+        y = torch.empty(rows, weight.out_features, dtype=torch.bfloat16)
+        struct = _biased(weight, bias)
+        self._native.check(
+            self._native.conv1d(struct, taps, dilation, rows, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0))
+        )
+        return y
+
+    def snake_beta(self, x: Tensor, frequency: Tensor, amplitude: Tensor) -> Tensor:
+        x = x.contiguous()
+        y = torch.empty(x.shape, dtype=torch.bfloat16)
+        dtype = DTYPE_BF16 if x.dtype is torch.bfloat16 else DTYPE_F32
+        self._native.check(
+            self._native.snake_beta(
+                *x.shape, x.data_ptr(), dtype, x.stride(0), frequency.data_ptr(), amplitude.data_ptr(), y.data_ptr(),
+                y.stride(0),
+            )
+        )  # fmt: skip
         return y
 
     def head(self, x: Tensor, norm: Norm, weight: Weight) -> Tensor:
@@ -185,14 +227,6 @@ class CpuBackend(ReferenceBackend):
             )
         )  # fmt: skip
         return logits
-
-    def rotary_table(self, positions: Tensor, inverse_frequencies: Tensor) -> RotaryTable:
-        # A decode step's rows one by one: torch computes cosines of two rows on all of its threads, which then spin for
-        # 8 ms beside the kernels' own (journal/08-benchmarks.md).
-        if not 1 < len(positions) <= FEW_ROWS:
-            return super().rotary_table(positions, inverse_frequencies)
-        rows = [super(CpuBackend, self).rotary_table(row, inverse_frequencies) for row in positions.split(1)]
-        return torch.cat([cos for cos, _ in rows]), torch.cat([sin for _, sin in rows])
 
     # Residual blocks
 
@@ -247,15 +281,14 @@ class CpuBackend(ReferenceBackend):
         return x
 
     def mixture_block(self, x: Tensor, block: MixtureBlock) -> Tensor:
-        if any(_has_q8_0(one.gate_proj, one.up_proj, one.down_proj) for one in block.experts):
+        every = (*block.experts, *((block.shared.mlp,) if block.shared else ()))
+        if any(_has_q8_0(one.gate_proj, one.up_proj, one.down_proj) for one in every):
             return super().mixture_block(x, block)
         made = self._blocks.mixture.get(block)
         if made is None:
             made = self._blocks.mixture[block] = _moe_struct(block, x.shape[1])
-        # Before the kernel adds to x in place.
-        shared = self.shared_expert(self.rms_norm(x, block.norm), block.shared) if block.shared else None
         self._native.check(self._native.moe_block(made[0], len(x), x.data_ptr(), x.stride(0), None))
-        return x if shared is None else x.add_(shared)
+        return x
 
 
 def _has_q8_0(*weights: Weight) -> bool:
@@ -374,4 +407,11 @@ def _moe_struct(block: MixtureBlock, hidden: int) -> tuple[MoeStruct, Any]:
         norm_eps=block.norm.eps,
         normalise=block.normalise,
     )
+    if block.shared is not None:
+        mlp = block.shared.mlp
+        struct.shared_intermediate = mlp.gate_proj.out_features
+        struct.shared_gate, struct.shared_up, struct.shared_down = (
+            ctypes.pointer(_native(weight).struct) for weight in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        )
+        struct.shared_expert_gate = block.shared.gate.data_ptr()
     return struct, (gate, up, down)

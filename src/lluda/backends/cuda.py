@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lluda.backends import triton_attention, triton_gemv, triton_grouped, triton_mixture, triton_rows, triton_sampling
 from lluda.backends.base import Precision, RotaryTable
@@ -90,6 +92,17 @@ class CudaBackend(ReferenceBackend):
             return super().rotary_table(positions, inverse_frequencies)
         return triton_rows.angles(positions, inverse_frequencies, pdl=self._pdl)
 
+    def rotate(self, x: Tensor, table: RotaryTable, norm: Norm | None) -> Tensor:
+        if not self._fused:
+            return super().rotate(x, table, norm)
+        weight = (norm.weight, norm.eps) if norm else None
+        return triton_rows.rotate(x.contiguous(), weight, table, self.precision.compute, pdl=self._pdl)
+
+    def route(self, x: Tensor, router: Tensor, top_k: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
+        if not self._fused or len(router) > triton_mixture.MAX_EXPERTS:
+            return super().route(x, router, top_k, normalise=normalise)
+        return triton_grouped.route(F.linear(x.to(router.dtype), router), top_k, normalise=normalise)
+
     def snake_beta(self, x: Tensor, frequency: Tensor, amplitude: Tensor) -> Tensor:
         if not self._fused:
             return super().snake_beta(x, frequency, amplitude)
@@ -160,6 +173,10 @@ class CudaBackend(ReferenceBackend):
     def argmax(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """First id of the largest of each row of ``[rows, count]``, and the largest (NaN if any is)."""
         return triton_sampling.argmax(logits, pdl=self._pdl)
+
+    def sample(self, logits: Tensor, uniform: Tensor, out: Tensor, peak: Tensor, **settings: Any) -> None:
+        """Choose an id on the device: see `triton_sampling.sample`."""
+        triton_sampling.sample(logits, uniform, out, peak, pdl=self._pdl, **settings)
 
     @property
     def overlaps(self) -> bool:

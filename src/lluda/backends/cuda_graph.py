@@ -28,6 +28,9 @@ class DeviceStore:
     def __init__(self, table: Tensor, index: int, dtype: torch.dtype) -> None:
         self.table, self.index, self.dtype = table, index, dtype
 
+    def advance(self, rows: int) -> None:
+        """Nothing: whoever writes the table counts."""
+
     def room(self, rows: int) -> tuple[Tensor, Tensor]:
         """Not known to the host."""
         raise AssertionError(f"{rows} rows of a device store were asked for by an operation that runs on the host")
@@ -41,18 +44,23 @@ def store_row(store: KeyValueStore, rows: int = 1) -> tuple[int, int, int, int]:
 
 class Graph:
     """``body()``, which reads and writes tensors of fixed places, as one launch on ``device``; without ``capture`` (a
-    CPU, or to compare) it runs each time. The first runs compile what is not compiled yet: ``warm_up_seconds``."""
+    CPU, or to compare) it runs each time. It is run once to compile what is not compiled yet (``warm_up_seconds``);
+    ``state``, which it changes, is put back after that."""
 
-    def __init__(self, body: Callable[[], None], device: torch.device, *, capture: bool) -> None:
+    def __init__(
+        self, body: Callable[[], None], device: torch.device, *, capture: bool, state: Sequence[Tensor] = ()
+    ) -> None:
         self._body, self._device = body, device
         self._graph: torch.cuda.CUDAGraph | None = None
         started = time.perf_counter()
         if capture:
-            stream = torch.cuda.Stream(device)
+            stream, before = torch.cuda.Stream(device), [tensor.clone() for tensor in state]
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
                 body()
             torch.cuda.current_stream(device).wait_stream(stream)
+            for tensor, value in zip(state, before, strict=True):
+                tensor.copy_(value)
             torch.cuda.synchronize(device)
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph, stream=stream):

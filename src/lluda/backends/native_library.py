@@ -161,6 +161,10 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "lluda_encoder_block": (
         POINTER(EncoderStruct), c_int64, c_void_p, c_int64, c_void_p, c_void_p, POINTER(c_int64), c_int64,
     ),
+    "lluda_conv1d": (
+        POINTER(WeightStruct), c_int64, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64,
+    ),
+    "lluda_snake_beta": (c_int64, c_int64, c_void_p, c_int32, c_int64, c_void_p, c_void_p, c_void_p, c_int64),
     "lluda_mlp_block": (POINTER(MlpStruct), c_int64, c_void_p, c_int64),
     "lluda_moe_block": (POINTER(MoeStruct), c_int64, c_void_p, c_int64, c_void_p),
     "lluda_lm_head": (

@@ -10,13 +10,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.triton_target import interpreted, launch_options, let_next_start, product, wait_for_input
+from lluda.backends.triton_target import interpreted, launch_options, product, take_input
 
 TABLE_WIDTH = 4
 """Numbers of a cache in the table: addresses of its keys and of its values, positions filled before the step, capacity
 (positions past it begin again at the front, as a window that is no longer may)."""
 
 _SPLITS, _BLOCK, _MIN_GROUP = 4 if interpreted() else 32, 64, 16
+_LEAST = 128  # positions for which it pays to ask another program, which somebody must add up
 _EVERYTHING = 1 << 30
 _TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
@@ -36,6 +37,16 @@ def _turned(row_ptr, norm_ptr, eps, cos, sin, heads, count, HALF: tl.constexpr, 
 
 
 @triton.jit
+def _block(keys, values, slots, end, HALF: tl.constexpr):  # noqa: N803
+    """Keys, in halves, and values of ``slots``; zeros from ``end`` on."""
+    d, wide = tl.arange(0, HALF), tl.arange(0, 2 * HALF)
+    valid, at = (slots < end)[:, None], slots[:, None] * (2 * HALF)
+    lower = tl.load(keys + at + d[None, :], mask=valid, other=0.0)
+    upper = tl.load(keys + at + HALF + d[None, :], mask=valid, other=0.0)
+    return lower, upper, tl.load(values + at + wide[None, :], mask=valid, other=0.0)
+
+
+@triton.jit
 def _weighted(weights, values, CACHE: tl.constexpr):  # noqa: N803
     """``weights @ values`` as if the weights were not rounded: BF16 takes them in two halves."""
     if CACHE == tl.float32:
@@ -49,21 +60,20 @@ def _weighted(weights, values, CACHE: tl.constexpr):  # noqa: N803
 def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_ptr, part_ptr, stat_ptr, counter_ptr,
             q_eps, k_eps, layer, window,
             HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, FRESH: tl.constexpr,
-            PADDED: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, NORM: tl.constexpr, CACHE: tl.constexpr,
-            PDL: tl.constexpr):  # fmt: skip
+            PADDED: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr, NORM: tl.constexpr,
+            CACHE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     GROUP: tl.constexpr = HEADS // KV_HEADS
     DIM: tl.constexpr = 2 * HALF
     WIDTH: tl.constexpr = (HEADS + 2 * KV_HEADS) * DIM
-    let_next_start(PDL)
-    wait_for_input(PDL)
+    # All but the new rows' keys was there before the step: it is asked for first.
     index = row % FRESH
     entry = table_ptr + (row // FRESH) * 4
     length = tl.load(entry + 2)
     capacity = tl.load(entry + 3)
     count = tl.minimum(length + index + 1, capacity).to(tl.int32)
     low = tl.maximum(count - window, 0)
-    per = tl.cdiv(tl.cdiv(count - low, SPLITS), BLOCK) * BLOCK
+    per = tl.maximum(tl.cdiv(tl.cdiv(count - low, SPLITS), BLOCK) * BLOCK, LEAST)
     used = tl.cdiv(count - low, per)
     if split < used:
         start = low + split * per
@@ -72,6 +82,9 @@ def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_pt
         place = (layer * KV_HEADS + head) * capacity * DIM
         keys = tl.multiple_of(tl.load(entry).to(tl.pointer_type(CACHE)), 16) + place
         values = tl.multiple_of(tl.load(entry + 1).to(tl.pointer_type(CACHE)), 16) + place
+        slots = start + tl.arange(0, BLOCK)
+        k1, k2, v = _block(keys, values, slots, end, HALF)
+        take_input(PDL)
         cos, sin = tl.load(cos_ptr + row * HALF + d), tl.load(sin_ptr + row * HALF + d)
         q1, q2 = _turned(qkv_ptr + row * WIDTH + head * GROUP * DIM, q_norm_ptr, q_eps, cos, sin, g, GROUP, HALF, NORM)
         q1, q2 = q1.to(CACHE), q2.to(CACHE)
@@ -81,9 +94,6 @@ def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_pt
         for at in range(start, end, BLOCK):
             slots = at + tl.arange(0, BLOCK)
             valid = slots < end
-            k1 = tl.load(keys + slots[:, None] * DIM + d[None, :], mask=valid[:, None], other=0.0)
-            k2 = tl.load(keys + slots[:, None] * DIM + HALF + d[None, :], mask=valid[:, None], other=0.0)
-            v = tl.load(values + slots[:, None] * DIM + wide[None, :], mask=valid[:, None], other=0.0)
             for j in tl.static_range(FRESH):
                 slot = ((length + j) % capacity).to(tl.int32)
                 if (j <= index) & (slot >= at) & (slot < at + BLOCK):
@@ -110,6 +120,7 @@ def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_pt
             total = total * shrink + tl.sum(weights, 1)
             mixed = mixed * shrink[:, None] + _weighted(weights, v, CACHE)
             highest = peak
+            k1, k2, v = _block(keys, values, slots + BLOCK, end, HALF)
         inside = (g < GROUP)[:, None]
         out = out_ptr + (row * HEADS + head * GROUP) * DIM + g[:, None] * DIM + wide[None, :]
         if used == 1:
@@ -137,6 +148,8 @@ def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_pt
                     highest = peak
                 tl.store(out, (mixed / total[:, None]).to(out_ptr.dtype.element_ty), mask=inside)
                 tl.store(counter_ptr + cell, 0)
+    else:
+        take_input(PDL)
 
 
 class DecodeScratch:
@@ -187,7 +200,7 @@ def decode_attention(
     _decode[(rows, kv_heads, _SPLITS)](
         qkv, q_norm, k_norm, *table, stores, out, scratch.parts, scratch.stats, scratch.counters, q_eps, k_eps, layer,
         window or _EVERYTHING, HEADS=heads, KV_HEADS=kv_heads, HALF=head_dim // 2, FRESH=fresh,
-        PADDED=max(_MIN_GROUP, triton.next_power_of_2(group)), BLOCK=_BLOCK, SPLITS=_SPLITS, NORM=norms is not None,
+        PADDED=max(_MIN_GROUP, triton.next_power_of_2(group)), BLOCK=_BLOCK, SPLITS=_SPLITS, LEAST=_LEAST, NORM=norms is not None,
         CACHE=_TYPES[cache], **launch_options(pdl, 4),
     )  # fmt: skip
     return out

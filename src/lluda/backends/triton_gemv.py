@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.triton_target import launch_options, let_next_start, wait_for_input
+from lluda.backends.triton_target import launch_options, take_input
 
 MAX_ROWS = 4
 """Rows of one call: each is one more pass of multiplications over weights that are in registers."""
@@ -26,11 +26,14 @@ def _row(x_ptr, norm_ptr, eps, r, start, K: tl.constexpr, CHUNKS: tl.constexpr, 
     cols = tl.arange(0, BLOCK_K)
     x = tl.load(x_ptr + r * K + start + cols, mask=start + cols < K, other=0.0).to(tl.float32)
     if NORM:
-        total = 0.0
-        for chunk in tl.static_range(CHUNKS):
-            part = tl.load(x_ptr + r * K + chunk * BLOCK_K + cols, mask=chunk * BLOCK_K + cols < K, other=0.0)
-            part = part.to(tl.float32)
-            total += tl.sum(part * part, 0)
+        if CHUNKS == 1:
+            total = tl.sum(x * x, 0)
+        else:
+            total = 0.0
+            for chunk in tl.static_range(CHUNKS):
+                part = tl.load(x_ptr + r * K + chunk * BLOCK_K + cols, mask=chunk * BLOCK_K + cols < K, other=0.0)
+                part = part.to(tl.float32)
+                total += tl.sum(part * part, 0)
         weight = tl.load(norm_ptr + start + cols, mask=start + cols < K, other=0.0)
         x = x * tl.rsqrt(total / K + eps) * weight
     return x.to(COMPUTE).to(tl.float32)
@@ -53,8 +56,7 @@ def _project(x_ptr, norm_ptr, bias_ptr, out_ptr, w0, w1, w2, eps,
     cols = tl.arange(0, BLOCK_K)
     rows = w_ptr + n.to(tl.int64)[:, None] * K
     w = tl.load(rows + cols[None, :], mask=(n < count)[:, None] & (cols < K)[None, :], other=0.0)
-    let_next_start(PDL)
-    wait_for_input(PDL)
+    take_input(PDL)
     for r in tl.static_range(ROWS):
         acc = tl.sum(w.to(tl.float32) * _row(x_ptr, norm_ptr, eps, r, 0, K, CHUNKS, BLOCK_K, NORM, COMPUTE)[None, :], 1)
         for chunk in tl.static_range(1, CHUNKS):
@@ -75,9 +77,9 @@ def _add(a_ptr, w_ptr, scale_ptr, x_ptr,
     cols = tl.arange(0, BLOCK_K)
     rows = w_ptr + n.to(tl.int64)[:, None] * K
     w = tl.load(rows + cols[None, :], mask=(n < N)[:, None] & (cols < K)[None, :], other=0.0)
-    let_next_start(PDL)
-    wait_for_input(PDL)
+    take_input(PDL)
     for r in tl.static_range(ROWS):
+        x = tl.load(x_ptr + r * N + n, mask=n < N, other=0.0)
         a = tl.load(a_ptr + r * K + cols, mask=cols < K, other=0.0).to(tl.float32)
         acc = tl.sum(w.to(tl.float32) * a[None, :], 1)
         for chunk in tl.static_range(1, CHUNKS):
@@ -87,7 +89,6 @@ def _add(a_ptr, w_ptr, scale_ptr, x_ptr,
             acc += tl.sum(more.to(tl.float32) * a[None, :], 1)
         if SCALE:
             acc *= tl.load(scale_ptr + n, mask=n < N, other=0.0)
-        x = tl.load(x_ptr + r * N + n, mask=n < N, other=0.0)
         tl.store(x_ptr + r * N + n, x + acc, mask=n < N)
 
 
@@ -101,8 +102,7 @@ def _gated(x_ptr, norm_ptr, gate_ptr, up_ptr, out_ptr, eps,
     inside = (n < N)[:, None] & (cols < K)[None, :]
     gate_w = tl.load(gate_ptr + at_row + cols[None, :], mask=inside, other=0.0)
     up_w = tl.load(up_ptr + at_row + cols[None, :], mask=inside, other=0.0)
-    let_next_start(PDL)
-    wait_for_input(PDL)
+    take_input(PDL)
     for r in tl.static_range(ROWS):
         x = _row(x_ptr, norm_ptr, eps, r, 0, K, CHUNKS, BLOCK_K, NORM, COMPUTE)[None, :]
         gate, up = tl.sum(gate_w.to(tl.float32) * x, 1), tl.sum(up_w.to(tl.float32) * x, 1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lluda.backends.triton_target import interpreted, product
 
+_PLANNED = 64  # tiles that one program works out
 _TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
@@ -68,6 +69,59 @@ def _down(a_ptr, order_ptr, weight_ptr, expert_ptr, first_ptr, end_ptr, table_pt
                  mask=(m < end)[:, None] & (n < N)[None, :])  # fmt: skip
 
 
+@triton.jit
+def _plan(ids_ptr, expert_ptr, first_ptr, end_ptr, count, tiles,
+          EXPERTS: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr,
+          BLOCK: tl.constexpr):  # fmt: skip
+    e = tl.arange(0, 2 * PADDED)
+    counts = tl.zeros([2 * PADDED], tl.int32)
+    for start in range(0, count, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        # What is past the end is counted behind the experts.
+        counts += tl.histogram(tl.load(ids_ptr + i, mask=i < count, other=PADDED).to(tl.int32), 2 * PADDED)
+    counts = tl.where(e < EXPERTS, counts, 0)
+    per = (counts + ROWS - 1) // ROWS
+    ends, tile_ends = tl.cumsum(counts, 0), tl.cumsum(per, 0)
+    tile = tl.program_id(0) * TILES + tl.arange(0, TILES)
+    expert = tl.sum((tile_ends[None, :] <= tile[:, None]).to(tl.int32), 1)
+    mine = expert[:, None] == e[None, :]
+    before = tl.sum(tl.where(mine, tile_ends - per, 0), 1)
+    end = tl.sum(tl.where(mine, ends, 0), 1)
+    first = end - tl.sum(tl.where(mine, counts, 0), 1) + (tile - before) * ROWS
+    tl.store(expert_ptr + tile, expert.to(tl.int64), mask=tile < tiles)
+    tl.store(first_ptr + tile, first.to(tl.int64), mask=tile < tiles)
+    tl.store(end_ptr + tile, tl.where(expert < EXPERTS, end, 0).to(tl.int64), mask=tile < tiles)
+
+
+@triton.jit
+def _route(logits_ptr, weight_ptr, id_ptr, EXPERTS: tl.constexpr, PADDED: tl.constexpr, TOP_K: tl.constexpr,
+           NORMALISE: tl.constexpr):  # fmt: skip
+    r = tl.program_id(0)
+    e = tl.arange(0, PADDED)
+    logit = tl.load(logits_ptr + r * EXPERTS + e, mask=e < EXPERTS, other=float("-inf"))
+    above = logit[None, :] > logit[:, None]
+    level = (logit[None, :] == logit[:, None]) & (e[None, :] < e[:, None])
+    rank = tl.sum((above | level).to(tl.int32), 1)
+    chance = tl.exp(logit - tl.max(logit, 0))
+    total = tl.sum(tl.where(rank < TOP_K, chance, 0.0), 0) if NORMALISE else tl.sum(chance, 0)
+    chosen = (rank < TOP_K) & (e < EXPERTS)
+    tl.store(weight_ptr + r * TOP_K + rank, chance / total, mask=chosen)
+    tl.store(id_ptr + r * TOP_K + rank, e.to(tl.int64), mask=chosen)
+
+
+def route(logits: Tensor, top_k: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
+    """Of each row of float32 ``logits [rows, experts]`` the ``top_k`` largest: their softmax over all experts, or over
+    these if ``normalise``, and their ids (int64), both ``[rows, top_k]``."""
+    rows, experts = logits.shape
+    weights = torch.empty(rows, top_k, dtype=torch.float32, device=logits.device)
+    # Ids of a row of NaN are never written; 0 is one that there is.
+    ids = torch.zeros(rows, top_k, dtype=torch.int64, device=logits.device)
+    _route[(rows,)](
+        logits, weights, ids, EXPERTS=experts, PADDED=triton.next_power_of_2(experts), TOP_K=top_k, NORMALISE=normalise
+    )
+    return weights, ids
+
+
 def grouped_mixture(
     x: Tensor, weights: Tensor, ids: Tensor, table: Tensor, *, experts: int, width: int
 ) -> Tensor:
@@ -105,11 +159,11 @@ def _tile_rows(average: float) -> int:
 
 def _tiles(ids: Tensor, experts: int, block: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """The order of rows by expert, and of each possible tile its expert, its first row in that order and the end."""
-    order = ids.argsort(stable=True)
-    counts = torch.zeros(experts, dtype=torch.int64, device=ids.device).scatter_add_(0, ids, torch.ones_like(ids))
-    ends, per = counts.cumsum(0), (counts + block - 1) // block
-    tile_ends = per.cumsum(0)
-    tile = torch.arange(min(len(ids), len(ids) // block + experts), device=ids.device)
-    expert = torch.searchsorted(tile_ends, tile, right=True).clamp_(max=experts - 1)
-    first = ends[expert] - counts[expert] + (tile - tile_ends[expert] + per[expert]) * block
-    return order, (expert, first, torch.where(tile < tile_ends[-1], ends[expert], 0))
+    count = min(len(ids), len(ids) // block + experts)
+    expert, first, end = (torch.empty(count, dtype=torch.int64, device=ids.device) for _ in range(3))
+    padded = triton.next_power_of_2(experts)
+    _plan[(triton.cdiv(count, _PLANNED),)](
+        ids, expert, first, end, len(ids), count, EXPERTS=experts, PADDED=padded, ROWS=block, TILES=_PLANNED,
+        BLOCK=1024, num_warps=8,
+    )  # fmt: skip
+    return ids.argsort(stable=True), (expert, first, end)

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.triton_target import launch_options, let_next_start, wait_for_input
+from lluda.backends.triton_target import launch_options, take_input
 
 _BLOCK = 1024
 
@@ -16,8 +16,7 @@ def _lookup(table_ptr, ids_ptr, out_ptr, total_ptr, stride, limit, WIDTH: tl.con
             TOTAL: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     r = tl.program_id(0)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    let_next_start(PDL)
-    wait_for_input(PDL)
+    take_input(PDL)
     # An id outside the table is the caller's to report; reading elsewhere would end the process.
     row = tl.minimum(tl.maximum(tl.load(ids_ptr + r * stride), 0), limit - 1)
     values = tl.load(table_ptr + row * WIDTH + cols, mask=cols < WIDTH, other=0.0).to(tl.float32)
@@ -32,8 +31,7 @@ def _norm(x_ptr, weight_ptr, out_ptr, eps, WIDTH: tl.constexpr, BLOCK: tl.conste
     r = tl.program_id(0)
     cols = tl.arange(0, BLOCK)
     weight = tl.load(weight_ptr + cols, mask=cols < WIDTH, other=0.0)
-    let_next_start(PDL)
-    wait_for_input(PDL)
+    take_input(PDL)
     x = tl.load(x_ptr + r.to(tl.int64) * WIDTH + cols, mask=cols < WIDTH, other=0.0).to(tl.float32)
     x = x * tl.rsqrt(tl.sum(x * x, 0) / WIDTH + eps) * weight
     tl.store(out_ptr + r.to(tl.int64) * WIDTH + cols, x.to(out_ptr.dtype.element_ty), mask=cols < WIDTH)
@@ -45,8 +43,7 @@ def _angles(positions_ptr, frequencies_ptr, cos_ptr, sin_ptr, row_stride, column
     r = tl.program_id(0)
     cols = tl.arange(0, BLOCK)
     frequency = tl.load(frequencies_ptr + cols, mask=cols < WIDTH, other=0.0)
-    let_next_start(PDL)
-    wait_for_input(PDL)
+    take_input(PDL)
     position = tl.load(positions_ptr + r * row_stride + cols * column_stride, mask=cols < WIDTH, other=0)
     angle = position.to(tl.float32) * frequency
     tl.store(cos_ptr + r * WIDTH + cols, tl.cos(angle), mask=cols < WIDTH)
@@ -57,8 +54,7 @@ def _angles(positions_ptr, frequencies_ptr, cos_ptr, sin_ptr, row_stride, column
 def _snake(x_ptr, frequency_ptr, amplitude_ptr, out_ptr, count, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
            PDL: tl.constexpr):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    let_next_start(PDL)
-    wait_for_input(PDL)
+    take_input(PDL)
     x = tl.load(x_ptr + at, mask=at < count, other=0.0).to(tl.float32)
     channel = at % WIDTH
     frequency = tl.load(frequency_ptr + channel, mask=at < count, other=0.0)
@@ -66,6 +62,40 @@ def _snake(x_ptr, frequency_ptr, amplitude_ptr, out_ptr, count, WIDTH: tl.conste
     wave = tl.sin(x * frequency)
     out = x + amplitude * (wave * wave)
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=at < count)
+
+
+@triton.jit
+def _rotate(x_ptr, norm_ptr, cos_ptr, sin_ptr, out_ptr, eps, HEADS: tl.constexpr, HALF: tl.constexpr,
+            BLOCK: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    r, head = tl.program_id(0), tl.program_id(1)
+    d = tl.arange(0, BLOCK)
+    inside = d < HALF
+    at = (r.to(tl.int64) * HEADS + head) * (2 * HALF) + d
+    take_input(PDL)
+    a = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(x_ptr + at + HALF, mask=inside, other=0.0).to(tl.float32)
+    if NORM:
+        scale = tl.rsqrt((tl.sum(a * a, 0) + tl.sum(b * b, 0)) / (2 * HALF) + eps)
+        a = a * scale * tl.load(norm_ptr + d, mask=inside, other=0.0)
+        b = b * scale * tl.load(norm_ptr + HALF + d, mask=inside, other=0.0)
+    cos = tl.load(cos_ptr + r * HALF + d, mask=inside, other=0.0)
+    sin = tl.load(sin_ptr + r * HALF + d, mask=inside, other=0.0)
+    tl.store(out_ptr + at, (a * cos - b * sin).to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + at + HALF, (b * cos + a * sin).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def rotate(x: Tensor, norm: tuple[Tensor, float] | None, table: tuple[Tensor, Tensor], dtype: torch.dtype, *,
+           pdl: bool) -> Tensor:  # fmt: skip
+    """RMSNorm of each head if given, then the half-split rotation by ``table`` (cosines and sines ``[rows, head_dim /
+    2]``, float32) of contiguous ``x [rows, heads, head_dim]``, rounded once to ``dtype``."""
+    rows, heads, head_dim = x.shape
+    out = torch.empty_like(x, dtype=dtype)
+    weight, eps = norm or (table[0], 0.0)
+    _rotate[(rows, heads)](
+        x, weight, *table, out, eps, HEADS=heads, HALF=head_dim // 2, BLOCK=triton.next_power_of_2(head_dim // 2),
+        NORM=norm is not None, **launch_options(pdl, 1),
+    )  # fmt: skip
+    return out
 
 
 def lookup(table: Tensor, ids: Tensor, *, pdl: bool, total: Tensor | None = None) -> Tensor:

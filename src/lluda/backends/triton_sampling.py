@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.triton_target import launch_options, let_next_start, wait_for_input
+from lluda.backends.triton_target import launch_options, take_input
 
 MAX_VOCABULARY = 8192
 _PARTS = 128
@@ -19,8 +19,7 @@ _PARTS = 128
 def _part_maximum(logits_ptr, value_ptr, index_ptr, count, PARTS: tl.constexpr, BLOCK: tl.constexpr,
                   PDL: tl.constexpr):  # fmt: skip
     r, part = tl.program_id(0), tl.program_id(1)
-    let_next_start(PDL)
-    wait_for_input(PDL)
+    take_input(PDL)
     best, place = float("-inf"), 0x7FFFFFFF
     bad = 0
     for start in range(part * BLOCK, count, PARTS * BLOCK):
@@ -38,8 +37,7 @@ def _part_maximum(logits_ptr, value_ptr, index_ptr, count, PARTS: tl.constexpr, 
 @triton.jit
 def _whole_maximum(value_ptr, index_ptr, out_ptr, peak_ptr, PARTS: tl.constexpr, PDL: tl.constexpr):
     r = tl.program_id(0)
-    let_next_start(PDL)
-    wait_for_input(PDL)
+    take_input(PDL)
     part = tl.arange(0, PARTS)
     value = tl.load(value_ptr + r * PARTS + part)
     index = tl.load(index_ptr + r * PARTS + part)
@@ -57,8 +55,7 @@ def _sample(logits_ptr, suppressed_ptr, seen_ptr, uniform_ptr, out_ptr, peak_ptr
             COUNT: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr, SUPPRESS: tl.constexpr, SEEN: tl.constexpr,
             PDL: tl.constexpr):  # fmt: skip
     i = tl.arange(0, BLOCK)
-    let_next_start(PDL)
-    wait_for_input(PDL)
+    take_input(PDL)
     score = tl.load(logits_ptr + i, mask=i < COUNT, other=float("-inf")).to(tl.float32)
     bad = tl.sum((score != score).to(tl.int32), 0) > 0
     score = tl.where(score != score, float("-inf"), score)

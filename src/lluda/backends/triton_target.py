@@ -1,8 +1,8 @@
 """What Triton compiles for: the one place that knows an extension of NVIDIA's alone.
 
 Programmatic dependent launch (compute capability 9.0 and later) lets a kernel's programs start while the kernel before
-it still runs: they ask for their weights, which nothing writes, and only then wait for their input. Elsewhere both
-calls compile to nothing, and kernels start in turn.
+it still runs: they ask for their weights, which nothing writes, and only then wait for their input. Elsewhere this compiles to nothing,
+and kernels start in turn.
 """
 
 from typing import Any
@@ -14,16 +14,13 @@ from triton import knobs
 
 
 @triton.jit
-def wait_for_input(PDL: tl.constexpr):  # noqa: N803
-    """What the kernels before have written is visible after this."""
+def take_input(PDL: tl.constexpr):  # noqa: N803
+    """What the kernels before have written is visible after this, and the next kernel's programs may start.
+
+    In this order: so whoever has started may read, even before it takes its input, what any kernel but the one in front
+    of it has written."""
     if PDL:
         tl.extra.cuda.gdc_wait()
-
-
-@triton.jit
-def let_next_start(PDL: tl.constexpr):  # noqa: N803
-    """The next kernel's programs may start; they see nothing of this one before it ends."""
-    if PDL:
         tl.extra.cuda.gdc_launch_dependents()
 
 

@@ -80,6 +80,10 @@ class FrameGenerator:
     @torch.inference_mode()
     def next_codes(self) -> list[int] | None:
         """The codes of the next frame, one of each codebook; None when the talker ends the speech."""
+        with self._talker.backend.own_threads():
+            return self._next_codes()
+
+    def _next_codes(self) -> list[int] | None:
         first = self._sampler.sample(self._logits).id
         if first == self._talker.config.codec.eos:
             return None
@@ -106,7 +110,8 @@ class FrameGenerator:
         count, device = len(rows), self._talker.backend.device
         last = torch.tensor([count - 1], device=device)
         segments = [Segment(0, count, self._cache)]
-        self._hidden, logits = self._talker(rows, positions.to(device), segments, last)
+        with self._talker.backend.own_threads():
+            self._hidden, logits = self._talker(rows, positions.to(device), segments, last)
         self._logits = logits[0]
         self._cache.advance(count)
 

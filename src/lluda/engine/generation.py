@@ -184,7 +184,8 @@ class Generator:
             wanted = torch.tensor([rows - 1] if last else [], dtype=torch.int64, device=device)
             ids, positions, injected = prompt.chunk(start, start + rows, device)
             told = observe(start) if observe else None
-            logits = self.model(ids, positions, [Segment(0, rows, cache)], wanted, told, injected)
+            with self.model.backend.own_threads():
+                logits = self.model(ids, positions, [Segment(0, rows, cache)], wanted, told, injected)
             cache.advance(rows)
         cache.position_offset = prompt.position_offset
         return logits[0].float()
@@ -195,7 +196,8 @@ class Generator:
         device = self.model.backend.device
         positions = torch.tensor([cache.length + cache.position_offset for cache in caches], device=device)
         segments = [Segment(row, 1, cache) for row, cache in enumerate(caches)]
-        logits = self.model(torch.tensor(list(ids), device=device), positions, segments, None)
+        with self.model.backend.own_threads():
+            logits = self.model(torch.tensor(list(ids), device=device), positions, segments, None)
         for cache in caches:
             cache.advance(1)
         return logits.float()

@@ -24,7 +24,7 @@ from lluda.engine.kv_cache import CacheOptions, Strategy
 from lluda.engine.memory_plan import MemoryPlan, plan_memory
 from lluda.engine.speech import Voice
 from lluda.engine.talker_prompt import TalkerPromptBuilder
-from lluda.errors import InvalidRequest, LimitExceeded, ModelNotFound, UnsupportedModel
+from lluda.errors import InvalidRequest, LimitExceeded, LludaError, UnsupportedModel
 from lluda.inputs.chat_template import ChatTemplate
 from lluda.inputs.tokenizer import Tokenizer
 from lluda.models.build import (
@@ -135,7 +135,7 @@ class ModelFiles:
             formats.add("PACKED_BF16")
         try:
             checkpoint = open_checkpoint(self.path)
-        except ModelNotFound:  # a config alone can be planned
+        except LludaError:  # a config alone can be planned; what is wrong is said when it is loaded
             return {}
         found = {name: entry.nbytes for name, entry in checkpoint.entries.items() if entry.dtype in formats}
         checkpoint.close()

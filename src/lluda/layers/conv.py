@@ -36,6 +36,33 @@ class KeptRows:
         return joined
 
 
+class FixedRows(KeptRows):
+    """The rows of a stream past its first frame, in places that do not change: a captured step finds them there."""
+
+    def __init__(self, begun: KeptRows) -> None:
+        super().__init__()
+        self._kept = {convolution: rows.clone() for convolution, rows in begun._kept.items()}
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that is kept."""
+        return tuple(self._kept.values())
+
+    def begin(self, begun: KeptRows) -> None:
+        """Go on where another stream of the same network stands."""
+        for convolution, rows in begun._kept.items():
+            self._kept[convolution].copy_(rows)
+
+    def join(self, convolution: object, x: Tensor, count: int, *, padded: bool) -> Tensor:  # noqa: ARG002
+        """As `KeptRows.join`."""
+        if count == 0:
+            return x
+        kept = self._kept[convolution]
+        joined = torch.cat((kept, x))
+        kept.copy_(joined[len(joined) - count :])
+        return joined
+
+
 class CausalConv:
     """Convolution whose output i sees inputs up to i, with zeros before the first (spec section 8).
 

@@ -128,6 +128,10 @@ class Code2WavState:
             device=backend.device,
         )
 
+    def positions(self, count: int, device: torch.device) -> Tensor:
+        """Of the next ``count`` frames."""
+        return torch.arange(self.frames, self.frames + count, device=device)
+
     @property
     def nbytes(self) -> int:
         """Bytes held."""
@@ -185,7 +189,12 @@ class Code2Wav:
         self._check(codes)
         parts = torch.split(codes.to(self.backend.device), FRAMES_AT_ONCE, dim=1) if codes.numel() else ()
         none = torch.empty(0, dtype=self.backend.precision.residual, device=self.backend.device)
-        return torch.cat([none, *(self._run(part, state, observe or _nobody) for part in parts)])
+        with self.backend.own_threads():
+            return torch.cat([none, *(self._run(part, state, observe or _nobody) for part in parts)])
+
+    def frame(self, codes: Tensor, state: Code2WavState) -> Tensor:
+        """As :meth:`push` of one frame, with codes that are on the device and were looked at."""
+        return self._run(codes, state, _nobody)
 
     def _run(self, codes: Tensor, state: Code2WavState, observe: Observer) -> Tensor:
         compute, residual = self.backend.precision.compute, self.backend.precision.residual
@@ -206,8 +215,7 @@ class Code2Wav:
         rows = self._embedding((codes + self._offsets).flatten())
         x = rows.view(len(codes), count, -1).mean(0)
         observe("embeddings", x)
-        positions = torch.arange(state.frames, state.frames + count, device=x.device)
-        x = self._transformer.run(x, positions, [Segment(0, count, state.cache)], observe)
+        x = self._transformer.run(x, state.positions(count, x.device), [Segment(0, count, state.cache)], observe)
         state.cache.advance(count)
         state.frames += count
         x = self.backend.rms_norm(x, self._transformer.norm)

@@ -44,7 +44,9 @@ class CodePredictor:
         """Rows ``[n, hidden]`` (may be changed in place) at int64 positions ``[n]`` -> logits ``[segments, vocab]`` of
         codebook ``group`` (from 1) after the last row of each segment."""
         last = [segment.start + segment.rows - 1 for segment in segments]
-        rows = self.decoder.run(x, positions, segments, observe)[last]
+        rows = self.decoder.run(x, positions, segments, observe)
+        # A slice, where it is one row: a list of rows would go to a GPU by way of the host.
+        rows = rows[last[0] : last[0] + 1] if len(last) == 1 else rows[last]
         return self.backend.head(rows, self.decoder.norm, self._heads[group - 1])
 
 

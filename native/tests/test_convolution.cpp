@@ -1,0 +1,79 @@
+// Convolutions and SnakeBeta against float64.
+#include <algorithm>
+#include <cmath>
+
+#include "numbers.hpp"
+#include "testing.hpp"
+
+namespace {
+
+struct ConvolutionCase {
+    std::int64_t rows, channels, out, taps, dilation;
+};
+
+void expect_convolution(const ConvolutionCase &c, int threads, int format) {
+    check_ok(lluda_set_threads(threads));
+    Random random(static_cast<std::uint64_t>(c.rows * 7 + c.channels));
+    const TestWeight weight(random, c.out, c.taps * c.channels, 0.05f, true);
+    const std::int64_t inputs = c.rows + (c.taps - 1) * c.dilation;
+    const Aligned memory(inputs * c.channels * 2), result(c.rows * c.out * 2);
+    auto *x = static_cast<std::uint16_t *>(memory.get()), *y = static_cast<std::uint16_t *>(result.get());
+    const auto values = random.bf16_normals(inputs * c.channels, 1.0f);
+    std::copy(values.begin(), values.end(), x);
+    check_ok(lluda_conv1d(weight.in(format), c.taps, c.dilation, c.rows, x, c.channels, y, c.out));
+    std::vector<double> found, truth;
+    for (std::int64_t r = 0; r < c.rows; ++r) {
+        std::vector<double> window;
+        for (std::int64_t tap = 0; tap < c.taps; ++tap)
+            for (std::int64_t i = 0; i < c.channels; ++i)
+                window.push_back(from_bf16(x[(r + tap * c.dilation) * c.channels + i]));
+        for (double v : weight.times(window)) truth.push_back(v);
+        for (std::int64_t o = 0; o < c.out; ++o) found.push_back(from_bf16(y[r * c.out + o]));
+    }
+    expect_close(found, truth, 3e-3, "convolution");
+}
+
+TEST(convolutions) {
+    const ConvolutionCase cases[] = {{1, 16, 9, 7, 1},  {16, 10, 33, 3, 4}, {17, 24, 60, 7, 9},
+                                     {130, 5, 3, 2, 1}, {400, 8, 50, 7, 3}, {600, 6, 4, 1, 1}};
+    for (const ConvolutionCase &c : cases)
+        for (int threads : {1, 3})
+            for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16}) expect_convolution(c, threads, format);
+}
+
+TEST(convolutions_refuse) {
+    Random random(3);
+    const TestWeight weight(random, 4, 12);
+    std::uint16_t x[64] = {}, y[64] = {};
+    check_ok(lluda_conv1d(&weight.plain, 3, 2, 0, nullptr, 4, nullptr, 4));
+    check_code(lluda_conv1d(&weight.plain, 5, 1, 1, x, 4, y, 4), LLUDA_BAD_ARGUMENT, "taps that do not divide");
+    check_code(lluda_conv1d(&weight.plain, 3, 0, 1, x, 4, y, 4), LLUDA_BAD_ARGUMENT, "no dilation");
+    check_code(lluda_conv1d(&weight.plain, 3, 1, 1, x, 3, y, 4), LLUDA_BAD_ARGUMENT, "a short stride");
+    check_code(lluda_conv1d(&weight.plain, 3, 1, 1, nullptr, 4, y, 4), LLUDA_BAD_ARGUMENT, "no input");
+}
+
+TEST(snake_beta) {
+    Random random(9);
+    for (std::int64_t channels : {1, 15, 16, 33, 100}) {
+        const std::int64_t rows = 19;
+        const auto x = random.normals(rows * channels, 3.0f), frequency = random.normals(channels, 2.0f),
+                   amplitude = random.normals(channels, 1.0f);
+        const Aligned memory(rows * channels * 2);
+        auto *y = static_cast<std::uint16_t *>(memory.get());
+        check_ok(lluda_snake_beta(rows, channels, x.data(), LLUDA_DTYPE_F32, channels, frequency.data(),
+                                  amplitude.data(), y, channels));
+        std::vector<double> found, truth;
+        for (std::size_t i = 0; i < x.size(); ++i) {
+            const std::size_t c = i % static_cast<std::size_t>(channels);
+            const double wave = std::sin(static_cast<double>(frequency[c]) * x[i]);
+            truth.push_back(x[i] + amplitude[c] * wave * wave);
+            found.push_back(from_bf16(y[i]));
+        }
+        expect_close(found, truth, 3e-3, "SnakeBeta");
+    }
+    const float ones[3] = {1, 1, 1};
+    check_ok(lluda_snake_beta(0, 3, nullptr, LLUDA_DTYPE_F32, 3, ones, ones, nullptr, 3));
+    check_code(lluda_snake_beta(1, 3, ones, 7, 3, ones, ones, nullptr, 3), LLUDA_BAD_ARGUMENT, "another dtype");
+}
+
+}  // namespace
