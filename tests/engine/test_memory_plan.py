@@ -28,9 +28,18 @@ def test_parameters_and_kv_bytes_of_released_models_to_the_byte(released_config,
 
 
 def test_what_cannot_fit_is_refused_with_the_numbers():
-    weights = (PlanRow("text / mlp", 5, 9_000_000_000),)
-    rest = PlanRow("KV", 0, 500_000_000), PlanRow("activations", 0, 250_000_000)
-    plan = MemoryPlan("cpu", "bf16", weights, *rest, available=8_000_000_000)
+    weights = (PlanRow("text / mlp", 5, 9_000_000_000, "cpu"),)
+    rest = PlanRow("KV", 0, 500_000_000, "cpu"), PlanRow("activations", 0, 250_000_000, "cpu")
+    plan = MemoryPlan("bf16", weights, *rest, available={"cpu": 8_000_000_000})
+    assert not plan.fits
     with pytest.raises(OutOfMemory, match=r"needs 9\.75 GB on cpu.*8\.00 GB are available"):
         plan.require_fit()
-    MemoryPlan("cpu", "bf16", weights, *rest, available=9_750_000_000).require_fit()
+    MemoryPlan("bf16", weights, *rest, available={"cpu": 9_750_000_000}).require_fit()
+
+
+def test_a_device_whose_part_does_not_fit_is_named():
+    weights = (PlanRow("thinker / mlp", 5, 4_000_000_000, "cpu"), PlanRow("talker / mlp", 5, 3_000_000_000, "cuda:0"))
+    rest = PlanRow("KV", 0, 500_000_000, "cpu"), PlanRow("activations", 0, 250_000_000, "cpu")
+    plan = MemoryPlan("bf16", weights, *rest, available={"cpu": 5_000_000_000, "cuda:0": 2_000_000_000})
+    with pytest.raises(OutOfMemory, match=r"needs 3\.00 GB on cuda:0 \(weights 3\.00 GB\).*another --place"):
+        plan.require_fit()

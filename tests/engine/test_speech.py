@@ -90,14 +90,14 @@ def reference(tensors):
 def model(tensors, tmp_path_factory):
     parsed, backend = ModelConfig.from_hf(config()), select_backend("reference", "cpu", "f32")
     parameters = placed_parameters(all_parameters(parsed), tensors, backend)
-    thinker = build_text_model(parsed, parameters, backend)
+    thinker = build_text_model(parsed, parameters, lambda _: backend)
     speech = parsed.omni.speech
     talker = Talker(speech.talker, parameters, backend)
     voice = Voice(
         talker=talker,
         code_predictor=CodePredictor(speech.talker, parameters, backend),
         code2wav=Code2Wav(speech.code2wav, parameters, backend),
-        prompts=TalkerPromptBuilder(parsed.omni, talker, thinker.decoder.embed_tokens.weight),
+        prompts=TalkerPromptBuilder(parsed.omni, talker, thinker.decoder.embed_tokens),
         kv_dtype="f32",
     )
     return thinker, voice, MediaReader(thinker, tmp_path_factory.mktemp("omni"))

@@ -153,7 +153,7 @@ def reference(model):
 def thinker_of(model, tmp_path, dtype="f32", backend="reference"):
     config, tensors = model
     chosen = select_backend(backend, "cpu", dtype)
-    thinker = build_text_model(config, placed_parameters(text_parameters(config), tensors, chosen), chosen)
+    thinker = build_text_model(config, placed_parameters(text_parameters(config), tensors, chosen), lambda _: chosen)
     return thinker, MediaReader(thinker, tmp_path)
 
 

@@ -6,9 +6,9 @@ import torch
 
 from lluda.backends.base import ComputeBackend, Precision
 from lluda.backends.reference import ReferenceBackend, can_block
-from lluda.errors import InvalidRequest, NativeLibraryError
+from lluda.errors import InvalidRequest, MissingDependency, NativeLibraryError
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("cpu", "cuda", "reference")
 ACTIVATIONS = ("exact", "q8_0")
 WEIGHT_FORMATS = ("auto", "bf16", "packed", "blocked")
 
@@ -18,14 +18,16 @@ def select_backend(
 ) -> ComputeBackend:
     """The backend ``name`` on a torch device, computing in ``dtype`` (bf16, f32, f64), holding matrices as ``weights``.
 
-    ``auto`` is the cpu backend where it applies (BF16 on the CPU, native library built), else the reference, which
-    then says why. Weights: ``bf16`` as stored, zero-copy; ``packed`` to 12 bits (cpu backend); ``blocked`` in oneDNN's
-    order (reference backend, BF16 on the CPU); ``auto`` is blocked for the reference where it can be, else as stored.
-    Activations: what Q8_0 weights multiply: ``exact`` rows, or rows rounded to ``q8_0``, as llama.cpp does.
+    ``auto`` is the cpu backend where it applies (BF16 on the CPU, native library built), the cuda backend on a GPU
+    (BF16 and F32, Triton installed), else the reference, which then says why. Weights: ``bf16`` as stored, zero-copy;
+    ``packed`` to 12 bits (cpu backend); ``blocked`` in oneDNN's order (reference backend, BF16 on the CPU); ``auto`` is
+    blocked for the reference where it can be, else as stored. Activations: what Q8_0 weights multiply: ``exact`` rows,
+    or rows rounded to ``q8_0``, as llama.cpp does.
 
     Raises:
         InvalidRequest: a name, device or format there is not, or a combination that does not go together.
         NativeLibraryError: the cpu backend was asked for and its library cannot be used.
+        MissingDependency: the cuda backend was asked for and Triton is not installed.
     """
     if name != "auto" and name not in BACKENDS:
         raise InvalidRequest(f"backend {name!r} does not exist; choose one of auto, {', '.join(BACKENDS)}")
@@ -38,14 +40,20 @@ def select_backend(
     wanted = {"packed": "cpu", "blocked": "reference"}.get(weights, name)
     if name not in ("auto", wanted):
         raise InvalidRequest(f"{weights} weights need the {wanted} backend; leave out --backend {name}")
-    if wanted == "cpu":
-        return _cpu(torch_device, precision, weights, q8_0_rows)
-    if wanted == "reference" or torch_device.type != "cpu" or dtype != "bf16":
-        return _reference(torch_device, precision, weights, q8_0_rows)
-    try:
-        return _cpu(torch_device, precision, weights, q8_0_rows)
-    except NativeLibraryError as error:
-        return _reference(torch_device, precision, weights, q8_0_rows, remark=str(error))
+    if wanted == "auto" and torch_device.type == "cuda":
+        wanted = "cuda" if dtype != "f64" else "reference"
+    elif wanted == "auto":
+        wanted = "cpu" if dtype == "bf16" else "reference"
+    remark = ""
+    if wanted != "reference":
+        try:
+            make = _cpu if wanted == "cpu" else _cuda
+            return make(torch_device, precision, weights, q8_0_rows)
+        except (NativeLibraryError, MissingDependency) as error:
+            if name == wanted or weights == "packed":
+                raise
+            remark = str(error)
+    return _reference(torch_device, precision, weights, q8_0_rows, remark=remark)
 
 
 def _reference(
@@ -62,6 +70,18 @@ def _cpu(device: torch.device, precision: Precision, weights: str, q8_0_rows: bo
     from lluda.backends.cpu import CpuBackend
 
     return CpuBackend(device, precision, packed=weights == "packed", q8_0_rows=q8_0_rows)
+
+
+def _cuda(device: torch.device, precision: Precision, weights: str, q8_0_rows: bool) -> ComputeBackend:  # noqa: ARG001
+    try:
+        from lluda.backends.cuda import CudaBackend
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise MissingDependency(
+            "the cuda backend needs Triton, which torch for GPUs brings along: pip install triton"
+        ) from None
+    return CudaBackend(device, precision, q8_0_rows=q8_0_rows)
 
 
 def usable_device(name: str) -> torch.device:

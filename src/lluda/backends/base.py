@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -31,6 +32,9 @@ from lluda.backends.blocks import (
     SwiGLUBlock,
     Weight,
 )
+
+if TYPE_CHECKING:
+    from lluda.backends.cuda_graph import DecodeGraph, Run
 
 _MIN_WINDOWS, _WINDOW_ELEMENTS = 256, 1 << 20
 """Windows of a convolution that are copied out at once: so many numbers, but enough rows to make a product of."""
@@ -62,6 +66,8 @@ class ComputeBackend(ABC):
     """The operations, on one ``device`` in one ``precision``. Chosen once at load and printed."""
 
     name: str
+    captures = False
+    """Whether steps can be captured and launched as one (:meth:`decode_graph` and the engine's graphs of speech)."""
 
     def __init__(self, device: torch.device, precision: Precision) -> None:
         self.device = device
@@ -96,6 +102,11 @@ class ComputeBackend(ABC):
     def kernel(self, values: Tensor) -> Tensor:
         """Take the kernel of a convolution, in the compute dtype."""
         return values.to(self.device, self.precision.compute)
+
+    def decode_graph(self, run: Run, rows: int, kv_dtype: torch.dtype) -> DecodeGraph | None:  # noqa: ARG002
+        """Steps of ``rows`` sequences, one row each, as one launch of the whole of ``run``, over stores that hold
+        ``kv_dtype``. None: this backend runs them operation by operation."""
+        return None
 
     def own_threads(self) -> AbstractContextManager[None]:
         """Around work of many small operations: a backend with threads of its own sees to it that no others are awake

@@ -56,6 +56,7 @@ class CudaBackend(ReferenceBackend):
             raise InvalidRequest(f"the cuda backend needs a GPU, not device {str(device)!r}; take --device cuda")
         super().__init__(device, precision, q8_0_rows=q8_0_rows)
         self._fused = precision.compute in _KERNEL_TYPES
+        self.captures = self._fused
         self._pdl = has_dependent_launch(device)
         self._experts: dict[MixtureBlock, Tensor] = {}
         self._scratch: dict[tuple[int, int, int], triton_attention.DecodeScratch] = {}
@@ -165,7 +166,7 @@ class CudaBackend(ReferenceBackend):
 
     def decode_graph(self, run: Run, rows: int, kv_dtype: torch.dtype, *, capture: bool = True) -> DecodeGraph | None:
         """See `ComputeBackend.decode_graph`; without ``capture`` it runs launch by launch."""
-        if not self._fused or kv_dtype not in _KERNEL_TYPES:
+        if not self._fused or kv_dtype not in _KERNEL_TYPES or rows > _SCRATCH_ROWS:
             return None
         on_gpu = self.device.type == "cuda"
         return DecodeGraph(run, self.argmax, rows, kv_dtype, self.device, capture=capture and on_gpu)

@@ -54,7 +54,8 @@ class Graph:
         self._graph: torch.cuda.CUDAGraph | None = None
         started = time.perf_counter()
         if capture:
-            stream, before = torch.cuda.Stream(device), [tensor.clone() for tensor in state]
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call, unused-ignore]
+            before = [tensor.clone() for tensor in state]
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
                 body()

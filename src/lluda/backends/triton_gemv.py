@@ -188,8 +188,8 @@ def _columns(width: int) -> tuple[int, int]:
 
 
 def _tile(outputs: int, width: int) -> tuple[int, int]:
-    """Rows of the weight for one program, and its warps: 8 to 32 KB of weights, enough programs for a large GPU."""
-    rows = max(1, min(16384 // min(triton.next_power_of_2(width), _WIDEST), 16))
-    while rows > 1 and outputs // rows < 512:
+    """Rows of the weight for one program, and its warps: 8 to 16 KB of weights, enough programs for a large GPU."""
+    rows = max(1, min(8192 // min(triton.next_power_of_2(width), _WIDEST), 32))
+    while rows > 1 and outputs // rows < 256:
         rows //= 2
-    return rows, 4
+    return rows, 2

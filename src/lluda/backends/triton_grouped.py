@@ -122,9 +122,7 @@ def route(logits: Tensor, top_k: int, *, normalise: bool) -> tuple[Tensor, Tenso
     return weights, ids
 
 
-def grouped_mixture(
-    x: Tensor, weights: Tensor, ids: Tensor, table: Tensor, *, experts: int, width: int
-) -> Tensor:
+def grouped_mixture(x: Tensor, weights: Tensor, ids: Tensor, table: Tensor, *, experts: int, width: int) -> Tensor:
     """Sum of the chosen experts of rows ``x [rows, hidden]`` (the compute dtype): float32 ``[rows, hidden]``.
 
     ``weights`` (float32) and ``ids`` (int64) are ``[rows, top_k]``; ``table`` as in `triton_mixture.mixture`.

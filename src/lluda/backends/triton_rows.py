@@ -135,7 +135,5 @@ def snake(x: Tensor, frequency: Tensor, amplitude: Tensor, dtype: torch.dtype, *
     """``x + amplitude * sin(frequency * x)^2`` of contiguous ``x [rows, channels]``, rounded once to ``dtype``."""
     out = torch.empty_like(x, dtype=dtype)
     grid = (triton.cdiv(x.numel(), _BLOCK),)
-    _snake[grid](
-        x, frequency, amplitude, out, x.numel(), WIDTH=x.shape[1], BLOCK=_BLOCK, **launch_options(pdl, 4)
-    )
+    _snake[grid](x, frequency, amplitude, out, x.numel(), WIDTH=x.shape[1], BLOCK=_BLOCK, **launch_options(pdl, 4))
     return out

@@ -76,10 +76,10 @@ def _sample(logits_ptr, suppressed_ptr, seen_ptr, uniform_ptr, out_ptr, peak_ptr
             # The largest threshold that at least top_k scores reach.
             for _ in range(32):
                 middle = (low + high) >> 1
-                enough = tl.sum((key >= middle).to(tl.int32), 0) >= top_k
+                enough = tl.sum((key >= middle.to(tl.int32)).to(tl.int32), 0) >= top_k
                 low = tl.where(enough, middle, low)
                 high = tl.where(enough, high, middle)
-            kept = kept & (key >= low)
+            kept = kept & (key >= low.to(tl.int32))
         weight = tl.where(kept, tl.exp((score.to(tl.float64) - peak.to(tl.float64)) / temperature), 0.0)
         if top_p < 1.0:
             needed = top_p * tl.sum(weight, 0)
@@ -88,13 +88,14 @@ def _sample(logits_ptr, suppressed_ptr, seen_ptr, uniform_ptr, out_ptr, peak_ptr
             # many, by id, as are needed.
             for _ in range(33):
                 middle = (low + high) >> 1
-                less = tl.sum(tl.where(key > middle, weight, 0.0), 0) < needed
+                less = tl.sum(tl.where(key > middle.to(tl.int32), weight, 0.0), 0) < needed
                 high = tl.where(less, middle, high)
                 low = tl.where(less, low, middle)
-            above = tl.sum(tl.where(key > high, weight, 0.0), 0)
-            at = tl.where(key == high, weight, 0.0)
+            border = high.to(tl.int32)
+            above = tl.sum(tl.where(key > border, weight, 0.0), 0)
+            at = tl.where(key == border, weight, 0.0)
             before = tl.cumsum(at, 0) - at
-            weight = tl.where((key > high) | ((key == high) & (above + before < needed)), weight, 0.0)
+            weight = tl.where((key > border) | ((key == border) & (above + before < needed)), weight, 0.0)
         weight = tl.where(weight >= min_p, weight, 0.0)
         reached = tl.cumsum(weight, 0)
         total = tl.max(reached, 0)
@@ -148,5 +149,5 @@ def sample(
     _sample[(1,)](
         logits, suppressed if suppressed is not None else out, seen if seen is not None else out, uniform, out, peak,
         temperature, top_k, top_p, min_p, repetition, COUNT=count, BLOCK=triton.next_power_of_2(count),
-        GREEDY=temperature == 0.0, SUPPRESS=suppressed is not None, SEEN=seen is not None, **launch_options(pdl, 8),
+        GREEDY=temperature == 0.0, SUPPRESS=suppressed is not None, SEEN=seen is not None, **launch_options(pdl, 4),
     )  # fmt: skip

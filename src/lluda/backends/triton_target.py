@@ -14,7 +14,7 @@ from triton import knobs
 
 
 @triton.jit
-def take_input(PDL: tl.constexpr):  # noqa: N803
+def take_input(PDL: tl.constexpr):
     """What the kernels before have written is visible after this, and the next kernel's programs may start.
 
     In this order: so whoever has started may read, even before it takes its input, what any kernel but the one in front
@@ -28,7 +28,7 @@ _INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 
 
 @triton.jit
-def product(a, b, PRECISION: tl.constexpr):  # noqa: N803
+def product(a, b, PRECISION: tl.constexpr):
     """``a @ b`` in float32. PRECISION is of float32 factors; the interpreter knows no BF16 ones."""
     if _INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")

@@ -40,17 +40,29 @@ def run(args: argparse.Namespace) -> int:
         plan = _only(plan, args.only)
     if args.json:
         totals = {"parameters": plan.parameters, "weight_bytes": plan.weight_bytes, "total": plan.total}
-        options.print_json({"model": str(files.path), **asdict(plan), **totals, "fits": plan.total <= plan.available})
+        options.print_json({"model": str(files.path), **asdict(plan), **totals, "fits": plan.fits})
     else:
-        print(f"{files.path.name}: {files.config.model_type}, {plan.dtype} on {plan.device}")
-        print(f"{'component':<32}{'parameters':>18}{'bytes':>18}")
-        for row in (*plan.weights, plan.kv_cache, plan.activations):
-            parameters = f"{row.parameters:,}" if row.parameters else ""
-            print(f"{row.component:<32}{parameters:>18}{row.nbytes:>18,}")
-        print(f"{'total':<32}{plan.parameters:>18,}{plan.total:>18,}")
-        print(f"{'available':<32}{'':>18}{plan.available:>18,}")
+        print(f"{files.path.name}: {files.config.model_type}, {plan.dtype} on {', '.join(plan.available)}")
+        _print_table(plan)
     plan.require_fit()
     return 0
+
+
+def _print_table(plan: MemoryPlan) -> None:
+    """A line each; with more than one device also where it is, and each device's own sum."""
+    apart = len(plan.available) > 1
+
+    def line(name: str, count: int, nbytes: int, device: str) -> None:
+        print(f"{name:<32}{f'{count:,}' if count else '':>18}{nbytes:>18,}" + (f"  {device}" if apart else ""))
+
+    print(f"{'component':<32}{'parameters':>18}{'bytes':>18}" + ("  device" if apart else ""))
+    for row in plan.rows:
+        line(row.component, row.parameters, row.nbytes, row.device)
+    line("total", plan.parameters, plan.total, "all")
+    for device, available in plan.available.items():
+        if apart:
+            line("total", 0, plan.total_on(device), device)
+        line("available", 0, available, device)
 
 
 def _only(plan: MemoryPlan, component: str) -> MemoryPlan:

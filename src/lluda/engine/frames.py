@@ -63,9 +63,8 @@ class FrameGenerator:
         device = talker.backend.device
         self._cache = KVCache(config.decoder, CacheOptions(max_rows, dtype=kv_dtype), device)
         # The predictor's rows of one frame: the talker's, and one for each code but the last.
-        self._frame_cache = KVCache(
-            config.code_predictor, CacheOptions(config.num_code_groups, "preallocated", kv_dtype), device
-        )
+        own = CacheOptions(config.num_code_groups, "preallocated", kv_dtype)
+        self._frame_cache = KVCache(config.code_predictor, own, predictor.backend.device)
         self._sampler = _talker_sampler(config, params.sampling)
         self._predictor_sampler = _predictor_sampler(config, params.sampling)
         self._hidden = self._logits = self._next = torch.empty(0)
@@ -87,15 +86,15 @@ class FrameGenerator:
         first = self._sampler.sample(self._logits).id
         if first == self._talker.config.codec.eos:
             return None
-        embedded = self._talker.codec_embedding(self._ids(first))
-        codes, total = [first], embedded.clone()
-        rows = torch.cat((self._hidden.to(embedded.dtype), embedded))
+        embedded = self._talker.codec_embedding(torch.tensor([first], device=self._talker.backend.device))
+        codes, total, device = [first], embedded.clone(), self._predictor.backend.device
+        rows = torch.cat((self._hidden.to(embedded.dtype), embedded)).to(device)
         self._frame_cache.truncate(0)
         for group in range(1, self._predictor.passes + 1):
             logits = self._predictor_step(rows, group)
             codes.append(self._predictor_sampler.sample(logits).id)
-            rows = self._predictor.embed(group, self._ids(codes[-1]))
-            total += rows
+            rows = self._predictor.embed(group, torch.tensor([codes[-1]], device=device))
+            total += rows.to(total.device)
         self._next = total
         return codes
 
@@ -121,9 +120,6 @@ class FrameGenerator:
         logits = self._predictor(rows.clone(), positions, [Segment(0, len(rows), cache)], group)
         cache.advance(len(rows))
         return logits[0]
-
-    def _ids(self, code: int) -> Tensor:
-        return torch.tensor([code], device=self._talker.backend.device)
 
 
 def _talker_sampler(config: TalkerConfig, params: SamplingParams) -> Sampler:

@@ -9,20 +9,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lluda.backends.blocks import Segment
-from lluda.engine.kv_cache import CacheOptions, KVCache
+from lluda.engine.kv_cache import STORAGE_DTYPES, CacheOptions, KVCache
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.sampler import SampledToken, Sampler
 from lluda.engine.sampling_params import SamplingParams
-from lluda.errors import InvalidRequest, LimitExceeded
+from lluda.errors import InvalidRequest, LimitExceeded, OutOfMemory
 from lluda.inputs.text_stream import TextStream
 from lluda.inputs.tokenizer import Tokenizer
 from lluda.models.causal_lm import CausalLM
 from lluda.models.decoder import Observer
+
+if TYPE_CHECKING:
+    from lluda.backends.cuda_graph import DecodeGraph
 
 PREFILL_CHUNK = 512
 MAX_STREAMS = 16
@@ -125,6 +129,7 @@ class Generator:
         self.eos_ids = tuple(eos_ids)
         self.cache_options = cache_options
         self.prefill_chunk = prefill_chunk
+        self._graphs: dict[int, DecodeGraph | None] = {}
 
     def new_cache(self) -> KVCache:
         """An empty cache for one sequence."""
@@ -148,7 +153,7 @@ class Generator:
         """
         rows = [_rows_of(prompt) for prompt in prompts]
         waiting = [self._sequence(index, prompt, params, cache, observe) for index, prompt in enumerate(rows)]
-        return self._run(waiting[::-1])
+        return _told_of_memory(self._run(waiting[::-1]))
 
     @torch.inference_mode()
     def _run(self, waiting: list[_Sequence]) -> Iterator[Token | Completion]:
@@ -164,8 +169,12 @@ class Generator:
                     yield sequence.completion()
             active = [sequence for sequence in active if not sequence.finish_reason]
             if active:
-                logits = self.step([s.tokens[-1].id for s in active], [s.cache for s in active])
-                for sequence, row in zip(active, logits, strict=True):
+                ids, caches = [s.tokens[-1].id for s in active], [s.cache for s in active]
+                if all(s.sampler.takes_likeliest for s in active) and self._graph(len(active)) is not None:
+                    for sequence, token, peak in zip(active, *self._likeliest(ids, caches), strict=True):
+                        yield sequence.take(sequence.sampler.likeliest(token, peak))
+                    continue
+                for sequence, row in zip(active, self.step(ids, caches), strict=True):
                     yield sequence.take(sequence.sampler.sample(row))
 
     def _first_logits(self, sequence: _Sequence) -> Tensor:
@@ -193,6 +202,11 @@ class Generator:
     @torch.inference_mode()
     def step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> Tensor:
         """One token for each sequence; returns float logits ``[sequences, vocab]``."""
+        graph = self._graph(len(caches))
+        if graph is not None:
+            self._launch(graph, ids, caches)
+            graph.result()
+            return graph.logits.clone()
         device = self.model.backend.device
         positions = torch.tensor([cache.length + cache.position_offset for cache in caches], device=device)
         segments = [Segment(row, 1, cache) for row, cache in enumerate(caches)]
@@ -201,6 +215,37 @@ class Generator:
         for cache in caches:
             cache.advance(1)
         return logits.float()
+
+    @torch.inference_mode()
+    def likeliest(self, ids: Sequence[int], caches: Sequence[KVCache]) -> list[int]:
+        """As :meth:`step`, but returns the likeliest id of each sequence: where the backend launches steps whole, no
+        logits leave the device."""
+        if self._graph(len(caches)) is None:
+            chosen: list[int] = self.step(ids, caches).argmax(-1).tolist()
+            return chosen
+        return self._likeliest(ids, caches)[0]
+
+    def _likeliest(self, ids: Sequence[int], caches: Sequence[KVCache]) -> tuple[list[int], list[float]]:
+        graph = self._graph(len(caches))
+        assert graph is not None, "asked for where there is one"
+        self._launch(graph, ids, caches)
+        return graph.result()
+
+    def _graph(self, rows: int) -> DecodeGraph | None:
+        """A step of so many sequences as one launch, where the backend can; made once."""
+        if rows not in self._graphs:
+            self._graphs[rows] = self.model.backend.decode_graph(
+                lambda ids, positions, segments: self.model(ids, positions, segments, None),
+                rows,
+                STORAGE_DTYPES[self.cache_options.dtype],
+            )
+        return self._graphs[rows]
+
+    @staticmethod
+    def _launch(graph: DecodeGraph, ids: Sequence[int], caches: Sequence[KVCache]) -> None:
+        graph.launch(ids, [cache.length + cache.position_offset for cache in caches], caches)
+        for cache in caches:
+            cache.advance(1)
 
     def _sequence(
         self,
@@ -237,6 +282,18 @@ class Generator:
             stop_ids=frozenset((*params.stop_token_ids, *ending)),
             max_tokens=params.max_tokens if params.max_tokens is not None else room,
         )
+
+
+def _told_of_memory(events: Iterator[Token | Completion]) -> Iterator[Token | Completion]:
+    """The same events; where the device's memory runs out, OutOfMemory, and what was taken is free again."""
+    try:
+        yield from events
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        raise OutOfMemory(
+            "the device's memory ran out during this request, which is given up; what is loaded stays: ask for fewer "
+            "sequences at once or a shorter prompt, or load with a smaller --max-context"
+        ) from None
 
 
 def _rows_of(prompt: Sequence[int] | PromptRows) -> PromptRows:

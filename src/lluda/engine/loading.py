@@ -22,11 +22,13 @@ from lluda.config_reader import ConfigReader
 from lluda.engine.generation import PREFILL_CHUNK
 from lluda.engine.kv_cache import CacheOptions, Strategy
 from lluda.engine.memory_plan import MemoryPlan, plan_memory
+from lluda.engine.placement import Backends, component_of_parameter, read_placement
 from lluda.engine.speech import Voice
 from lluda.engine.talker_prompt import TalkerPromptBuilder
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError, UnsupportedModel
 from lluda.inputs.chat_template import ChatTemplate
 from lluda.inputs.tokenizer import Tokenizer
+from lluda.layers.linear import Embedding
 from lluda.models.build import (
     SPEECH_PREFIXES,
     all_parameters,
@@ -59,16 +61,19 @@ MAX_THREADS = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """How to load. ``dtype``: auto (as released), bf16, f32, f64. ``device``: any torch device. ``backend``: auto or a
-    name. ``weights``: auto (as stored, which for Q8_0 holds in BF16 runs), bf16 (packed and Q8_0 ones are decoded),
-    packed to 12 bits without loss (cpu backend; Q8_0 ones stay), or blocked, a copy in oneDNN's order (reference
-    backend in BF16; its auto). ``activations``: what Q8_0 weights multiply, exact rows or rows rounded to q8_0 as in
-    llama.cpp. ``max_context``: positions a sequence may have (default: the model's limit, at most 8192).
-    ``kv_cache``: growing or preallocated; ``kv_dtype``: auto (as dtype), bf16, f32. ``threads``: CPU threads.
-    ``check_tensors``: look at every value, and warn, fail, or off. ``allow_*`` accept what is refused by default."""
+    """How to load. ``dtype``: auto (as released), bf16, f32, f64. ``device``: any torch device. ``place``: devices of
+    single components of an Omni model (`lluda.engine.placement`), as a mapping or as ``thinker=cuda:0,code2wav=cpu``;
+    the others are on ``device``. ``backend``: auto or a name. ``weights``: auto (as stored, which for Q8_0 holds in
+    BF16 runs), bf16 (packed and Q8_0 ones are decoded), packed to 12 bits without loss (cpu backend; Q8_0 ones stay),
+    or blocked, a copy in oneDNN's order (reference backend in BF16; its auto). ``activations``: what Q8_0 weights
+    multiply, exact rows or rows rounded to q8_0 as in llama.cpp. ``max_context``: positions a sequence may have
+    (default: the model's limit, at most 8192). ``kv_cache``: growing or preallocated; ``kv_dtype``: auto (as dtype),
+    bf16, f32. ``threads``: CPU threads. ``check_tensors``: look at every value, and warn, fail, or off. ``allow_*``
+    accept what is refused by default."""
 
     dtype: str = "auto"
     device: str = "cpu"
+    place: str | Mapping[str, str] = ""
     backend: str = "auto"
     weights: str = "auto"
     activations: str = "exact"
@@ -87,6 +92,7 @@ class LoadOptions:
                 raise InvalidRequest(f"{name} must be a positive integer, not {value!r:.80}")
         if self.threads is not None and self.threads > MAX_THREADS:
             raise InvalidRequest(f"threads must be at most {MAX_THREADS}, not {self.threads}; take one for each core")
+        read_placement(self.place)
         if self.prefill_chunk < 1:
             raise InvalidRequest(f"prefill_chunk must be a positive integer, not {self.prefill_chunk}")
 
@@ -115,6 +121,7 @@ class ModelFiles:
     def plan(self, options: LoadOptions, *, speech: bool = False) -> MemoryPlan:
         """The memory this model will take under ``options``, with what speaks if ``speech``."""
         context, dtype = self.context(options), resolve_dtype(options.dtype, self.config.dtype)
+        placement = self.backends(options, dtype).placement
         return plan_memory(
             all_parameters(self.config) if speech else text_parameters(self.config),
             self.config.text,
@@ -122,7 +129,8 @@ class ModelFiles:
             kv_bytes=self.cache_options(options, dtype).bytes_for(self.config.text, context),
             context=context,
             prefill_rows=min(options.prefill_chunk, context),
-            device=options.device,
+            device=placement.get("thinker", options.device),
+            device_of=lambda name: placement.get(component_of_parameter(name), options.device),
             stored=self._kept_bytes(options, dtype),
         )
 
@@ -150,6 +158,18 @@ class ModelFiles:
             raise LimitExceeded(f"max_context {options.max_context} exceeds the model's {limit} positions")
         return options.max_context
 
+    def backends(self, options: LoadOptions, dtype: DTypeName) -> Backends:
+        """What the components run on. InvalidRequest: components are placed of a model that has none."""
+        placement = read_placement(options.place)
+        if placement and self.config.omni is None:
+            kind = self.config.model_type
+            raise InvalidRequest(f"place is for the components of an Omni model; for a {kind} model say --device")
+        return Backends(
+            options.device,
+            placement,
+            lambda device: select_backend(options.backend, device, dtype, options.weights, options.activations),
+        )
+
     def cache_options(self, options: LoadOptions, dtype: DTypeName) -> CacheOptions:
         """The KV cache under ``options``."""
         kv_dtype = dtype if options.kv_dtype == "auto" else options.kv_dtype
@@ -158,7 +178,7 @@ class ModelFiles:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    backend: ComputeBackend
+    backends: Backends
     parameters: Parameters
     report: LoadReport
 
@@ -173,7 +193,7 @@ def load_network(
     files.plan(options).require_fit()
     skip = SPEECH_PREFIXES if files.config.omni else ()
     loaded = _load(files, options, text_parameters(files.config), skip, progress)
-    return build_text_model(files.config, loaded.parameters, loaded.backend), loaded.report
+    return build_text_model(files.config, loaded.parameters, loaded.backends.of), loaded.report
 
 
 def load_voice(
@@ -189,14 +209,15 @@ def load_voice(
     table = next(spec for spec in text_parameters(files.config) if spec.role == "embedding")
     specs = [*speech_parameters(omni.speech), *([] if thinker else [table])]
     loaded = _load(files, options, specs, (THINKER_PREFIX,), progress)
-    talker = Talker(omni.speech.talker, loaded.parameters, loaded.backend)
-    embeddings = thinker.decoder.embed_tokens.weight if thinker else loaded.parameters.matrix(table.name)
+    backend_of, parameters = loaded.backends.of, loaded.parameters
+    talker = Talker(omni.speech.talker, parameters, backend_of("talker"))
+    embed = thinker.decoder.embed_tokens if thinker else Embedding(backend_of("thinker"), parameters.matrix(table.name))
     dtype = resolve_dtype(options.dtype, files.config.dtype)
     return Voice(
         talker=talker,
-        code_predictor=CodePredictor(omni.speech.talker, loaded.parameters, loaded.backend),
-        code2wav=Code2Wav(omni.speech.code2wav, loaded.parameters, loaded.backend),
-        prompts=TalkerPromptBuilder(omni, talker, embeddings),
+        code_predictor=CodePredictor(omni.speech.talker, parameters, backend_of("code_predictor")),
+        code2wav=Code2Wav(omni.speech.code2wav, parameters, backend_of("code2wav")),
+        prompts=TalkerPromptBuilder(omni, talker, embed),
         kv_dtype=files.cache_options(options, dtype).dtype,
     )
 
@@ -207,7 +228,7 @@ def load_parameters(
     """The tensors of ``specs`` alone, for one component by itself; nothing else of the checkpoint is read. Errors as
     `load_network`, but for OutOfMemory."""
     loaded = _load(files, options, specs, ("",), None)
-    return loaded.parameters, loaded.backend
+    return loaded.parameters, loaded.backends.of_parameter(specs[0].name if specs else "")
 
 
 def _load(
@@ -220,21 +241,21 @@ def _load(
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     dtype = resolve_dtype(options.dtype, files.config.dtype)
-    backend = select_backend(options.backend, options.device, dtype, options.weights, options.activations)
+    backends = files.backends(options, dtype)
     placed, report = load_tensors(
         open_checkpoint(files.path),
         specs,
         skip=skip,
-        place=lambda spec, values: _place(backend, spec, values),
-        place_packed=lambda spec, stored: _place_packed(backend, options, spec, stored),
-        place_q8_0=lambda spec, blocks: _place_q8_0(backend, options, spec, blocks),
+        place=lambda spec, values: _place(backends.of_parameter(spec.name), spec, values),
+        place_packed=lambda spec, stored: _place_packed(backends.of_parameter(spec.name), options, spec, stored),
+        place_q8_0=lambda spec, blocks: _place_q8_0(backends.of_parameter(spec.name), options, spec, blocks),
         allow_unexpected=options.allow_unexpected,
         check=options.check_tensors,
         progress=progress,
     )
     sizes = {name: value.nbytes for name, value in placed.items()}
     report = replace(report, kept_bf16=_kept_bf16(placed), sizes=sizes, formats=_formats(placed))
-    return _Loaded(backend, Parameters(placed), report)
+    return _Loaded(backends, Parameters(placed), report)
 
 
 def _place(backend: ComputeBackend, spec: ParameterSpec, values: Tensor) -> tuple[Weight | Tensor, bool]:

@@ -111,15 +111,17 @@ class MediaReader:
         seen = [medium.seen for medium in media if medium.seen is not None]
         embeddings = torch.empty(len(ids), width, dtype=self._thinker.backend.precision.compute, device=device)
         if heard:
-            embeddings[is_heard] = torch.cat(heard)
+            embeddings[is_heard] = torch.cat(heard).to(device)
         if seen:
-            embeddings[is_seen] = torch.cat([output.embeddings for output in seen])
+            embeddings[is_seen] = torch.cat([output.embeddings for output in seen]).to(device)
         injected = is_heard | is_seen
         return InjectedRows(
             rows=injected.nonzero()[:, 0],
             embeddings=embeddings[injected],
             deepstack_rows=is_seen.nonzero()[:, 0],
-            deepstack=[torch.cat(parts) for parts in zip(*(output.deepstack for output in seen), strict=True)],
+            deepstack=[
+                torch.cat(parts).to(device) for parts in zip(*(output.deepstack for output in seen), strict=True)
+            ],
         )
 
     def _features(self, part: MediaPart) -> NDArray[np.float32]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import psutil
@@ -20,23 +20,29 @@ DTYPE_BYTES: Mapping[str, int] = {"bf16": 2, "f32": 4, "f64": 8}
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """One line of the plan: a component, its parameters (0 for what is no weight) and its bytes in memory."""
+    """One line of the plan: a component, its parameters (0 for what is no weight), its bytes and their device."""
 
     component: str
     parameters: int
     nbytes: int
+    device: str
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What a model will take on ``device``. ``weights`` are in ``dtype`` or kept as stored; tied tensors count once."""
+    """What a model will take. ``weights`` are in ``dtype`` or kept as stored; tied tensors count once. ``available``:
+    bytes free now on each device."""
 
-    device: str
     dtype: DTypeName
     weights: tuple[PlanRow, ...]
     kv_cache: PlanRow
     activations: PlanRow
-    available: int
+    available: Mapping[str, int]
+
+    @property
+    def rows(self) -> tuple[PlanRow, ...]:
+        """All lines."""
+        return (*self.weights, self.kv_cache, self.activations)
 
     @property
     def parameters(self) -> int:
@@ -51,17 +57,31 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         """Bytes in all."""
-        return self.weight_bytes + self.kv_cache.nbytes + self.activations.nbytes
+        return sum(row.nbytes for row in self.rows)
+
+    def total_on(self, device: str) -> int:
+        """Bytes on one device."""
+        return sum(row.nbytes for row in self.rows if row.device == device)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every device has what it needs."""
+        return all(self.total_on(device) <= available for device, available in self.available.items())
 
     def require_fit(self) -> None:
-        """OutOfMemory, with both numbers and a remedy, if it does not fit what is available now."""
-        if self.total > self.available:
-            raise OutOfMemory(
-                f"the model needs {_gb(self.total)} on {self.device} (weights {_gb(self.weight_bytes)}, KV cache "
-                f"{_gb(self.kv_cache.nbytes)}, activations {_gb(self.activations.nbytes)}) but {_gb(self.available)} "
-                "are available; take a smaller --max-context, --dtype bf16, or a smaller model "
-                "(lluda plan shows the parts)"
-            )
+        """OutOfMemory, with both numbers and a remedy, for the first device whose part does not fit now."""
+        for device, available in self.available.items():
+            if self.total_on(device) > available:
+                weights = sum(row.nbytes for row in self.weights if row.device == device)
+                parts = [f"weights {_gb(weights)}"]
+                if self.kv_cache.device == device:
+                    parts += [f"KV cache {_gb(self.kv_cache.nbytes)}", f"activations {_gb(self.activations.nbytes)}"]
+                elsewhere = ", another --place" if len(self.available) > 1 else ""
+                raise OutOfMemory(
+                    f"the model needs {_gb(self.total_on(device))} on {device} ({', '.join(parts)}) but "
+                    f"{_gb(available)} are available; take a smaller --max-context, --dtype bf16{elsewhere}, or a "
+                    "smaller model (lluda plan shows the parts)"
+                )
 
 
 def plan_memory(
@@ -73,26 +93,30 @@ def plan_memory(
     context: int,
     prefill_rows: int,
     device: str = "cpu",
+    device_of: Callable[[str], str] | None = None,
     stored: Mapping[str, int] | None = None,
 ) -> MemoryPlan:
-    """The plan for one text model; ``kv_bytes`` at ``context`` positions, ``prefill_rows`` rows computed at once.
-    ``stored`` has the bytes of tensors that are kept in another format than ``dtype``."""
+    """The plan for one text model on ``device``; ``kv_bytes`` at ``context`` positions, ``prefill_rows`` rows computed
+    at once. ``device_of`` a tensor's name, where components are placed apart. ``stored`` has the bytes of tensors that
+    are kept in another format than ``dtype``."""
     kept = stored or {}
-    totals: dict[str, list[int]] = {}
+    totals: dict[tuple[str, str], list[int]] = {}
     for spec in specs:
         if spec.tied_to:
             continue
-        row = totals.setdefault(component_of(spec.name), [0, 0])
+        place = device_of(spec.name) if device_of else device
+        row = totals.setdefault((component_of(spec.name), place), [0, 0])
         row[0] += spec.elements
         # Vectors are held as float32 in a BF16 run; they are too few to matter, but the plan is exact about storage.
         row[1] += kept.get(spec.name, spec.elements * DTYPE_BYTES[dtype])
+    weights = tuple(PlanRow(name, count, nbytes, place) for (name, place), (count, nbytes) in totals.items())
+    activation_bytes = _activation_bytes(config, dtype, prefill_rows)
     return MemoryPlan(
-        device=device,
         dtype=dtype,
-        weights=tuple(PlanRow(name, parameters, nbytes) for name, (parameters, nbytes) in totals.items()),
-        kv_cache=PlanRow(f"KV cache, {context} positions", 0, kv_bytes),
-        activations=PlanRow("activations", 0, _activation_bytes(config, dtype, prefill_rows)),
-        available=_available(device),
+        weights=weights,
+        kv_cache=PlanRow(f"KV cache, {context} positions", 0, kv_bytes, device),
+        activations=PlanRow("activations", 0, activation_bytes, device),
+        available={name: _available(name) for name in dict.fromkeys([device, *(row.device for row in weights)])},
     )
 
 

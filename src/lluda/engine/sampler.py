@@ -90,6 +90,18 @@ class Sampler:
         self._remember(token)
         return SampledToken(token) if self._logprobs is None else _report(raw, token, self._logprobs)
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether it takes the largest of the model's logits as they are, and reports nothing of the others."""
+        plain = self._seen is None and self._counts is None and self._suppressed is None
+        return not self._temperature and plain and self._logprobs is None
+
+    def likeliest(self, token: int, peak: float) -> SampledToken:
+        """What :meth:`sample` gives where the largest logit, ``peak`` (NaN if any is), was found on the device."""
+        assert self.takes_likeliest, "this sampler looks at all logits"
+        _require_finite(peak)
+        return SampledToken(token)
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distribution [vocab] (float64, CPU) that :meth:`sample` would draw from; nothing is remembered."""
         _, scores = self._scores(logits)

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
 import torch
 
 from lluda.config_code2wav import SAMPLE_RATE
+from lluda.engine.frame_graph import GraphFrames
 from lluda.engine.frames import FrameGenerator, SpeechParams
 from lluda.engine.generation import Completion, Token
 from lluda.engine.prompt_rows import PromptRows
+from lluda.engine.speech_graphs import CodesStream, SpeechGraphs
 from lluda.engine.talker_prompt import MediaRows, TalkerPromptBuilder
-from lluda.models.code2wav import Code2Wav, Code2WavState
+from lluda.models.code2wav import Code2Wav
 from lluda.models.code_predictor import CodePredictor
 from lluda.models.talker import Talker
 
@@ -69,6 +71,12 @@ class Voice:
     code2wav: Code2Wav
     prompts: TalkerPromptBuilder
     kv_dtype: str
+    graphs: SpeechGraphs = field(init=False)
+    """What its backends have captured of it."""
+
+    def __post_init__(self) -> None:
+        graphs = SpeechGraphs(self.talker, self.code_predictor, self.code2wav, self.kv_dtype)
+        object.__setattr__(self, "graphs", graphs)
 
     @property
     def sample_rate(self) -> int:
@@ -165,7 +173,7 @@ def speak(
     frames, reason, first_audio = 0, "silent", None
     if first is not None:
         generator = _prefilled(voice, params, prompt, media, first, speaker)
-        state, sizes, waiting = voice.code2wav.stream(), chain(RAMP, repeat(RAMP[-1])), []
+        state, sizes, waiting = voice.graphs.vocoder(), chain(RAMP, repeat(RAMP[-1])), []
         size, reason, tts_end = next(sizes), "length", iter((voice.prompts.tokens.tts_eos,))
         assert params.max_frames is not None
         while frames < params.max_frames:
@@ -176,7 +184,7 @@ def speak(
             frames += 1
             waiting.append(codes)
             if len(waiting) == size:
-                chunk = _vocode(voice, state, waiting, started)
+                chunk = _vocode(state, waiting, started)
                 first_audio = first_audio if first_audio is not None else chunk.seconds
                 yield chunk
                 waiting, size = [], next(sizes)
@@ -186,7 +194,7 @@ def speak(
                 token = next(tts_end, voice.prompts.tokens.tts_pad)
             generator.feed(voice.prompts.text_row(token))
         if waiting:
-            chunk = _vocode(voice, state, waiting, started)
+            chunk = _vocode(state, waiting, started)
             first_audio = first_audio if first_audio is not None else chunk.seconds
             yield chunk
     while text.next() is not None:
@@ -205,17 +213,19 @@ def _prefilled(
     media: MediaRows | None,
     first: int,
     speaker: str | None,
-) -> FrameGenerator:
+) -> FrameGenerator | GraphFrames:
     built = voice.prompts.build(prompt, media, first, speaker)
     assert params.max_frames is not None
     rows = len(built.rows) + params.max_frames
-    generator = FrameGenerator(voice.talker, voice.code_predictor, params, max_rows=rows, kv_dtype=voice.kv_dtype)
+    generator = voice.graphs.frames(params, rows) or FrameGenerator(
+        voice.talker, voice.code_predictor, params, max_rows=rows, kv_dtype=voice.kv_dtype
+    )
     generator.prefill(built.rows, built.positions)
     return generator
 
 
 @torch.inference_mode()
-def _vocode(voice: Voice, state: Code2WavState, waiting: list[list[int]], started: float) -> SpeechChunk:
-    samples = voice.code2wav.push(torch.tensor(waiting).T, state)
+def _vocode(state: CodesStream, waiting: list[list[int]], started: float) -> SpeechChunk:
+    samples = state.push(waiting)
     codes = tuple(tuple(frame) for frame in waiting)
     return SpeechChunk(samples.float().cpu().numpy(), codes, time.perf_counter() - started)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lluda.backends.blocks import Weight
 from lluda.config_omni import OmniConfig, SpeechTokens
 from lluda.engine.prompt_rows import PromptRows
 from lluda.errors import InvalidRequest
@@ -66,12 +65,12 @@ class TalkerPrompt:
 
 
 class TalkerPromptBuilder:
-    """Makes talker prompts from the thinker's. ``embeddings`` is the thinker's table of tokens."""
+    """Makes talker prompts from the thinker's. ``embed`` is the thinker's table of tokens, on the thinker's device."""
 
-    def __init__(self, omni: OmniConfig, talker: Talker, embeddings: Weight) -> None:
+    def __init__(self, omni: OmniConfig, talker: Talker, embed: Embedding) -> None:
         assert omni.speech is not None
         self._omni, self._speech, self._talker = omni, omni.speech, talker
-        self._embed = Embedding(talker.backend, embeddings)
+        self._embed = embed
 
     @property
     def tokens(self) -> SpeechTokens:
@@ -118,8 +117,8 @@ class TalkerPromptBuilder:
         return rows
 
     def _text(self, ids: Sequence[int]) -> Tensor:
-        device = self._talker.backend.device
-        return self._talker.text_projection(self._embed(torch.tensor(list(ids), device=device)))
+        rows = self._embed(torch.tensor(list(ids), device=self._embed.device))
+        return self._talker.text_projection(rows.to(self._talker.backend.device))
 
     def _positions(self, prompt: PromptRows, segments: Sequence[tuple[int, int]]) -> Tensor | None:
         """Of the talker's own sequence, counted from its first user segment."""

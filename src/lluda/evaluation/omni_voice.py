@@ -57,7 +57,7 @@ class OmniVoice:
         self._talker = Talker(config, parameters, backend)
         self._predictor = CodePredictor(config, parameters, backend)
         self._embed = Embedding(backend, parameters.matrix(EMBEDDINGS))
-        self._builder = TalkerPromptBuilder(network.omni, self._talker, self._embed.weight)
+        self._builder = TalkerPromptBuilder(network.omni, self._talker, self._embed)
         self._heard, self._device, self._kv_dtype = heard, backend.device, network.cache_options.dtype
         media = MediaRows(heard.prompt, config.accept_hidden_layer)
         media.hidden = dict(zip(media.rows, heard.hidden, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lluda.backends.base import ComputeBackend
@@ -26,6 +27,11 @@ class Embedding:
     def __init__(self, backend: ComputeBackend, weight: Weight) -> None:
         self._backend = backend
         self.weight = weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where its ids and rows are."""
+        return self._backend.device
 
     def __call__(self, ids: Tensor) -> Tensor:
         """int64 ``[rows] -> [rows, width]`` in the residual dtype."""

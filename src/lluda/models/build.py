@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from lluda.backends.base import ComputeBackend
 from lluda.backends.blocks import Parameters
@@ -39,8 +39,11 @@ def all_parameters(config: ModelConfig) -> list[ParameterSpec]:
     return [*text_parameters(config), *(speech_parameters(speech) if speech else ())]
 
 
-def build_text_model(config: ModelConfig, parameters: Parameters, backend: ComputeBackend) -> CausalLM:
-    """The network over ``text_parameters``."""
+def build_text_model(
+    config: ModelConfig, parameters: Parameters, backend_of: Callable[[str], ComputeBackend]
+) -> CausalLM:
+    """The network over ``text_parameters``; ``backend_of`` a component (``thinker``, ``audio_encoder``,
+    ``vision_encoder``) is what its parameters were placed by."""
     if config.omni is None:
-        return CausalLM(config.text, parameters, backend)
-    return Thinker(config.text, config.omni, parameters, backend)
+        return CausalLM(config.text, parameters, backend_of("thinker"))
+    return Thinker(config.text, config.omni, parameters, backend_of)

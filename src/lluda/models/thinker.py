@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from lluda.backends.base import ComputeBackend
 from lluda.backends.blocks import Parameters
@@ -17,15 +17,20 @@ PREFIX = "thinker."
 
 
 class Thinker(CausalLM):
-    """The decoder, with the two encoders beside it under the checkpoint's names."""
+    """The decoder, with the two encoders beside it under the checkpoint's names; each may run on a device of its
+    own."""
 
     def __init__(
-        self, config: DecoderConfig, omni: OmniConfig, parameters: Parameters, backend: ComputeBackend
+        self,
+        config: DecoderConfig,
+        omni: OmniConfig,
+        parameters: Parameters,
+        backend_of: Callable[[str], ComputeBackend],
     ) -> None:
-        super().__init__(config, parameters, backend, PREFIX)
+        super().__init__(config, parameters, backend_of("thinker"), PREFIX)
         self.omni = omni
-        self.audio_tower = AudioEncoder(omni.audio, parameters, backend)
-        self.visual = VisionEncoder(omni.vision, parameters, backend)
+        self.audio_tower = AudioEncoder(omni.audio, parameters, backend_of("audio_encoder"))
+        self.visual = VisionEncoder(omni.vision, parameters, backend_of("vision_encoder"))
 
 
 def thinker_parameters(config: DecoderConfig, omni: OmniConfig) -> Iterator[ParameterSpec]:

@@ -1,0 +1,206 @@
+"""The cuda backend on this machine's card, without a file: a config's network with random weights made on the device.
+
+``lluda bench --synth CONFIG_DIR`` says what a card would do before 70 GB are downloaded. Rates are of the engine as it is
+used, the host in the loop; the share of the roof is bytes of weights read over what a copy on the card moves.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from lluda.backends import select_backend
+from lluda.bench.gpu_speech import speech_samples
+from lluda.bench.machine import read_machine
+from lluda.bench.report import Bandwidth, EngineState, Report, Row, make_row
+from lluda.bench.synth_device import random_parameters
+from lluda.bench.weight_traffic import bytes_per_step
+from lluda.config import ModelConfig
+from lluda.engine.generation import Generator
+from lluda.engine.kv_cache import CacheOptions
+from lluda.errors import InvalidRequest, OutOfMemory
+from lluda.inputs.tokenizer import Tokenizer
+from lluda.json_file import read_json_object
+from lluda.models.build import all_parameters, build_text_model
+
+if TYPE_CHECKING:
+    from lluda.backends.base import ComputeBackend
+    from lluda.models.causal_lm import CausalLM
+
+CONTEXT = 4096
+_COPY_BYTES = 4 << 30
+_RESERVE = 2 << 30
+"""Bytes that caches, activations and graphs take beside the weights."""
+
+Samples = dict[str, tuple[str, list[float]]]
+"""By test its unit and its samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSettings:
+    """``against``: ``transformers`` or nothing; ``repeat``: rounds; ``generate``: tokens decoded after 128."""
+
+    device: str = "cuda"
+    against: tuple[str, ...] = ()
+    prompts: tuple[int, ...] = (145, 2048)
+    generate: int = 128
+    repeat: int = 5
+
+
+def run_gpu_bench(config_dir: Path, settings: GpuSettings, told: Callable[[str], None] = print) -> Report:
+    """Measure the network of ``config_dir``'s config.json; ``told`` hears what is being done.
+
+    Raises:
+        InvalidRequest: a device that is no usable GPU.
+        OutOfMemory: a card that is too small; the message says by how much.
+    """
+    config = read_synth_config(config_dir)
+    backend = select_backend("cuda", settings.device, "bf16")
+    _require_room(config, backend)
+    bandwidth = Bandwidth.of(copy_bandwidth(backend.device, settings.repeat), "device-to-device copy, bytes both ways")
+    told(f"{backend.describe()}; making random weights")
+    network = _Network(config, backend)
+    told(f"measuring {len(settings.prompts) + 1 + 5 * network.speaks} tests, {settings.repeat} rounds")
+    samples = network.samples(settings)
+    rows = [_row("lluda", test, *values, network.step_bytes, bandwidth) for test, values in samples.items()]
+    states = [EngineState("lluda", "BF16", None, "ok", backend.describe())]
+    del network
+    gc.collect()
+    torch.cuda.empty_cache()
+    if "transformers" in settings.against:
+        from lluda.bench.gpu_peer import peer_samples
+
+        told("transformers")
+        theirs = peer_samples(config_dir, settings)
+        rows += [_row("transformers", test, *values, None, bandwidth) for test, values in theirs.items()]
+        states.append(EngineState("transformers", "BF16", None, "ok", "BF16, sdpa, dynamic cache, random weights"))
+    return Report(
+        model={"name": config_dir.name, "model_type": config.model_type, "weights": "random, made on the device"},
+        machine=read_machine(("transformers", "triton")),
+        settings={"device": torch.cuda.get_device_name(backend.device), "context": CONTEXT, "batch": 1},
+        bandwidth=bandwidth,
+        other_load=0.0,
+        engines=tuple(states),
+        rows=tuple(rows),
+    )
+
+
+def read_synth_config(config_dir: Path) -> ModelConfig:
+    """The config.json of a folder."""
+    path = config_dir / "config.json"
+    return ModelConfig.from_hf(read_json_object(path), str(path))
+
+
+def copy_bandwidth(device: torch.device, rounds: int) -> list[float]:
+    """GB/s (10^9 bytes, read and written) of copies on the device, one sample a round."""
+    nbytes = min(_COPY_BYTES, int(torch.cuda.mem_get_info(device)[0]) // 4)
+    source = torch.empty(nbytes, dtype=torch.uint8, device=device).random_()
+    target = torch.empty_like(source)
+    target.copy_(source)
+    return [2 * nbytes / seconds(lambda: target.copy_(source), device) / 1e9 for _ in range(rounds)]
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of ``work``, what it started on the device included."""
+    torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    work()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+class _Network:
+    """The network under test; speech, where the config has it."""
+
+    def __init__(self, config: ModelConfig, backend: ComputeBackend) -> None:
+        self._config, self._backend = config, backend
+        self._parameters = random_parameters(all_parameters(config), backend)
+        self._model: CausalLM = build_text_model(config, self._parameters, lambda _: backend)
+        options = CacheOptions(CONTEXT, "preallocated")
+        self._generator = Generator(self._model, Tokenizer.empty(), (), options, CONTEXT)
+        sizes: Mapping[str, int] = {name: value.nbytes for name, value in self._parameters.values.items()}
+        prefix = "thinker." if config.omni else ""
+        self.step_bytes = bytes_per_step(config.text, {name.removeprefix(prefix): n for name, n in sizes.items()})
+
+    @property
+    def speaks(self) -> bool:
+        """Whether there is a voice to measure."""
+        return bool(self._config.omni and self._config.omni.speech)
+
+    def samples(self, settings: GpuSettings) -> Samples:
+        """Every test, after one warm-up each."""
+        found: Samples = {f"tg{settings.generate}": ("tok/s", list(self._decode(settings)))}
+        for rows in settings.prompts:
+            found[f"pp{rows}"] = ("tok/s", list(self._prefill(rows, settings.repeat)))
+        if self.speaks:
+            found |= speech_samples(self._config, self._parameters, self._generator, settings.repeat)
+        return found
+
+    def _decode(self, settings: GpuSettings) -> Iterator[float]:
+        cache = self._generator.new_cache()
+        for _ in range(settings.repeat + 1):
+            cache.truncate(0)
+            token = int(self._generator.prefill(range(128), cache).argmax())
+            started = time.perf_counter()
+            for _ in range(settings.generate):
+                token = self._generator.likeliest([token], [cache])[0]
+            yield settings.generate / (time.perf_counter() - started)
+
+    def _prefill(self, rows: int, repeat: int) -> Iterator[float]:
+        cache, prompt = self._generator.new_cache(), [7 * row % 1000 for row in range(rows)]
+
+        def run() -> None:
+            cache.truncate(0)
+            self._generator.prefill(prompt, cache)
+
+        for _ in range(repeat + 1):
+            yield rows / seconds(run, self._backend.device)
+
+
+def _row(
+    engine: str, test: str, unit: str, samples: list[float], step_bytes: float | None, bandwidth: Bandwidth | None
+) -> Row:
+    """The first sample is the warm-up's."""
+    return make_row(engine, "BF16", test, unit, samples[1:], step_bytes if test.startswith("tg") else None, bandwidth)
+
+
+def _require_room(config: ModelConfig, backend: ComputeBackend) -> None:
+    if backend.device.type != "cuda":
+        raise InvalidRequest(f"--synth makes its weights on a GPU, not on {backend.device}; take --device cuda")
+    needed = sum(2 * spec.elements for spec in all_parameters(config) if spec.tied_to is None) + _RESERVE
+    free = int(torch.cuda.mem_get_info(backend.device)[0])
+    if needed > free:
+        raise OutOfMemory(
+            f"the network needs {needed / 1e9:.1f} GB on {backend.device} but {free / 1e9:.1f} GB are free, "
+            f"{(needed - free) / 1e9:.1f} GB too few; take a smaller config, or a card with more memory"
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``python -m lluda.bench.gpu CONFIG_DIR [--against transformers] [--output FILE]``."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="python -m lluda.bench.gpu")
+    parser.add_argument("config_dir", type=Path)
+    parser.add_argument("--against", default="")
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args(argv)
+    against = tuple(name for name in args.against.split(",") if name)
+    report = run_gpu_bench(args.config_dir, GpuSettings(against=against))
+    for row in report.rows:
+        share = "" if row.roofline_fraction is None else f"  {row.roofline_fraction:.0%} of the copy"
+        print(f"{row.engine:14s}{row.test:28s}{row.median:12.2f} {row.unit}{share}")
+    if args.output:
+        args.output.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,68 @@
+"""Which component of an Omni model runs on which device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from lluda.backends.base import ComputeBackend
+from lluda.errors import InvalidRequest
+
+COMPONENTS: Mapping[str, str] = {
+    "audio_encoder": "thinker.audio_tower.",
+    "vision_encoder": "thinker.visual.",
+    "thinker": "thinker.",
+    "code_predictor": "talker.code_predictor.",
+    "talker": "talker.",
+    "code2wav": "code2wav.",
+}
+"""Prefix of each component's tensors; where two fit, the first."""
+
+Placement = Mapping[str, str]
+"""Device of the components that are not on the default one."""
+
+
+def read_placement(given: str | Mapping[str, str]) -> dict[str, str]:
+    """``thinker=cuda:0,talker=cpu``, or a mapping, as it is. InvalidRequest: not of this form, an unknown component, or
+    one named twice."""
+    if not isinstance(given, str):
+        pairs = list(given.items())
+    else:
+        pairs = [
+            (name.strip(), device.strip()) for name, _, device in (p.partition("=") for p in given.split(",") if p)
+        ]
+    placed: dict[str, str] = {}
+    for name, device in pairs:
+        if name not in COMPONENTS:
+            raise InvalidRequest(f"place: component {name!r:.40} does not exist; choose from {', '.join(COMPONENTS)}")
+        if name in placed or not device:
+            rule = "is placed twice" if name in placed else "has no device; write component=device"
+            raise InvalidRequest(f"place: {name} {rule}")
+        placed[name] = device
+    return placed
+
+
+def component_of_parameter(name: str) -> str:
+    """The component a checkpoint tensor belongs to; all of a text model is its thinker."""
+    return next((component for component, prefix in COMPONENTS.items() if name.startswith(prefix)), "thinker")
+
+
+@dataclass(slots=True)
+class Backends:
+    """One backend for each device that a component is on, made when first asked for."""
+
+    default: str
+    placement: Placement
+    make: Callable[[str], ComputeBackend]
+    _made: dict[str, ComputeBackend] = field(default_factory=dict)
+
+    def of(self, component: str) -> ComputeBackend:
+        """The backend that runs ``component``. Errors as `lluda.backends.select_backend`."""
+        device = self.placement.get(component, self.default)
+        if device not in self._made:
+            self._made[device] = self.make(device)
+        return self._made[device]
+
+    def of_parameter(self, name: str) -> ComputeBackend:
+        """The backend that holds a checkpoint tensor."""
+        return self.of(component_of_parameter(name))
