@@ -203,6 +203,7 @@ def test_every_loading_option_is_passed_on(lluda, model, monkeypatch):
     arguments = {
         "dtype": "f32",
         "device": "cuda:1",
+        "place": "talker=cpu",
         "weights": "packed",
         "activations": "q8_0",
         "backend": "cpu",

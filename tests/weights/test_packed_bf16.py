@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lluda.backends.native_library import native_library
 from lluda.backends.packing import pack_matrix, packed_view
+from lluda.backends.weight_memory import WeightMemory
 from lluda.errors import NativeLibraryError
 from lluda.weights.entry import TensorEntry
 from lluda.weights.packed_bf16 import DTYPE, PackedMatrix, packed_matrix
@@ -94,7 +95,7 @@ def test_the_native_packer_and_unpacker_agree(tmp_path, rows, columns):
     values = gaussian(rows, columns)
     values.view(torch.int16)[0, :5] = torch.tensor([1, -32768, 0x7F80, 0x7FC1, 0])
     values.view(torch.int16)[-1, -1] = 0x0003
-    stored = pack_matrix(values)
+    stored = pack_matrix(values, WeightMemory())
     if stored is None:
         pytest.fail("the matrix does not compress")
     assert bytes(stored.tolist()) == bytes(pack_by_hand(values))

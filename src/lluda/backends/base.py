@@ -10,7 +10,7 @@ they mean; a backend overrides them where one pass is faster than several.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -35,6 +35,10 @@ from lluda.backends.blocks import (
 
 if TYPE_CHECKING:
     from lluda.backends.cuda_graph import DecodeGraph, Run
+
+Observer = Callable[[str, Tensor], None]
+Layers = Callable[[Tensor, Tensor, Sequence[Segment], Observer | None], Tensor]
+"""The layers of a stack: residual rows, positions, segments and whom to tell of each layer's rows -> residual rows."""
 
 _MIN_WINDOWS, _WINDOW_ELEMENTS = 256, 1 << 20
 """Windows of a convolution that are copied out at once: so many numbers, but enough rows to make a product of."""
@@ -107,6 +111,12 @@ class ComputeBackend(ABC):
         """Steps of ``rows`` sequences, one row each, as one launch of the whole of ``run``, over stores that hold
         ``kv_dtype``. None: this backend runs them operation by operation."""
         return None
+
+    def run_layers(
+        self, layers: Layers, x: Tensor, positions: Tensor, segments: Sequence[Segment], observe: Observer | None
+    ) -> Tensor:
+        """``layers(x, positions, segments, observe)``: all layers of a stack, which a backend may launch as one."""
+        return layers(x, positions, segments, observe)
 
     def own_threads(self) -> AbstractContextManager[None]:
         """Around work of many small operations: a backend with threads of its own sees to it that no others are awake

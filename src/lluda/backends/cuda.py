@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lluda.backends import triton_attention, triton_gemv, triton_grouped, triton_mixture, triton_rows, triton_sampling
-from lluda.backends.base import Precision, RotaryTable
+from lluda.backends.base import Layers, Observer, Precision, RotaryTable
 from lluda.backends.blocks import (
     AttentionBlock,
     DenseWeight,
@@ -28,12 +28,15 @@ from lluda.backends.blocks import (
     SwiGLUBlock,
     Weight,
 )
-from lluda.backends.cuda_graph import DecodeGraph, DeviceStore, Run
-from lluda.backends.reference import ReferenceBackend
+from lluda.backends.cuda_graph import DecodeGraph, DeviceStore, PrefillGraph, Run, store_row
+from lluda.backends.reference import ReferenceBackend, attend
 from lluda.backends.triton_target import has_dependent_launch, interpreted
-from lluda.errors import InvalidRequest
+from lluda.errors import InvalidRequest, LimitExceeded
 
 _SCRATCH_ROWS = 16
+_BUCKET, _MOST_CAPTURED = 32, 512
+"""Prompts are filled up to a multiple of so many rows where they are captured, which pays up to so many."""
+
 _KERNEL_TYPES = (torch.bfloat16, torch.float32)
 
 
@@ -59,6 +62,9 @@ class CudaBackend(ReferenceBackend):
         self.captures = self._fused
         self._pdl = has_dependent_launch(device)
         self._experts: dict[MixtureBlock, Tensor] = {}
+        self._met: dict[Any, int] = {}
+        self._prefills: dict[Any, PrefillGraph] = {}
+        self._pool: Any = None
         self._scratch: dict[tuple[int, int, int], triton_attention.DecodeScratch] = {}
 
     def describe(self) -> str:
@@ -125,6 +131,8 @@ class CudaBackend(ReferenceBackend):
     def attention_block(self, x: Tensor, block: AttentionBlock, layer: int, step: Step) -> Tensor:
         if not isinstance(step, DeviceStep):
             return super().attention_block(x, block, layer, step)
+        if step.fresh > triton_gemv.MAX_ROWS:
+            return self._first_rows(x, block, layer, step)
         heads, kv_heads = (p.weight.out_features // block.head_dim for p in (block.q_proj, block.k_proj))
         norms = None
         if block.q_norm is not None and block.k_norm is not None:
@@ -184,6 +192,46 @@ class CudaBackend(ReferenceBackend):
         """Whether kernels may start before the one in front of them has ended (for kernels called from outside)."""
         return self._pdl
 
+    def run_layers(
+        self, layers: Layers, x: Tensor, positions: Tensor, segments: Sequence[Segment], observe: Observer | None
+    ) -> Tensor:
+        """The first rows of a sequence as one launch, from the second time on that about so many come."""
+        store = segments[0].store
+        rows = -(-len(x) // _BUCKET) * _BUCKET
+        alone = len(segments) == 1 and not isinstance(store, DeviceStore) and store.length == 0
+        wanted = self._fused and self.device.type == "cuda" and triton_gemv.MAX_ROWS < len(x) <= _MOST_CAPTURED
+        if not (alone and wanted and not torch.cuda.is_current_stream_capturing()):
+            return layers(x, positions, segments, observe)
+        key = layers, rows, positions.dim(), observe is None
+        self._met[key] = self._met.get(key, 0) + 1
+        if self._met[key] == 1:
+            return layers(x, positions, segments, observe)
+        try:
+            buffers, place = store.room(rows), store_row(store, rows)
+        except LimitExceeded:  # by the rows that it is filled up with
+            return layers(x, positions, segments, observe)
+        if buffers[0].dtype != self.precision.compute:
+            return layers(x, positions, segments, observe)
+        if key not in self._prefills:
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            self._prefills[key] = PrefillGraph(
+                layers, rows, x, positions, buffers[0].dtype, observed=observe is not None, pool=self._pool
+            )
+        return self._prefills[key](x, positions, place, observe or _nobody)
+
+    def _first_rows(self, x: Tensor, block: AttentionBlock, layer: int, step: DeviceStep) -> Tensor:
+        """Attention of a sequence's first rows among themselves, whose keys and values are stored on the way."""
+        normed = self.rms_norm(x, block.norm)
+        query, key, value = (
+            self._project(normed, part).view(len(x), -1, block.head_dim)
+            for part in (block.q_proj, block.k_proj, block.v_proj)
+        )
+        table = step.cos, step.sin
+        query, key = self.rotate(query, table, block.q_norm), self.rotate(key, table, block.k_norm)
+        triton_attention.store_rows(key, value, step.table, layer, step.cache)
+        attended = attend(query, key.transpose(0, 1), value.transpose(0, 1), block.window)
+        return self._add(x, attended.to(self.precision.compute), block.o_proj, block.scale)
+
     def _qkv(self, x: Tensor, block: AttentionBlock) -> Tensor:
         """Queries, keys and values side by side, float32."""
         parts, x = (block.q_proj, block.k_proj, block.v_proj), x.contiguous()
@@ -220,6 +268,10 @@ class CudaBackend(ReferenceBackend):
         if key not in self._scratch:
             self._scratch[key] = triton_attention.DecodeScratch(_SCRATCH_ROWS, *key, self.device)
         return self._scratch[key]
+
+
+def _nobody(stage: str, rows: Tensor) -> None:
+    """Observes nothing."""
 
 
 def _values(weight: Weight) -> Tensor:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lluda.backends.blocks import KeyValueStore, Segment
 
+Observer = Callable[[str, Tensor], None]
+Layers = Callable[[Tensor, Tensor, Sequence[Segment], Observer | None], Tensor]
 STORE_WIDTH = 4
 Run = Callable[[Tensor, Tensor, Sequence[Segment]], Tensor]
 """A network's step: ids (int64 ``[rows]``), positions ``[rows]``, segments -> logits ``[rows, vocab]``."""
@@ -48,7 +51,13 @@ class Graph:
     ``state``, which it changes, is put back after that."""
 
     def __init__(
-        self, body: Callable[[], None], device: torch.device, *, capture: bool, state: Sequence[Tensor] = ()
+        self,
+        body: Callable[[], None],
+        device: torch.device,
+        *,
+        capture: bool,
+        state: Sequence[Tensor] = (),
+        pool: Any = None,
     ) -> None:
         self._body, self._device = body, device
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -64,7 +73,7 @@ class Graph:
                 tensor.copy_(value)
             torch.cuda.synchronize(device)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=stream):
+            with torch.cuda.graph(self._graph, stream=stream, pool=pool):
                 body()
         self.warm_up_seconds = time.perf_counter() - started
 
@@ -150,3 +159,54 @@ class DecodeGraph:
         self._logits = self._run(ids, positions, self._segments).float()
         best, peaks = self._argmax(self._logits)
         self._chosen.copy_(torch.stack((best.double(), peaks.double()), dim=1), non_blocking=True)
+
+
+class PrefillGraph:
+    """All layers of a stack over the first rows of one sequence, up to ``rows`` of them: fewer are filled up with the
+    last, behind which nothing looks and where the next step writes. Neither counts as stored.
+
+    Args:
+        layers: as in `backends.base`; given rows that it may change, and a `DeviceStore` that is empty.
+        like: positions of the shape to come, ``[n]`` or ``[3, n]``.
+        observed: whether layers' rows are kept for an observer.
+        pool: memory shared with other graphs of which none runs meanwhile.
+    """
+
+    def __init__(
+        self, layers: Layers, rows: int, x: Tensor, like: Tensor, kv_dtype: torch.dtype, *, observed: bool, pool: Any
+    ) -> None:
+        device = x.device
+        self._layers, self._observed, self._pool, self._device = layers, observed, pool, device
+        self._rows = torch.zeros(rows, x.shape[1], dtype=x.dtype, device=device)
+        self._positions = torch.zeros((*like.shape[:-1], rows), dtype=torch.float32, device=device)
+        self._host = pinned((STORE_WIDTH,), torch.int64, device)
+        self._table = torch.zeros(1, STORE_WIDTH, dtype=torch.int64, device=device)
+        self._segments = [Segment(0, rows, DeviceStore(self._table, 0, kv_dtype))]
+        self._out, self._stages = self._rows, dict[str, Tensor]()
+        self._graph: Graph | None = None
+
+    def __call__(self, x: Tensor, positions: Tensor, place: tuple[int, int, int, int], observe: Observer) -> Tensor:
+        """Residual rows ``[n, hidden]`` at ``positions``, stored at ``place`` (`store_row`) -> the same after all
+        layers."""
+        count = len(x)
+        self._rows[:count], self._rows[count:] = x, x[-1]
+        self._positions[..., :count], self._positions[..., count:] = positions, positions[..., -1:]
+        # The last launch may still be reading what the host gave it.
+        torch.cuda.current_stream(self._device).synchronize()
+        self._host[:] = torch.tensor(place)
+        if self._graph is None:
+            self._graph = Graph(self._body, self._device, capture=True, pool=self._pool)
+        self._graph.launch()
+        for stage, rows in self._stages.items():
+            observe(stage, rows[:count])
+        return self._out[:count].clone()
+
+    def _body(self) -> None:
+        self._table[0].copy_(self._host, non_blocking=True)
+        self._stages.clear()
+        self._out = self._layers(
+            self._rows.clone(), self._positions, self._segments, self._keep if self._observed else None
+        )
+
+    def _keep(self, stage: str, rows: Tensor) -> None:
+        self._stages[stage] = rows.clone()

@@ -124,7 +124,7 @@ class ReferenceBackend(ComputeBackend):
         for segment in segments:
             rows = slice(segment.start, segment.start + segment.rows)
             stored = _store(segment, layer, keys[rows], values[rows])
-            outputs.append(_attend(query[rows], *stored, window))
+            outputs.append(attend(query[rows], *stored, window))
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return out.to(self.precision.compute)
 
@@ -195,7 +195,7 @@ def _dense(weight: Weight) -> Tensor:
     return weight.values
 
 
-def _attend(query: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
+def attend(query: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
     """Attention of the last ``rows`` positions: query ``[rows, heads, d]``, keys ``[kv_heads, length, d]``."""
     rows, heads, head_dim = query.shape
     kv_heads, length, _ = keys.shape

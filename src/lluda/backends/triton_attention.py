@@ -62,9 +62,9 @@ def _weighted(weights, values, CACHE: tl.constexpr):
 @triton.jit
 def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_ptr, part_ptr, stat_ptr, counter_ptr,
             q_eps, k_eps, layer, window,
-            HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, WIDE: tl.constexpr,
-            FRESH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr, NORM: tl.constexpr,
-            CACHE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+            HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, WIDE: tl.constexpr, FRESH: tl.constexpr,
+            PADDED: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr,
+            NORM: tl.constexpr, CACHE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     GROUP: tl.constexpr = HEADS // KV_HEADS
     DIM: tl.constexpr = 2 * HALF
@@ -174,6 +174,30 @@ class DecodeScratch:
 def _wide(head_dim: int) -> int:
     """Half a head as the kernel takes it: what the matrix units' products need at least."""
     return max(16, 1 << (head_dim // 2 - 1).bit_length())
+
+
+@triton.jit
+def _store(key_ptr, value_ptr, table_ptr, layer, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
+           CACHE: tl.constexpr):  # fmt: skip
+    row, head = tl.program_id(0), tl.program_id(1)
+    capacity = tl.load(table_ptr + 3)
+    d = tl.arange(0, PADDED)
+    place = ((layer * KV_HEADS + head) * capacity + tl.load(table_ptr + 2) + row) * DIM + d
+    source = (row.to(tl.int64) * KV_HEADS + head) * DIM + d
+    for part in tl.static_range(2):
+        rows = tl.load((value_ptr if part else key_ptr) + source, mask=d < DIM, other=0.0)
+        at = tl.load(table_ptr + part).to(tl.pointer_type(CACHE)) + place
+        tl.store(at, rows.to(CACHE), mask=d < DIM)
+
+
+def store_rows(keys: Tensor, values: Tensor, stores: Tensor, layer: int, cache: torch.dtype) -> None:
+    """Put contiguous ``keys`` and ``values [rows, kv_heads, head_dim]`` behind what the one store of ``stores`` holds,
+    as layer ``layer``; it has room for them."""
+    rows, kv_heads, head_dim = keys.shape
+    _store[(rows, kv_heads)](
+        keys, values, stores, layer, KV_HEADS=kv_heads, DIM=head_dim, PADDED=triton.next_power_of_2(head_dim),
+        CACHE=_TYPES[cache], num_warps=1,
+    )  # fmt: skip
 
 
 def decode_attention(

@@ -1,7 +1,7 @@
 """The cuda backend on this machine's card, without a file: a config's network with random weights made on the device.
 
-``lluda bench --synth CONFIG_DIR`` says what a card would do before 70 GB are downloaded. Rates are of the engine as it is
-used, the host in the loop; the share of the roof is bytes of weights read over what a copy on the card moves.
+``lluda bench --synth CONFIG_DIR`` says what a card would do before 70 GB are downloaded. Rates are of the engine as it
+is used, the host in the loop; the share of the roof is bytes of weights read over what a copy on the card moves.
 """
 
 from __future__ import annotations

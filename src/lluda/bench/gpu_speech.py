@@ -124,7 +124,7 @@ class _Turn:
         )
         assert done.first_audio_seconds is not None, "a frame was spoken"
         total = time.perf_counter() - started
-        sound = self._voice.seconds(done.frames)
+        sound = done.samples / self._voice.sample_rate
         return encoded * 1e3, (encoded + done.first_audio_seconds) * 1e3, total / sound
 
     def _prompt(self, rows: torch.Tensor) -> PromptRows:

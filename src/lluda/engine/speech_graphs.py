@@ -33,7 +33,7 @@ class CodesStream:
             return self._network.push(torch.tensor(frames).T, self._state)
         parts = []
         for codes in frames:
-            parts.append(self._graph.push(codes) if self._begun else self._graph.begin(torch.tensor([codes]).T))
+            parts.append(self._graph.push(codes, first=not self._begun))
             self._begun = True
         return torch.cat(parts)
 

@@ -1,12 +1,19 @@
-"""Code2Wav one frame at a time as one launch each, from the second frame of a stream on."""
+"""Code2Wav one frame at a time as one launch each."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lluda.layers.conv import FixedRows
+from lluda.layers.conv import FixedRows, KeptRows
 from lluda.models.code2wav import Code2Wav, Code2WavState
+
+if TYPE_CHECKING:
+    from lluda.backends.cuda_graph import Graph
+
+_STORE = 4  # numbers that say where the transformer's cache is and what it holds
 
 
 class _FixedState(Code2WavState):
@@ -19,10 +26,10 @@ class _FixedState(Code2WavState):
         decoder, device = network.config.transformer, network.backend.device
         shape = (decoder.num_hidden_layers, decoder.num_key_value_heads, network.config.window, decoder.head_dim)
         self.ring = torch.zeros((2, *shape), dtype=network.backend.precision.compute, device=device)
-        self.inputs = torch.zeros(4, dtype=torch.int64, device=device)
-        self.store = DeviceStore(self.inputs.view(1, 4), 0, self.ring.dtype)
+        self.inputs = torch.zeros(_STORE, dtype=torch.int64, device=device)
+        self.store = DeviceStore(self.inputs.view(1, _STORE), 0, self.ring.dtype)
         self.cache = self.store  # type: ignore[assignment]
-        self.kept = FixedRows(begun.kept)
+        self.kept = self.fixed = FixedRows(begun.kept)
 
     def positions(self, count: int, device: torch.device) -> Tensor:
         """Of the next frame: how many went before, as the device knows it."""
@@ -31,65 +38,72 @@ class _FixedState(Code2WavState):
 
 
 class VocoderGraph:
-    """The captured frame of one network; streams use it in turn, each from ``begin`` to its end."""
+    """The captured frames of one network, a stream's first and any other; streams use them in turn."""
 
     def __init__(self, network: Code2Wav, *, capture: bool = True) -> None:
-        from lluda.backends.cuda_graph import Graph, pinned
+        from lluda.backends.cuda_graph import pinned
 
         self._network, device = network, network.backend.device
-        self._capture, self._graph_of = capture and device.type == "cuda", Graph
-        self._host = pinned((4 + network.config.num_quantizers,), torch.int64, device)
+        self._capture = capture and device.type == "cuda"
+        self._host = pinned((_STORE + network.config.num_quantizers,), torch.int64, device)
         self._inputs = torch.zeros_like(self._host, device=device)
-        self._samples = pinned((network.config.samples_per_frame,), torch.float32, device)
+        sizes = (network.config.samples(1), network.config.samples_per_frame)
+        self._samples = [pinned((size,), torch.float32, device) for size in sizes]
         self._state: _FixedState | None = None
-        self._graph: Graph | None = None
+        self._graphs: list[Graph | None] = [None, None]
         self._frames = 0
 
     @property
     def warm_up_seconds(self) -> float:
         """Seconds that compiling and capturing took."""
-        return self._graph.warm_up_seconds if self._graph else 0.0
+        return sum(graph.warm_up_seconds for graph in self._graphs if graph)
 
     @torch.inference_mode()
-    def begin(self, codes: Tensor) -> Tensor:
-        """Start a stream: its first frame, int64 ``[num_quantizers, 1]`` -> its samples (float32, on the host)."""
-        begun = self._network.stream()
-        samples = self._network.push(codes, begun)
-        if self._state is None:
-            self._state = _FixedState(self._network, begun)
-        assert isinstance(self._state.kept, FixedRows)
-        self._state.kept.begin(begun.kept)
-        for ring, buffer in zip(self._state.ring, begun.cache.room(0), strict=True):
-            ring[:, :, :1] = buffer[:, :, :1]
-        self._frames = 1
-        return samples.float().cpu()
+    def push(self, codes: list[int], *, first: bool) -> Tensor:
+        """A stream's next frame (its ``first``: a new stream) -> its samples, float32 on the host: ``samples_per_frame``,
+        of the first fewer."""
+        graph = self.launch(codes, first=first)
+        graph.wait()
+        return self._samples[not first].clone()
 
     @torch.inference_mode()
-    def push(self, codes: list[int]) -> Tensor:
-        """The next frame: float32 ``[samples_per_frame]`` on the host."""
-        self.launch(codes)
-        assert self._graph is not None
-        self._graph.wait()
-        return self._samples.clone()
-
-    @torch.inference_mode()
-    def launch(self, codes: list[int]) -> None:
+    def launch(self, codes: list[int], *, first: bool) -> Graph:
         """Start the next frame."""
-        state = self._state
-        assert state is not None, "begin comes first"
+        from lluda.backends.cuda_graph import Graph
+
+        state = self._state = self._state or self._make_state()
+        self._frames = 0 if first else self._frames + 1
         keys, values = state.ring
         self._host[:] = torch.tensor([keys.data_ptr(), values.data_ptr(), self._frames, keys.shape[2], *codes])
-        if self._graph is None:
-            assert isinstance(state.kept, FixedRows)
-            device, kept = self._network.backend.device, state.kept.tensors
-            self._graph = self._graph_of(self._body, device, capture=self._capture, state=kept)
-        self._graph.launch()
-        self._frames += 1
+        graph = self._graphs[not first]
+        if graph is None:
+            body = self._first if first else self._next
+            device, kept = self._network.backend.device, state.fixed.tensors
+            graph = self._graphs[not first] = Graph(body, device, capture=self._capture, state=kept)
+        graph.launch()
+        return graph
 
-    def _body(self) -> None:
+    def _make_state(self) -> _FixedState:
+        """Of the shapes that a stream's state has after a frame."""
+        begun = self._network.stream()
+        codes = torch.zeros(self._network.config.num_quantizers, 1, dtype=torch.int64)
+        self._network.push(codes, begun)
+        return _FixedState(self._network, begun)
+
+    def _first(self) -> None:
         state = self._state
         assert state is not None
+        state.kept = KeptRows()
+        self._frame(state, self._samples[0])
+        state.fixed.begin(state.kept)
+        state.kept = state.fixed
+
+    def _next(self) -> None:
+        assert self._state is not None
+        self._frame(self._state, self._samples[1])
+
+    def _frame(self, state: _FixedState, out: Tensor) -> None:
         self._inputs.copy_(self._host, non_blocking=True)
-        state.inputs.copy_(self._inputs[:4])
-        samples = self._network.frame(self._inputs[4:, None], state)
-        self._samples.copy_(samples.float(), non_blocking=True)
+        state.inputs.copy_(self._inputs[:_STORE])
+        samples = self._network.frame(self._inputs[_STORE:, None], state)
+        out.copy_(samples.float(), non_blocking=True)

@@ -89,6 +89,18 @@ class DecoderStack:
     ) -> Tensor:
         """Residual rows ``[rows, hidden]``, which may be changed in place, at positions ``[rows]`` or ``[3, rows]`` ->
         residual rows before the final norm. Of ``injected`` the deepstack is added."""
+        if injected is None or not injected.deepstack:
+            return self._backend.run_layers(self._run, x, positions, segments, observe)
+        return self._run(x, positions, segments, observe, injected)
+
+    def _run(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        segments: Sequence[Segment],
+        observe: Observer | None = None,
+        injected: InjectedRows | None = None,
+    ) -> Tensor:
         step = self._backend.begin_step(self.rotary(positions), segments)
         for layer in self.layers:
             x = layer(x, step)
