@@ -12,7 +12,7 @@ define native_tests
 	$(BIN)/ctest --test-dir $(VENV)/native/$(1) --output-on-failure
 endef
 
-.PHONY: demo test test-slow test-native sanitize lint format native clean
+.PHONY: demo test test-slow test-gpu test-native sanitize lint format native clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lluda generate --max-tokens 120 "What is the capital of France, and what is it known for?"
@@ -23,6 +23,11 @@ test: $(VENV)/.test test-native
 # Full-size models against transformers and llama.cpp: minutes and gigabytes.
 test-slow: $(VENV)/.test $(VENV)/.peers sanitize
 	$(BIN)/python -m pytest -m slow -rs
+
+# All kernels of the cuda backend on this machine's GPU, captured steps against launched ones, and the reference. torch
+# and triton are this environment's own: requirements/run.txt has torch for a CPU.
+test-gpu:
+	$(PYTHON) -m pytest tests/backends/test_cuda.py tests/backends/test_cuda_graph.py -rs
 
 # The kernels' own C++ tests on every instruction set of this machine; then under AddressSanitizer and UBSan.
 test-native: $(VENV)/.test

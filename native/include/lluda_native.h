@@ -36,7 +36,8 @@ enum {
     LLUDA_UNSUPPORTED = 2,  /* this machine or build cannot do it (an instruction set, for example) */
     LLUDA_OUT_OF_MEMORY = 3,
     LLUDA_INCOMPRESSIBLE = 4, /* packing would save too little; keep the tensor BF16 */
-    LLUDA_CORRUPT = 5         /* a packed buffer contradicts itself */
+    LLUDA_CORRUPT = 5,        /* a packed buffer contradicts itself */
+    LLUDA_STOPPED = 6         /* the caller's own function ended the call */
 };
 
 /* Weight formats. */
@@ -239,6 +240,44 @@ LLUDA_API int lluda_moe_block(const lluda_moe *block, int64_t rows, float *x, in
 /* logits F32 [rows, out] = (RMSNorm(x) * norm, rounded to BF16) W^T + bias. x F32 [rows, in] is only read. */
 LLUDA_API int lluda_lm_head(const lluda_weight *weight, const float *norm, float norm_eps, int64_t rows, const float *x,
                             int64_t x_stride, float *logits, int64_t logits_stride);
+
+/* ---- Whole stacks ----------------------------------------------------------------------------------------------- */
+
+/* One decoder layer: attention, then either mlp or moe (the other is NULL). All layers of a call are of one hidden. */
+typedef struct lluda_layer {
+    const lluda_attention *attention;
+    const lluda_mlp *mlp;
+    const lluda_moe *moe;
+} lluda_layer;
+
+/* A decode step through `count` layers: what lluda_attention_block and lluda_mlp_block or lluda_moe_block do, one after
+ * the other. rows at most LLUDA_FEW_ROWS; cache: [count, rows]; the rest as there. */
+LLUDA_API int lluda_decoder_layers(const lluda_layer *layers, int64_t count, int64_t rows, float *x, int64_t x_stride,
+                                   const float *cos, const float *sin, const lluda_cache_row *cache);
+
+/* Passes over the same layers, each with a head and a table of its own: pass g chooses a code of its head's logits, and
+ * the code's row of its table is the row of pass g + 1. */
+typedef struct lluda_code_predictor {
+    int64_t layer_count;
+    int64_t passes;
+    const lluda_layer *layers;
+    const float *norm;              /* F32 [hidden]: RMSNorm weight before the heads */
+    const lluda_weight *heads;      /* array [passes] of [codes, hidden] */
+    const lluda_weight *embeddings; /* the same */
+    float norm_eps;
+    int32_t reserved; /* 0 */
+} lluda_code_predictor;
+
+/* Chooses a code of the logits of `pass`; called on the calling thread, must call nothing of this library. A result
+ * that is no code ends the call with LLUDA_STOPPED. */
+typedef int64_t (*lluda_choose)(void *context, int64_t pass);
+
+/* x F32 [2, hidden], changed: the rows of pass 0, positions 0 and 1 (pass g takes position g + 1). cos and sin
+ * [passes + 1, head_dim / 2], cache [layer_count, passes + 1], by position. Written: logits F32 [passes, codes] (those
+ * of a pass before it is chosen from) and codes [passes]; total F32 [hidden] += each code's row of its table. */
+LLUDA_API int lluda_predict_codes(const lluda_code_predictor *predictor, float *x, const float *cos, const float *sin,
+                                  const lluda_cache_row *cache, lluda_choose choose, void *context, float *logits,
+                                  int64_t *codes, float *total);
 
 #ifdef __cplusplus
 }

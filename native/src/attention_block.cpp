@@ -13,7 +13,11 @@ namespace {
 // Positions that one item of attention covers. Fixed, so that results do not depend on the number of threads.
 constexpr int64_t kSplit = 512;
 
-void check(const lluda_attention &b) {
+}  // namespace
+
+void lluda::check_attention(const lluda_attention *block) {
+    require(block, "block must not be NULL");
+    const lluda_attention &b = *block;
     require(b.hidden >= 1, "hidden", b.hidden, "1 or more");
     require(b.kv_heads >= 1 && b.heads >= 1 && b.heads % b.kv_heads == 0, "heads", b.heads, "a multiple of kv_heads");
     require(b.head_dim >= 2 && b.head_dim % 2 == 0, "head_dim", b.head_dim, "even");
@@ -27,7 +31,7 @@ void check(const lluda_attention &b) {
     check_weight(b.o, "o", b.hidden, b.heads * b.head_dim);
 }
 
-void check_cache(const lluda_attention &b, int64_t rows, const lluda_cache_row *cache) {
+void lluda::check_cache(const lluda_attention &b, int64_t rows, const lluda_cache_row *cache) {
     require(cache, "cache must not be NULL");
     for (int64_t r = 0; r < rows; ++r) {
         require(cache[r].keys && cache[r].values, "a cache row's keys and values must not be NULL");
@@ -37,8 +41,9 @@ void check_cache(const lluda_attention &b, int64_t rows, const lluda_cache_row *
     }
 }
 
-// One call's work on one block.
-class AttentionJob {
+namespace {
+
+class AttentionJob : public BlockJob {
 public:
     AttentionJob(Session &session, const lluda_attention &b, const AttentionRows &r)
         : b_(b),
@@ -76,7 +81,7 @@ public:
         output_.share(lanes);
     }
 
-    void operator()(Lane &lane) {
+    void run(Lane &lane) override {
         norm_and_prepare(lane, rows_, x_, x_stride_, b_.norm, b_.norm_eps, normed_, input_);
         lane.barrier();
         projections_.run(lane);
@@ -172,11 +177,15 @@ private:
 
 }  // namespace
 
+std::unique_ptr<BlockJob> lluda::attention_job(Session &session, const lluda_attention &block,
+                                               const AttentionRows &rows) {
+    return std::make_unique<AttentionJob>(session, block, rows);
+}
+
 int lluda_attention_block(const lluda_attention *block, int64_t rows, float *x, int64_t x_stride, const float *cos,
                           const float *sin, const lluda_cache_row *cache) {
     return guarded([&] {
-        require(block, "block must not be NULL");
-        check(*block);
+        check_attention(block);
         check_rows(rows, x, x_stride, block->hidden);
         if (rows == 0) return;
         require(cos && sin, "cos and sin must not be NULL");
@@ -187,7 +196,7 @@ int lluda_attention_block(const lluda_attention *block, int64_t rows, float *x, 
             Session session;
             if (count > kFewRows) return attend_many(session, *block, part);
             AttentionJob job(session, *block, part);
-            session.run(job);
+            session.run([&](Lane &lane) { job.run(lane); });
         });
     });
 }

@@ -23,7 +23,9 @@ int64_t lluda_struct_size(const char *name) {
                                   {"lluda_attention", sizeof(lluda_attention)},
                                   {"lluda_mlp", sizeof(lluda_mlp)},
                                   {"lluda_encoder", sizeof(lluda_encoder)},
-                                  {"lluda_moe", sizeof(lluda_moe)}};
+                                  {"lluda_moe", sizeof(lluda_moe)},
+                                  {"lluda_layer", sizeof(lluda_layer)},
+                                  {"lluda_code_predictor", sizeof(lluda_code_predictor)}};
     for (const Entry &entry : kEntries)
         if (name && std::strcmp(name, entry.name) == 0) return static_cast<int64_t>(entry.size);
     return 0;

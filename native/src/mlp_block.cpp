@@ -6,9 +6,9 @@
 
 using namespace lluda;
 
-namespace {
-
-void check(const lluda_mlp &b) {
+void lluda::check_mlp(const lluda_mlp *block) {
+    require(block, "block must not be NULL");
+    const lluda_mlp &b = *block;
     require(b.hidden >= 1, "hidden", b.hidden, "1 or more");
     require(b.intermediate >= 1, "intermediate", b.intermediate, "1 or more");
     require(b.norm, "norm must not be NULL");
@@ -17,33 +17,57 @@ void check(const lluda_mlp &b) {
     check_weight(b.down, "down", b.hidden, b.intermediate);
 }
 
-void run_few(const lluda_mlp &b, int64_t rows, float *x, int64_t x_stride) {
-    Session session;
-    const int n = static_cast<int>(rows), lanes = session.threads();
-    float *normed = session.allocate<float>(rows * b.hidden);
-    float *gate = session.allocate<float>(rows * b.intermediate);
-    float *up = session.allocate<float>(rows * b.intermediate);
-    const PreparedRows input(session, n, b.hidden), inner(session, n, b.intermediate);
-    Products first(lanes), second(lanes);
-    first.add(*b.gate, input, n, Store::kFloat, gate, b.intermediate);
-    first.add(*b.up, input, n, Store::kFloat, up, b.intermediate);
-    first.share(lanes);
-    second.add(*b.down, inner, n, Store::kAdd, x, x_stride, b.output_scale);
-    second.share(lanes);
+namespace {
 
-    session.run([&](Lane &lane) {
-        norm_and_prepare(lane, n, x, x_stride, b.norm, b.norm_eps, normed, input);
+class MlpJob : public BlockJob {
+public:
+    MlpJob(Session &session, const lluda_mlp &b, int64_t rows, float *x, int64_t x_stride)
+        : b_(b),
+          rows_(static_cast<int>(rows)),
+          x_(x),
+          x_stride_(x_stride),
+          normed_(session.allocate<float>(rows * b.hidden)),
+          gate_(session.allocate<float>(rows * b.intermediate)),
+          up_(session.allocate<float>(rows * b.intermediate)),
+          input_(session, rows_, b.hidden),
+          inner_(session, rows_, b.intermediate),
+          first_(session.threads()),
+          second_(session.threads()) {
+        first_.add(*b.gate, input_, rows_, Store::kFloat, gate_, b.intermediate);
+        first_.add(*b.up, input_, rows_, Store::kFloat, up_, b.intermediate);
+        first_.share(session.threads());
+        second_.add(*b.down, inner_, rows_, Store::kAdd, x, x_stride, b.output_scale);
+        second_.share(session.threads());
+    }
+
+    void run(Lane &lane) override {
+        norm_and_prepare(lane, rows_, x_, x_stride_, b_.norm, b_.norm_eps, normed_, input_);
         lane.barrier();
-        first.run(lane);
+        first_.run(lane);
         lane.barrier();
-        for (int r = lane.index; r < n; r += lane.count) {
-            float *g = gate + r * b.intermediate;
-            kernels().gated_silu(g, up + r * b.intermediate, b.intermediate, g);
-            kernels().prepare_f32(g, b.intermediate, inner.row(r));
+        for (int r = lane.index; r < rows_; r += lane.count) {
+            float *gate = gate_ + r * b_.intermediate;
+            kernels().gated_silu(gate, up_ + r * b_.intermediate, b_.intermediate, gate);
+            kernels().prepare_f32(gate, b_.intermediate, inner_.row(r));
         }
         lane.barrier();
-        second.run(lane);
-    });
+        second_.run(lane);
+    }
+
+private:
+    const lluda_mlp &b_;
+    const int rows_;
+    float *const x_;
+    const int64_t x_stride_;
+    float *const normed_, *const gate_, *const up_;
+    const PreparedRows input_, inner_;
+    Products first_, second_;
+};
+
+void run_few(const lluda_mlp &b, int64_t rows, float *x, int64_t x_stride) {
+    Session session;
+    MlpJob job(session, b, rows, x, x_stride);
+    session.run([&](Lane &lane) { job.run(lane); });
 }
 
 void run_many(const lluda_mlp &b, int64_t rows, float *x, int64_t x_stride) {
@@ -64,24 +88,47 @@ void run_many(const lluda_mlp &b, int64_t rows, float *x, int64_t x_stride) {
     });
 }
 
-void run_head_few(const lluda_weight &weight, const float *norm, float norm_eps, int64_t rows, const float *x,
-                  int64_t x_stride, float *logits, int64_t logits_stride) {
-    Session session;
-    const int n = static_cast<int>(rows), lanes = session.threads();
-    float *normed = session.allocate<float>(rows * weight.in_features);
-    const PreparedRows input(session, n, weight.in_features);
-    Products products(lanes);
-    products.add(weight, input, n, Store::kFloat, logits, logits_stride);
-    products.share(lanes);
-    session.run([&](Lane &lane) {
-        norm_and_prepare(lane, n, x, x_stride, norm, norm_eps, normed, input);
+class HeadJob : public BlockJob {
+public:
+    HeadJob(Session &session, const Head &head, int64_t rows, const float *x, int64_t x_stride, float *logits,
+            int64_t logits_stride)
+        : head_(head),
+          rows_(static_cast<int>(rows)),
+          x_(x),
+          x_stride_(x_stride),
+          normed_(session.allocate<float>(rows * head.weight.in_features)),
+          input_(session, rows_, head.weight.in_features),
+          products_(session.threads()) {
+        products_.add(head.weight, input_, rows_, Store::kFloat, logits, logits_stride);
+        products_.share(session.threads());
+    }
+
+    void run(Lane &lane) override {
+        norm_and_prepare(lane, rows_, x_, x_stride_, head_.norm, head_.norm_eps, normed_, input_);
         lane.barrier();
-        products.run(lane);
-    });
+        products_.run(lane);
+    }
+
+private:
+    const Head head_;
+    const int rows_;
+    const float *const x_;
+    const int64_t x_stride_;
+    float *const normed_;
+    const PreparedRows input_;
+    Products products_;
+};
+
+void run_head_few(const Head &head, int64_t rows, const float *x, int64_t x_stride, float *logits,
+                  int64_t logits_stride) {
+    Session session;
+    HeadJob job(session, head, rows, x, x_stride, logits, logits_stride);
+    session.run([&](Lane &lane) { job.run(lane); });
 }
 
-void run_head_many(const lluda_weight &weight, const float *norm, float norm_eps, int64_t rows, const float *x,
-                   int64_t x_stride, float *logits, int64_t logits_stride) {
+void run_head_many(const Head &head, int64_t rows, const float *x, int64_t x_stride, float *logits,
+                   int64_t logits_stride) {
+    const lluda_weight &weight = head.weight;
     Session session;
     const std::vector<StandingRoom> rooms = standing_rooms(session, weight.in_features);
     const Panel input(session, rows, weight.in_features);
@@ -89,7 +136,7 @@ void run_head_many(const lluda_weight &weight, const float *norm, float norm_eps
     products.add(weight, input, Store::kFloat, logits, logits_stride);
     products.share(session.threads());
     session.run([&](Lane &lane) {
-        norm_into_panel(lane, input, rooms, x, x_stride, {norm, nullptr, norm_eps});
+        norm_into_panel(lane, input, rooms, x, x_stride, {head.norm, nullptr, head.norm_eps});
         lane.barrier();
         products.run(lane);
     });
@@ -97,11 +144,20 @@ void run_head_many(const lluda_weight &weight, const float *norm, float norm_eps
 
 }  // namespace
 
+std::unique_ptr<BlockJob> lluda::mlp_job(Session &session, const lluda_mlp &block, int64_t rows, float *x,
+                                         int64_t x_stride) {
+    return std::make_unique<MlpJob>(session, block, rows, x, x_stride);
+}
+
+std::unique_ptr<BlockJob> lluda::head_job(Session &session, const Head &head, int64_t rows, const float *x,
+                                          int64_t x_stride, float *logits, int64_t logits_stride) {
+    return std::make_unique<HeadJob>(session, head, rows, x, x_stride, logits, logits_stride);
+}
+
 int lluda_mlp_block(const lluda_mlp *block, int64_t rows, float *x, int64_t x_stride) {
     return guarded([&] {
-        require(block, "block must not be NULL");
+        check_mlp(block);
         const lluda_mlp &b = *block;
-        check(b);
         check_rows(rows, x, x_stride, b.hidden);
         for_rows(rows, [&](int64_t from, int64_t count) {
             (count > kFewRows ? run_many : run_few)(b, count, x + from * x_stride, x_stride);
@@ -120,7 +176,7 @@ int lluda_lm_head(const lluda_weight *weight, const float *norm, float norm_eps,
         require(rows == 1 || logits_stride >= weight->out_features, "logits_stride", logits_stride,
                 "at least out_features");
         for_rows(rows, [&](int64_t from, int64_t count) {
-            (count > kFewRows ? run_head_many : run_head_few)(*weight, norm, norm_eps, count, x + from * x_stride,
+            (count > kFewRows ? run_head_many : run_head_few)({*weight, norm, norm_eps}, count, x + from * x_stride,
                                                               x_stride, logits + from * logits_stride, logits_stride);
         });
     });

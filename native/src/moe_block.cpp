@@ -7,9 +7,9 @@
 
 using namespace lluda;
 
-namespace {
-
-void check(const lluda_moe &b) {
+void lluda::check_moe(const lluda_moe *block) {
+    require(block, "block must not be NULL");
+    const lluda_moe &b = *block;
     require(b.hidden >= 1, "hidden", b.hidden, "1 or more");
     require(b.experts >= 1 && b.experts <= 4096, "experts", b.experts, "1 .. 4096");
     require(b.intermediate >= 1, "intermediate", b.intermediate, "1 or more");
@@ -17,13 +17,20 @@ void check(const lluda_moe &b) {
     require(b.top_k >= 1 && b.top_k <= 64 && b.top_k <= b.experts, "top_k", b.top_k, "1 .. 64 and at most experts");
     require(b.norm && b.router, "norm and router must not be NULL");
     require(b.gate && b.up && b.down, "the experts' gate, up and down must not be NULL");
+    for (int64_t e = 0; e < b.experts; ++e) {
+        check_weight(b.gate + e, "of an expert's gate", b.intermediate, b.hidden);
+        check_weight(b.up + e, "of an expert's up", b.intermediate, b.hidden);
+        check_weight(b.down + e, "of an expert's down", b.hidden, b.intermediate);
+    }
     if (b.shared_intermediate == 0) return;
     check_weight(b.shared_gate, "shared_gate", b.shared_intermediate, b.hidden);
     check_weight(b.shared_up, "shared_up", b.shared_intermediate, b.hidden);
     check_weight(b.shared_down, "shared_down", b.hidden, b.shared_intermediate);
 }
 
-class MoeJob {
+namespace {
+
+class MoeJob : public BlockJob {
 public:
     MoeJob(Session &session, const lluda_moe &b, const MoeRows &rows)
         : b_(b),
@@ -46,7 +53,7 @@ public:
         inner_split_.reset(uses_, lanes);
     }
 
-    void operator()(Lane &lane) {
+    void run(Lane &lane) override {
         norm_and_prepare(lane, static_cast<int>(r_.count), r_.x, r_.x_stride, b_.norm, b_.norm_eps, normed_, input_);
         lane.barrier();
         plan_.score(lane);
@@ -131,20 +138,18 @@ private:
 void mix_few(const lluda_moe &block, const MoeRows &rows) {
     Session session;
     MoeJob job(session, block, rows);
-    session.run(job);
+    session.run([&](Lane &lane) { job.run(lane); });
 }
 
 }  // namespace
 
+std::unique_ptr<BlockJob> lluda::moe_job(Session &session, const lluda_moe &block, const MoeRows &rows) {
+    return std::make_unique<MoeJob>(session, block, rows);
+}
+
 int lluda_moe_block(const lluda_moe *block, int64_t rows, float *x, int64_t x_stride, int32_t *chosen) {
     return guarded([&] {
-        require(block, "block must not be NULL");
-        check(*block);
-        for (int64_t e = 0; e < block->experts; ++e) {
-            check_weight(block->gate + e, "of an expert's gate", block->intermediate, block->hidden);
-            check_weight(block->up + e, "of an expert's up", block->intermediate, block->hidden);
-            check_weight(block->down + e, "of an expert's down", block->hidden, block->intermediate);
-        }
+        check_moe(block);
         check_rows(rows, x, x_stride, block->hidden);
         for_rows(rows, [&](int64_t from, int64_t count) {
             int32_t *chosen_here = chosen ? chosen + from * block->top_k : nullptr;

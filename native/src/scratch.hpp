@@ -17,6 +17,13 @@ public:
     // 64-byte aligned, not initialised. Throws std::bad_alloc.
     void *allocate(std::size_t bytes);
 
+    // What is allocated after a mark is given back by rewinding to it.
+    struct Mark {
+        std::size_t chunks, used;
+    };
+    Mark mark() const { return {chunks_.size(), used_}; }
+    void rewind(Mark mark) { used_ = chunks_.size() == mark.chunks ? mark.used : 0; }
+
 private:
     struct Chunk {
         std::byte *memory;

@@ -93,6 +93,9 @@ public:
         return static_cast<T *>(pool_.scratch().allocate(static_cast<std::size_t>(count) * sizeof(T)));
     }
 
+    // Work that runs one after the other may lie in the same memory.
+    Scratch &scratch() { return pool_.scratch(); }
+
     // body(Lane &) must not throw.
     template <class Body>
     void run(Body &&body) {

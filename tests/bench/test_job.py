@@ -52,5 +52,11 @@ def test_a_plan_out_of_its_range_is_refused(wrong: dict[str, tuple[str, ...]]) -
         Plan(**wrong)  # type: ignore[arg-type]
 
 
-def test_all_families_are_run_by_default() -> None:
-    assert Plan().tests == TESTS
+def test_all_families_of_text_are_run_by_default() -> None:
+    assert Plan().tests == Plan().text_tests == TESTS
+    assert Plan().omni_tests == ()
+
+
+def test_speech_and_sound_are_families_of_their_own() -> None:
+    plan = Plan(tests=("audio", "tg", "speech"))
+    assert (plan.text_tests, plan.omni_tests) == (("tg",), ("audio", "speech"))

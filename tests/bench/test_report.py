@@ -48,6 +48,8 @@ def test_a_row_is_the_median_with_its_range_and_its_share_of_the_bandwidth() -> 
     assert (row.median, row.min, row.max, row.samples) == (15.0, 10.0, 20.0, (20.0, 10.0, 15.0))
     assert row.roofline_fraction == pytest.approx(0.5)
     assert ROWS[2].roofline_fraction is None
+    timed = make_row("lluda", "BF16", "talker", "ms", [50.0, 40.0, 60.0], 1.2e9, BANDWIDTH)
+    assert timed.roofline_fraction == pytest.approx(1.2e9 / 0.05 / 30e9)
     assert make_row("lluda", "BF16", "tg1", "tok/s", [1.0], 1e9, None).roofline_fraction is None
 
 

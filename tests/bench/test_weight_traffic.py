@@ -3,8 +3,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lluda.bench.weight_traffic import bytes_per_step, weights_per_step
+from lluda.bench.weight_traffic import bytes_per_step, code_predictor_bytes, talker_bytes, weights_per_step
 from lluda.config import ModelConfig
+from lluda.models.build import speech_parameters
 from lluda.models.causal_lm import causal_lm_parameters
 from tests.conftest import TINY_MIXED, TINY_MOE, TINY_QWEN3
 
@@ -49,3 +50,20 @@ def test_released_sizes(released_config: Callable[[str], dict[str, Any]]) -> Non
     assert 0.59e9 < dense < 0.6e9
     sparse = weights_per_step(ModelConfig.from_hf(released_config("Qwen3-30B-A3B")).text)
     assert 2.8e9 < sparse < 3.4e9, "the A3B of its name, less the embedding"
+
+
+def test_a_frame_reads_the_predictors_layers_in_each_pass_and_the_talkers_chosen_experts_once(
+    released_config: Callable[[str], dict[str, Any]],
+) -> None:
+    omni = ModelConfig.from_hf(released_config("Qwen3-Omni-30B-A3B-Instruct")).omni
+    assert omni is not None and omni.speech is not None
+    config = omni.speech.talker
+    sizes = {spec.name: 2 * spec.elements for spec in speech_parameters(omni.speech)}
+    # Five layers of q, k, v, o and an MLP fifteen times, fifteen heads once; BF16.
+    layer = 1024 * (16 + 8 + 8 + 16) * 128 + 3 * 1024 * 3072
+    expected = 2 * (15 * 5 * layer + 15 * 2048 * 1024)
+    assert abs(code_predictor_bytes(config, sizes) / expected - 1) < 1e-3
+    # Twenty layers of q, k, v, o, router, 6 experts and the shared one, and the head.
+    layer = 1024 * (16 + 2 + 2 + 16) * 128 + 128 * 1024 + 3 * 1024 * (6 * 384 + 768)
+    expected = 2 * (20 * layer + 3072 * 1024)
+    assert abs(talker_bytes(config, sizes) / expected - 1) < 1e-3

@@ -85,7 +85,7 @@ def test_an_expert_no_token_chose_is_never_run():
     tiny = TinyModel(TINY_MOE, "f64")
     ids = prompt(1)
     expected = tiny.logits(ids)
-    mixture = tiny.network.decoder.layers[0].mlp
+    mixture = tiny.network.decoder.layers.blocks[0][1]
     ran = []
     original = tiny.backend.swiglu
     tiny.backend.swiglu = lambda x, mlp: (ran.append(mlp), original(x, mlp))[1]

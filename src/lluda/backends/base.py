@@ -20,7 +20,10 @@ from torch import Tensor
 
 from lluda.backends.blocks import (
     AttentionBlock,
+    CodePasses,
+    DecoderLayers,
     EncoderBlock,
+    KeyValueStore,
     LayerNorm,
     MixtureBlock,
     Norm,
@@ -271,6 +274,47 @@ class ComputeBackend(ABC):
         """See SharedExpert: rows ``[rows, hidden]`` in the compute dtype -> the residual dtype."""
         gate = (normed.to(shared.gate.dtype) @ shared.gate.T).sigmoid()
         return self.swiglu(normed, shared.mlp).to(gate.dtype) * gate
+
+    # Stacks of blocks, which a backend overrides where one call is faster than many.
+
+    def decoder_layers(self, x: Tensor, layers: DecoderLayers, step: Step) -> Tensor:
+        """Residual rows ``[rows, hidden]`` (may be changed in place) through all ``layers``."""
+        for index in range(len(layers.blocks)):
+            x = self.decoder_layer(x, layers, index, step)
+        return x
+
+    def decoder_layer(self, x: Tensor, layers: DecoderLayers, index: int, step: Step) -> Tensor:
+        """The same through layer ``index`` alone."""
+        attention, feed_forward = layers.blocks[index]
+        x = self.attention_block(x, attention, index, step)
+        if isinstance(feed_forward, MixtureBlock):
+            return self.mixture_block(x, feed_forward)
+        return self.swiglu_block(x, feed_forward)
+
+    def code_passes(
+        self,
+        x: Tensor,
+        passes: CodePasses,
+        table: RotaryTable,
+        store: KeyValueStore,
+        choose: Callable[[Tensor], int],
+        total: Tensor,
+    ) -> list[int]:
+        """See CodePasses: the codes that ``choose`` takes of each pass's logits ``[codes]``, in turn.
+
+        ``x [2, hidden]``: the rows of the first pass, positions 0 and 1; ``table`` turns position after position;
+        ``store`` is empty. ``total [1, hidden]``: the codes' rows of their tables are added to it, one by one. All in
+        the residual dtype; ``choose`` asks nothing of the backend."""
+        codes: list[int] = []
+        for head, embedding in zip(passes.heads, passes.embeddings, strict=True):
+            begin, end = store.length, store.length + len(x)
+            step = self.begin_step((table[0][begin:end], table[1][begin:end]), [Segment(0, len(x), store)])
+            x = self.decoder_layers(x, passes.layers, step)
+            store.length = end
+            codes.append(choose(self.head(x[-1:], passes.norm, head)[0]))
+            x = self.embedding(embedding, torch.tensor(codes[-1:], device=self.device))
+            total += x
+        return codes
 
     def swiglu(self, x: Tensor, mlp: SwiGLU) -> Tensor:
         """``down(silu(gate(x)) * up(x))``: ``[rows, hidden] -> [rows, hidden]`` in the compute dtype."""

@@ -179,6 +179,25 @@ class MixtureBlock:
     shared: SharedExpert | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class DecoderLayers:
+    """Layers one after the other, each attention and then its feed-forward; layer i's keys and values are those of
+    layer i of the step's stores."""
+
+    blocks: Sequence[tuple[AttentionBlock, SwiGLUBlock | MixtureBlock]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CodePasses:
+    """Passes over the same layers, each with a head ``[codes, hidden]`` and a table ``[codes, hidden]`` of its own: a
+    code is chosen of pass g's logits, ``head(norm(last row))``, and its row of pass g's table is pass g + 1's row."""
+
+    layers: DecoderLayers
+    norm: Norm
+    heads: Sequence[Weight]
+    embeddings: Sequence[Weight]
+
+
 class KeyValueStore(Protocol):
     """Where one sequence's keys and values live. ``length`` positions are filled before a step; the step's rows are
     stored layer by layer and counted once, by the engine, when the step is done."""

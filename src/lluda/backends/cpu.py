@@ -7,10 +7,9 @@ cover (encoders' operations) runs as the reference defines it.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,23 +17,23 @@ from torch import Tensor
 from lluda.backends.base import Precision, RotaryTable
 from lluda.backends.blocks import (
     AttentionBlock,
+    CodePasses,
+    DecoderLayers,
     EncoderBlock,
+    KeyValueStore,
     MixtureBlock,
     Norm,
-    Projection,
     Segment,
     Step,
     SwiGLUBlock,
     Weight,
 )
+from lluda.backends.native_blocks import NativeBlocks, NativeWeight, biased, native
 from lluda.backends.native_library import (
+    CHOOSE,
     DTYPE_BF16,
     DTYPE_F32,
     FORMAT_BF16,
-    AttentionStruct,
-    EncoderStruct,
-    MlpStruct,
-    MoeStruct,
     WeightStruct,
     native_library,
     pointer,
@@ -49,46 +48,12 @@ FEW_ROWS = 16
 """Rows of a product up to which reading the weights is the limit, and torch's product far from it."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class NativeWeight:
-    """A matrix the kernels read: its descriptor, and the memory that the descriptor points into."""
-
-    struct: WeightStruct
-    memory: Tensor
-    format: str
-
-    @property
-    def out_features(self) -> int:
-        """Rows: width of the product."""
-        return int(self.struct.out_features)
-
-    @property
-    def in_features(self) -> int:
-        """Columns: width of the rows it multiplies."""
-        return int(self.struct.in_features)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that one product reads."""
-        return self.memory.nbytes
-
-
 @dataclass(frozen=True, slots=True)
 class NativeStep(Step):
     """Where each row's keys and values of each layer lie: ``lluda_cache_row`` as int64 ``[layers, rows, 4]``."""
 
     cache_rows: Tensor
     cache_dtype: int
-
-
-@dataclass(slots=True)
-class _Blocks:
-    """Descriptors made for blocks, kept as long as the backend: by block, since blocks compare by identity."""
-
-    attention: dict[AttentionBlock, AttentionStruct] = field(default_factory=dict)
-    encoder: dict[EncoderBlock, tuple[EncoderStruct, Any]] = field(default_factory=dict)
-    swiglu: dict[SwiGLUBlock, MlpStruct] = field(default_factory=dict)
-    mixture: dict[MixtureBlock, tuple[MoeStruct, Any]] = field(default_factory=dict)
 
 
 class CpuBackend(ReferenceBackend):
@@ -116,7 +81,7 @@ class CpuBackend(ReferenceBackend):
         share_torch_threads()
         self._packed = packed
         self._memory = WeightMemory()
-        self._blocks = _Blocks()
+        self._blocks = NativeBlocks()
         self._decodes_q8_0 = False
         self._alone = False
         self.incompressible = 0
@@ -169,7 +134,7 @@ class CpuBackend(ReferenceBackend):
     def embedding(self, weight: Weight, ids: Tensor) -> Tensor:
         if isinstance(weight, Q8Weight):
             return super().embedding(weight, ids)
-        struct = _native(weight).struct
+        struct = native(weight).struct
         rows = torch.empty(len(ids), weight.in_features)
         self._native.check(
             self._native.embedding(struct, len(ids), ids.contiguous().data_ptr(), rows.data_ptr(), rows.stride(0))
@@ -182,10 +147,10 @@ class CpuBackend(ReferenceBackend):
         if len(x) > FEW_ROWS and weight.format == "BF16" and not self._alone:
             # Between torch's operations torch's own product, as good for many rows, or each one's threads would spin
             # while the other's work (journal/08-benchmarks.md).
-            return torch.nn.functional.linear(x, _native(weight).memory, None if bias is None else bias.to(x.dtype))
+            return torch.nn.functional.linear(x, native(weight).memory, None if bias is None else bias.to(x.dtype))
         x = x.contiguous()
         y = torch.empty(len(x), weight.out_features, dtype=torch.bfloat16)
-        struct = _biased(weight, bias)
+        struct = biased(weight, bias)
         self._native.check(
             self._native.linear(struct, len(x), x.data_ptr(), x.stride(0), y.data_ptr(), DTYPE_BF16, y.stride(0))
         )
@@ -197,7 +162,7 @@ class CpuBackend(ReferenceBackend):
         x = x.contiguous()
         rows = len(x) - (taps - 1) * dilation
         y = torch.empty(rows, weight.out_features, dtype=torch.bfloat16)
-        struct = _biased(weight, bias)
+        struct = biased(weight, bias)
         self._native.check(
             self._native.conv1d(struct, taps, dilation, rows, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0))
         )
@@ -222,7 +187,7 @@ class CpuBackend(ReferenceBackend):
         logits = torch.empty(len(x), weight.out_features)
         self._native.check(
             self._native.lm_head(
-                _native(weight).struct, norm.weight.data_ptr(), norm.eps, len(x), x.data_ptr(), x.stride(0),
+                native(weight).struct, norm.weight.data_ptr(), norm.eps, len(x), x.data_ptr(), x.stride(0),
                 logits.data_ptr(), logits.stride(0),
             )
         )  # fmt: skip
@@ -241,12 +206,10 @@ class CpuBackend(ReferenceBackend):
         return NativeStep(cos, sin, segments, rows, DTYPE_BF16 if dtype is torch.bfloat16 else DTYPE_F32)
 
     def attention_block(self, x: Tensor, block: AttentionBlock, layer: int, step: Step) -> Tensor:
-        if _has_q8_0(block.q_proj.weight, block.k_proj.weight, block.v_proj.weight, block.o_proj.weight):
-            return super().attention_block(x, block, layer, step)
-        assert isinstance(step, NativeStep), "the cpu backend was given a step of another backend"
-        struct = self._blocks.attention.get(block)
+        struct = self._blocks.attention(block)
         if struct is None:
-            struct = self._blocks.attention[block] = _attention_struct(block, x.shape[1])
+            return super().attention_block(x, block, layer, step)
+        step = _native_step(step)
         struct.cache_dtype = step.cache_dtype
         cache_rows = step.cache_rows.data_ptr() + layer * step.cache_rows.stride(0) * step.cache_rows.itemsize
         self._native.check(
@@ -259,50 +222,91 @@ class CpuBackend(ReferenceBackend):
     def encoder_block(
         self, x: Tensor, block: EncoderBlock, lengths: Sequence[int], rotary: RotaryTable | None
     ) -> Tensor:
-        made = self._blocks.encoder.get(block)
-        if made is None:
-            made = self._blocks.encoder[block] = _encoder_struct(block, x.shape[1])
+        struct = self._blocks.encoder(block)
+        if struct is None:
+            return super().encoder_block(x, block, lengths, rotary)
         cos, sin = (None, None) if rotary is None else (part.contiguous() for part in rotary)
         runs = (ctypes.c_int64 * len(lengths))(*lengths)
         self._native.check(
             self._native.encoder_block(
-                made[0], len(x), x.data_ptr(), x.stride(0), pointer(cos), pointer(sin), runs, len(lengths)
+                struct, len(x), x.data_ptr(), x.stride(0), pointer(cos), pointer(sin), runs, len(lengths)
             )
         )
         return x
 
     def swiglu_block(self, x: Tensor, block: SwiGLUBlock) -> Tensor:
-        if _has_q8_0(block.mlp.gate_proj, block.mlp.up_proj, block.mlp.down_proj):
-            return super().swiglu_block(x, block)
-        struct = self._blocks.swiglu.get(block)
+        struct = self._blocks.swiglu(block)
         if struct is None:
-            struct = self._blocks.swiglu[block] = _mlp_struct(block, x.shape[1])
+            return super().swiglu_block(x, block)
         self._native.check(self._native.mlp_block(struct, len(x), x.data_ptr(), x.stride(0)))
         return x
 
     def mixture_block(self, x: Tensor, block: MixtureBlock) -> Tensor:
-        every = (*block.experts, *((block.shared.mlp,) if block.shared else ()))
-        if any(_has_q8_0(one.gate_proj, one.up_proj, one.down_proj) for one in every):
+        struct = self._blocks.mixture(block)
+        if struct is None:
             return super().mixture_block(x, block)
-        made = self._blocks.mixture.get(block)
-        if made is None:
-            made = self._blocks.mixture[block] = _moe_struct(block, x.shape[1])
-        self._native.check(self._native.moe_block(made[0], len(x), x.data_ptr(), x.stride(0), None))
+        self._native.check(self._native.moe_block(struct, len(x), x.data_ptr(), x.stride(0), None))
         return x
 
+    # Stacks
 
-def _has_q8_0(*weights: Weight) -> bool:
-    """Whether a block has a weight that the kernels do not read yet, so that it runs as it is defined."""
-    return any(isinstance(weight, Q8Weight) for weight in weights)
+    def decoder_layers(self, x: Tensor, layers: DecoderLayers, step: Step) -> Tensor:
+        made = self._blocks.layers(layers) if len(x) <= FEW_ROWS else None
+        if made is None:
+            return super().decoder_layers(x, layers, step)
+        step = _native_step(step)
+        made.set_cache_dtype(step.cache_dtype)
+        self._native.check(
+            self._native.decoder_layers(
+                made.structs, len(made.structs), len(x), x.data_ptr(), x.stride(0), step.cos.data_ptr(),
+                step.sin.data_ptr(), step.cache_rows.data_ptr(),
+            )
+        )  # fmt: skip
+        return x
+
+    def code_passes(
+        self,
+        x: Tensor,
+        passes: CodePasses,
+        table: RotaryTable,
+        store: KeyValueStore,
+        choose: Callable[[Tensor], int],
+        total: Tensor,
+    ) -> list[int]:
+        struct, layers = self._blocks.code_passes(passes), self._blocks.layers(passes.layers)
+        if struct is None or layers is None:
+            return super().code_passes(x, passes, table, store, choose, total)
+        count, codes = len(passes.heads), torch.zeros(len(passes.heads), dtype=torch.int64)
+        logits = torch.empty(count, passes.heads[0].out_features)
+        step = _native_step(self.begin_step(table, [Segment(0, count + 1, store)]))
+        layers.set_cache_dtype(step.cache_dtype)
+        raised: list[BaseException] = []
+
+        def chosen(_: int | None, number: int) -> int:
+            try:
+                return choose(logits[number])
+            except BaseException as error:  # it cannot pass through the kernels: it is raised again behind them
+                raised.append(error)
+                return -1
+
+        result = self._native.predict_codes(
+            struct, x.data_ptr(), step.cos.data_ptr(), step.sin.data_ptr(), step.cache_rows.data_ptr(), CHOOSE(chosen),
+            None, logits.data_ptr(), codes.data_ptr(), total.data_ptr(),
+        )  # fmt: skip
+        if raised:
+            raise raised[0]
+        self._native.check(result)
+        store.length += count + 1
+        return [int(code) for code in codes.tolist()]
+
+
+def _native_step(step: Step) -> NativeStep:
+    assert isinstance(step, NativeStep), "the cpu backend was given a step of another backend"
+    return step
 
 
 def _packed(stored: Tensor) -> NativeWeight:
     return NativeWeight(packed_view(stored), stored, "PACKED_BF16")
-
-
-def _native(weight: Weight) -> NativeWeight:
-    assert isinstance(weight, NativeWeight), f"the cpu backend was given a {weight.format} weight of another backend"
-    return weight
 
 
 def _cache_rows(keys: Tensor, values: Tensor, length: int, rows: int) -> Tensor:
@@ -312,106 +316,3 @@ def _cache_rows(keys: Tensor, values: Tensor, length: int, rows: int) -> Tensor:
     made[..., 0], made[..., 1] = keys.data_ptr() + layer_bytes, values.data_ptr() + layer_bytes
     made[..., 2], made[..., 3] = keys.stride(1), length + torch.arange(rows)
     return made
-
-
-def _biased(weight: Weight, bias: Tensor | None) -> WeightStruct:
-    source = _native(weight).struct
-    if bias is None:
-        return source
-    struct = WeightStruct.from_buffer_copy(source)
-    struct.bias = bias.data_ptr()
-    return struct
-
-
-def _with_bias(projection: Projection) -> Any:
-    return ctypes.pointer(_biased(projection.weight, projection.bias))
-
-
-def _attention_struct(block: AttentionBlock, hidden: int) -> AttentionStruct:
-    head_norm = block.q_norm or block.k_norm
-    return AttentionStruct(
-        hidden=hidden,
-        heads=block.q_proj.weight.out_features // block.head_dim,
-        kv_heads=block.k_proj.weight.out_features // block.head_dim,
-        head_dim=block.head_dim,
-        window=block.window or 0,
-        norm=block.norm.weight.data_ptr(),
-        q_norm=pointer(block.q_norm.weight if block.q_norm else None),
-        k_norm=pointer(block.k_norm.weight if block.k_norm else None),
-        q=_with_bias(block.q_proj),
-        k=_with_bias(block.k_proj),
-        v=_with_bias(block.v_proj),
-        o=_with_bias(block.o_proj),
-        output_scale=pointer(block.scale),
-        norm_eps=block.norm.eps,
-        qk_norm_eps=head_norm.eps if head_norm else 0.0,
-    )
-
-
-def _encoder_struct(block: EncoderBlock, hidden: int) -> tuple[EncoderStruct, Any]:
-    """The descriptor and the array it points to."""
-    qkv = (WeightStruct * len(block.qkv))(*(_biased(part.weight, part.bias) for part in block.qkv))
-    struct = EncoderStruct(
-        hidden=hidden,
-        heads=block.heads,
-        head_dim=block.out.weight.in_features // block.heads,
-        intermediate=block.fc1.weight.out_features,
-        norm1=block.norm1.weight.data_ptr(),
-        norm1_bias=block.norm1.bias.data_ptr(),
-        norm2=block.norm2.weight.data_ptr(),
-        norm2_bias=block.norm2.bias.data_ptr(),
-        qkv=qkv,
-        qkv_count=len(block.qkv),
-        out=_with_bias(block.out),
-        fc1=_with_bias(block.fc1),
-        fc2=_with_bias(block.fc2),
-        norm1_eps=block.norm1.eps,
-        norm2_eps=block.norm2.eps,
-        gelu=int(block.tanh),
-    )
-    return struct, qkv
-
-
-def _mlp_struct(block: SwiGLUBlock, hidden: int) -> MlpStruct:
-    mlp = block.mlp
-    gate, up, down = (ctypes.pointer(_native(w).struct) for w in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
-    return MlpStruct(
-        hidden=hidden,
-        intermediate=mlp.gate_proj.out_features,
-        norm=block.norm.weight.data_ptr(),
-        gate=gate,
-        up=up,
-        down=down,
-        output_scale=pointer(block.scale),
-        norm_eps=block.norm.eps,
-    )
-
-
-def _moe_struct(block: MixtureBlock, hidden: int) -> tuple[MoeStruct, Any]:
-    """The descriptor and the arrays it points to."""
-    array = WeightStruct * len(block.experts)
-    gate, up, down = (
-        array(*(_native(getattr(expert, part)).struct for expert in block.experts))
-        for part in ("gate_proj", "up_proj", "down_proj")
-    )
-    struct = MoeStruct(
-        hidden=hidden,
-        experts=len(block.experts),
-        intermediate=block.experts[0].gate_proj.out_features,
-        top_k=block.top_k,
-        norm=block.norm.weight.data_ptr(),
-        router=block.router.data_ptr(),
-        gate=gate,
-        up=up,
-        down=down,
-        norm_eps=block.norm.eps,
-        normalise=block.normalise,
-    )
-    if block.shared is not None:
-        mlp = block.shared.mlp
-        struct.shared_intermediate = mlp.gate_proj.out_features
-        struct.shared_gate, struct.shared_up, struct.shared_down = (
-            ctypes.pointer(_native(weight).struct) for weight in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-        )
-        struct.shared_expert_gate = block.shared.gate.data_ptr()
-    return struct, (gate, up, down)

@@ -34,8 +34,10 @@ from lluda.backends.triton_target import has_dependent_launch, interpreted
 from lluda.errors import InvalidRequest, LimitExceeded
 
 _SCRATCH_ROWS = 16
-_BUCKET, _MOST_CAPTURED = 32, 512
-"""Prompts are filled up to a multiple of so many rows where they are captured, which pays up to so many."""
+_FEW, _MOST_CAPTURED = 512, 2048
+_BUCKETS = 32, 256
+"""Prompts are filled up to a multiple of so many rows (up to ``_FEW``, beyond) where they are captured; longer ones
+keep the device busy without that."""
 
 _KERNEL_TYPES = (torch.bfloat16, torch.float32)
 
@@ -62,7 +64,6 @@ class CudaBackend(ReferenceBackend):
         self.captures = self._fused
         self._pdl = has_dependent_launch(device)
         self._experts: dict[MixtureBlock, Tensor] = {}
-        self._met: dict[Any, int] = {}
         self._prefills: dict[Any, PrefillGraph] = {}
         self._pool: Any = None
         self._scratch: dict[tuple[int, int, int], triton_attention.DecodeScratch] = {}
@@ -197,14 +198,11 @@ class CudaBackend(ReferenceBackend):
     ) -> Tensor:
         """The first rows of a sequence as one launch, from the second time on that about so many come."""
         store = segments[0].store
-        rows = -(-len(x) // _BUCKET) * _BUCKET
+        bucket = _BUCKETS[len(x) > _FEW]
+        rows = -(-len(x) // bucket) * bucket
         alone = len(segments) == 1 and not isinstance(store, DeviceStore) and store.length == 0
         wanted = self._fused and self.device.type == "cuda" and triton_gemv.MAX_ROWS < len(x) <= _MOST_CAPTURED
         if not (alone and wanted and not torch.cuda.is_current_stream_capturing()):
-            return layers(x, positions, segments, observe)
-        key = layers, rows, positions.dim(), observe is None
-        self._met[key] = self._met.get(key, 0) + 1
-        if self._met[key] == 1:
             return layers(x, positions, segments, observe)
         try:
             buffers, place = store.room(rows), store_row(store, rows)
@@ -212,6 +210,7 @@ class CudaBackend(ReferenceBackend):
             return layers(x, positions, segments, observe)
         if buffers[0].dtype != self.precision.compute:
             return layers(x, positions, segments, observe)
+        key = layers, rows, positions.dim(), observe is None
         if key not in self._prefills:
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             self._prefills[key] = PrefillGraph(

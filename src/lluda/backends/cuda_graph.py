@@ -116,6 +116,7 @@ class DecodeGraph:
     ) -> None:
         self.rows, self._run, self._argmax, self._device, self._capture = rows, run, argmax, device, capture
         self._host = pinned((rows * (STORE_WIDTH + 2),), torch.int64, device)
+        self._numbers = self._host.numpy()
         self._inputs = torch.zeros_like(self._host, device=device)
         table = self._inputs[: rows * STORE_WIDTH].view(rows, STORE_WIDTH)
         self._segments = [Segment(row, 1, DeviceStore(table, row, kv_dtype)) for row in range(rows)]
@@ -132,9 +133,9 @@ class DecodeGraph:
         """Start the step: ``ids`` at ``positions`` behind what the ``stores`` hold. They are not advanced."""
         places = [number for store in stores for number in store_row(store)]
         rows = self.rows
-        self._host[: rows * STORE_WIDTH] = torch.tensor(places)
-        self._host[rows * STORE_WIDTH : -rows] = torch.tensor(ids)
-        self._host[-rows:].view(torch.float64)[:] = torch.tensor(positions, dtype=torch.float64)
+        self._numbers[: rows * STORE_WIDTH] = places
+        self._numbers[rows * STORE_WIDTH : -rows] = ids
+        self._numbers[-rows:].view("float64")[:] = positions
         if self._graph is None:
             self._graph = Graph(self._body, self._device, capture=self._capture)
         self._graph.launch()
@@ -163,7 +164,7 @@ class DecodeGraph:
 
 class PrefillGraph:
     """All layers of a stack over the first rows of one sequence, up to ``rows`` of them: fewer are filled up with the
-    last, behind which nothing looks and where the next step writes. Neither counts as stored.
+    last, behind which nothing looks and where the next step writes. Neither counts as stored. Captured the second time.
 
     Args:
         layers: as in `backends.base`; given rows that it may change, and a `DeviceStore` that is empty.
@@ -184,6 +185,7 @@ class PrefillGraph:
         self._segments = [Segment(0, rows, DeviceStore(self._table, 0, kv_dtype))]
         self._out, self._stages = self._rows, dict[str, Tensor]()
         self._graph: Graph | None = None
+        self._met = False
 
     def __call__(self, x: Tensor, positions: Tensor, place: tuple[int, int, int, int], observe: Observer) -> Tensor:
         """Residual rows ``[n, hidden]`` at ``positions``, stored at ``place`` (`store_row`) -> the same after all
@@ -194,9 +196,13 @@ class PrefillGraph:
         # The last launch may still be reading what the host gave it.
         torch.cuda.current_stream(self._device).synchronize()
         self._host[:] = torch.tensor(place)
-        if self._graph is None:
-            self._graph = Graph(self._body, self._device, capture=True, pool=self._pool)
-        self._graph.launch()
+        if not self._met:
+            # Many lengths come once only. What is run is the same, so that the second time gives the same rows.
+            self._met = True
+            self._body()
+        else:
+            self._graph = self._graph or Graph(self._body, self._device, capture=True, pool=self._pool)
+            self._graph.launch()
         for stage, rows in self._stages.items():
             observe(stage, rows[:count])
         return self._out[:count].clone()

@@ -9,7 +9,7 @@ import ctypes
 import os
 import sysconfig
 from collections.abc import Callable
-from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import CFUNCTYPE, POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -137,6 +137,30 @@ class MoeStruct(ctypes.Structure):
     )
 
 
+class LayerStruct(ctypes.Structure):
+    """``lluda_layer``."""
+
+    _fields_ = (("attention", POINTER(AttentionStruct)), ("mlp", POINTER(MlpStruct)), ("moe", POINTER(MoeStruct)))
+
+
+class CodePredictorStruct(ctypes.Structure):
+    """``lluda_code_predictor``."""
+
+    _fields_ = (
+        ("layer_count", c_int64),
+        ("passes", c_int64),
+        ("layers", POINTER(LayerStruct)),
+        ("norm", c_void_p),
+        ("heads", POINTER(WeightStruct)),
+        ("embeddings", POINTER(WeightStruct)),
+        ("norm_eps", c_float),
+        ("reserved", c_int32),
+    )
+
+
+CHOOSE = CFUNCTYPE(c_int64, c_void_p, c_int64)
+"""``lluda_choose``."""
+
 _STRUCTS = {
     "lluda_weight": WeightStruct,
     "lluda_cache_row": CacheRowStruct,
@@ -144,6 +168,8 @@ _STRUCTS = {
     "lluda_mlp": MlpStruct,
     "lluda_encoder": EncoderStruct,
     "lluda_moe": MoeStruct,
+    "lluda_layer": LayerStruct,
+    "lluda_code_predictor": CodePredictorStruct,
 }
 
 _SIGNATURES: dict[str, tuple[object, ...]] = {
@@ -167,6 +193,13 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "lluda_snake_beta": (c_int64, c_int64, c_void_p, c_int32, c_int64, c_void_p, c_void_p, c_void_p, c_int64),
     "lluda_mlp_block": (POINTER(MlpStruct), c_int64, c_void_p, c_int64),
     "lluda_moe_block": (POINTER(MoeStruct), c_int64, c_void_p, c_int64, c_void_p),
+    "lluda_decoder_layers": (
+        POINTER(LayerStruct), c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_void_p,
+    ),
+    "lluda_predict_codes": (
+        POINTER(CodePredictorStruct), c_void_p, c_void_p, c_void_p, c_void_p, CHOOSE, c_void_p, c_void_p, c_void_p,
+        c_void_p,
+    ),
     "lluda_lm_head": (
         POINTER(WeightStruct), c_void_p, c_float, c_int64, c_void_p, c_int64, c_void_p, c_int64,
     ),

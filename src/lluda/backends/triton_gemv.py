@@ -2,7 +2,7 @@
 
 A program takes ``BLOCK_N`` rows of the weight whole, so that all its reads are under way at once, and asks for them
 before it waits for its input. RMSNorm is computed again by every program: reading a row of a few KB from the cache is
-cheaper than a launch. Sums are float32; inputs of the product are rounded once to the weight's dtype (docs/numerics.md).
+cheaper than a launch. Sums are float32; inputs of the product are rounded once to the weight's dtype (numerics.md).
 """
 
 import torch

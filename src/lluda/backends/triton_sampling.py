@@ -73,12 +73,15 @@ def _sample(logits_ptr, suppressed_ptr, seen_ptr, uniform_ptr, out_ptr, peak_ptr
         kept = i < COUNT
         if top_k > 0:
             low, high = tl.min(key, 0).to(tl.int64), tl.max(key, 0).to(tl.int64) + 1
-            # The largest threshold that at least top_k scores reach.
-            for _ in range(32):
-                middle = (low + high) >> 1
-                enough = tl.sum((key >= middle.to(tl.int32)).to(tl.int32), 0) >= top_k
-                low = tl.where(enough, middle, low)
-                high = tl.where(enough, high, middle)
+            # The largest threshold that at least top_k scores reach, among four parts of the range at a time.
+            for _ in range(16):
+                step = (high - low + 3) >> 2
+                first, second, third = low + step, low + 2 * step, low + 3 * step
+                enough = (tl.sum((key >= first).to(tl.int32), 0) >= top_k).to(tl.int64)
+                enough += (tl.sum((key >= second).to(tl.int32), 0) >= top_k).to(tl.int64)
+                enough += (tl.sum((key >= third).to(tl.int32), 0) >= top_k).to(tl.int64)
+                low += enough * step
+                high = tl.minimum(low + step, high)
             kept = kept & (key >= low.to(tl.int32))
         weight = tl.where(kept, tl.exp((score.to(tl.float64) - peak.to(tl.float64)) / temperature), 0.0)
         if top_p < 1.0:
@@ -86,11 +89,14 @@ def _sample(logits_ptr, suppressed_ptr, seen_ptr, uniform_ptr, out_ptr, peak_ptr
             low, high = tl.min(key, 0).to(tl.int64) - 1, tl.max(key, 0).to(tl.int64)
             # The smallest threshold above which less than `needed` lies: those above it are kept, of those at it as
             # many, by id, as are needed.
-            for _ in range(33):
-                middle = (low + high) >> 1
-                less = tl.sum(tl.where(key > middle.to(tl.int32), weight, 0.0), 0) < needed
-                high = tl.where(less, middle, high)
-                low = tl.where(less, low, middle)
+            for _ in range(17):
+                step = (high - low + 3) >> 2
+                first, second, third = low + step, low + 2 * step, low + 3 * step
+                more = (tl.sum(tl.where(key > first, weight, 0.0), 0) >= needed).to(tl.int64)
+                more += (tl.sum(tl.where(key > second, weight, 0.0), 0) >= needed).to(tl.int64)
+                more += (tl.sum(tl.where(key > third, weight, 0.0), 0) >= needed).to(tl.int64)
+                low += more * step
+                high = tl.minimum(low + step, high)
             border = high.to(tl.int32)
             above = tl.sum(tl.where(key > border, weight, 0.0), 0)
             at = tl.where(key == border, weight, 0.0)

@@ -1,8 +1,8 @@
 """What Triton compiles for: the one place that knows an extension of NVIDIA's alone.
 
 Programmatic dependent launch (compute capability 9.0 and later) lets a kernel's programs start while the kernel before
-it still runs: they ask for their weights, which nothing writes, and only then wait for their input. Elsewhere this compiles to nothing,
-and kernels start in turn.
+it still runs: they ask for their weights, which nothing writes, and only then wait for their input. Elsewhere this
+compiles to nothing, and kernels start in turn.
 """
 
 from typing import Any

@@ -25,7 +25,7 @@ from lluda.bench.weight_traffic import bytes_per_step
 from lluda.config import ModelConfig
 from lluda.engine.generation import Generator
 from lluda.engine.kv_cache import CacheOptions
-from lluda.errors import InvalidRequest, OutOfMemory
+from lluda.errors import InvalidRequest, MissingDependency, OutOfMemory
 from lluda.inputs.tokenizer import Tokenizer
 from lluda.json_file import read_json_object
 from lluda.models.build import all_parameters, build_text_model
@@ -69,27 +69,41 @@ def run_gpu_bench(config_dir: Path, settings: GpuSettings, told: Callable[[str],
     network = _Network(config, backend)
     told(f"measuring {len(settings.prompts) + 1 + 5 * network.speaks} tests, {settings.repeat} rounds")
     samples = network.samples(settings)
-    rows = [_row("lluda", test, *values, network.step_bytes, bandwidth) for test, values in samples.items()]
     states = [EngineState("lluda", "BF16", None, "ok", backend.describe())]
-    del network
+    card = torch.cuda.get_device_name(backend.device)
+    step_bytes = network.step_bytes
+    rows = [_row("lluda", test, *values, step_bytes, bandwidth) for test, values in samples.items()]
+    # What they hold is all of the card's memory.
+    del network, backend
     gc.collect()
     torch.cuda.empty_cache()
     if "transformers" in settings.against:
-        from lluda.bench.gpu_peer import peer_samples
-
         told("transformers")
-        theirs = peer_samples(config_dir, settings)
+        theirs, state = _peer(config_dir, settings)
         rows += [_row("transformers", test, *values, None, bandwidth) for test, values in theirs.items()]
-        states.append(EngineState("transformers", "BF16", None, "ok", "BF16, sdpa, dynamic cache, random weights"))
+        states.append(state)
     return Report(
         model={"name": config_dir.name, "model_type": config.model_type, "weights": "random, made on the device"},
         machine=read_machine(("transformers", "triton")),
-        settings={"device": torch.cuda.get_device_name(backend.device), "context": CONTEXT, "batch": 1},
+        settings={"device": card, "context": CONTEXT, "batch": 1},
         bandwidth=bandwidth,
         other_load=0.0,
         engines=tuple(states),
         rows=tuple(rows),
     )
+
+
+def _peer(config_dir: Path, settings: GpuSettings) -> tuple[Samples, EngineState]:
+    """transformers' samples and how it fared: what was measured before it is kept whatever it does."""
+    from lluda.bench.gpu_peer import peer_samples
+
+    try:
+        samples = peer_samples(config_dir, settings)
+    except MissingDependency as error:
+        return {}, EngineState("transformers", "BF16", None, "not installed", str(error))
+    except torch.OutOfMemoryError as error:
+        return {}, EngineState("transformers", "BF16", None, "failed", f"out of the card's memory: {error}")
+    return samples, EngineState("transformers", "BF16", None, "ok", "BF16, sdpa, dynamic cache, random weights")
 
 
 def read_synth_config(config_dir: Path) -> ModelConfig:
@@ -197,6 +211,8 @@ def main(argv: list[str] | None = None) -> int:
     for row in report.rows:
         share = "" if row.roofline_fraction is None else f"  {row.roofline_fraction:.0%} of the copy"
         print(f"{row.engine:14s}{row.test:28s}{row.median:12.2f} {row.unit}{share}")
+    for state in report.engines:
+        print(f"{state.engine}: {state.status}: {state.detail}")
     if args.output:
         args.output.write_text(json.dumps(report.to_json(), indent=2) + "\n")
     return 0

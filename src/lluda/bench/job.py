@@ -12,6 +12,9 @@ from lluda.errors import InvalidRequest
 TESTS = ("load", "ttft", "pp", "tg", "memory", "streams")
 """Families of tests, in the order they are run (``memory`` is the peak of all before it)."""
 
+OMNI_TESTS = ("speech", "audio")
+"""Families for Omni checkpoints alone, run after the others and only if asked for."""
+
 DECODE_PROMPT = 128
 """Tokens in the cache before decoding starts, as far as the context allows."""
 
@@ -28,15 +31,26 @@ class Plan:
     stream_steps: int = 32
 
     def __post_init__(self) -> None:
-        unknown = [test for test in self.tests if test not in TESTS]
+        known = TESTS + OMNI_TESTS
+        unknown = [test for test in self.tests if test not in known]
         if unknown or not self.tests:
-            raise InvalidRequest(f"test {(unknown or [''])[0]!r:.40} does not exist; choose from {', '.join(TESTS)}")
+            raise InvalidRequest(f"test {(unknown or [''])[0]!r:.40} does not exist; choose from {', '.join(known)}")
         for name in ("prompts", "streams"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise InvalidRequest(f"{name} must be positive integers, not {getattr(self, name)}")
         for name in ("generate", "stream_steps"):
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    @property
+    def text_tests(self) -> tuple[str, ...]:
+        """Those that what answers in text is loaded for."""
+        return tuple(test for test in self.tests if test in TESTS)
+
+    @property
+    def omni_tests(self) -> tuple[str, ...]:
+        """Those of speech and sound."""
+        return tuple(test for test in self.tests if test in OMNI_TESTS)
 
     def decode_prompt(self, context: int) -> int:
         """Tokens before decoding, in a model of ``context`` positions."""
@@ -93,11 +107,13 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One measured value of one test in one process."""
+    """One measured value of one test in one process. ``reads``: bytes of weights read in a time of that value, where
+    they are known and not the runner's to count."""
 
     test: str
     value: float
     unit: str
+    reads: float | None = None
 
 
 def _frozen(value: Any) -> Any:

@@ -18,6 +18,9 @@ _PANELS = {
     "streams together, tok/s": ("streams",),
     "time to first token, s": ("load", "start_to_first_token", "ttft"),
     "peak memory, GB": ("memory",),
+    "speech, ms a frame": ("code_predictor", "talker", "code2wav"),
+    "first sound, s; work, s per s of sound": ("first_audio", "rtf"),
+    "audio encoder, ms": ("audio10s",),
 }
 
 

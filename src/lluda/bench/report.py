@@ -16,8 +16,8 @@ STATUSES = ("ok", "failed", "not installed", "not supported")
 class Row:
     """One test of one engine: ``samples`` in the order of the rounds, and what they come to.
 
-    ``roofline_fraction`` (decode rows): bytes of weights read a second over the machine's streaming bandwidth, both
-    medians of the same run; None where no count of bytes is sure.
+    ``roofline_fraction`` (rows of decoding, talker and code predictor): bytes of weights read a second over the
+    machine's streaming bandwidth, both medians of the same run; None where no count of bytes is sure.
     """
 
     engine: str
@@ -105,9 +105,11 @@ def make_row(
     engine: str, format: str, test: str, unit: str, samples: Sequence[float], bytes_per_token: float | None,
     bandwidth: Bandwidth | None,
 ) -> Row:  # fmt: skip
-    """``bytes_per_token``: bytes of weights read for each token of the rate; None where that is not known."""
+    """``bytes_per_token``: bytes of weights read for each token of the rate, or in the time of a row in ms; None where
+    that is not known."""
     middle = median(samples)
-    share = middle * bytes_per_token / (bandwidth.median * 1e9) if bytes_per_token and bandwidth else None
+    rate = 1e3 / middle if unit == "ms" and middle else middle
+    share = rate * bytes_per_token / (bandwidth.median * 1e9) if bytes_per_token and bandwidth else None
     return Row(engine, format, test, middle, min(samples), max(samples), unit, share, tuple(samples))
 
 

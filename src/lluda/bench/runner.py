@@ -25,7 +25,8 @@ Progress = Callable[[str, int, int], None]
 """Called with what is going on, and work done and in all (turns of engines, or bytes of a copy)."""
 
 
-_DECODING = {"tg", "streams"}
+_OF_BANDWIDTH = {"tg", "streams", "speech"}
+"""Families whose rows have a share of the machine's bandwidth."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,7 @@ class _Entrant:
     info: EngineInfo | None = None
     samples: dict[str, list[float]] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
+    reads: dict[str, float] = field(default_factory=dict)
 
     @property
     def format(self) -> str:
@@ -74,6 +76,8 @@ class _Entrant:
         for sample in result.samples:
             self.samples.setdefault(sample.test, []).append(sample.value)
             self.units[sample.test] = sample.unit
+            if sample.reads is not None:
+                self.reads[sample.test] = sample.reads
         if result.error is not None:
             self.status, self.detail = "failed", result.error
         elif self.info:
@@ -113,12 +117,14 @@ def run_bench(model: str, settings: Settings, progress: Progress | None = None) 
     Raises:
         ModelNotFound, CorruptFile, UnsupportedModel: the model cannot be had, read or run by lluda.
         LimitExceeded: prompts longer than the model's context.
+        InvalidRequest: tests of speech or sound of a model without a voice, or on another device than the CPU.
     """
     told: Progress = progress or (lambda _what, _done, _total: None)
     files = ModelFiles.find(model)
+    _require_voice(files, settings)
     text = files.config.text
     needed, limit = settings.plan.positions(text.max_position_embeddings), text.max_position_embeddings
-    if needed > limit:
+    if settings.plan.text_tests and needed > limit:
         raise LimitExceeded(
             f"the tests need {needed} positions but the model has {limit}; use smaller --prompt or --gen"
         )
@@ -138,6 +144,15 @@ def run_bench(model: str, settings: Settings, progress: Progress | None = None) 
         engines=tuple(entrant.state() for entrant in entrants),
         rows=tuple(row for entrant in entrants for row in _rows(entrant, text, bandwidth)),
     )
+
+
+def _require_voice(files: ModelFiles, settings: Settings) -> None:
+    omni = files.config.omni
+    for test in settings.plan.omni_tests:
+        if omni is None or (test == "speech" and omni.speech is None):
+            raise InvalidRequest(f"{files.path}: test {test} needs an Omni model that has it; leave it out of --tests")
+        if settings.device != "cpu":
+            raise InvalidRequest(f"test {test} runs on the CPU, not on {settings.device}; leave out --device")
 
 
 def _entrants(files: ModelFiles, settings: Settings, threads: int, told: Progress) -> list[_Entrant]:
@@ -167,10 +182,22 @@ def _peer(job: Job, files: ModelFiles, settings: Settings, told: Progress) -> _E
         told(f"copying for {job.engine}", done, total)
 
     try:
+        job = replace(job, plan=replace(job.plan, tests=_peer_tests(job, files)))
         path = prepare_files(job.engine, files.path, files.config, settings.cache_dir, copying)
     except UnsupportedModel as error:
         return _Entrant(job, status="not supported", detail=str(error))
     return _Entrant(replace(job, model=path))
+
+
+def _peer_tests(job: Job, files: ModelFiles) -> tuple[str, ...]:
+    """Those of the job's tests that its engine can run. UnsupportedModel: there are none."""
+    speaks = ENGINES[job.engine].speech is not None and files.path.is_dir()
+    # transformers has no class of its own for a thinker alone that its AutoModelForCausalLM finds.
+    tests = () if speaks and files.config.omni else job.plan.text_tests
+    tests += job.plan.omni_tests if speaks else ()
+    if not tests:
+        raise UnsupportedModel(f"{job.engine} runs none of the tests {', '.join(job.plan.tests)} of this model")
+    return tests
 
 
 def _run_rounds(entrants: Sequence[_Entrant], settings: Settings, told: Progress) -> tuple[Bandwidth | None, float]:
@@ -183,7 +210,7 @@ def _run_rounds(entrants: Sequence[_Entrant], settings: Settings, told: Progress
         warm_page_cache(Path(path))
     for done, (number, entrant) in enumerate(turns):
         told(f"round {number} of {settings.repeat}: {entrant.job.engine}", done, len(turns))
-        if entrant is entrants[0] and _DECODING & set(settings.plan.tests):
+        if entrant is entrants[0] and _OF_BANDWIDTH & set(settings.plan.tests):
             streaming.take_turn()
         if entrant.status == "ok":
             loads.append(entrant.take_turn(settings.timeout))
@@ -198,7 +225,7 @@ def _rows(entrant: _Entrant, text: DecoderConfig, bandwidth: Bandwidth | None) -
             test,
             entrant.units[test],
             samples,
-            _bytes_per_token(test, text, entrant.info),
+            entrant.reads.get(test) or _bytes_per_token(test, text, entrant.info),
             bandwidth,
         )
         for test, samples in entrant.samples.items()

@@ -1,8 +1,8 @@
 """``python -m lluda.bench.worker``: one engine measured in a process of its own.
 
 Reads one `Job` as JSON from stdin; writes one JSON object a line: ``{"info": …}`` when the model is open, then a
-``{"test", "value", "unit"}`` for each sample. Whatever the engine prints goes to stderr. Exit code 1: see stderr's
-last line.
+``{"test", "value", "unit", "reads"}`` for each sample. Whatever the engine prints goes to stderr. Exit code 1: see
+stderr's last line.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib import import_module
 from json import dumps
 
 from lluda.bench.engines import ENGINES
-from lluda.bench.job import Job
+from lluda.bench.job import Job, Sample
 from lluda.bench.measurements import measure
 from lluda.bench.session import Session
+from lluda.bench.speech import SpeechSession, measure_speech
 from lluda.errors import LludaError
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -34,15 +36,14 @@ def main() -> int:
     rows = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
-    def told(session: Session) -> None:
+    def told(session: Session | SpeechSession) -> None:
         print(dumps({"info": asdict(session.info)}), file=rows)
 
     die_with_parent()
     gc.set_threshold(_COLLECT_EVERY, *gc.get_threshold()[1:])
     try:
         job = Job.from_json(sys.stdin.read())
-        engine = import_module(ENGINES[job.engine].module)
-        for sample in measure(job, engine.open_session, told):
+        for sample in _samples(job, told):
             print(dumps(asdict(sample)), file=rows)
     except LludaError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
@@ -51,6 +52,17 @@ def main() -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _samples(job: Job, told: Callable[[Session | SpeechSession], None]) -> Iterator[Sample]:
+    engine = ENGINES[job.engine]
+    if job.plan.text_tests:
+        yield from measure(job, import_module(engine.module).open_session, told)
+    if job.plan.omni_tests:
+        assert engine.speech is not None, "the run asks an engine for what it can do"
+        # What the text tests told is what decoding's share of the bandwidth is counted from.
+        once = (lambda _session: None) if job.plan.text_tests else told
+        yield from measure_speech(job, import_module(engine.speech).open_session, once)
 
 
 def die_with_parent() -> None:

@@ -20,6 +20,7 @@ _EXIT_CODES = (
     "exit code 1: an engine failed (its last line is in the report); a peer that is not installed is no failure"
 )
 _STREAM_STEPS = 32
+_TESTS_HELP = "which (default: these, all there are but speech and audio, which are of an Omni model's voice and ears)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--formats", default="BF16", metavar="LIST", help="lluda's weight formats (default BF16)")
     parser.add_argument("--backend", default="auto", help="lluda's backend (default auto)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … for lluda and transformers (default cpu)")
-    parser.add_argument("--tests", default="load,ttft,pp,tg,memory,streams", metavar="LIST", help="which (default all)")
+    parser.add_argument("--tests", default="load,ttft,pp,tg,memory,streams", metavar="LIST", help=_TESTS_HELP)
     parser.add_argument("--prompt", default="128,512", metavar="N,…", help="prefill lengths (default 128,512)")
     parser.add_argument("--gen", type=int, default=128, metavar="N", help="tokens decoded by tg (default 128)")
     parser.add_argument("--streams", default="1,2,4,8", metavar="N,…", help="sequences together (default 1,2,4,8)")

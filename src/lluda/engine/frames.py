@@ -87,16 +87,12 @@ class FrameGenerator:
         if first == self._talker.config.codec.eos:
             return None
         embedded = self._talker.codec_embedding(torch.tensor([first], device=self._talker.backend.device))
-        codes, total, device = [first], embedded.clone(), self._predictor.backend.device
-        rows = torch.cat((self._hidden.to(embedded.dtype), embedded)).to(device)
+        rows = torch.cat((self._hidden.to(embedded.dtype), embedded)).to(self._predictor.backend.device)
+        total = rows[1:].clone()
         self._frame_cache.truncate(0)
-        for group in range(1, self._predictor.passes + 1):
-            logits = self._predictor_step(rows, group)
-            codes.append(self._predictor_sampler.sample(logits).id)
-            rows = self._predictor.embed(group, torch.tensor([codes[-1]], device=device))
-            total += rows.to(total.device)
-        self._next = total
-        return codes
+        others = self._predictor.frame(rows, self._frame_cache, self._choose, total)
+        self._next = total.to(embedded.device)
+        return [first, *others]
 
     @torch.inference_mode()
     def feed(self, text: Tensor) -> None:
@@ -114,12 +110,8 @@ class FrameGenerator:
         self._logits = logits[0]
         self._cache.advance(count)
 
-    def _predictor_step(self, rows: Tensor, group: int) -> Tensor:
-        start, cache = self._frame_cache.length, self._frame_cache
-        positions = torch.arange(start, start + len(rows), device=rows.device)
-        logits = self._predictor(rows.clone(), positions, [Segment(0, len(rows), cache)], group)
-        cache.advance(len(rows))
-        return logits[0]
+    def _choose(self, logits: Tensor) -> int:
+        return self._predictor_sampler.sample(logits).id
 
 
 def _talker_sampler(config: TalkerConfig, params: SamplingParams) -> Sampler:

@@ -26,7 +26,7 @@ class MediaRows:
 
     def __init__(self, prompt: PromptRows, accept_hidden_layer: int) -> None:
         self._stage = f"layers.{accept_hidden_layer - 1}" if accept_hidden_layer else "embeddings"
-        self.rows = prompt.injected.rows.tolist() if prompt.injected else []
+        self.rows: list[int] = prompt.injected.rows.tolist() if prompt.injected else []
         self.hidden: dict[int, Tensor] = {}
 
     def take_over(self, earlier: MediaRows | None, shared: int) -> int:

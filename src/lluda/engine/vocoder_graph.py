@@ -60,7 +60,7 @@ class VocoderGraph:
 
     @torch.inference_mode()
     def push(self, codes: list[int], *, first: bool) -> Tensor:
-        """A stream's next frame (its ``first``: a new stream) -> its samples, float32 on the host: ``samples_per_frame``,
+        """A stream's next frame (``first``: of a new one) -> its samples, float32 on the host: ``samples_per_frame``,
         of the first fewer."""
         graph = self.launch(codes, first=first)
         graph.wait()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from lluda.backends.base import ComputeBackend
-from lluda.backends.blocks import Parameters, Segment
+from lluda.backends.blocks import CodePasses, KeyValueStore, Parameters, Segment
 from lluda.config_talker import TalkerConfig
 from lluda.layers.linear import Embedding
 from lluda.models.decoder import DecoderStack, Observer, stack_parameters
@@ -33,10 +34,19 @@ class CodePredictor:
             Embedding(backend, parameters.matrix(f"{PREFIX}model.codec_embedding.{g}.weight")) for g in names
         ]
         self._heads = [parameters.matrix(f"{PREFIX}lm_head.{g}.weight") for g in names]
+        tables = [embedding.weight for embedding in self._embeddings]
+        self._whole = CodePasses(self.decoder.layers, self.decoder.norm, self._heads, tables)
+        self._table = self.decoder.rotary(torch.arange(self.passes + 1, device=backend.device))
 
     def embed(self, group: int, codes: Tensor) -> Tensor:
         """Residual rows ``[n, hidden]`` of int64 ``codes [n]`` of codebook ``group`` (from 1)."""
         return self._embeddings[group - 1](codes)
+
+    def frame(self, x: Tensor, store: KeyValueStore, choose: Callable[[Tensor], int], total: Tensor) -> list[int]:
+        """All passes of a frame: rows ``[2, hidden]`` (changed in place) and an empty ``store`` -> a code of each
+        codebook after the first, which ``choose`` takes of its logits ``[vocab]``. The codes' embeddings are added to
+        ``total [1, hidden]``, in order. Rows are in the residual dtype."""
+        return self.backend.code_passes(x, self._whole, self._table, store, choose, total)
 
     def __call__(
         self, x: Tensor, positions: Tensor, segments: Sequence[Segment], group: int, observe: Observer | None = None

@@ -14,13 +14,13 @@ from torch import Tensor
 from lluda.backends.base import ComputeBackend
 from lluda.backends.blocks import (
     AttentionBlock,
+    DecoderLayers,
     MixtureBlock,
     Norm,
     Parameters,
     Projection,
     Segment,
     SharedExpert,
-    Step,
     SwiGLU,
     SwiGLUBlock,
 )
@@ -47,25 +47,6 @@ class InjectedRows:
     deepstack: Sequence[Tensor] = ()
 
 
-class DecoderLayer:
-    """Attention, then a feed-forward."""
-
-    def __init__(
-        self, backend: ComputeBackend, index: int, attention: AttentionBlock, feed_forward: SwiGLUBlock | MixtureBlock
-    ) -> None:
-        self._backend = backend
-        self.index = index
-        self.self_attn = attention
-        self.mlp = feed_forward
-
-    def __call__(self, x: Tensor, step: Step) -> Tensor:
-        """Residual rows ``[rows, hidden]`` in, the same out (perhaps changed in place); both in the residual dtype."""
-        x = self._backend.attention_block(x, self.self_attn, self.index, step)
-        if isinstance(self.mlp, MixtureBlock):
-            return self._backend.mixture_block(x, self.mlp)
-        return self._backend.swiglu_block(x, self.mlp)
-
-
 class DecoderStack:
     """``config.num_hidden_layers`` layers and the final norm, over parameters named as in the checkpoint, below
     ``prefix``. What goes in is already rows: the talker's frames, the code predictor's codes."""
@@ -73,8 +54,9 @@ class DecoderStack:
     def __init__(self, config: DecoderConfig, parameters: Parameters, backend: ComputeBackend, prefix: str) -> None:
         self.config = config
         self._backend = backend
-        build = _LayerBuilder(config, parameters, backend)
-        self.layers = [build.layer(index, f"{prefix}layers.{index}.") for index in range(config.num_hidden_layers)]
+        build = _LayerBuilder(config, parameters)
+        names = (f"{prefix}layers.{index}." for index in range(config.num_hidden_layers))
+        self.layers = DecoderLayers([build.layer(index, name) for index, name in enumerate(names)])
         self.norm = build.norm(f"{prefix}norm")
         rope = config.rope
         self.rotary = Rotary(backend, config.head_dim, rope.theta, rope.mrope_section, rope.interleaved)
@@ -102,12 +84,15 @@ class DecoderStack:
         injected: InjectedRows | None = None,
     ) -> Tensor:
         step = self._backend.begin_step(self.rotary(positions), segments)
-        for layer in self.layers:
-            x = layer(x, step)
-            if injected and layer.index < len(injected.deepstack):
-                x[injected.deepstack_rows] += injected.deepstack[layer.index].to(x.dtype)
+        deepstack = injected.deepstack if injected else ()
+        if not deepstack and not observe:
+            return self._backend.decoder_layers(x, self.layers, step)
+        for index in range(len(self.layers.blocks)):
+            x = self._backend.decoder_layer(x, self.layers, index, step)
+            if injected and index < len(deepstack):
+                x[injected.deepstack_rows] += deepstack[index].to(x.dtype)
             if observe:
-                observe(f"layers.{layer.index}", x)
+                observe(f"layers.{index}", x)
         return x
 
 
@@ -141,21 +126,17 @@ class Decoder(DecoderStack):
 class _LayerBuilder:
     """Makes the layers of one decoder out of named tensors."""
 
-    def __init__(self, config: DecoderConfig, parameters: Parameters, backend: ComputeBackend) -> None:
-        self._config, self._parameters, self._backend = config, parameters, backend
+    def __init__(self, config: DecoderConfig, parameters: Parameters) -> None:
+        self._config, self._parameters = config, parameters
 
     def norm(self, name: str) -> Norm:
         return Norm(self._parameters.vector(f"{name}.weight"), self._config.rms_norm_eps)
 
-    def layer(self, index: int, prefix: str) -> DecoderLayer:
+    def layer(self, index: int, prefix: str) -> tuple[AttentionBlock, SwiGLUBlock | MixtureBlock]:
         norm = self.norm(f"{prefix}post_attention_layernorm")
         sparse = self._config.is_sparse(index)
-        return DecoderLayer(
-            self._backend,
-            index,
-            self._attention(index, prefix),
-            self._mixture(norm, f"{prefix}mlp.") if sparse else self._dense(norm, prefix),
-        )
+        feed_forward = self._mixture(norm, f"{prefix}mlp.") if sparse else self._dense(norm, prefix)
+        return self._attention(index, prefix), feed_forward
 
     def _projection(self, name: str) -> Projection:
         bias = self._parameters.vector(f"{name}.bias") if self._config.attention_bias else None

@@ -11,11 +11,13 @@ from lluda.errors import InvalidRequest
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """``module`` has ``open_session(job)``; ``package`` is what it imports, ``distribution`` what pip calls that."""
+    """``module`` has ``open_session(job)``; ``package`` is what it imports, ``distribution`` what pip calls that.
+    ``speech`` has the ``open_session(job)`` of an engine that speaks."""
 
     module: str
     package: str
     distribution: str
+    speech: str | None = None
 
     @property
     def installed(self) -> bool:
@@ -32,8 +34,10 @@ class Engine:
 
 
 ENGINES = {
-    "lluda": Engine("lluda.bench.engines.lluda", "lluda", "lluda"),
-    "transformers": Engine("lluda.bench.engines.transformers", "transformers", "transformers"),
+    "lluda": Engine("lluda.bench.engines.lluda", "lluda", "lluda", "lluda.bench.engines.lluda_speech"),
+    "transformers": Engine(
+        "lluda.bench.engines.transformers", "transformers", "transformers", "lluda.bench.engines.transformers_speech"
+    ),
     "llama.cpp": Engine("lluda.bench.engines.llama_cpp", "llama_cpp", "llama-cpp-python"),
     "mistralrs": Engine("lluda.bench.engines.mistralrs", "mistralrs", "mistralrs"),
     "bandwidth": Engine("lluda.bench.engines.bandwidth", "numpy", "numpy"),

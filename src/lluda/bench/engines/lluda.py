@@ -13,6 +13,7 @@ from lluda.engine.generation import Generator
 from lluda.engine.kv_cache import KVCache
 from lluda.engine.loading import LoadOptions, ModelFiles, load_network
 from lluda.inputs.tokenizer import Tokenizer
+from lluda.models.thinker import PREFIX as THINKER_PREFIX
 from lluda.weights.loader import LoadReport
 
 
@@ -35,7 +36,9 @@ class LludaSession(SteppingSession):
         files = ModelFiles.find(job.model)
         self._generator, report = _generator(files, options)
         text = files.config.text
-        self._bytes_per_weight = bytes_per_step(text, report.sizes) / weights_per_step(text)
+        # An Omni model's decoder has the names of a text model's after its thinker's.
+        sizes = {name.removeprefix(THINKER_PREFIX): size for name, size in report.sizes.items()}
+        self._bytes_per_weight = bytes_per_step(text, sizes) / weights_per_step(text)
         self._format = job.format
         self._caches: list[KVCache] = []
 

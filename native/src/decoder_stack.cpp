@@ -1,0 +1,184 @@
+// lluda_decoder_layers and lluda_predict_codes: whole stacks of layers in one call, all threads awake throughout.
+#include <new>
+#include <vector>
+
+#include "blocks.hpp"
+#include "packed_tensor.hpp"
+
+using namespace lluda;
+
+namespace {
+
+void check_layer(const lluda_layer &layer, int64_t hidden) {
+    check_attention(layer.attention);
+    require((layer.mlp != nullptr) != (layer.moe != nullptr), "a layer must have either an mlp or a moe");
+    if (layer.mlp) check_mlp(layer.mlp);
+    if (layer.moe) check_moe(layer.moe);
+    const int64_t inner = layer.mlp ? layer.mlp->hidden : layer.moe->hidden;
+    require(layer.attention->hidden == hidden, "a layer's hidden", layer.attention->hidden, "that of the first");
+    require(inner == hidden, "a feed-forward's hidden", inner, "that of its attention");
+}
+
+void check_layers(const lluda_layer *layers, int64_t count) {
+    require(count >= 1, "count", count, "1 or more");
+    require(layers, "layers must not be NULL");
+    check_attention(layers[0].attention);
+    for (int64_t i = 0; i < count; ++i) check_layer(layers[i], layers[0].attention->hidden);
+}
+
+// The rows of a step through all layers. Its jobs follow each other, so they share one piece of scratch memory.
+class StackJob {
+public:
+    // rows.cache is that of the first layer; cache_stride is from one layer's to the next.
+    StackJob(Session &session, const lluda_layer *layers, int64_t count, AttentionRows rows, int64_t cache_stride) {
+        const Scratch::Mark start = session.scratch().mark();
+        jobs_.reserve(2 * static_cast<std::size_t>(count));
+        for (const lluda_layer *layer = layers; layer != layers + count; ++layer, rows.cache += cache_stride) {
+            session.scratch().rewind(start);
+            jobs_.push_back(attention_job(session, *layer->attention, rows));
+            session.scratch().rewind(start);
+            jobs_.push_back(layer->mlp ? mlp_job(session, *layer->mlp, rows.count, rows.x, rows.x_stride)
+                                       : moe_job(session, *layer->moe, {rows.count, rows.x, rows.x_stride, nullptr}));
+        }
+        session.scratch().rewind(start);
+    }
+
+    void run(Lane &lane) {
+        for (const auto &job : jobs_) {
+            job->run(lane);
+            lane.barrier();
+        }
+    }
+
+private:
+    std::vector<std::unique_ptr<BlockJob>> jobs_;
+};
+
+void check_predictor(const lluda_code_predictor *predictor) {
+    require(predictor, "predictor must not be NULL");
+    const lluda_code_predictor &p = *predictor;
+    check_layers(p.layers, p.layer_count);
+    require(p.passes >= 1 && p.passes < INT32_MAX, "passes", p.passes, "1 or more");
+    require(p.norm && p.heads && p.embeddings, "norm, heads and embeddings must not be NULL");
+    const int64_t hidden = p.layers[0].attention->hidden;
+    for (int64_t i = 0; i < p.passes; ++i) {
+        check_weight(p.heads + i, "of a head", p.heads[0].out_features, hidden);
+        check_weight(p.embeddings + i, "of embeddings", p.heads[0].out_features, hidden);
+    }
+}
+
+struct Frame {
+    float *x;  // [2, hidden]; the next pass's row in the first
+    const float *cos, *sin;
+    const lluda_cache_row *cache;
+    lluda_choose choose;
+    void *context;
+    float *logits;
+    int64_t *codes;
+    float *total;
+};
+
+// All passes of a frame as one job: between them lane 0 chooses the code and makes the next pass ready.
+class FrameJob {
+public:
+    FrameJob(Session &session, const lluda_code_predictor &p, const Frame &frame)
+        : session_(session),
+          p_(p),
+          f_(frame),
+          hidden_(p.layers[0].attention->hidden),
+          start_(session.scratch().mark()),
+          row_(static_cast<std::size_t>(hidden_)) {
+        make_ready();
+    }
+
+    void operator()(Lane &lane) {
+        for (int64_t pass = 0; pass < p_.passes && result_ == LLUDA_OK; ++pass) {
+            layers_->run(lane);
+            head_->run(lane);
+            lane.barrier();
+            if (lane.index == 0) finish_pass();
+            lane.barrier();
+        }
+    }
+
+    int result() const { return result_; }
+
+private:
+    int64_t codes() const { return p_.heads[0].out_features; }
+
+    void make_ready() {
+        const int64_t rows = pass_ == 0 ? 2 : 1, first = pass_ == 0 ? 0 : pass_ + 1;
+        const lluda_attention &attention = *p_.layers[0].attention;
+        const int64_t angles = first * (attention.head_dim / 2);
+        session_.scratch().rewind(start_);
+        layers_ = std::make_unique<StackJob>(
+            session_, p_.layers, p_.layer_count,
+            AttentionRows{rows, f_.x, hidden_, f_.cos + angles, f_.sin + angles, f_.cache + first}, p_.passes + 1);
+        head_ = head_job(session_, {p_.heads[pass_], p_.norm, p_.norm_eps}, 1, f_.x + (rows - 1) * hidden_, hidden_,
+                         f_.logits + pass_ * codes(), codes());
+    }
+
+    // By lane 0, while the others wait. Nothing may be thrown across them.
+    void finish_pass() noexcept {
+        try {
+            const int64_t code = f_.choose(f_.context, pass_);
+            if (code < 0 || code >= codes()) {
+                result_ = LLUDA_STOPPED;
+                return;
+            }
+            f_.codes[pass_] = code;
+            unpack_rows(p_.embeddings[pass_], code, code + 1, row_.data());
+            kernels().from_bf16(row_.data(), hidden_, f_.x);
+            kernels().add_scaled(f_.total, f_.x, nullptr, 1.0f, hidden_);
+            if (++pass_ < p_.passes) make_ready();
+        } catch (...) {
+            result_ = LLUDA_OUT_OF_MEMORY;
+        }
+    }
+
+    Session &session_;
+    const lluda_code_predictor &p_;
+    const Frame &f_;
+    const int64_t hidden_;
+    const Scratch::Mark start_;
+    std::vector<std::uint16_t> row_;
+    std::unique_ptr<StackJob> layers_;
+    std::unique_ptr<BlockJob> head_;
+    int64_t pass_ = 0;
+    int result_ = LLUDA_OK;
+};
+
+}  // namespace
+
+int lluda_decoder_layers(const lluda_layer *layers, int64_t count, int64_t rows, float *x, int64_t x_stride,
+                         const float *cos, const float *sin, const lluda_cache_row *cache) {
+    return guarded([&] {
+        check_layers(layers, count);
+        check_rows(rows, x, x_stride, layers[0].attention->hidden);
+        require(rows <= kFewRows, "rows", rows, "at most LLUDA_FEW_ROWS");
+        if (rows == 0) return;
+        require(cos && sin && cache, "cos, sin and cache must not be NULL");
+        for (int64_t i = 0; i < count; ++i) check_cache(*layers[i].attention, rows, cache + i * rows);
+        Session session;
+        StackJob job(session, layers, count, {rows, x, x_stride, cos, sin, cache}, rows);
+        session.run([&](Lane &lane) { job.run(lane); });
+    });
+}
+
+int lluda_predict_codes(const lluda_code_predictor *predictor, float *x, const float *cos, const float *sin,
+                        const lluda_cache_row *cache, lluda_choose choose, void *context, float *logits, int64_t *codes,
+                        float *total) {
+    return guarded([&] {
+        check_predictor(predictor);
+        require(x && cos && sin && choose && logits && codes && total, "an argument is NULL");
+        const lluda_code_predictor &p = *predictor;
+        for (int64_t i = 0; i < p.layer_count; ++i)
+            check_cache(*p.layers[i].attention, p.passes + 1, cache ? cache + i * (p.passes + 1) : nullptr);
+        const Frame frame{x, cos, sin, cache, choose, context, logits, codes, total};
+        Session session;
+        FrameJob job(session, p, frame);
+        session.run(job);
+        if (job.result() == LLUDA_STOPPED) throw Failure{LLUDA_STOPPED, "the choice of a code was no code"};
+        if (job.result() != LLUDA_OK) throw std::bad_alloc();
+    });
+}

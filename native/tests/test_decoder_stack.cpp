@@ -1,0 +1,210 @@
+// Whole stacks against the same blocks called one by one: the same numbers, to the last bit.
+#include <memory>
+
+#include "numbers.hpp"
+#include "testing.hpp"
+
+namespace {
+
+constexpr std::int64_t kHidden = 40, kHeads = 4, kKeyHeads = 2, kHeadDim = 10, kInner = 56, kExperts = 5, kLayers = 3;
+constexpr std::int64_t kCapacity = 12;
+
+std::vector<float> norm_weights(Random &random, std::int64_t width) {
+    auto weights = random.normals(width, 0.3f);
+    for (float &w : weights) w += 1.0f;
+    return weights;
+}
+
+// Three layers, the middle one a mixture with a shared expert.
+class Stack {
+public:
+    Stack(Random &random, int format) : random_(random), format_(format), norm_(norm_weights(random, kHidden)) {
+        for (std::int64_t i = 0; i < kLayers; ++i) {
+            attention_[i].hidden = kHidden, attention_[i].heads = kHeads, attention_[i].kv_heads = kKeyHeads;
+            attention_[i].head_dim = kHeadDim, attention_[i].norm = norm_.data(), attention_[i].norm_eps = 1e-6f;
+            attention_[i].q = weight(kHeads * kHeadDim, kHidden), attention_[i].k = weight(kKeyHeads * kHeadDim, kHidden);
+            attention_[i].v = weight(kKeyHeads * kHeadDim, kHidden), attention_[i].o = weight(kHidden, kHeads * kHeadDim);
+            attention_[i].cache_dtype = LLUDA_DTYPE_BF16;
+            mlp_[i].hidden = kHidden, mlp_[i].intermediate = kInner, mlp_[i].norm = norm_.data();
+            mlp_[i].gate = weight(kInner, kHidden), mlp_[i].up = weight(kInner, kHidden);
+            mlp_[i].down = weight(kHidden, kInner), mlp_[i].norm_eps = 1e-6f;
+            layers[i] = {&attention_[i], &mlp_[i], nullptr};
+        }
+        make_mixture();
+        layers[1].mlp = nullptr, layers[1].moe = &moe_;
+    }
+
+    const lluda_weight *weight(std::int64_t out, std::int64_t in) {
+        weights_.push_back(std::make_unique<TestWeight>(random_, out, in, 0.2f));
+        return weights_.back()->in(format_);
+    }
+
+    // What the blocks do one by one; cache [layers][rows].
+    void one_by_one(std::int64_t rows, float *x, const float *cos, const float *sin, const lluda_cache_row *cache) {
+        for (const lluda_layer &layer : layers) {
+            check_ok(lluda_attention_block(layer.attention, rows, x, kHidden, cos, sin, cache));
+            check_ok(layer.mlp ? lluda_mlp_block(layer.mlp, rows, x, kHidden)
+                               : lluda_moe_block(layer.moe, rows, x, kHidden, nullptr));
+            cache += rows;
+        }
+    }
+
+    lluda_layer layers[kLayers];
+
+private:
+    void make_mixture() {
+        for (std::int64_t e = 0; e < kExperts; ++e) {
+            gate_.push_back(*weight(24, kHidden)), up_.push_back(*weight(24, kHidden));
+            down_.push_back(*weight(kHidden, 24));
+        }
+        router_ = random_.normals(kExperts * kHidden, 0.3f);
+        moe_.hidden = kHidden, moe_.experts = kExperts, moe_.intermediate = 24, moe_.shared_intermediate = 30;
+        moe_.top_k = 2, moe_.norm = norm_.data(), moe_.router = router_.data(), moe_.norm_eps = 1e-6f;
+        moe_.gate = gate_.data(), moe_.up = up_.data(), moe_.down = down_.data();
+        moe_.shared_gate = weight(30, kHidden), moe_.shared_up = weight(30, kHidden);
+        moe_.shared_down = weight(kHidden, 30);
+    }
+
+    Random &random_;
+    const int format_;
+    std::vector<float> norm_, router_;
+    std::vector<std::unique_ptr<TestWeight>> weights_;
+    std::vector<lluda_weight> gate_, up_, down_;
+    lluda_attention attention_[kLayers] = {};
+    lluda_mlp mlp_[kLayers] = {};
+    lluda_moe moe_{};
+};
+
+struct Cache {
+    std::vector<std::uint16_t> keys = std::vector<std::uint16_t>(kLayers * kKeyHeads * kCapacity * kHeadDim);
+    std::vector<std::uint16_t> values = keys;
+
+    // Positions 0 .. rows-1 of each layer: [layers][rows].
+    std::vector<lluda_cache_row> rows(std::int64_t count) {
+        std::vector<lluda_cache_row> all;
+        for (std::int64_t layer = 0; layer < kLayers; ++layer)
+            for (std::int64_t position = 0; position < count; ++position) {
+                const std::int64_t at = layer * kKeyHeads * kCapacity * kHeadDim;
+                all.push_back({keys.data() + at, values.data() + at, kCapacity * kHeadDim, position});
+            }
+        return all;
+    }
+};
+
+// Chooses by the pass alone, and says what it saw.
+struct Choice {
+    const float *logits;
+    std::vector<float> seen;
+    std::int64_t stop_at = -1;
+
+    static std::int64_t choose(void *context, std::int64_t pass) {
+        auto &self = *static_cast<Choice *>(context);
+        self.seen.push_back(self.logits[pass * 9 + 4]);
+        return pass == self.stop_at ? -1 : (5 * pass + 2) % 9;
+    }
+};
+
+TEST(a_stack_is_its_blocks) {
+    for (int threads : {1, 2, 3})
+        for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16})
+            for (std::int64_t rows : {1, 2, 7}) {
+                check_ok(lluda_set_threads(threads));
+                Random random(static_cast<std::uint64_t>(41 + rows));
+                Stack stack(random, format);
+                const auto x = random.normals(rows * kHidden, 1.0f), cos = random.normals(rows * kHeadDim / 2, 0.7f),
+                           sin = random.normals(rows * kHeadDim / 2, 0.7f);
+                Cache one, other;
+                auto expected = x, found = x;
+                stack.one_by_one(rows, expected.data(), cos.data(), sin.data(), one.rows(rows).data());
+                check_ok(lluda_decoder_layers(stack.layers, kLayers, rows, found.data(), kHidden, cos.data(),
+                                              sin.data(), other.rows(rows).data()));
+                expect(found == expected && other.keys == one.keys && other.values == one.values, "a stack differs");
+            }
+}
+
+TEST(predicted_codes_are_those_of_pass_after_pass) {
+    constexpr std::int64_t kPasses = 5, kCodes = 9, kHalf = kHeadDim / 2;
+    for (int threads : {1, 2, 3})
+        for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16}) {
+            check_ok(lluda_set_threads(threads));
+            Random random(47);
+            Stack stack(random, format);
+            const auto norm = norm_weights(random, kHidden), cos = random.normals((kPasses + 1) * kHalf, 0.7f),
+                       sin = random.normals((kPasses + 1) * kHalf, 0.7f), first = random.normals(2 * kHidden, 1.0f);
+            std::vector<lluda_weight> heads, embeddings;
+            for (std::int64_t i = 0; i < kPasses; ++i) {
+                heads.push_back(*stack.weight(kCodes, kHidden));
+                embeddings.push_back(*stack.weight(kCodes, kHidden));
+            }
+            // One by one.
+            Cache one, other;
+            auto x = first;
+            std::vector<float> expected(kPasses * kCodes), sum(kHidden, 0.5f);
+            for (std::int64_t pass = 0; pass < kPasses; ++pass) {
+                const std::int64_t rows = pass ? 1 : 2, begin = pass ? pass + 1 : 0;
+                std::vector<lluda_cache_row> places;
+                const auto all = one.rows(kPasses + 1);
+                for (std::int64_t layer = 0; layer < kLayers; ++layer)
+                    for (std::int64_t r = 0; r < rows; ++r)
+                        places.push_back(all[static_cast<std::size_t>(layer * (kPasses + 1) + begin + r)]);
+                stack.one_by_one(rows, x.data(), cos.data() + begin * kHalf, sin.data() + begin * kHalf, places.data());
+                check_ok(lluda_lm_head(&heads[static_cast<std::size_t>(pass)], norm.data(), 1e-6f, 1,
+                                       x.data() + (rows - 1) * kHidden, kHidden, expected.data() + pass * kCodes,
+                                       kCodes));
+                const std::int64_t code = (5 * pass + 2) % 9;
+                check_ok(lluda_embedding(&embeddings[static_cast<std::size_t>(pass)], 1, &code, x.data(), kHidden));
+                for (std::size_t i = 0; i < kHidden; ++i) sum[i] += x[i];
+            }
+            // Together.
+            lluda_code_predictor p{};
+            p.layer_count = kLayers, p.passes = kPasses, p.layers = stack.layers, p.norm = norm.data();
+            p.heads = heads.data(), p.embeddings = embeddings.data(), p.norm_eps = 1e-6f;
+            auto rows = first;
+            std::vector<float> logits(kPasses * kCodes), total(kHidden, 0.5f);
+            std::int64_t codes[kPasses] = {};
+            Choice choice{logits.data(), {}, -1};
+            const auto places = other.rows(kPasses + 1);
+            const auto predict = [&] {
+                return lluda_predict_codes(&p, rows.data(), cos.data(), sin.data(), places.data(), Choice::choose,
+                                           &choice, logits.data(), codes, total.data());
+            };
+            check_ok(predict());
+            expect(logits == expected && total == sum, "the passes of a frame differ");
+            for (std::int64_t pass = 0; pass < kPasses; ++pass) {
+                expect_equal(codes[pass], (5 * pass + 2) % 9, "code");
+                expect(choice.seen[static_cast<std::size_t>(pass)] == expected[static_cast<std::size_t>(pass * 9 + 4)],
+                       "the choice saw other logits");
+            }
+            choice.stop_at = 2;
+            choice.seen.clear();
+            check_code(predict(), LLUDA_STOPPED, "a choice that ends the frame");
+            expect_equal(choice.seen.size(), 3, "passes before the end");
+        }
+}
+
+TEST(bad_stacks_are_refused) {
+    Random random(53);
+    Stack stack(random, LLUDA_FORMAT_BF16);
+    Cache cache;
+    const auto places = cache.rows(1);
+    std::vector<float> x(20 * kHidden), angles(20 * kHeadDim / 2);
+    const auto run = [&](std::int64_t count, std::int64_t rows) {
+        return lluda_decoder_layers(stack.layers, count, rows, x.data(), kHidden, angles.data(), angles.data(),
+                                    places.data());
+    };
+    check_ok(run(kLayers, 0));
+    check_code(run(0, 1), LLUDA_BAD_ARGUMENT, "no layers");
+    check_code(run(kLayers, 17), LLUDA_BAD_ARGUMENT, "many rows");
+    stack.layers[2].moe = stack.layers[1].moe;
+    check_code(run(kLayers, 1), LLUDA_BAD_ARGUMENT, "two feed-forwards");
+    stack.layers[2].moe = nullptr, stack.layers[2].mlp = nullptr;
+    check_code(run(kLayers, 1), LLUDA_BAD_ARGUMENT, "no feed-forward");
+    check_ok(run(2, 1));
+    lluda_code_predictor p{};
+    p.layer_count = 1, p.layers = stack.layers, p.norm = x.data();
+    check_code(lluda_predict_codes(&p, x.data(), angles.data(), angles.data(), places.data(), Choice::choose, nullptr,
+                                   x.data(), nullptr, x.data()),
+               LLUDA_BAD_ARGUMENT, "no passes");
+}
+
+}  // namespace

@@ -1,0 +1,148 @@
+"""What speaking and hearing cost: talker, code predictor, code2wav and the audio encoder, each by itself, and a whole
+request to speak a text."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+from lluda.bench.job import Job, Sample
+from lluda.bench.session import EngineInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PROMPT_ROWS = 60
+FRAMES = 40
+BATCH = 25
+"""Frames in one forward of code2wav: a batch of transformers' ``chunked_decode`` without its context."""
+HEARD_FRAMES = 1000
+"""Log-mel frames of ten seconds of sound."""
+
+_WARM_UP = 2
+_SHORT_REPEATS = 5
+_FIRST_FRAMES = 1
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceTraffic:
+    """Bytes of weights that are read by the code predictor for a frame, and by the talker for a step."""
+
+    code_predictor: float
+    talker: float
+
+
+class SpeechSession(ABC):
+    """An Omni model that can be timed a component at a time. A component is loaded when it is first used, so that a
+    test holds in memory what it needs. No frame ends the speech."""
+
+    @property
+    @abstractmethod
+    def info(self) -> EngineInfo:
+        """What is opened."""
+
+    @property
+    @abstractmethod
+    def traffic(self) -> VoiceTraffic:
+        """What a frame reads."""
+
+    @abstractmethod
+    def start(self, rows: int) -> None:
+        """Run a prompt of ``rows`` rows through the talker; room for ``FRAMES`` and the warm-up follows it."""
+
+    @abstractmethod
+    def frame(self) -> None:
+        """Sample a frame's codes: the talker's, then those of all passes of the code predictor."""
+
+    @abstractmethod
+    def step(self) -> None:
+        """One step of the talker, after the last frame's codes and a row of text."""
+
+    @abstractmethod
+    def vocode(self, frames: int) -> None:
+        """The waveform of so many frames, whole."""
+
+    @abstractmethod
+    def hear(self, frames: int) -> None:
+        """The audio encoder's rows of so many log-mel frames of silence."""
+
+
+class StreamingSession(SpeechSession):
+    """One that speaks while it makes the speech."""
+
+    @abstractmethod
+    def push(self) -> None:
+        """One more frame of a running waveform."""
+
+    @abstractmethod
+    def speak(self, frames: int) -> tuple[float, float]:
+        """So many frames of a text, as one request: seconds to the first samples, and seconds of work for a second of
+        sound."""
+
+
+def prompt_rows(rows: int, width: int) -> Tensor:
+    """The same ``[rows, width]``, float32, for every engine."""
+    import torch
+
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(7))
+
+
+def measure_speech(
+    job: Job, open_session: Callable[[Job], SpeechSession], told: Callable[[SpeechSession], None]
+) -> Iterator[Sample]:
+    """Open the engine and run the job's tests of speech and sound; ``told`` gets the open session.
+
+    * ``code_predictor``: ms a frame, all codes and their sampling; ``talker``: ms a step: medians of 40 after a prompt
+      of 60 rows;
+    * ``code2wav1``: ms a frame, one frame a push in a running stream; ``code2wav25``: ms a frame, 25 frames whole;
+    * ``first_audio``: seconds from a request to speak a text to its first samples, median of five;
+    * ``rtf``: seconds of work for each second of sound, over 40 frames of such a request;
+    * ``audio10s``: ms of the audio encoder for ten seconds of sound, median of five.
+
+    Where an engine does not stream, ``code2wav1``, ``first_audio`` and ``rtf`` are left out.
+    """
+    session = open_session(job)
+    told(session)
+    if "speech" in job.plan.tests:
+        yield from _frames(session)
+        yield from _waveform(session)
+        if isinstance(session, StreamingSession):
+            yield from _request(session)
+    if "audio" in job.plan.tests:
+        yield Sample("audio10s", _median_ms(lambda: session.hear(HEARD_FRAMES), _SHORT_REPEATS), "ms")
+
+
+def _frames(session: SpeechSession) -> Iterator[Sample]:
+    session.start(PROMPT_ROWS)
+    times = [(_seconds(session.frame), _seconds(session.step)) for _ in range(_WARM_UP + FRAMES)][_WARM_UP:]
+    predictor, talker = (1e3 * median(each) for each in zip(*times, strict=True))
+    yield Sample("code_predictor", predictor, "ms", session.traffic.code_predictor)
+    yield Sample("talker", talker, "ms", session.traffic.talker)
+
+
+def _waveform(session: SpeechSession) -> Iterator[Sample]:
+    if isinstance(session, StreamingSession):
+        yield Sample("code2wav1", _median_ms(session.push, FRAMES), "ms")
+    whole = _median_ms(lambda: session.vocode(BATCH), _SHORT_REPEATS)
+    yield Sample(f"code2wav{BATCH}", whole / BATCH, "ms")
+
+
+def _request(session: StreamingSession) -> Iterator[Sample]:
+    session.speak(_FIRST_FRAMES)
+    first = median(session.speak(_FIRST_FRAMES)[0] for _ in range(_SHORT_REPEATS))
+    yield Sample("first_audio", first, "s")
+    yield Sample("rtf", session.speak(FRAMES)[1], "of real time")
+
+
+def _median_ms(work: Callable[[], None], count: int) -> float:
+    return 1e3 * median([_seconds(work) for _ in range(_WARM_UP + count)][_WARM_UP:])
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun

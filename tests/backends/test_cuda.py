@@ -1,0 +1,263 @@
+"""The cuda backend's kernels against the reference backend: on a GPU, else in Triton's interpreter.
+
+The interpreter cuts BF16 off where a GPU rounds, so that its bar is wider."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="the kernels of the cuda backend are Triton's: pip install triton")
+
+from lluda.backends.base import Precision
+from lluda.backends.blocks import (
+    AttentionBlock,
+    DenseWeight,
+    MixtureBlock,
+    Norm,
+    Projection,
+    Segment,
+    SharedExpert,
+    SwiGLU,
+    SwiGLUBlock,
+)
+from lluda.backends.cuda import CudaBackend
+from lluda.backends.cuda_graph import DeviceStore, store_row
+from lluda.backends.reference import ReferenceBackend
+from lluda.backends.triton_target import interpreted
+from lluda.engine.sampler import Sampler, SamplingParams
+from lluda.errors import InvalidRequest
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+HIDDEN = 96
+pytestmark = pytest.mark.skipif(
+    DEVICE.type == "cpu" and not interpreted(), reason="no GPU, and triton was imported before it could be interpreted"
+)
+
+
+@pytest.fixture(params=["f32", "bf16"])
+def pair(request):
+    torch.manual_seed(0)
+    precision = Precision.of(request.param)
+    return CudaBackend(DEVICE, precision), ReferenceBackend(DEVICE, precision)
+
+
+def weight(backend, out, into):
+    values = torch.randn(out, into) / into**0.5
+    return DenseWeight(values.to(DEVICE, backend.precision.compute), "any")
+
+
+def vector(width):
+    return (1 + 0.1 * torch.randn(width)).to(DEVICE)
+
+
+def swiglu(backend, width):
+    return SwiGLU(weight(backend, width, HIDDEN), weight(backend, width, HIDDEN), weight(backend, HIDDEN, width))
+
+
+def rows(count, width=HIDDEN):
+    return torch.randn(count, width).to(DEVICE)
+
+
+def assert_close(backend, got, expected):
+    exact = backend.precision.compute == torch.float32
+    bar = 1e-5 if exact else 3e-2 if interpreted() else 1e-2
+    got, expected = got.double(), expected.double()
+    assert ((got - expected).norm() / expected.norm()).item() < bar
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_products_of_few_rows(pair, count):
+    cuda, reference = pair
+    x, norm, matrix, bias = rows(count), Norm(vector(HIDDEN), 1e-6), weight(cuda, 200, HIDDEN), rows(1, 200)[0]
+    assert_close(cuda, cuda.rms_norm(x, norm), reference.rms_norm(x, norm))
+    assert_close(cuda, cuda.head(x, norm, matrix), reference.head(x, norm, matrix))
+    taken = x.to(cuda.precision.compute)
+    assert_close(cuda, cuda.linear(taken, matrix, bias), reference.linear(taken, matrix, bias))
+    ids = torch.randint(0, 200, (count,)).to(DEVICE)
+    assert torch.equal(cuda.embedding(matrix, ids), reference.embedding(matrix, ids))
+
+
+def test_a_row_wider_than_a_program_takes_at_once(pair):
+    cuda, reference = pair
+    x, norm, matrix = rows(1, 5000), Norm(vector(5000), 1e-6), weight(cuda, 40, 5000)
+    assert_close(cuda, cuda.head(x, norm, matrix), reference.head(x, norm, matrix))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_swiglu_with_a_scale(pair, count):
+    cuda, reference = pair
+    block, x = SwiGLUBlock(Norm(vector(HIDDEN), 1e-6), swiglu(cuda, 160), vector(HIDDEN)), rows(count)
+    assert_close(cuda, cuda.swiglu_block(x.clone(), block) - x, reference.swiglu_block(x.clone(), block) - x)
+
+
+@pytest.mark.parametrize("count", [1, 2, 37])
+@pytest.mark.parametrize("shared", [0, 48])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_mixture_of_few_and_of_many_rows(pair, count, shared, normalise):
+    cuda, reference = pair
+    beside = SharedExpert(swiglu(cuda, shared), rows(1) / 10) if shared else None
+    experts = [swiglu(cuda, 40) for _ in range(12)]
+    block = MixtureBlock(Norm(vector(HIDDEN), 1e-6), rows(12) / 5, experts, 3, normalise, beside)
+    x = rows(count)
+    assert_close(cuda, cuda.mixture_block(x.clone(), block), reference.mixture_block(x.clone(), block))
+
+
+def test_rotation_far_from_the_start(pair):
+    cuda, reference = pair
+    positions = torch.tensor([[3.0], [65000.0], [1234.5]]).to(DEVICE)
+    frequencies = (1e6 ** (-torch.arange(0, 64, 2) / 64)).to(DEVICE)
+    table, expected = (backend.rotary_table(positions, frequencies) for backend in pair)
+    for part, right in zip(table, expected, strict=True):
+        torch.testing.assert_close(part, right, rtol=0, atol=2e-6)
+    x, norm = torch.randn(3, 2, 64).to(DEVICE), Norm(vector(64), 1e-6)
+    for given in (norm, None):
+        assert_close(cuda, cuda.rotate(x, expected, given), reference.rotate(x, expected, given))
+
+
+def test_snake_beta(pair):
+    cuda, reference = pair
+    x, frequency, amplitude = rows(50), vector(HIDDEN), vector(HIDDEN)
+    assert_close(cuda, cuda.snake_beta(x, frequency, amplitude), reference.snake_beta(x, frequency, amplitude))
+
+
+class Store:
+    """A sequence's keys and values, of which ``length`` positions were there before."""
+
+    def __init__(self, kv_heads, head_dim, length, dtype, capacity=300):
+        self.buffers = torch.randn(2, 2, kv_heads, capacity, head_dim).to(DEVICE, dtype)
+        self.length = length
+
+    def room(self, _):
+        return self.buffers[0], self.buffers[1]
+
+    def copy(self):
+        other = Store.__new__(Store)
+        other.buffers, other.length = self.buffers.clone(), self.length
+        return other
+
+
+def attention(backend, heads, kv_heads, head_dim, *, window=None, qk_norm=True):
+    norms = [Norm(vector(head_dim), 1e-6) if qk_norm else None for _ in range(2)]
+    parts = [Projection(weight(backend, count * head_dim, HIDDEN)) for count in (heads, kv_heads, kv_heads)]
+    out = Projection(weight(backend, HIDDEN, heads * head_dim))
+    return AttentionBlock(Norm(vector(HIDDEN), 1e-6), *parts, out, *norms, head_dim, window, None)
+
+
+def both_attend(pair, block, heads, lengths, fresh):
+    """What both backends make of ``fresh`` rows for each store: results, then the stores."""
+    cuda, reference = pair
+    stores = [Store(heads, block.head_dim, length, cuda.precision.compute) for length in lengths]
+    theirs = [store.copy() for store in stores]
+    x = rows(len(lengths) * fresh)
+    positions = torch.tensor([[float(n + i)] for n in lengths for i in range(fresh)]).to(DEVICE)
+    table = reference.rotary_table(
+        positions, (1e4 ** (-torch.arange(0, block.head_dim, 2) / block.head_dim)).to(DEVICE)
+    )
+    segments = [Segment(i * fresh, fresh, store) for i, store in enumerate(theirs)]
+    expected = reference.attention_block(x.clone(), block, 1, reference.begin_step(table, segments))
+    places = torch.tensor([store_row(store) for store in stores]).to(DEVICE)
+    on_device = [Segment(i * fresh, fresh, DeviceStore(places, i, cuda.precision.compute)) for i in range(len(stores))]
+    got = cuda.attention_block(x.clone(), block, 1, cuda.begin_step(table, on_device))
+    return got - x, expected - x, stores, theirs
+
+
+@pytest.mark.parametrize(
+    ("lengths", "fresh", "window"),
+    [([0], 1, None), ([64], 1, None), ([270], 1, None), ([130, 7], 1, None), ([200], 1, 50), ([0], 2, None)],
+)
+def test_attention_over_a_cache(pair, lengths, fresh, window):
+    block = attention(pair[0], 4, 2, 32, window=window)
+    got, expected, stores, theirs = both_attend(pair, block, 2, lengths, fresh)
+    assert_close(pair[0], got, expected)
+    for store, right in zip(stores, theirs, strict=True):
+        assert_close(pair[0], store.buffers, right.buffers)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(8, 1, 64), (2, 2, 12)])
+def test_attention_of_other_heads(pair, heads, kv_heads, head_dim):
+    block = attention(pair[0], heads, kv_heads, head_dim, qk_norm=False)
+    got, expected, _, _ = both_attend(pair, block, kv_heads, [9], 1)
+    assert_close(pair[0], got, expected)
+
+
+def test_first_rows_attend_to_themselves_and_are_stored(pair):
+    block = attention(pair[0], 4, 2, 32)
+    got, expected, stores, theirs = both_attend(pair, block, 2, [0], 9)
+    assert_close(pair[0], got, expected)
+    assert_close(pair[0], stores[0].buffers, theirs[0].buffers)
+
+
+def test_a_ring_is_a_window(pair):
+    cuda, reference = pair
+    block = attention(cuda, 2, 2, 32, window=20)
+    ring, whole = Store(2, 32, 0, cuda.precision.compute, capacity=20), Store(2, 32, 0, cuda.precision.compute)
+    for position in range(45):
+        x = rows(1)
+        at = torch.tensor([[float(position)]]).to(DEVICE)
+        table = reference.rotary_table(at, (1e4 ** (-torch.arange(0, 32, 2) / 32)).to(DEVICE))
+        ring.length = whole.length = position
+        places = torch.tensor([store_row(ring)]).to(DEVICE)
+        step = cuda.begin_step(table, [Segment(0, 1, DeviceStore(places, 0, cuda.precision.compute))])
+        got = cuda.attention_block(x.clone(), block, 0, step)
+        expected = reference.attention_block(x.clone(), block, 0, reference.begin_step(table, [Segment(0, 1, whole)]))
+        assert_close(cuda, got - x, expected - x)
+
+
+def test_argmax_takes_the_first_and_shows_nan():
+    cuda = CudaBackend(DEVICE, Precision.of("f32"))
+    logits = torch.randn(3, 5000).to(DEVICE)
+    logits[0, [17, 4000]] = 9.0
+    logits[2, 123] = float("nan")
+    best, peaks = cuda.argmax(logits)
+    assert best[:2].tolist() == [17, int(logits[1].argmax())]
+    assert peaks[0] == 9.0
+    assert peaks[2].isnan()
+
+
+SETTINGS = [
+    {"top_k": 50, "top_p": 0.8}, {"top_k": 0, "top_p": 0.3}, {"top_k": 5, "top_p": 1.0, "min_p": 0.1},
+    {"top_k": 0, "top_p": 1.0}, {"temperature": 0.0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("rounded", [False, True], ids=["distinct", "ties"])
+def test_codes_are_those_of_the_host_s_sampler(settings, rounded):
+    settings = {"temperature": 0.9, "min_p": 0.0, **settings}
+    backend, count, suppressed, seen = CudaBackend(DEVICE, Precision.of("f32")), 300, range(100, 200), [3, 4, 5]
+    for seed in range(6):
+        logits = 3 * torch.randn(count, generator=torch.Generator().manual_seed(seed))
+        logits = logits.round() if rounded else logits
+        params = SamplingParams(**settings, repetition_penalty=1.3, seed=seed)
+        expected = Sampler(params, seen, count, suppress=frozenset(suppressed)).sample(logits).id
+        uniform = torch.rand((), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        masks = [torch.zeros(count, dtype=torch.uint8) for _ in range(2)]
+        masks[0][list(suppressed)], masks[1][seen] = 1, 1
+        not_said, said = (mask.to(DEVICE) for mask in masks)
+        out, peak = torch.zeros(1, dtype=torch.int64).to(DEVICE), torch.zeros(1).to(DEVICE)
+        options = {"top_k": 0, "top_p": 1.0, **settings}
+        backend.sample(logits.to(DEVICE), uniform.reshape(1).to(DEVICE), out, peak, **options, repetition=1.3,
+                       suppressed=not_said, seen=said)  # fmt: skip
+        assert out.item() == expected
+        assert said[expected] == 1
+
+
+def test_sampling_shows_nan_and_stays_in_the_vocabulary():
+    backend, out, peak = (
+        CudaBackend(DEVICE, Precision.of("f32")),
+        torch.zeros(1, dtype=torch.int64).to(DEVICE),
+        rows(1, 1)[0],
+    )
+    logits = torch.full((300,), float("nan")).to(DEVICE)
+    settings = {"temperature": 1.0, "top_k": 50, "top_p": 0.8, "min_p": 0.0, "repetition": 1.0}
+    uniform = torch.zeros(1, dtype=torch.float64).to(DEVICE)
+    backend.sample(logits, uniform, out, peak, **settings, suppressed=None, seen=None)
+    assert peak.isnan().item()
+    assert 0 <= out.item() < 300
+
+
+@pytest.mark.skipif(interpreted(), reason="the interpreter takes any device")
+def test_it_needs_a_gpu():
+    with pytest.raises(InvalidRequest, match="needs a GPU, not device 'cpu'; take --device cuda"):
+        CudaBackend(torch.device("cpu"), Precision.of("bf16"))

@@ -1,0 +1,220 @@
+"""Whole steps of the cuda backend, captured on a GPU, launch by launch in the interpreter, against the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="the kernels of the cuda backend are Triton's: pip install triton")
+
+from lluda.backends.base import Precision
+from lluda.backends.blocks import Segment
+from lluda.backends.cuda import CudaBackend
+from lluda.backends.reference import ReferenceBackend
+from lluda.backends.triton_target import interpreted
+from lluda.config import ModelConfig
+from lluda.config_code2wav import read_code2wav
+from lluda.config_reader import ConfigReader
+from lluda.engine.frames import FrameGenerator, SpeechParams
+from lluda.engine.generation import Completion, Generator
+from lluda.engine.kv_cache import CacheOptions
+from lluda.engine.sampling_params import SamplingParams
+from lluda.engine.speech_graphs import SpeechGraphs
+from lluda.errors import LludaError, OutOfMemory
+from lluda.inputs.tokenizer import Tokenizer
+from lluda.models.causal_lm import CausalLM
+from lluda.models.code2wav import Code2Wav, code2wav_parameters
+from lluda.models.code_predictor import CodePredictor, code_predictor_parameters
+from lluda.models.talker import Talker, talker_parameters
+from tests.conftest import placed, random_tensors
+from tests.models.omni_reference import placed_parameters, random_parameters
+from tests.models.test_code2wav import SMALL
+from tests.models.test_talker import config as talker_config
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+GREEDY = SamplingParams(temperature=0.0, max_tokens=8).with_defaults({})
+DENSE = {
+    "model_type": "qwen3", "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16,
+    "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": 96, "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True, "hidden_act": "silu", "eos_token_id": 0,
+    "torch_dtype": "float32",
+}  # fmt: skip
+SPARSE = DENSE | {
+    "model_type": "qwen3_moe", "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+    "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [], "tie_word_embeddings": False,
+}  # fmt: skip
+pytestmark = pytest.mark.skipif(
+    DEVICE.type == "cpu" and not interpreted(), reason="no GPU, and triton was imported before it could be interpreted"
+)
+
+
+def cuda_backend():
+    return CudaBackend(DEVICE, Precision.of("f32"))
+
+
+def generator(raw, backend):
+    config = ModelConfig.from_hf(raw).text
+    network = CausalLM(config, placed(random_tensors(raw), raw, backend), backend)
+    return Generator(network, Tokenizer.empty(), (), CacheOptions(64, dtype="f32"))
+
+
+@pytest.mark.parametrize("raw", [DENSE, SPARSE], ids=["dense", "sparse"])
+def test_a_step_s_logits_are_the_reference_s(raw):
+    ours, theirs = generator(raw, cuda_backend()), generator(raw, ReferenceBackend(DEVICE, Precision.of("f32")))
+    for prompts in ([[5, 9, 2]], [[5, 9, 2], [7], [1, 2, 3, 4, 5, 6, 7]]):
+        caches = [[each.new_cache() for _ in prompts] for each in (ours, theirs)]
+        for each, mine in zip((ours, theirs), caches, strict=True):
+            for prompt, cache in zip(prompts, mine, strict=True):
+                each.prefill(prompt, cache)
+        for step in range(3):
+            ids = [11 + step] * len(prompts)
+            got, expected = ours.step(ids, caches[0]), theirs.step(ids, caches[1])
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+            assert got.argmax(-1).tolist() == ours.likeliest(ids, [_back(cache) for cache in caches[0]])
+
+
+def _back(cache):
+    """The cache before its last step."""
+    cache.truncate(cache.length - 1)
+    return cache
+
+
+def test_answers_are_the_reference_s():
+    ours, theirs = generator(SPARSE, cuda_backend()), generator(SPARSE, ReferenceBackend(DEVICE, Precision.of("f32")))
+    prompts = [[3, 1, 4], [1, 5]]
+    answers = [
+        {event.index: event.token_ids for event in each.stream(prompts, GREEDY) if isinstance(event, Completion)}
+        for each in (ours, theirs)
+    ]
+    assert answers[0] == answers[1]
+    assert ours._graph(2) is ours._graph(2)
+
+
+def test_logits_without_a_largest_end_the_answer():
+    broken = generator(DENSE, cuda_backend())
+    broken.model.decoder.norm.weight.fill_(float("nan"))
+    with pytest.raises(LludaError, match="hold NaN, so no token can be sampled"):
+        list(broken.stream([[3, 1, 4]], GREEDY))
+
+
+def test_a_request_that_takes_too_much_memory_ends_alone(monkeypatch):
+    ours = generator(DENSE, cuda_backend())
+    prefill = ours.prefill
+
+    def none_left(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB at 0x7f00")
+
+    monkeypatch.setattr(ours, "prefill", none_left)
+    with pytest.raises(OutOfMemory, match=r"memory ran out during this request.*smaller --max-context") as caught:
+        list(ours.stream([[3, 1, 4]], GREEDY))
+    assert "0x" not in str(caught.value)
+    monkeypatch.setattr(ours, "prefill", prefill)
+    assert isinstance(list(ours.stream([[3, 1, 4]], GREEDY))[-1], Completion)
+
+
+def voice_parts(backend):
+    specs = [*talker_parameters(talker_config()), *code_predictor_parameters(talker_config())]
+    parameters = placed_parameters(specs, random_parameters(specs, 2), backend)
+    return [kind(talker_config(), parameters, backend) for kind in (Talker, CodePredictor)]
+
+
+def vocoder(backend):
+    config = read_code2wav(ConfigReader(SMALL, "config.json: code2wav_config"))
+    specs = list(code2wav_parameters(config))
+    return Code2Wav(config, placed_parameters(specs, random_parameters(specs, 1), backend), backend)
+
+
+def spoken(frames, rows, text, count):
+    frames.prefill(rows.clone())
+    found = []
+    for _ in range(count):
+        found.append(frames.next_codes())
+        if found[-1] is None:
+            break
+        frames.feed(text)
+    return found
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_frames_are_those_of_the_reference(temperature):
+    backend = cuda_backend()
+    graphs = SpeechGraphs(*voice_parts(backend), vocoder(backend), "f32")
+    params = SpeechParams(sampling=SamplingParams(temperature=temperature, seed=5)).with_defaults({})
+    torch.manual_seed(1)
+    rows, text = torch.randn(7, 64).to(DEVICE), torch.randn(1, 64).to(DEVICE)
+    count = 6 if DEVICE.type == "cuda" else 2
+    theirs = FrameGenerator(
+        *voice_parts(ReferenceBackend(DEVICE, Precision.of("f32"))), params, max_rows=64, kv_dtype="f32"
+    )
+    expected = spoken(theirs, rows, text, count)
+    for _ in range(3):  # a captured frame, and a captured prompt, serve again
+        ours = graphs.frames(params, 64)
+        assert spoken(ours, rows, text, count) == expected
+        del ours
+    assert len(graphs._free) == 1
+    assert [len(free) for free in graphs._free.values()] == [1]
+
+
+def test_samples_are_those_of_the_whole():
+    backend = cuda_backend()
+    network, count = vocoder(backend), 9 if DEVICE.type == "cuda" else 3
+    graphs = SpeechGraphs(*voice_parts(backend), network, "f32")
+    size = network.config.num_quantizers
+    codes = torch.randint(0, network.config.codebook_size, (size, count), generator=torch.Generator().manual_seed(0))
+    expected = vocoder(ReferenceBackend(DEVICE, Precision.of("f32")))(codes).float().cpu()
+    for _ in range(2):  # the second stream finds nothing of the first
+        stream = graphs.vocoder()
+        got = torch.cat([stream.push(codes[:, :1].T.tolist()), stream.push(codes[:, 1:].T.tolist())])
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+        del stream
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="nothing is captured without a GPU")
+def test_what_is_captured_is_what_is_launched():
+    backend = cuda_backend()
+    ours = generator(SPARSE, backend)
+    run = lambda ids, positions, segments: ours.model(ids, positions, segments, None)  # noqa: E731
+    cache = ours.new_cache()
+    ours.prefill([3, 1, 4, 1, 5], cache)
+    logits = []
+    for capture in (True, False):
+        graph = backend.decode_graph(run, 1, torch.float32, capture=capture)
+        graph.launch([7], [cache.length], [cache])
+        graph.result()
+        logits.append(graph.logits.clone())
+    assert torch.equal(*logits)
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="nothing is captured without a GPU")
+def test_a_captured_prompt_is_the_launched_one():
+    backend = cuda_backend()
+    ours, prompt = generator(SPARSE, backend), list(range(20))
+    found = [ours.prefill(prompt, ours.new_cache()) for _ in range(4)]
+    assert backend._prefills
+    assert all(torch.equal(found[0], logits) for logits in found[1:])
+    whole = ours.new_cache()
+    for row in prompt:
+        ours.prefill(prompt[: row + 1], whole)
+    torch.testing.assert_close(ours.prefill([*prompt, 5], whole), ours.prefill([*prompt, 5], ours.new_cache()),
+                               rtol=1e-4, atol=1e-4)  # fmt: skip
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="a GPU is asked")
+def test_a_step_asks_nothing_of_the_host_before_its_end():
+    ours = generator(SPARSE, cuda_backend())
+    cache = ours.new_cache()
+    ours.prefill([3, 1, 4], cache)
+    ours.likeliest([7], [cache])
+    graph = ours._graph(1)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        graph.launch([7], [cache.length], [cache])
+    assert not [event.key for event in seen.key_averages() if "Synchronize" in event.key or event.key == "cudaMemcpy"]
+    graph.result()
+
+
+def test_segments_of_a_device_step_are_alike():
+    backend = cuda_backend()
+    graph = backend.decode_graph(lambda *_: torch.empty(0), 1, torch.float32)
+    store = graph._segments[0].store
+    with pytest.raises(AssertionError, match="one number of rows"):
+        backend.begin_step((torch.empty(3, 8), torch.empty(3, 8)), [Segment(0, 1, store), Segment(1, 2, store)])
