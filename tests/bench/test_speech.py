@@ -89,6 +89,24 @@ def test_both_engines_do_the_same_work(folder: Path) -> None:
         assert other <= mine < 1.1 * other
 
 
+def test_transformers_thinker_answers_as_its_reference_does(folder: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers is an optional peer (lluda[bench])")
+    from lluda.bench.engines.transformers import open_session
+    from lluda.engine.prompt_rows import PromptRows
+    from lluda.evaluation.transformers_omni import TransformersOmni
+
+    ids = [5, 3, 8, 2]
+    session = open_session(job_for(folder, "tg", engine="transformers"))
+    step = TransformersOmni(folder, "bf16", float64=False).thinker(PromptRows(ids)).start()
+    token = int(step(ids)[-1].argmax())
+    assert session.start([ids, ids]) == [token, token]
+    for _ in range(3):
+        following = int(step([token])[-1].argmax())
+        assert session.step([token, token]) == [following, following]
+        token = following
+    assert session.info.bytes_per_weight == 2.0
+
+
 def test_no_frame_ends_the_speech(folder: Path) -> None:
     session = LludaSpeech(job_for(folder, "speech"))
     session.start(PROMPT_ROWS)

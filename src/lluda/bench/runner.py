@@ -192,9 +192,7 @@ def _peer(job: Job, files: ModelFiles, settings: Settings, told: Progress) -> _E
 def _peer_tests(job: Job, files: ModelFiles) -> tuple[str, ...]:
     """Those of the job's tests that its engine can run. UnsupportedModel: there are none."""
     speaks = ENGINES[job.engine].speech is not None and files.path.is_dir()
-    # transformers has no class of its own for a thinker alone that its AutoModelForCausalLM finds.
-    tests = () if speaks and files.config.omni else job.plan.text_tests
-    tests += job.plan.omni_tests if speaks else ()
+    tests = job.plan.text_tests + (job.plan.omni_tests if speaks else ())
     if not tests:
         raise UnsupportedModel(f"{job.engine} runs none of the tests {', '.join(job.plan.tests)} of this model")
     return tests

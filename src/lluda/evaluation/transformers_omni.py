@@ -171,11 +171,15 @@ class TransformersOmni:
 
     def thinker(self, prompt: PromptRows) -> ReferenceThinker:
         """The decoder on ``prompt``, whose injected rows it is given too."""
+        return ReferenceThinker(self.thinker_modules(), prompt, self)
+
+    def thinker_modules(self) -> nn.ModuleDict:
+        """The thinker's ``decoder`` and ``head``, without its encoders."""
         config = self.config.thinker_config.text_config
         decoder = self.load(self.models.Qwen3OmniMoeThinkerTextModel, config, "thinker.model.")
         head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device="meta")
         head.load_state_dict({"weight": self.tensor("thinker.lm_head.weight")}, assign=True)
-        return ReferenceThinker(nn.ModuleDict({"decoder": decoder, "head": head.requires_grad_(False)}), prompt, self)
+        return nn.ModuleDict({"decoder": decoder, "head": head.requires_grad_(False)})
 
     def tensor(self, name: str) -> Tensor:
         """One tensor."""

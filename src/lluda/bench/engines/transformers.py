@@ -8,30 +8,34 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, DynamicCache
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from lluda.bench.job import Job
 from lluda.bench.session import EngineInfo, Session, SteppingSession
+from lluda.evaluation.transformers_omni import TransformersOmni
 
 
 def open_session(job: Job) -> Session:
-    """Load the folder (or, through transformers' own reader, the .gguf file)."""
-    return TransformersSession(job)
+    """Load the folder (or, through transformers' own reader, the .gguf file); of an Omni model, its thinker."""
+    torch.set_num_threads(job.threads)
+    transformers.utils.logging.disable_progress_bar()
+    path = Path(job.model)
+    if path.is_dir() and AutoConfig.from_pretrained(path, local_files_only=True).model_type == "qwen3_omni_moe":
+        return ThinkerSession(job, TransformersOmni(path, "bf16", float64=False).thinker_modules())
+    source: dict[str, Any] = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent if source else path, dtype=torch.bfloat16, attn_implementation="sdpa", **source
+    )
+    return TransformersSession(job, model)
 
 
 class TransformersSession(SteppingSession):
     """A greedy loop over ``model.forward``: no ``generate``, whose bookkeeping would be measured too."""
 
-    def __init__(self, job: Job) -> None:
-        torch.set_num_threads(job.threads)
-        transformers.utils.logging.disable_progress_bar()
-        path = Path(job.model)
-        source: dict[str, Any] = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
-        self._model = AutoModelForCausalLM.from_pretrained(
-            path.parent if source else path, dtype=torch.bfloat16, attn_implementation="sdpa", **source
-        ).to(job.device)
-        self._device = job.device
-        self._cache = DynamicCache(config=self._model.config)
+    def __init__(self, job: Job, model: Any) -> None:
+        self._model, self._device = model.to(job.device), job.device
+        self._cache = DynamicCache(config=self._decoder.config)
 
     @property
     def info(self) -> EngineInfo:
@@ -40,16 +44,37 @@ class TransformersSession(SteppingSession):
 
     def start(self, prompts: Sequence[Sequence[int]]) -> list[int]:
         """See ``SteppingSession``."""
-        self._cache = DynamicCache(config=self._model.config)
-        return self._forward([list(prompt) for prompt in prompts])
+        self._cache = DynamicCache(config=self._decoder.config)
+        return self._greedy([list(prompt) for prompt in prompts])
 
     def step(self, tokens: list[int]) -> list[int]:
         """See ``SteppingSession``."""
-        return self._forward([[token] for token in tokens])
+        return self._greedy([[token] for token in tokens])
+
+    @property
+    def _decoder(self) -> Any:
+        return self._model
 
     @torch.inference_mode()
-    def _forward(self, ids: list[list[int]]) -> list[int]:
-        rows = torch.tensor(ids, device=self._device)
-        out = self._model(input_ids=rows, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        chosen: list[int] = out.logits[:, -1].argmax(-1).tolist()
+    def _greedy(self, ids: list[list[int]]) -> list[int]:
+        logits = self._forward(torch.tensor(ids, device=self._device))
+        chosen: list[int] = logits[:, -1].argmax(-1).tolist()
         return chosen
+
+    def _forward(self, rows: Tensor) -> Tensor:
+        out = self._model(input_ids=rows, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        logits: Tensor = out.logits
+        return logits
+
+
+class ThinkerSession(TransformersSession):
+    """The thinker without its encoders."""
+
+    @property
+    def _decoder(self) -> Any:
+        return self._model["decoder"]
+
+    def _forward(self, rows: Tensor) -> Tensor:
+        out = self._decoder(input_ids=rows, past_key_values=self._cache, use_cache=True)
+        logits: Tensor = self._model["head"](out.last_hidden_state[:, -1:])
+        return logits
