@@ -1,6 +1,7 @@
 // How near the kernels come to the machine's streaming bandwidth, on Qwen3-0.6B's shapes (or fewer layers).
 //
-//   decode_bench [--threads N] [--layers N] [--rows 1,2,4,8,16] [--repeat N] [--isa NAME] [--small-pages] [--cpu-time]
+//   decode_bench [--threads N] [--layers N] [--rows 1,2,4,8,16] [--formats 0,1,2,3] [--repeat N] [--isa NAME]
+//                [--small-pages] [--cpu-time]
 //
 // Prints one line per measurement: what, time, GB/s of weight bytes and their share of the streaming bandwidth measured
 // in the same run, quiet against quiet and median against median (see Times).
@@ -107,24 +108,45 @@ private:
     std::vector<uint16_t> table_;
 };
 
+constexpr int kFormats = 4;
+constexpr const char *kNames[kFormats] = {"BF16", "packed", "Q8_0", "Q8_0 rounded"};
+
 struct Matrix {
-    lluda_weight plain{}, packed{};
-    int64_t plain_bytes = 0, packed_bytes = 0;
+    lluda_weight in[kFormats]{};
+    int64_t bytes[kFormats]{};
 };
+
+// Blocks as they come: random q, one scale.
+void make_q8_0(Matrix &m, Normal &normal) {
+    const lluda_weight &plain = m.in[LLUDA_FORMAT_BF16];
+    const int64_t bytes = plain.out_features * plain.in_features / 32 * 34;
+    auto *blocks = static_cast<uint8_t *>(take_memory(bytes));
+    normal.fill(reinterpret_cast<uint16_t *>(blocks), bytes / 2);
+    for (int64_t i = 0; i < bytes; i += 34) blocks[i] = 0x3f, blocks[i + 1] = 0x05;
+    for (int format : {LLUDA_FORMAT_Q8_0, LLUDA_FORMAT_Q8_0_ROWS}) {
+        m.in[format] = plain;
+        m.in[format].format = format;
+        m.in[format].values = blocks;
+        m.bytes[format] = bytes;
+    }
+}
 
 Matrix make_matrix(Normal &normal, int64_t out, int64_t in) {
     Matrix m;
-    m.plain_bytes = out * in * 2;
-    auto *values = static_cast<uint16_t *>(take_memory(m.plain_bytes));
+    m.bytes[LLUDA_FORMAT_BF16] = out * in * 2;
+    auto *values = static_cast<uint16_t *>(take_memory(m.bytes[LLUDA_FORMAT_BF16]));
     normal.fill(values, out * in);
-    m.plain.format = LLUDA_FORMAT_BF16;
-    m.plain.out_features = out;
-    m.plain.in_features = in;
-    m.plain.values = values;
-    check(lluda_pack_size(values, out, in, &m.packed_bytes));
-    void *buffer = take_memory(m.packed_bytes);
-    check(lluda_pack(values, out, in, buffer, m.packed_bytes));
-    check(lluda_packed_view(buffer, m.packed_bytes, &m.packed));
+    lluda_weight &plain = m.in[LLUDA_FORMAT_BF16];
+    plain.format = LLUDA_FORMAT_BF16;
+    plain.out_features = out;
+    plain.in_features = in;
+    plain.values = values;
+    int64_t &packed = m.bytes[LLUDA_FORMAT_PACKED_BF16];
+    check(lluda_pack_size(values, out, in, &packed));
+    void *buffer = take_memory(packed);
+    check(lluda_pack(values, out, in, buffer, packed));
+    check(lluda_packed_view(buffer, packed, &m.in[LLUDA_FORMAT_PACKED_BF16]));
+    make_q8_0(m, normal);
     return m;
 }
 
@@ -144,8 +166,8 @@ void stream(lluda::Session &session, const std::vector<Matrix> &slice, size_t ah
     session.run([&](lluda::Lane &lane) {
         uint64_t sum = 0;
         for (const Matrix &m : slice) {
-            const size_t part = static_cast<size_t>(m.plain_bytes) / 8 / static_cast<size_t>(lane.count);
-            sum += sum_of(static_cast<const uint64_t *>(m.plain.values) + part * static_cast<size_t>(lane.index), part,
+            const size_t part = static_cast<size_t>(m.bytes[0]) / 8 / static_cast<size_t>(lane.count);
+            sum += sum_of(static_cast<const uint64_t *>(m.in[0].values) + part * static_cast<size_t>(lane.index), part,
                           ahead);
         }
         sink += sum;
@@ -165,7 +187,7 @@ struct Bench {
     std::vector<Layer> layers;
     std::vector<Matrix> head;  // in parts, each a slice
     std::vector<std::vector<Matrix>> slices;
-    double bytes[2] = {0, 0};
+    double bytes[kFormats] = {};
     double bandwidth_quiet = 0, bandwidth_median = 0;
     int repeat = 9, threads = 2;
 
@@ -184,11 +206,10 @@ struct Bench {
         for (Layer &l : layers) slices.push_back({l.q, l.k, l.v, l.o, l.gate, l.up, l.down});
         for (Matrix &m : head) slices.push_back({m});
         for (const auto &slice : slices)
-            for (const Matrix &m : slice) {
-                bytes[0] += static_cast<double>(m.plain_bytes);
-                bytes[1] += static_cast<double>(m.packed_bytes);
-            }
-        std::printf("BF16 %.3f GB, packed %.3f GB (%.4f)\n", bytes[0] / 1e9, bytes[1] / 1e9, bytes[1] / bytes[0]);
+            for (const Matrix &m : slice)
+                for (int format = 0; format < kFormats; ++format) bytes[format] += static_cast<double>(m.bytes[format]);
+        for (int format = 0; format < kFormats; ++format)
+            std::printf("%s %.3f GB (%.4f)\n", kNames[format], bytes[format] / 1e9, bytes[format] / bytes[0]);
     }
 
     void bandwidth() {
@@ -206,7 +227,7 @@ struct Bench {
 
     void report(const std::string &what, int rows, Times t, double traffic) {
         std::printf(
-            "%-20s rows %2d: quiet %7.2f ms %6.2f GB/s share %5.1f %% | median %7.2f ms %6.2f GB/s share %5.1f %% "
+            "%-26s rows %2d: quiet %7.2f ms %6.2f GB/s share %5.1f %% | median %7.2f ms %6.2f GB/s share %5.1f %% "
             "| %6.1f tok/s quiet\n",
             what.c_str(), rows, t.quiet * 1e3, traffic / t.quiet / 1e9, 100 * traffic / t.quiet / 1e9 / bandwidth_quiet,
             t.median * 1e3, traffic / t.median / 1e9, 100 * traffic / t.median / 1e9 / bandwidth_median,
@@ -220,11 +241,11 @@ struct Bench {
         std::vector<float> y(static_cast<size_t>(16 * s.vocabulary));
         const Times t = measure(repeat, static_cast<int>(slices.size()), [&](int slice) {
             for (const Matrix &m : slices[static_cast<size_t>(slice)]) {
-                const lluda_weight &w = format == LLUDA_FORMAT_BF16 ? m.plain : m.packed;
+                const lluda_weight &w = m.in[format];
                 check(lluda_linear(&w, rows, x.data(), w.in_features, y.data(), LLUDA_DTYPE_F32, w.out_features));
             }
         });
-        report(format == LLUDA_FORMAT_BF16 ? "products BF16" : "products packed", rows, t, bytes[format]);
+        report(std::string("products ") + kNames[format], rows, t, bytes[format]);
     }
 
     // A decode step as the engine runs it: two block calls a layer and the head, after `context` positions of cache,
@@ -238,7 +259,7 @@ struct Bench {
         std::vector<float> x(static_cast<size_t>(rows * s.hidden), 0.5f),
             logits(static_cast<size_t>(rows * s.vocabulary));
         std::vector<uint16_t> cache(layers.size() * static_cast<size_t>(2 * rows * row_cache), 0x3c00);
-        auto pick = [&](const Matrix &m) { return format == LLUDA_FORMAT_BF16 ? &m.plain : &m.packed; };
+        auto pick = [&](const Matrix &m) { return &m.in[format]; };
         auto layer = [&](size_t index) {
             const Layer &l = layers[index];
             lluda_attention a{};
@@ -263,7 +284,7 @@ struct Bench {
                                 x.data(), s.hidden, logits.data(), s.vocabulary));
         };
         const double traffic = bytes[format] + static_cast<double>(cache.size()) * 2;
-        report((format == LLUDA_FORMAT_BF16 ? "decode BF16 @" : "decode packed @") + std::to_string(context), rows,
+        report(std::string("decode ") + kNames[format] + " @" + std::to_string(context), rows,
                measure(repeat, static_cast<int>(slices.size()), slice), traffic);
     }
 };
@@ -273,7 +294,7 @@ struct Bench {
 int main(int argc, char **argv) {
     Bench bench;
     int layers = 28;
-    std::vector<int> rows = {1, 2, 4, 8, 16};
+    std::vector<int> rows = {1, 2, 4, 8, 16}, formats = {0, 1, 2, 3};
     for (int i = 1; i < argc; ++i) {
         const std::string option = argv[i];
         auto value = [&] { return i + 1 < argc ? argv[++i] : ""; };
@@ -289,10 +310,11 @@ int main(int argc, char **argv) {
             cpu_time = true;
         else if (option == "--small-pages")
             small_pages = true;
-        else if (option == "--rows") {
-            rows.clear();
+        else if (option == "--rows" || option == "--formats") {
+            std::vector<int> &list = option == "--rows" ? rows : formats;
+            list.clear();
             for (const char *p = value(); *p;) {
-                rows.push_back(static_cast<int>(std::strtol(p, const_cast<char **>(&p), 10)));
+                list.push_back(static_cast<int>(std::strtol(p, const_cast<char **>(&p), 10)));
                 if (*p == ',') ++p;
             }
         }
@@ -302,11 +324,11 @@ int main(int argc, char **argv) {
     bench.build(layers);
     bench.bandwidth();
     for (int n : rows)
-        for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16}) bench.products(format, n);
+        for (int format : formats) bench.products(format, n);
     for (int64_t context : {int64_t{160}, int64_t{4000}})
         for (int n : rows)
             if (context < 1000 || n <= 2)
-                for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16}) bench.decode(format, n, context);
+                for (int format : formats) bench.decode(format, n, context);
     bench.bandwidth();
     return 0;
 }

@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define LLUDA_ABI_VERSION 2
+#define LLUDA_ABI_VERSION 3
 #define LLUDA_FEW_ROWS 16
 
 enum {
@@ -40,8 +40,9 @@ enum {
     LLUDA_STOPPED = 6         /* the caller's own function ended the call */
 };
 
-/* Weight formats. */
-enum { LLUDA_FORMAT_BF16 = 0, LLUDA_FORMAT_PACKED_BF16 = 1 };
+/* Weight formats. Q8_0_ROWS: the values of Q8_0, and the rows that are multiplied with them are rounded to Q8_0 too
+ * (from BF16, as llama.cpp does), which turns the products of a block into integers. */
+enum { LLUDA_FORMAT_BF16 = 0, LLUDA_FORMAT_PACKED_BF16 = 1, LLUDA_FORMAT_Q8_0 = 2, LLUDA_FORMAT_Q8_0_ROWS = 3 };
 
 /* Element types of outputs and caches. */
 enum { LLUDA_DTYPE_F32 = 0, LLUDA_DTYPE_BF16 = 1 };
@@ -51,10 +52,11 @@ typedef struct lluda_weight {
     int32_t format;   /* LLUDA_FORMAT_* */
     int32_t reserved; /* 0 */
     int64_t out_features;
-    int64_t in_features;         /* >= 1 */
-    const void *values;          /* BF16: row-major [out, in]. Packed: the blocks (see docs/formats.md) */
+    int64_t in_features;         /* >= 1; Q8_0: a multiple of 32 */
+    const void *values;          /* BF16: row-major [out, in]. Packed: the blocks (see docs/formats.md). Q8_0: GGUF's
+                                    blocks, [out, in / 32] of a float16 and 32 int8, at any address */
     const float *bias;           /* F32 [out], added to the product, or NULL */
-    const uint8_t *exponents;    /* packed: 16 bytes, exponent of each code, [15] = 0. BF16: NULL, as the following */
+    const uint8_t *exponents;    /* packed: 16 bytes, exponent of each code, [15] = 0. Else NULL, as the following */
     const uint32_t *escape_rows; /* packed: [out + 1] */
     const uint32_t *escape_columns; /* packed: [escape_rows[out]], ascending within a row */
     const uint16_t *escape_values;  /* packed: [escape_rows[out]], the exact BF16 bits */
@@ -102,7 +104,7 @@ LLUDA_API int lluda_pack(const uint16_t *values, int64_t out_features, int64_t i
  * kernel relies on is checked: sizes, row offsets, columns; LLUDA_CORRUPT otherwise. bias is set to NULL. */
 LLUDA_API int lluda_packed_view(const void *buffer, int64_t bytes, lluda_weight *weight);
 
-/* The exact BF16 values [out, in] of a weight in any format. Parallel over rows. */
+/* The exact BF16 values [out, in] of a BF16 or packed weight. Parallel over rows. */
 LLUDA_API int lluda_unpack(const lluda_weight *weight, uint16_t *values);
 
 /* ---- Products --------------------------------------------------------------------------------------------------- */
@@ -110,7 +112,8 @@ LLUDA_API int lluda_unpack(const lluda_weight *weight, uint16_t *values);
 /* Rows `ids` [count] (any count) of a table, widened to F32: y [count, in_features], row stride y_stride. */
 LLUDA_API int lluda_embedding(const lluda_weight *table, int64_t count, const int64_t *ids, float *y, int64_t y_stride);
 
-/* y = x W^T + bias, summed in float32. x BF16 [rows, in], y [rows, out] of y_dtype (rounded once if BF16). */
+/* y = x W^T + bias, summed in float32 (of exact values: a Q8_0 block's scale multiplies its sum). x BF16 [rows, in],
+ * y [rows, out] of y_dtype (rounded once if BF16). */
 LLUDA_API int lluda_linear(const lluda_weight *weight, int64_t rows, const uint16_t *x, int64_t x_stride, void *y,
                            int32_t y_dtype, int64_t y_stride);
 
@@ -169,6 +172,22 @@ LLUDA_API int lluda_conv1d(const lluda_weight *weight, int64_t taps, int64_t dil
  * F32 [channels]. Angles of a magnitude up to 10^5 are exact to float32's own rounding of them. */
 LLUDA_API int lluda_snake_beta(int64_t rows, int64_t channels, const void *x, int32_t x_dtype, int64_t x_stride,
                                const float *frequency, const float *amplitude, uint16_t *y, int64_t y_stride);
+
+/* Two convolutions of a vocoder, each behind a SnakeBeta: x += conv2(snake2(conv1(snake1(x)))). */
+typedef struct lluda_residual_unit {
+    int64_t channels; /* even */
+    int64_t taps;     /* of conv1 */
+    int64_t dilation;
+    const float *frequency1, *amplitude1; /* F32 [channels] */
+    const float *frequency2, *amplitude2;
+    const lluda_weight *conv1; /* [channels, taps * channels] */
+    const lluda_weight *conv2; /* [channels, channels] */
+} lluda_residual_unit;
+
+/* x F32 [rows, channels], changed; kept BF16 [(taps - 1) * dilation, channels]: the last rows of snake1 that came before
+ * (zeros at the start of a stream), replaced by those of this call. Inputs of products are rounded to BF16 once. */
+LLUDA_API int lluda_residual_unit_block(const lluda_residual_unit *unit, int64_t rows, float *x, int64_t x_stride,
+                                        uint16_t *kept);
 
 typedef struct lluda_mlp {
     int64_t hidden;

@@ -55,8 +55,8 @@ public:
           group_(b.heads / b.kv_heads),
           query_width_(b.heads * b.head_dim),
           key_width_(b.kv_heads * b.head_dim),
-          input_(session, rows_, b.hidden),
-          mixed_(session, rows_, query_width_),
+          input_(session, rows_, b.hidden, {b.q, b.k, b.v}),
+          mixed_(session, rows_, query_width_, {b.o}),
           projections_(session.threads()),
           output_(session.threads()) {
         const int lanes = session.threads(), rows = rows_;
@@ -82,7 +82,7 @@ public:
     }
 
     void run(Lane &lane) override {
-        norm_and_prepare(lane, rows_, x_, x_stride_, b_.norm, b_.norm_eps, normed_, input_);
+        norm_and_prepare(lane, rows_, x_, x_stride_, b_.norm, b_.norm_eps, b_.hidden, normed_, input_);
         lane.barrier();
         projections_.run(lane);
         lane.barrier();
@@ -100,7 +100,7 @@ public:
             float *row = query_ + r * query_width_;  // the queries are done with
             for (int64_t kv_head = 0; kv_head < b_.kv_heads; ++kv_head)
                 for (int64_t q = 0; q < group_; ++q) merge(r, kv_head, q, row + (kv_head * group_ + q) * b_.head_dim);
-            kernels().prepare_f32(row, query_width_, mixed_.row(r));
+            mixed_.prepare(r, row, query_width_);
         }
         lane.barrier();
         output_.run(lane);

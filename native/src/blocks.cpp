@@ -12,13 +12,12 @@ void check_rows(std::int64_t rows, const float *x, std::int64_t x_stride, std::i
 }
 
 void norm_and_prepare(const Lane &lane, int rows, const float *x, std::int64_t x_stride, const float *norm, float eps,
-                      float *normed, const PreparedRows &prepared) {
-    const std::int64_t width = prepared.width;
+                      std::int64_t width, float *normed, const PreparedRows &prepared) {
     for (int r = lane.index; r < rows; r += lane.count) {
         float *row = normed + r * width;
         kernels().rms_norm(x + r * x_stride, norm, width, eps, row);
         kernels().round_to_bf16(row, width);
-        kernels().prepare_f32(row, width, prepared.row(r));
+        prepared.prepare(r, row, width);
     }
 }
 

@@ -19,7 +19,7 @@ void check_rows(std::int64_t rows, const float *x, std::int64_t x_stride, std::i
 // This lane's share of: RMSNorm of the rows of x, rounded to BF16 and prepared for products. `normed` F32 [rows, width]
 // keeps the normalised rows, rounded to BF16.
 void norm_and_prepare(const Lane &lane, int rows, const float *x, std::int64_t x_stride, const float *norm, float eps,
-                      float *normed, const PreparedRows &prepared);
+                      std::int64_t width, float *normed, const PreparedRows &prepared);
 
 // One block's work on up to kFewRows rows. Made before the lanes run it; scratch memory is written to by them alone, so
 // that jobs which run one after the other (with a barrier between) may share it.

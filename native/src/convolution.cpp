@@ -35,7 +35,7 @@ struct Output {
 void convolve_few(const lluda_weight &weight, const Windows &windows, std::int64_t rows, const Output &out) {
     Session session;
     const int n = static_cast<int>(rows);
-    const PreparedRows prepared(session, n, windows.width());
+    const PreparedRows prepared(session, n, windows.width(), {&weight});
     std::vector<std::uint16_t *> rooms;
     for (int i = 0; i < session.threads(); ++i) rooms.push_back(session.allocate<std::uint16_t>(windows.width()));
     Products products(session.threads());
@@ -44,7 +44,7 @@ void convolve_few(const lluda_weight &weight, const Windows &windows, std::int64
     session.run([&](Lane &lane) {
         std::uint16_t *room = rooms[static_cast<std::size_t>(lane.index)];
         for (int r = lane.index; r < n; r += lane.count)
-            kernels().prepare_bf16(windows.at(r, room), windows.width(), prepared.row(r));
+            prepared.prepare(r, windows.at(r, room), windows.width());
         lane.barrier();
         products.run(lane);
     });

@@ -3,7 +3,6 @@
 #include <vector>
 
 #include "blocks.hpp"
-#include "packed_tensor.hpp"
 
 using namespace lluda;
 
@@ -86,8 +85,7 @@ public:
           p_(p),
           f_(frame),
           hidden_(p.layers[0].attention->hidden),
-          start_(session.scratch().mark()),
-          row_(static_cast<std::size_t>(hidden_)) {
+          start_(session.scratch().mark()) {
         make_ready();
     }
 
@@ -127,8 +125,7 @@ private:
                 return;
             }
             f_.codes[pass_] = code;
-            unpack_rows(p_.embeddings[pass_], code, code + 1, row_.data());
-            kernels().from_bf16(row_.data(), hidden_, f_.x);
+            widen_row(p_.embeddings[pass_], code, f_.x);
             kernels().add_scaled(f_.total, f_.x, nullptr, 1.0f, hidden_);
             if (++pass_ < p_.passes) make_ready();
         } catch (...) {
@@ -141,7 +138,6 @@ private:
     const Frame &f_;
     const int64_t hidden_;
     const Scratch::Mark start_;
-    std::vector<std::uint16_t> row_;
     std::unique_ptr<StackJob> layers_;
     std::unique_ptr<BlockJob> head_;
     int64_t pass_ = 0;

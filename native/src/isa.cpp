@@ -10,11 +10,13 @@ namespace lluda {
 namespace {
 
 #if defined(__x86_64__) || defined(__i386__)
+// F16C, which the kernels use too, came before AVX2.
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+// The kernels use VNNI too, which came before BF16.
 bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 #else
 bool has_avx2() { return false; }

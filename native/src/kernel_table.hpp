@@ -5,6 +5,7 @@
 #include "attend_tile_kernel.hpp"
 #include "linear_kernel.hpp"
 #include "panel_kernel.hpp"
+#include "q8_panel_kernel.hpp"
 #include "row_kernels.hpp"
 
 namespace lluda {
@@ -14,6 +15,9 @@ constexpr Kernels kTable = {LLUDA_ISA_NAME,
                             prepared_bytes,
                             prepare_f32,
                             prepare_bf16,
+                            prepared_q8_bytes,
+                            prepare_q8_f32,
+                            prepare_q8_bf16,
                             linear,
                             rms_norm,
                             layer_norm,
@@ -34,11 +38,13 @@ constexpr Kernels kTable = {LLUDA_ISA_NAME,
                             words_of_f32,
                             words_of_bf16,
                             stand,
-                            words_of_weight,
-                            multiply_tile,
+                            words_of_any_weight,
+                            round_panel,
+                            multiply_any_tile,
                             put_tile,
                             gate_tile,
                             gelu_tile,
+                            snake_tile,
                             attend_tile_workspace,
                             attend_tile};
 

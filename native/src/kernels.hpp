@@ -59,6 +59,9 @@ struct TileTask {
     bool accumulate;   // add to out
     float *out;        // [outputs][kTileRows]
     const void *soon;  // memory to be fetched into the cache meanwhile, 4 bytes for each word of multiplicands; or null
+    // Of Q8_0 weights as pairs, or null: their scales, a float for each 32 columns at o * output_stride; and those of a
+    // rounded panel, [blocks][panel_width], or null.
+    const float *scales = nullptr, *panel_scales = nullptr;
 };
 
 // A tile's sums to rows: y[r] of lane r, from the element of the first output on.
@@ -93,6 +96,10 @@ struct Kernels {
     std::int64_t (*prepared_bytes)(std::int64_t width);
     void (*prepare_f32)(const float *x, std::int64_t width, void *prepared);
     void (*prepare_bf16)(const std::uint16_t *x, std::int64_t width, void *prepared);
+    // For weights of LLUDA_FORMAT_Q8_0_ROWS: rounded to BF16, then to Q8_0.
+    std::int64_t (*prepared_q8_bytes)(std::int64_t width);
+    void (*prepare_q8_f32)(const float *x, std::int64_t width, void *prepared);
+    void (*prepare_q8_bf16)(const std::uint16_t *x, std::int64_t width, void *prepared);
 
     // Output features begin .. end-1.
     void (*linear)(const LinearTask &task, std::int64_t begin, std::int64_t end);
@@ -131,9 +138,12 @@ struct Kernels {
     // Up to kStandingRows rows of words as lanes of a panel; missing ones repeat the last.
     void (*stand)(const void *const *rows, int count, std::int64_t words, void *panel, std::int64_t panel_width);
     // Words of weight rows begin .. end-1, columns from .. to-1 (from: a multiple of 128): in place if the weight lies
-    // in memory as words, else in `room` (4 bytes for each column). *stride: words from one row to the next.
+    // in memory as words, else in `room` (4 bytes for each column). *stride: words from one row to the next. *scales:
+    // as in TileTask.
     const void *(*words_of_weight)(const lluda_weight &weight, std::int64_t begin, std::int64_t end, std::int64_t from,
-                                   std::int64_t to, void *room, std::int64_t *stride);
+                                   std::int64_t to, void *room, std::int64_t *stride, const float **scales);
+    // A panel of whole blocks of 32 columns, rounded to Q8_0 for LLUDA_FORMAT_Q8_0_ROWS; scales: [blocks][panel_width].
+    void (*round_panel)(const void *panel, std::int64_t words, std::int64_t panel_width, void *out, float *scales);
     void (*multiply_tile)(const TileTask &task);
     void (*put_tile)(const PutTask &task);
     // silu(gate) * up of [outputs][kTileRows] sums, rounded to BF16, as words of a panel (from an even column on).
@@ -141,6 +151,9 @@ struct Kernels {
     // gelu(sums + bias of the first output on, or null), likewise.
     void (*gelu_tile)(const float *sums, const float *bias, bool tanh, int outputs, int lanes, void *panel,
                       std::int64_t width);
+    // x + amplitude * sin(frequency * x)^2 of x = sums + bias, likewise.
+    void (*snake_tile)(const float *sums, const float *bias, const float *frequency, const float *amplitude,
+                       int outputs, int lanes, void *panel, std::int64_t width);
     std::int64_t (*attend_tile_workspace)(std::int64_t head_dim);
     void (*attend_tile)(const AttendTileTask &task);
 };

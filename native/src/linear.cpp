@@ -3,7 +3,6 @@
 #include <vector>
 
 #include "blocks.hpp"
-#include "packed_tensor.hpp"
 #include "panel.hpp"
 
 using namespace lluda;
@@ -22,14 +21,16 @@ void run_few(const Group &group, int64_t rows, const uint16_t *x, void *const *y
     Session session;
     const int n = static_cast<int>(rows);
     const int64_t width = group.weights[0]->in_features;
-    const PreparedRows prepared(session, n, width);
+    Preparation needed;
+    for (int64_t i = 0; i < group.count; ++i) needed.serve(*group.weights[i]);
+    const PreparedRows prepared(session, n, width, needed);
     Products products(session.threads());
     for (int64_t i = 0; i < group.count; ++i)
         products.add(*group.weights[i], prepared, n, group.store, y[i], group.y_strides[i]);
     products.share(session.threads());
     session.run([&](Lane &lane) {
         for (int r = lane.index; r < n; r += lane.count)
-            kernels().prepare_bf16(x + r * group.x_stride, width, prepared.row(r));
+            prepared.prepare(r, x + r * group.x_stride, width);
         lane.barrier();
         products.run(lane);
     });
@@ -95,11 +96,6 @@ int lluda_embedding(const lluda_weight *table, int64_t count, const int64_t *ids
         require(count == 0 || (ids && y), "ids and y must not be NULL");
         for (int64_t i = 0; i < count; ++i)
             require(ids[i] >= 0 && ids[i] < table->out_features, "an id", ids[i], "0 .. out_features - 1");
-        const int64_t width = table->in_features;
-        std::vector<uint16_t> row(static_cast<std::size_t>(width));
-        for (int64_t i = 0; i < count; ++i) {
-            unpack_rows(*table, ids[i], ids[i] + 1, row.data());
-            kernels().from_bf16(row.data(), width, y + i * y_stride);
-        }
+        for (int64_t i = 0; i < count; ++i) widen_row(*table, ids[i], y + i * y_stride);
     });
 }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kernels.hpp"
+#include "q8_kernel.hpp"
 #include "weight_group.hpp"
 
 namespace lluda {
@@ -62,8 +63,6 @@ LLUDA_INLINE PackedRow row_of(const lluda_weight &w, int64_t output, PackedRow *
 LLUDA_INLINE int64_t whole_blocks(int64_t width, PlainRow *) { return width / kBlockWeights; }
 LLUDA_INLINE int64_t whole_blocks(int64_t width, PackedRow *) { return blocks_per_row(width); }
 
-constexpr int kTileSums = 16;  // room for the most: 3 x 5 and 2 x 8
-
 template <int Outputs, int Rows, int Chains>
 struct Sums {
     Floats v[Outputs * Rows][Chains];
@@ -72,20 +71,6 @@ struct Sums {
         for (int r = 0; r < Rows; ++r)
             for (int o = 0; o < Outputs; ++o)
                 v[o * Rows + r][chain] = multiply_add(v[o * Rows + r][chain], w[o], x[r] + column);
-    }
-
-    LLUDA_INLINE void finish(float (&out)[kTileSums]) {
-        constexpr int kSums = Outputs * Rows;
-        Floats total[(kSums + 15) / 16 * 16] = {};
-        for (int i = 0; i < kSums; ++i) {
-            total[i] = v[i][0];
-            for (int c = 1; c < Chains; ++c) total[i] += v[i][c];
-        }
-        if constexpr (kSums > 4) {
-            for (int i = 0; i < kSums; i += 16) sum_16(total + i, out + i);
-        } else {
-            for (int i = 0; i < kSums; ++i) out[i] = sum(total[i]);
-        }
     }
 };
 
@@ -118,7 +103,7 @@ LLUDA_INLINE void tile(const lluda_weight &w, int64_t output, const ExponentTabl
             sums.add(same, x, b * kBlockWeights + g * kGroupWeights, g % Chains);
         }
     }
-    sums.finish(out);
+    sum_all(sums.v, out);
     for (int o = 0; o < Outputs; ++o) add_rest(row[o], blocks * kBlockWeights, w.in_features, x, Rows, out + o * Rows);
 }
 
@@ -171,15 +156,25 @@ constexpr int tile_chains() {
     return Rows <= 2 ? 4 : 1;
 }
 
+// Q8_0 rows are not read row by row but tile by tile (q8_kernel.hpp).
+struct ExactQ8 {};
+struct RoundedQ8 {};
+
 template <class Row, int Outputs, int Rows>
 LLUDA_INLINE void tile_and_put(const LinearTask &task, int64_t output, int first, const ExponentTable &table) {
-    const Prepared *x[Rows];
-    for (int r = 0; r < Rows; ++r) x[r] = static_cast<const Prepared *>(task.x[first + r]);
     float out[kTileSums];
-    tile<Row, Outputs, Rows, tile_chains<Rows>()>(*task.weight, output, table, x, out);
-    for (int o = 0; o < Outputs; ++o) {
-        if (task.weight->format == LLUDA_FORMAT_PACKED_BF16)
-            add_escapes(*task.weight, output + o, x, Rows, out + o * Rows);
+    if constexpr (__is_same(Row, ExactQ8)) {
+        exact_tile<Outputs, Rows>(*task.weight, output, task.x + first, out);
+    } else if constexpr (__is_same(Row, RoundedQ8)) {
+        rounded_tile<Outputs, Rows>(*task.weight, output, task.x + first, out);
+    } else {
+        const Prepared *x[Rows];
+        for (int r = 0; r < Rows; ++r) x[r] = static_cast<const Prepared *>(task.x[first + r]);
+        tile<Row, Outputs, Rows, tile_chains<Rows>()>(*task.weight, output, table, x, out);
+        for (int o = 0; o < Outputs; ++o) {
+            if (task.weight->format == LLUDA_FORMAT_PACKED_BF16)
+                add_escapes(*task.weight, output + o, x, Rows, out + o * Rows);
+        }
     }
     put<Outputs, Rows>(task, output, first, out);
 }
@@ -234,10 +229,15 @@ void linear_in_format(const LinearTask &task, int64_t begin, int64_t end, const 
 }
 
 void linear(const LinearTask &task, int64_t begin, int64_t end) {
-    if (task.weight->format == LLUDA_FORMAT_PACKED_BF16) {
-        linear_in_format<PackedRow>(task, begin, end, exponent_table(task.weight->exponents));
-    } else {
-        linear_in_format<PlainRow>(task, begin, end, ExponentTable{});
+    switch (task.weight->format) {
+        case LLUDA_FORMAT_PACKED_BF16:
+            return linear_in_format<PackedRow>(task, begin, end, exponent_table(task.weight->exponents));
+        case LLUDA_FORMAT_Q8_0:
+            return linear_in_format<ExactQ8>(task, begin, end, ExponentTable{});
+        case LLUDA_FORMAT_Q8_0_ROWS:
+            return linear_in_format<RoundedQ8>(task, begin, end, ExponentTable{});
+        default:
+            return linear_in_format<PlainRow>(task, begin, end, ExponentTable{});
     }
 }
 

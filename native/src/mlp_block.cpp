@@ -29,8 +29,8 @@ public:
           normed_(session.allocate<float>(rows * b.hidden)),
           gate_(session.allocate<float>(rows * b.intermediate)),
           up_(session.allocate<float>(rows * b.intermediate)),
-          input_(session, rows_, b.hidden),
-          inner_(session, rows_, b.intermediate),
+          input_(session, rows_, b.hidden, {b.gate, b.up}),
+          inner_(session, rows_, b.intermediate, {b.down}),
           first_(session.threads()),
           second_(session.threads()) {
         first_.add(*b.gate, input_, rows_, Store::kFloat, gate_, b.intermediate);
@@ -41,14 +41,14 @@ public:
     }
 
     void run(Lane &lane) override {
-        norm_and_prepare(lane, rows_, x_, x_stride_, b_.norm, b_.norm_eps, normed_, input_);
+        norm_and_prepare(lane, rows_, x_, x_stride_, b_.norm, b_.norm_eps, b_.hidden, normed_, input_);
         lane.barrier();
         first_.run(lane);
         lane.barrier();
         for (int r = lane.index; r < rows_; r += lane.count) {
             float *gate = gate_ + r * b_.intermediate;
             kernels().gated_silu(gate, up_ + r * b_.intermediate, b_.intermediate, gate);
-            kernels().prepare_f32(gate, b_.intermediate, inner_.row(r));
+            inner_.prepare(r, gate, b_.intermediate);
         }
         lane.barrier();
         second_.run(lane);
@@ -97,14 +97,15 @@ public:
           x_(x),
           x_stride_(x_stride),
           normed_(session.allocate<float>(rows * head.weight.in_features)),
-          input_(session, rows_, head.weight.in_features),
+          input_(session, rows_, head.weight.in_features, {&head.weight}),
           products_(session.threads()) {
         products_.add(head.weight, input_, rows_, Store::kFloat, logits, logits_stride);
         products_.share(session.threads());
     }
 
     void run(Lane &lane) override {
-        norm_and_prepare(lane, rows_, x_, x_stride_, head_.norm, head_.norm_eps, normed_, input_);
+        norm_and_prepare(lane, rows_, x_, x_stride_, head_.norm, head_.norm_eps, head_.weight.in_features, normed_,
+                         input_);
         lane.barrier();
         products_.run(lane);
     }

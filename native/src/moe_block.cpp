@@ -39,8 +39,8 @@ public:
           plan_(session, b, rows, normed_),
           uses_(static_cast<int64_t>(plan_.uses().size())),
           widest_(std::max(b.intermediate, b.shared_intermediate)),
-          input_(session, static_cast<int>(rows.count), b.hidden),
-          inner_(session, static_cast<int>(uses_), widest_),
+          input_(session, static_cast<int>(rows.count), b.hidden, for_input(b)),
+          inner_(session, static_cast<int>(uses_), widest_, for_inner(b)),
           first_(session.threads()),
           second_(session.threads()) {
         const int lanes = session.threads();
@@ -54,7 +54,8 @@ public:
     }
 
     void run(Lane &lane) override {
-        norm_and_prepare(lane, static_cast<int>(r_.count), r_.x, r_.x_stride, b_.norm, b_.norm_eps, normed_, input_);
+        norm_and_prepare(lane, static_cast<int>(r_.count), r_.x, r_.x_stride, b_.norm, b_.norm_eps, b_.hidden, normed_,
+                         input_);
         lane.barrier();
         plan_.score(lane);
         lane.barrier();
@@ -79,6 +80,20 @@ private:
 
     const Use &use_at(int64_t index) const { return plan_.uses()[static_cast<std::size_t>(index)]; }
 
+    static Preparation for_input(const lluda_moe &b) {
+        Preparation needed;
+        for (int64_t e = 0; e < b.experts; ++e) needed.serve(b.gate[e]), needed.serve(b.up[e]);
+        if (b.shared_intermediate > 0) needed.serve(*b.shared_gate), needed.serve(*b.shared_up);
+        return needed;
+    }
+
+    static Preparation for_inner(const lluda_moe &b) {
+        Preparation needed;
+        for (int64_t e = 0; e < b.experts; ++e) needed.serve(b.down[e]);
+        if (b.shared_intermediate > 0) needed.serve(*b.shared_down);
+        return needed;
+    }
+
     void add_products(int lanes) {
         plan_.order();
         for (std::size_t from = 0, to; from < plan_.uses().size(); from = to) {
@@ -96,10 +111,11 @@ private:
                                 &second_.add(plan_.down(expert), count, Store::kFloat)};
         for (int i = 0; i < count; ++i) {
             const int64_t use = from + i;
-            tasks[0]->x[i] = tasks[1]->x[i] = input_.row(use_at(use).row);
+            tasks[0]->x[i] = input_.row(use_at(use).row, *tasks[0]->weight);
+            tasks[1]->x[i] = input_.row(use_at(use).row, *tasks[1]->weight);
             tasks[0]->y[i] = gate_ + use * widest_;
             tasks[1]->y[i] = up_ + use * widest_;
-            tasks[2]->x[i] = inner_.row(static_cast<int>(use));
+            tasks[2]->x[i] = inner_.row(static_cast<int>(use), *tasks[2]->weight);
             tasks[2]->y[i] = out_ + use * b_.hidden;
         }
     }
@@ -108,7 +124,7 @@ private:
         const int64_t width = plan_.width(use_at(use).expert);
         float *gate = gate_ + use * widest_;
         kernels().gated_silu(gate, up_ + use * widest_, width, gate);
-        kernels().prepare_f32(gate, width, inner_.row(static_cast<int>(use)));
+        inner_.prepare(static_cast<int>(use), gate, width);
     }
 
     // x += scale * sum of weight * expert's result, for a part of one row; experts in ascending order.

@@ -114,6 +114,7 @@ int lluda_packed_view(const void *buffer, int64_t bytes, lluda_weight *weight) {
 int lluda_unpack(const lluda_weight *weight, uint16_t *values) {
     return guarded([&] {
         check_weight(weight, "to unpack");
+        require(!is_q8_0(*weight), "a Q8_0 weight has values that BF16 has not");
         if (weight->out_features == 0) return;
         require(values, "values must not be NULL");
         Session session;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "packed_layout.hpp"
+#include "q8_layout.hpp"
 #include "weight.hpp"
 
 namespace lluda {
@@ -97,15 +98,19 @@ BlockRoom::BlockRoom(Session &session, std::int64_t rows, std::int64_t columns) 
     const std::int64_t tiles = columns > kChunkColumns ? (rows + kTileRows - 1) / kTileRows : 1;
     words_ = session.allocate<std::uint32_t>(kBlockOutputs * (chunk + kLineWords));
     sums_ = session.allocate<float>(tiles * kBlockOutputs * kTileRows);
+    rounded_ = session.allocate<std::uint32_t>(kernels().words(chunk) * kTileRows);
+    rounded_scales_ = session.allocate<float>(chunk / kQ8Weights * kTileRows);
 }
 
 BlockRoom::Chunk BlockRoom::load(const OutputBlock *blocks, int count, const Panel &x, std::int64_t from) const {
     const std::int64_t to = std::min(from + kChunkColumns, x.columns);
-    Chunk chunk{blocks, count, from, to, to == x.columns, {}, {}};
+    Chunk chunk{blocks, count, from, to, to == x.columns, {}, {}, {}, false};
     std::uint32_t *room = words_;
     for (int i = 0; i < count; ++i) {
         const OutputBlock &b = blocks[i];
-        chunk.words[i] = kernels().words_of_weight(*b.weight, b.begin, b.end, from, to, room, &chunk.stride[i]);
+        chunk.words[i] = kernels().words_of_weight(*b.weight, b.begin, b.end, from, to, room, &chunk.stride[i],
+                                                   &chunk.scales[i]);
+        chunk.rounded |= b.weight->format == LLUDA_FORMAT_Q8_0_ROWS;
         room += (b.end - b.begin) * (rounded_up(to - from, kBlockWeights) + kLineWords);
     }
     return chunk;
@@ -114,16 +119,21 @@ BlockRoom::Chunk BlockRoom::load(const OutputBlock *blocks, int count, const Pan
 float *BlockRoom::multiply_tile(const Chunk &chunk, const Panel &x, std::int64_t tile) const {
     float *sums = x.columns > kChunkColumns ? sums_ + tile * kBlockOutputs * kTileRows : sums_;
     const std::int64_t first_word = kernels().words(chunk.from);
+    const std::uint32_t *panel = x.at(tile, first_word);
     TileTask task{};
     task.word_stride = 1;
-    task.panel = x.at(tile, first_word);
     task.words = kernels().words(chunk.to - chunk.from);
     task.panel_width = task.lanes = x.tile_width(tile);
     task.accumulate = chunk.from > 0;
     task.out = sums;
+    if (chunk.rounded) kernels().round_panel(panel, task.words, task.panel_width, rounded_, rounded_scales_);
     for (int i = 0; i < chunk.count; ++i) {
         const OutputBlock &b = chunk.blocks[i];
+        const bool rounded = b.weight->format == LLUDA_FORMAT_Q8_0_ROWS;
+        task.panel = rounded ? rounded_ : panel;
+        task.panel_scales = rounded ? rounded_scales_ : nullptr;
         task.multiplicands = chunk.words[i];
+        task.scales = chunk.scales[i];
         task.output_stride = chunk.stride[i];
         task.outputs = static_cast<int>(b.end - b.begin);
         // This chunk's part of what comes next, with the first tile.

@@ -110,13 +110,15 @@ private:
         std::int64_t from, to;
         bool last;
         const void *words[2];
+        const float *scales[2];
         std::int64_t stride[2];
+        bool rounded;  // rows are, for one of the blocks at least
     };
     Chunk load(const OutputBlock *blocks, int count, const Panel &x, std::int64_t from) const;
     float *multiply_tile(const Chunk &chunk, const Panel &x, std::int64_t tile) const;
 
-    std::uint32_t *words_;
-    float *sums_;
+    std::uint32_t *words_, *rounded_;
+    float *sums_, *rounded_scales_;
 };
 
 // Products of one panel, their output blocks shared out among the lanes.

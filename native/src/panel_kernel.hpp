@@ -319,5 +319,13 @@ void gelu_tile(const float *sums, const float *bias, bool tanh, int outputs, int
     });
 }
 
+void snake_tile(const float *sums, const float *bias, const float *frequency, const float *amplitude, int outputs,
+                int lanes, void *panel, int64_t width) {
+    put_words(outputs, lanes, panel, width, [&](int o, int lane) LLUDA_INLINE_LAMBDA {
+        const Floats x = load(sums + o * kTileRows + lane) + (bias ? bias[o] : 0.0f);
+        return bf16_bits(x + amplitude[o] * squared_sine(frequency[o] * x));
+    });
+}
+
 }  // namespace
 }  // namespace lluda

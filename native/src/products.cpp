@@ -13,10 +13,23 @@ constexpr std::int64_t kRowStep = 6;  // a multiple of the kernels' outputs per 
 
 }  // namespace
 
-PreparedRows::PreparedRows(Session &session, int rows, std::int64_t width)
-    // One line more, so that the same column of all rows does not fall into one set of the first-level cache.
-    : bytes(kernels().prepared_bytes(width) + 64), width(width) {
-    memory = session.allocate<std::byte>(bytes * rows);
+PreparedRows::PreparedRows(Session &session, int rows, std::int64_t width, Preparation preparation)
+    : preparation_(preparation),
+      exact_bytes_(preparation.exact ? kernels().prepared_bytes(width) : 0),
+      // One line more, so that the same column of all rows does not fall into one set of the first-level cache.
+      stride_(exact_bytes_ + (preparation.rounded ? kernels().prepared_q8_bytes(width) : 0) + 64),
+      memory_(session.allocate<std::byte>(stride_ * rows)) {}
+
+void PreparedRows::prepare(int index, const float *x, std::int64_t width) const {
+    std::byte *row = memory_ + index * stride_;
+    if (preparation_.exact) kernels().prepare_f32(x, width, row);
+    if (preparation_.rounded) kernels().prepare_q8_f32(x, width, row + exact_bytes_);
+}
+
+void PreparedRows::prepare(int index, const std::uint16_t *x, std::int64_t width) const {
+    std::byte *row = memory_ + index * stride_;
+    if (preparation_.exact) kernels().prepare_bf16(x, width, row);
+    if (preparation_.rounded) kernels().prepare_q8_bf16(x, width, row + exact_bytes_);
 }
 
 LinearTask &Products::add(const lluda_weight &weight, int rows, Store store) {
@@ -38,7 +51,7 @@ void Products::add(const lluda_weight &weight, const PreparedRows &x, int rows, 
     task.scale = scale;
     const std::int64_t element = store == Store::kBFloat16 ? 2 : 4;
     for (int r = 0; r < rows; ++r) {
-        task.x[r] = x.row(r);
+        task.x[r] = x.row(r, weight);
         task.y[r] = static_cast<std::byte *>(y) + r * y_stride * element;
     }
 }

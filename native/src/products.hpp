@@ -1,7 +1,9 @@
 // A set of products that run together, their output features shared out among the lanes.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <vector>
 
 #include "kernels.hpp"
@@ -9,14 +11,35 @@
 
 namespace lluda {
 
-// Rows prepared for products (kernels.hpp), side by side in scratch memory.
-struct PreparedRows {
-    PreparedRows(Session &session, int rows, std::int64_t width);
-    std::byte *row(int index) const { return memory + index * bytes; }
+// In which ways rows are to be prepared, as the weights ask that they are multiplied with.
+struct Preparation {
+    Preparation() = default;
+    Preparation(std::initializer_list<const lluda_weight *> weights) {
+        for (const lluda_weight *weight : weights) serve(*weight);
+    }
+    void serve(const lluda_weight &weight) {
+        (weight.format == LLUDA_FORMAT_Q8_0_ROWS ? rounded : exact) = true;
+    }
+    bool exact = false, rounded = false;
+};
 
-    std::byte *memory;
-    std::int64_t bytes;  // from one row to the next
-    std::int64_t width;
+// Rows prepared for products (kernels.hpp), side by side in scratch memory.
+class PreparedRows {
+public:
+    PreparedRows(Session &session, int rows, std::int64_t width, Preparation preparation);
+
+    // Row `index` as a weight wants it.
+    const void *row(int index, const lluda_weight &weight) const {
+        return memory_ + index * stride_ + (weight.format == LLUDA_FORMAT_Q8_0_ROWS ? exact_bytes_ : 0);
+    }
+    // From `width` values, rounded to BF16.
+    void prepare(int index, const float *x, std::int64_t width) const;
+    void prepare(int index, const std::uint16_t *x, std::int64_t width) const;
+
+private:
+    const Preparation preparation_;
+    const std::int64_t exact_bytes_, stride_;
+    std::byte *memory_;
 };
 
 class Products {

@@ -158,5 +158,22 @@ LLUDA_INLINE void sum_16(const Floats *v, float *out) {
 #endif
 }
 
+constexpr int kTileSums = 16;  // that a tile of products has at most: 3 x 5 and 2 x 8
+
+// out[i] = sum of the lanes of all v[i].
+template <int Count, int Chains>
+LLUDA_INLINE void sum_all(const Floats (&v)[Count][Chains], float (&out)[kTileSums]) {
+    Floats total[kTileSums] = {};
+    for (int i = 0; i < Count; ++i) {
+        total[i] = v[i][0];
+        for (int c = 1; c < Chains; ++c) total[i] += v[i][c];
+    }
+    if constexpr (Count > 4) {
+        sum_16(total, out);
+    } else {
+        for (int i = 0; i < Count; ++i) out[i] = sum(total[i]);
+    }
+}
+
 }  // namespace
 }  // namespace lluda

@@ -1,5 +1,6 @@
 #include "numbers.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -89,6 +90,79 @@ std::vector<double> TestWeight::times(const std::vector<double> &x) const {
         y[static_cast<std::size_t>(o)] = sum;
     }
     return y;
+}
+
+Q8TestWeight::Q8TestWeight(Random &random, std::int64_t out, std::int64_t in, bool with_bias, float scale) {
+    const std::int64_t bytes = out * in / 32 * 34;
+    memory_.reset(new std::uint8_t[static_cast<std::size_t>(bytes) + 1]);
+    for (std::int64_t i = 0; i < bytes; ++i) {
+        std::uint8_t *block = memory_.get() + 1 + i / 34 * 34;
+        if (i % 34 >= 2) block[i % 34] = static_cast<std::uint8_t>(random.below(256));
+        if (i % 34 != 0) continue;
+        // Scales of both signs, now and then zero or subnormal.
+        const double size = scale * (1 + random.below(100)) * std::exp2(random.below(8) == 0 ? -12 : 0);
+        const std::uint16_t half = random.below(20) == 0 ? 0 : to_half(random.below(9) == 0 ? -size : size);
+        std::memcpy(block, &half, 2);
+    }
+    exact.format = LLUDA_FORMAT_Q8_0;
+    exact.out_features = out;
+    exact.in_features = in;
+    exact.values = memory_.get() + 1;
+    if (with_bias) bias_ = random.normals(out, 0.5f);
+    if (with_bias) exact.bias = bias_.data();
+    rounded = exact;
+    rounded.format = LLUDA_FORMAT_Q8_0_ROWS;
+}
+
+double Q8TestWeight::at(std::int64_t row, std::int64_t column) const {
+    const std::uint8_t *block = memory_.get() + 1 + (row * exact.in_features + column) / 32 * 34;
+    std::uint16_t half;
+    std::memcpy(&half, block, 2);
+    return from_half(half) * static_cast<std::int8_t>(block[2 + column % 32]);
+}
+
+std::vector<double> Q8TestWeight::times(const std::vector<double> &x) const {
+    std::vector<double> y(static_cast<std::size_t>(exact.out_features));
+    for (std::int64_t o = 0; o < exact.out_features; ++o) {
+        double sum = exact.bias ? exact.bias[o] : 0.0;
+        for (std::int64_t i = 0; i < exact.in_features; ++i) sum += at(o, i) * x[static_cast<std::size_t>(i)];
+        y[static_cast<std::size_t>(o)] = sum;
+    }
+    return y;
+}
+
+double from_half(std::uint16_t bits) {
+    const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+    double size = exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
+    if (exponent == 31) size = fraction == 0 ? INFINITY : NAN;
+    return bits & 0x8000 ? -size : size;
+}
+
+std::uint16_t to_half(double value) {
+    const double size = std::fabs(value);
+    const int sign = std::signbit(value) ? 0x8000 : 0;
+    if (std::isnan(value)) return static_cast<std::uint16_t>(sign | 0x7e00);
+    if (size >= 65520.0) return static_cast<std::uint16_t>(sign | 0x7c00);
+    const int exponent = std::max(size > 0 ? std::ilogb(size) : -14, -14);
+    // The bits of a number follow each other like the numbers, so that a carry into the exponent is right.
+    return static_cast<std::uint16_t>(sign | (((exponent + 14) << 10) +
+                                              static_cast<int>(std::nearbyint(std::ldexp(size, 10 - exponent)))));
+}
+
+std::vector<double> rounded_to_q8(const std::vector<double> &row) {
+    std::vector<double> out(row.size());
+    for (std::size_t block = 0; block < row.size(); block += 32) {
+        float largest = 0;
+        for (std::size_t i = block; i < block + 32; ++i)
+            largest = std::max(largest, static_cast<float>(std::fabs(row[i])));
+        const double scale = from_half(to_half(largest / 127.0f));
+        const float factor = scale > 0 ? 127.0f / largest : 0.0f;
+        for (std::size_t i = block; i < block + 32; ++i) {
+            const float steps = static_cast<float>(row[i]) * factor;
+            out[i] = scale * std::nearbyint(steps);
+        }
+    }
+    return out;
 }
 
 void check_code(int code, int expected, const std::string &what) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -58,6 +59,27 @@ private:
     void pack();
     std::vector<std::byte> storage_;
 };
+
+// A Q8_0 weight that ends exactly at the end of its memory, and starts at an odd address.
+struct Q8TestWeight {
+    Q8TestWeight(Random &random, std::int64_t out, std::int64_t in, bool bias = false, float scale = 0.01f);
+    // q * d, exact.
+    double at(std::int64_t row, std::int64_t column) const;
+    // What a linear layer of float64 makes of a row.
+    std::vector<double> times(const std::vector<double> &x) const;
+    const lluda_weight *in(int format) const { return format == LLUDA_FORMAT_Q8_0 ? &exact : &rounded; }
+
+    lluda_weight exact{}, rounded{};
+
+private:
+    std::unique_ptr<std::uint8_t[]> memory_;
+    std::vector<float> bias_;
+};
+
+double from_half(std::uint16_t bits);
+std::uint16_t to_half(double value);  // nearest, ties to even
+// A row of BF16 values rounded to Q8_0, as rows are that are multiplied with LLUDA_FORMAT_Q8_0_ROWS.
+std::vector<double> rounded_to_q8(const std::vector<double> &row);
 
 void check_code(int code, int expected, const std::string &what);
 inline void check_ok(int code) { check_code(code, LLUDA_OK, "call"); }

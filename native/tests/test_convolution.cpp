@@ -76,4 +76,78 @@ TEST(snake_beta) {
     check_code(lluda_snake_beta(1, 3, ones, 7, 3, ones, ones, nullptr, 3), LLUDA_BAD_ARGUMENT, "another dtype");
 }
 
+struct UnitCase {
+    std::int64_t rows, channels, taps, dilation;
+};
+
+double snake(double x, float frequency, float amplitude) {
+    const double sine = std::sin(static_cast<double>(frequency) * x);
+    return x + static_cast<double>(amplitude) * sine * sine;
+}
+
+// In calls of `at_once` rows, as a stream; BF16 rounding of what is multiplied is in the truth too.
+void expect_unit(const UnitCase &c, std::int64_t at_once, int threads, int format) {
+    check_ok(lluda_set_threads(threads));
+    Random random(static_cast<std::uint64_t>(c.rows * 5 + c.channels));
+    const std::int64_t n = c.channels, context = (c.taps - 1) * c.dilation;
+    const TestWeight first(random, n, c.taps * n, 0.05f, true), second(random, n, n, 0.05f, true);
+    const auto input = random.normals(c.rows * n, 1.0f);
+    const auto f1 = random.normals(n, 1.0f), a1 = random.normals(n, 0.5f), f2 = random.normals(n, 1.0f),
+               a2 = random.normals(n, 0.5f);
+    const lluda_residual_unit unit{n,         c.taps,    c.dilation,       f1.data(),        a1.data(),
+                                   f2.data(), a2.data(), first.in(format), second.in(format)};
+    std::vector<float> x = input;
+    std::vector<std::uint16_t> kept(static_cast<std::size_t>(context * n));
+    for (std::int64_t from = 0; from < c.rows; from += at_once)
+        check_ok(lluda_residual_unit_block(&unit, std::min(at_once, c.rows - from), x.data() + from * n, n,
+                                           kept.data()));
+    std::vector<double> acted, truth;
+    for (std::int64_t i = 0; i < c.rows * n; ++i)
+        acted.push_back(from_bf16(to_bf16(static_cast<float>(snake(input[i], f1[i % n], a1[i % n])))));
+    for (std::int64_t r = 0; r < c.rows; ++r) {
+        std::vector<double> window, inner;
+        for (std::int64_t tap = 0; tap < c.taps; ++tap)
+            for (std::int64_t i = 0; i < n; ++i) {
+                const std::int64_t row = r + tap * c.dilation - context;
+                window.push_back(row < 0 ? 0.0 : acted[static_cast<std::size_t>(row * n + i)]);
+            }
+        for (double v : first.times(window))
+            inner.push_back(from_bf16(to_bf16(static_cast<float>(snake(v, f2[inner.size()], a2[inner.size()])))));
+        std::int64_t i = r * n;
+        for (double v : second.times(inner)) truth.push_back(static_cast<double>(input[i++]) + v);
+    }
+    expect_close({x.begin(), x.end()}, truth, 2e-3, "residual unit");
+    for (std::int64_t i = 0; i < context * n; ++i) {
+        const std::int64_t at = (c.rows - context) * n + i;
+        const double want = at < 0 ? 0.0 : acted[static_cast<std::size_t>(at)];
+        expect(std::abs(from_bf16(kept[static_cast<std::size_t>(i)]) - want) <= 0.01 * std::abs(want), "a kept row");
+    }
+}
+
+TEST(residual_units) {
+    const UnitCase cases[] = {{1, 6, 7, 1}, {20, 48, 7, 9}, {130, 96, 7, 3}, {70, 128, 1, 1}, {600, 10, 3, 4}};
+    for (const UnitCase &c : cases)
+        for (std::int64_t at_once : {c.rows, std::int64_t{17}, std::int64_t{1}})
+            for (int threads : {1, 3})
+                for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16})
+                    if (at_once > 1 || c.rows < 50) expect_unit(c, at_once, threads, format);
+}
+
+TEST(residual_units_refuse) {
+    Random random(4);
+    const TestWeight first(random, 4, 12), second(random, 4, 4);
+    const float numbers[4] = {};
+    lluda_residual_unit unit{4, 3, 2, numbers, numbers, numbers, numbers, &first.plain, &second.plain};
+    float x[8] = {};
+    std::uint16_t kept[16] = {};
+    check_ok(lluda_residual_unit_block(&unit, 0, nullptr, 4, kept));
+    check_code(lluda_residual_unit_block(&unit, 1, x, 4, nullptr), LLUDA_BAD_ARGUMENT, "no memory for kept rows");
+    check_code(lluda_residual_unit_block(nullptr, 1, x, 4, kept), LLUDA_BAD_ARGUMENT, "no unit");
+    unit.taps = 2;
+    check_code(lluda_residual_unit_block(&unit, 1, x, 4, kept), LLUDA_BAD_ARGUMENT, "taps that do not fit");
+    unit.taps = 3;
+    unit.frequency2 = nullptr;
+    check_code(lluda_residual_unit_block(&unit, 1, x, 4, kept), LLUDA_BAD_ARGUMENT, "no frequency");
+}
+
 }  // namespace

@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr std::int64_t kHidden = 40, kHeads = 4, kKeyHeads = 2, kHeadDim = 10, kInner = 56, kExperts = 5, kLayers = 3;
+constexpr std::int64_t kHidden = 32, kHeads = 4, kKeyHeads = 2, kHeadDim = 10, kInner = 64, kExperts = 5, kLayers = 3;
 constexpr std::int64_t kCapacity = 12;
 
 std::vector<float> norm_weights(Random &random, std::int64_t width) {
@@ -22,8 +22,10 @@ public:
         for (std::int64_t i = 0; i < kLayers; ++i) {
             attention_[i].hidden = kHidden, attention_[i].heads = kHeads, attention_[i].kv_heads = kKeyHeads;
             attention_[i].head_dim = kHeadDim, attention_[i].norm = norm_.data(), attention_[i].norm_eps = 1e-6f;
-            attention_[i].q = weight(kHeads * kHeadDim, kHidden), attention_[i].k = weight(kKeyHeads * kHeadDim, kHidden);
-            attention_[i].v = weight(kKeyHeads * kHeadDim, kHidden), attention_[i].o = weight(kHidden, kHeads * kHeadDim);
+            attention_[i].q = weight(kHeads * kHeadDim, kHidden);
+            attention_[i].k = weight(kKeyHeads * kHeadDim, kHidden);
+            attention_[i].v = weight(kKeyHeads * kHeadDim, kHidden);
+            attention_[i].o = weight(kHidden, kHeads * kHeadDim);
             attention_[i].cache_dtype = LLUDA_DTYPE_BF16;
             mlp_[i].hidden = kHidden, mlp_[i].intermediate = kInner, mlp_[i].norm = norm_.data();
             mlp_[i].gate = weight(kInner, kHidden), mlp_[i].up = weight(kInner, kHidden);
@@ -34,9 +36,14 @@ public:
         layers[1].mlp = nullptr, layers[1].moe = &moe_;
     }
 
+    // In the format, or BF16 where that cannot be.
     const lluda_weight *weight(std::int64_t out, std::int64_t in) {
+        if (format_ >= LLUDA_FORMAT_Q8_0 && in % 32 == 0) {
+            q8_weights_.push_back(std::make_unique<Q8TestWeight>(random_, out, in, false, 1e-4f));
+            return q8_weights_.back()->in(format_);
+        }
         weights_.push_back(std::make_unique<TestWeight>(random_, out, in, 0.2f));
-        return weights_.back()->in(format_);
+        return weights_.back()->in(format_ == LLUDA_FORMAT_PACKED_BF16 ? format_ : LLUDA_FORMAT_BF16);
     }
 
     // What the blocks do one by one; cache [layers][rows].
@@ -69,6 +76,7 @@ private:
     const int format_;
     std::vector<float> norm_, router_;
     std::vector<std::unique_ptr<TestWeight>> weights_;
+    std::vector<std::unique_ptr<Q8TestWeight>> q8_weights_;
     std::vector<lluda_weight> gate_, up_, down_;
     lluda_attention attention_[kLayers] = {};
     lluda_mlp mlp_[kLayers] = {};
@@ -106,7 +114,7 @@ struct Choice {
 
 TEST(a_stack_is_its_blocks) {
     for (int threads : {1, 2, 3})
-        for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16})
+        for (int format = LLUDA_FORMAT_BF16; format <= LLUDA_FORMAT_Q8_0_ROWS; ++format)
             for (std::int64_t rows : {1, 2, 7}) {
                 check_ok(lluda_set_threads(threads));
                 Random random(static_cast<std::uint64_t>(41 + rows));
@@ -125,7 +133,7 @@ TEST(a_stack_is_its_blocks) {
 TEST(predicted_codes_are_those_of_pass_after_pass) {
     constexpr std::int64_t kPasses = 5, kCodes = 9, kHalf = kHeadDim / 2;
     for (int threads : {1, 2, 3})
-        for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16}) {
+        for (int format = LLUDA_FORMAT_BF16; format <= LLUDA_FORMAT_Q8_0_ROWS; ++format) {
             check_ok(lluda_set_threads(threads));
             Random random(47);
             Stack stack(random, format);

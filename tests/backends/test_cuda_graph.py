@@ -7,11 +7,13 @@ import torch
 
 pytest.importorskip("triton", reason="the kernels of the cuda backend are Triton's: pip install triton")
 
+import lluda
 from lluda.backends.base import Precision
 from lluda.backends.blocks import Segment
 from lluda.backends.cuda import CudaBackend
 from lluda.backends.reference import ReferenceBackend
 from lluda.backends.triton_target import interpreted
+from lluda.bench.gpu_speech import host_waits
 from lluda.config import ModelConfig
 from lluda.config_code2wav import read_code2wav
 from lluda.config_reader import ConfigReader
@@ -19,6 +21,7 @@ from lluda.engine.frames import FrameGenerator, SpeechParams
 from lluda.engine.generation import Completion, Generator
 from lluda.engine.kv_cache import CacheOptions
 from lluda.engine.sampling_params import SamplingParams
+from lluda.engine.speech import SpeechChunk
 from lluda.engine.speech_graphs import SpeechGraphs
 from lluda.errors import LludaError, OutOfMemory
 from lluda.inputs.tokenizer import Tokenizer
@@ -26,7 +29,10 @@ from lluda.models.causal_lm import CausalLM
 from lluda.models.code2wav import Code2Wav, code2wav_parameters
 from lluda.models.code_predictor import CodePredictor, code_predictor_parameters
 from lluda.models.talker import Talker, talker_parameters
+from tests.cli.omni import write_speaking_omni
 from tests.conftest import placed, random_tensors
+from tests.engine.test_spoken_conversation import GREEDY as GREEDY_TURN
+from tests.engine.test_spoken_conversation import HEARD, SPEECH, speech_of
 from tests.models.omni_reference import placed_parameters, random_parameters
 from tests.models.test_code2wav import SMALL
 from tests.models.test_talker import config as talker_config
@@ -200,16 +206,49 @@ def test_a_captured_prompt_is_the_launched_one():
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="a GPU is asked")
-def test_a_step_asks_nothing_of_the_host_before_its_end():
-    ours = generator(SPARSE, cuda_backend())
+def test_the_host_waits_at_the_end_of_a_step_alone():
+    backend = cuda_backend()
+    ours = generator(SPARSE, backend)
     cache = ours.new_cache()
     ours.prefill([3, 1, 4], cache)
     ours.likeliest([7], [cache])
     graph = ours._graph(1)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
-        graph.launch([7], [cache.length], [cache])
-    assert not [event.key for event in seen.key_averages() if "Synchronize" in event.key or event.key == "cudaMemcpy"]
-    graph.result()
+    assert host_waits(lambda: graph.launch([7], [cache.length], [cache])) == 0
+    assert host_waits(graph.result) == 1
+    assert host_waits(lambda: torch.ones(1, device=DEVICE).item()) == 1
+    frames = SpeechGraphs(*voice_parts(backend), vocoder(backend), "f32").frames(
+        SpeechParams(sampling=SamplingParams(seed=5)).with_defaults({}), 64
+    )
+    text = torch.randn(1, 64, device=DEVICE)
+    frames.prefill(torch.randn(7, 64, device=DEVICE))
+    frames.next_codes()
+    frames.feed(text)
+    frames.next_codes()
+    assert host_waits(lambda: frames.feed(text)) == 0
+    assert host_waits(frames.next_codes) == 1
+
+
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory):
+    return write_speaking_omni(tmp_path_factory.mktemp("placed") / "tiny")
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="there is one device")
+@pytest.mark.parametrize(
+    "place", ["code2wav=cpu", "talker=cpu,code_predictor=cpu", "thinker=cpu", "audio_encoder=cpu", "code_predictor=cpu"]
+)
+def test_speech_is_the_same_in_any_placement(speaking, place):
+    message = [{"role": "user", "content": HEARD}]
+    found = []
+    for where in ("", place):
+        events = list(
+            lluda.load(speaking, dtype="f32", device="cuda", place=where).speak(message, speech=SPEECH, **GREEDY_TURN)
+        )
+        chunks = [event for event in events if isinstance(event, SpeechChunk)]
+        found.append((speech_of(events), torch.cat([torch.from_numpy(chunk.samples) for chunk in chunks])))
+    (codes, samples), (codes_apart, samples_apart) = found
+    assert codes == codes_apart
+    torch.testing.assert_close(samples, samples_apart, rtol=1e-4, atol=1e-5)
 
 
 def test_segments_of_a_device_step_are_alike():

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from lluda.backends.base import ComputeBackend, Precision
-from lluda.backends.blocks import MixtureBlock, Norm, SharedExpert, SwiGLU
+from lluda.backends.blocks import MixtureBlock, Norm, Projection, ResidualUnit, SharedExpert, SwiGLU
 from lluda.backends.cpu import CpuBackend
 from lluda.backends.reference import ReferenceBackend
+from lluda.layers.conv import KeptRows
 from tests.backends.test_cpu import available_isas
 
 CPU = torch.device("cpu")
@@ -130,3 +131,44 @@ def test_own_threads_are_given_back() -> None:
             pass
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
+
+
+# rows, channels, taps, dilation
+UNITS = {
+    "one row": (1, 32, 7, 1),
+    "by features": (40, 96, 7, 9),
+    "by tiles": (700, 96, 7, 3),
+    "wide, by tiles": (300, 256, 7, 9),
+    "odd channels, as it is defined": (50, 11, 3, 2),
+}
+
+
+def spoken(backend: ComputeBackend, shape: tuple[int, int, int, int], at_once: int) -> Tensor:
+    """A residual unit's rows, made ``at_once`` at a time as one stream."""
+    rows, channels, taps, dilation = shape
+    random = torch.Generator().manual_seed(3)
+
+    def vector() -> Tensor:
+        return backend.vector(torch.randn(channels, generator=random))
+
+    def conv(width: int) -> Projection:
+        weight = torch.randn(channels, width, generator=random) * width**-0.5
+        return Projection(backend.matrix(weight.bfloat16())[0], vector())
+
+    acts = (vector(), vector()), (vector(), vector())
+    unit = ResidualUnit(acts[0], conv(taps * channels), acts[1], conv(channels), taps, dilation)
+    x = torch.randn(rows, channels, generator=random).to(backend.precision.residual)
+    kept = KeptRows()
+    return torch.cat([backend.residual_unit(part.clone(), unit, kept) for part in torch.split(x, at_once)])
+
+
+@PACKED
+@EVERY_ISA
+@pytest.mark.parametrize("name", UNITS)
+def test_residual_units(name: str, isa: str, packed: bool) -> None:
+    shape = UNITS[name]
+    truth = spoken(reference("f64"), shape, shape[0])
+    whole = spoken(native(isa, packed), shape, shape[0])
+    assert error(whole, truth) <= error(spoken(reference("bf16"), shape, shape[0]), truth) + 1e-4
+    if shape[1] % 2 == 0:
+        assert torch.equal(spoken(native(isa, packed), shape, 7), whole), "the pieces of a stream are not the whole"

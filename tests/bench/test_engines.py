@@ -15,7 +15,10 @@ from lluda.bench.job import Job
 from lluda.bench.peer_files import prepare_files
 from lluda.config import ModelConfig
 from lluda.errors import InvalidRequest, NativeLibraryError, UnsupportedModel
-from lluda.weights.checkpoint import read_config
+from lluda.models.causal_lm import causal_lm_parameters
+from lluda.weights.checkpoint import open_checkpoint, read_config
+from lluda.weights.gguf_metadata import text_metadata
+from lluda.weights.quantize import TypeChoice, write_quantized
 from tests.conftest import TINY_LLAMA, TINY_MIXED, TINY_MOE, TINY_QWEN3
 
 Make = Callable[..., Path]
@@ -71,6 +74,19 @@ def test_packed_weights_count_the_bytes_that_are_read(checkpoint: Make) -> None:
         pytest.skip(f"the native library is not built: {error}")
     wide = TINY_QWEN3 | {"hidden_size": 512, "intermediate_size": 512, "head_dim": 128}
     assert 1.5 < LludaSession(job_for(checkpoint(wide), name="packed")).info.bytes_per_weight < 1.6
+
+
+def test_q8_0_is_measured_of_files_that_have_it(checkpoint: Make, tmp_path: Path) -> None:
+    folder, file = checkpoint(TINY_QWEN3), tmp_path / "q8.gguf"
+    specs = causal_lm_parameters(ModelConfig.from_hf(TINY_QWEN3).text)
+    metadata = text_metadata(ModelConfig.from_hf(TINY_QWEN3), "tiny", "q8_0") | {"tokenizer.ggml.model": "none"}
+    write_quantized(open_checkpoint(folder), file, specs, TypeChoice("q8_0"), metadata)
+    infos = [LludaSession(job_for(file, name=name)).info for name in ("Q8_0", "Q8_0-rounded", "BF16")]
+    assert [info.format for info in infos] == ["Q8_0", "Q8_0-rounded", "Q8_0"]
+    assert all(1.06 < info.bytes_per_weight < 1.1 for info in infos)
+    assert ["rows rounded" in info.settings for info in infos] == [False, True, False]
+    with pytest.raises(InvalidRequest, match="lluda quantize"):
+        LludaSession(job_for(folder, name="Q8_0"))
 
 
 def test_unknown_peers_are_refused_with_the_known_ones() -> None:

@@ -20,7 +20,7 @@ def select_backend(
 
     ``auto`` is the cpu backend where it applies (BF16 on the CPU, native library built), the cuda backend on a GPU
     (BF16 and F32, Triton installed), else the reference, which then says why. Weights: ``bf16`` as stored, zero-copy;
-    ``packed`` to 12 bits (cpu backend); ``blocked`` in oneDNN's order (reference backend, BF16 on the CPU); ``auto`` is
+    ``packed`` to 12 bits (cpu, cuda backend); ``blocked`` in oneDNN's order (reference, BF16 on the CPU); ``auto`` is
     blocked for the reference where it can be, else as stored. Activations: what Q8_0 weights multiply: ``exact`` rows,
     or rows rounded to ``q8_0``, as llama.cpp does.
 
@@ -37,11 +37,12 @@ def select_backend(
         raise InvalidRequest(f"activations {activations!r} is not one of {', '.join(ACTIVATIONS)}")
     q8_0_rows = activations == "q8_0"
     torch_device, precision = usable_device(device), Precision.of(dtype)
-    wanted = {"packed": "cpu", "blocked": "reference"}.get(weights, name)
+    on_gpu = torch_device.type == "cuda"
+    wanted = {"packed": "cuda" if on_gpu else "cpu", "blocked": "reference"}.get(weights, name)
     if name not in ("auto", wanted):
         raise InvalidRequest(f"{weights} weights need the {wanted} backend; leave out --backend {name}")
-    if wanted == "auto" and torch_device.type == "cuda":
-        wanted = "cuda" if dtype != "f64" else "reference"
+    if wanted == "auto" and on_gpu:
+        wanted = "cuda" if dtype != "f64" and not q8_0_rows else "reference"
     elif wanted == "auto":
         wanted = "cpu" if dtype == "bf16" else "reference"
     remark = ""
@@ -72,7 +73,7 @@ def _cpu(device: torch.device, precision: Precision, weights: str, q8_0_rows: bo
     return CpuBackend(device, precision, packed=weights == "packed", q8_0_rows=q8_0_rows)
 
 
-def _cuda(device: torch.device, precision: Precision, weights: str, q8_0_rows: bool) -> ComputeBackend:  # noqa: ARG001
+def _cuda(device: torch.device, precision: Precision, weights: str, q8_0_rows: bool) -> ComputeBackend:
     try:
         from lluda.backends.cuda import CudaBackend
     except ModuleNotFoundError as error:
@@ -81,7 +82,7 @@ def _cuda(device: torch.device, precision: Precision, weights: str, q8_0_rows: b
         raise MissingDependency(
             "the cuda backend needs Triton, which torch for GPUs brings along: pip install triton"
         ) from None
-    return CudaBackend(device, precision, q8_0_rows=q8_0_rows)
+    return CudaBackend(device, precision, packed=weights == "packed", q8_0_rows=q8_0_rows)
 
 
 def usable_device(name: str) -> torch.device:

@@ -28,6 +28,8 @@ from lluda.backends.blocks import (
     MixtureBlock,
     Norm,
     Projection,
+    ResidualUnit,
+    RowStore,
     Segment,
     SharedExpert,
     Step,
@@ -216,6 +218,16 @@ class ComputeBackend(ABC):
         at_once = max(_MIN_WINDOWS, _WINDOW_ELEMENTS // (taps * width)) if taps > 1 else max(rows, 1)
         parts = [self.linear(part.reshape(-1, taps * width), weight, bias) for part in torch.split(windows, at_once)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def residual_unit(self, x: Tensor, unit: ResidualUnit, kept: RowStore) -> Tensor:
+        """See ResidualUnit: rows ``[rows, channels]`` of a stream in the residual dtype, changed in place."""
+        joined = kept.join(unit, self.snake_beta(x, *unit.act1), unit.context, padded=True)
+        inner = self._convolved(joined, unit.conv1, unit.taps, unit.dilation)
+        return x.add_(self._convolved(self.snake_beta(inner, *unit.act2), unit.conv2, 1, 1))
+
+    def _convolved(self, x: Tensor, conv: Projection, taps: int, dilation: int) -> Tensor:
+        assert conv.bias is not None, "a vocoder's convolutions have biases"
+        return self.conv1d(x, conv.weight, conv.bias, taps=taps, dilation=dilation)
 
     def begin_step(self, table: RotaryTable, segments: Sequence[Segment]) -> Step:
         """What the layers of one step share."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -177,6 +178,37 @@ class MixtureBlock:
     top_k: int
     normalise: bool
     shared: SharedExpert | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ResidualUnit:
+    """``x + conv2(snake2(conv1(snake1(x))))`` over rows ``[rows, channels]``: conv1 is causal, of ``taps`` rows
+    ``dilation`` apart (weight ``[channels, taps * channels]``), conv2 of one row; ``act1`` and ``act2`` are each a
+    SnakeBeta's frequency and amplitude ``[channels]`` in the residual dtype."""
+
+    act1: tuple[Tensor, Tensor]
+    conv1: Projection
+    act2: tuple[Tensor, Tensor]
+    conv2: Projection
+    taps: int
+    dilation: int
+
+    @property
+    def context(self) -> int:
+        """Earlier rows that conv1 sees."""
+        return (self.taps - 1) * self.dilation
+
+
+class RowStore(Protocol):
+    """What the convolutions of one stream keep of their past."""
+
+    def join(self, convolution: object, x: Tensor, count: int, *, padded: bool) -> Tensor:
+        """The last ``count`` rows that ``convolution`` has seen (zeros, if ``padded``, before the first), then ``x``,
+        whose last rows are kept in turn."""
+
+    def held(self, convolution: object, like: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+        """Where these rows lie, ``[count, channels]`` with the channels and device of ``like``: to be changed in place
+        instead of joined. Zeros at first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,7 +1,7 @@
 """The cpu backend: native kernels for decoding and prefill.
 
-BF16 weights are used where they lie in the memory map, or packed to 12 bits (docs/formats.md). What the kernels do not
-cover (encoders' operations) runs as the reference defines it.
+BF16 and Q8_0 weights are used where they lie in the memory map, or BF16 ones packed to 12 bits (docs/formats.md). What
+the kernels do not cover (encoders' operations) runs as the reference defines it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from lluda.backends.blocks import (
     KeyValueStore,
     MixtureBlock,
     Norm,
+    ResidualUnit,
+    RowStore,
     Segment,
     Step,
     SwiGLUBlock,
@@ -34,12 +36,14 @@ from lluda.backends.native_library import (
     DTYPE_BF16,
     DTYPE_F32,
     FORMAT_BF16,
+    FORMAT_Q8_0,
+    FORMAT_Q8_0_ROWS,
     WeightStruct,
     native_library,
     pointer,
 )
 from lluda.backends.packing import pack_matrix, packed_view, share_torch_threads
-from lluda.backends.q8_0 import Q8Weight
+from lluda.backends.q8_0 import BLOCK, BLOCK_BYTES
 from lluda.backends.reference import ReferenceBackend
 from lluda.backends.weight_memory import WeightMemory
 from lluda.errors import InvalidRequest
@@ -82,15 +86,16 @@ class CpuBackend(ReferenceBackend):
         self._packed = packed
         self._memory = WeightMemory()
         self._blocks = NativeBlocks()
-        self._decodes_q8_0 = False
+        self._has_q8_0 = False
         self._alone = False
         self.incompressible = 0
 
     def describe(self) -> str:
         kept = f" ({self.incompressible} incompressible matrices kept BF16)" if self.incompressible else ""
         weights = f"packed BF16{kept}" if self._packed else "BF16"
-        rows = ", rows rounded to Q8_0" if self._q8_0_rows else ""
-        weights += f" and Q8_0 (decoded for each product{rows})" if self._decodes_q8_0 else ""
+        if self._has_q8_0:
+            vnni = "VNNI, " if self._native.isa == "avx512bf16" else ""
+            weights += f" and Q8_0 ({vnni}rows rounded)" if self._q8_0_rows else " and Q8_0 (exact)"
         return f"cpu backend ({self._native.isa} kernels), {weights} weights, {self._native.threads} threads"
 
     # Parameters
@@ -110,8 +115,11 @@ class CpuBackend(ReferenceBackend):
         return _packed(stored)
 
     def q8_0_matrix(self, blocks: Tensor) -> Weight | None:
-        self._decodes_q8_0 = True
-        return super().q8_0_matrix(blocks)
+        self._has_q8_0 = True
+        stored = blocks.contiguous()
+        shape = (stored.shape[0], stored.shape[1] // BLOCK_BYTES * BLOCK)
+        struct = WeightStruct(FORMAT_Q8_0_ROWS if self._q8_0_rows else FORMAT_Q8_0, 0, *shape, stored.data_ptr())
+        return NativeWeight(struct, stored, "Q8_0")
 
     @contextmanager
     def own_threads(self) -> Iterator[None]:
@@ -132,8 +140,6 @@ class CpuBackend(ReferenceBackend):
     # Primitive operations
 
     def embedding(self, weight: Weight, ids: Tensor) -> Tensor:
-        if isinstance(weight, Q8Weight):
-            return super().embedding(weight, ids)
         struct = native(weight).struct
         rows = torch.empty(len(ids), weight.in_features)
         self._native.check(
@@ -142,8 +148,6 @@ class CpuBackend(ReferenceBackend):
         return rows
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-        if isinstance(weight, Q8Weight):
-            return super().linear(x, weight, bias)
         if len(x) > FEW_ROWS and weight.format == "BF16" and not self._alone:
             # Between torch's operations torch's own product, as good for many rows, or each one's threads would spin
             # while the other's work (journal/08-benchmarks.md).
@@ -157,8 +161,6 @@ class CpuBackend(ReferenceBackend):
         return y
 
     def conv1d(self, x: Tensor, weight: Weight, bias: Tensor, *, taps: int, dilation: int) -> Tensor:
-        if isinstance(weight, Q8Weight):
-            return super().conv1d(x, weight, bias, taps=taps, dilation=dilation)
         x = x.contiguous()
         rows = len(x) - (taps - 1) * dilation
         y = torch.empty(rows, weight.out_features, dtype=torch.bfloat16)
@@ -180,9 +182,15 @@ class CpuBackend(ReferenceBackend):
         )  # fmt: skip
         return y
 
+    def residual_unit(self, x: Tensor, unit: ResidualUnit, kept: RowStore) -> Tensor:
+        struct = self._blocks.residual_unit(unit)
+        if struct is None:
+            return super().residual_unit(x, unit, kept)
+        held = kept.held(unit, x, unit.context, torch.bfloat16)
+        self._native.check(self._native.residual_unit_block(struct, len(x), x.data_ptr(), x.stride(0), held.data_ptr()))
+        return x
+
     def head(self, x: Tensor, norm: Norm, weight: Weight) -> Tensor:
-        if isinstance(weight, Q8Weight):
-            return self.linear(self.rms_norm(x, norm), weight).float()
         x = x.contiguous()
         logits = torch.empty(len(x), weight.out_features)
         self._native.check(
@@ -207,8 +215,6 @@ class CpuBackend(ReferenceBackend):
 
     def attention_block(self, x: Tensor, block: AttentionBlock, layer: int, step: Step) -> Tensor:
         struct = self._blocks.attention(block)
-        if struct is None:
-            return super().attention_block(x, block, layer, step)
         step = _native_step(step)
         struct.cache_dtype = step.cache_dtype
         cache_rows = step.cache_rows.data_ptr() + layer * step.cache_rows.stride(0) * step.cache_rows.itemsize
@@ -223,8 +229,6 @@ class CpuBackend(ReferenceBackend):
         self, x: Tensor, block: EncoderBlock, lengths: Sequence[int], rotary: RotaryTable | None
     ) -> Tensor:
         struct = self._blocks.encoder(block)
-        if struct is None:
-            return super().encoder_block(x, block, lengths, rotary)
         cos, sin = (None, None) if rotary is None else (part.contiguous() for part in rotary)
         runs = (ctypes.c_int64 * len(lengths))(*lengths)
         self._native.check(
@@ -236,24 +240,20 @@ class CpuBackend(ReferenceBackend):
 
     def swiglu_block(self, x: Tensor, block: SwiGLUBlock) -> Tensor:
         struct = self._blocks.swiglu(block)
-        if struct is None:
-            return super().swiglu_block(x, block)
         self._native.check(self._native.mlp_block(struct, len(x), x.data_ptr(), x.stride(0)))
         return x
 
     def mixture_block(self, x: Tensor, block: MixtureBlock) -> Tensor:
         struct = self._blocks.mixture(block)
-        if struct is None:
-            return super().mixture_block(x, block)
         self._native.check(self._native.moe_block(struct, len(x), x.data_ptr(), x.stride(0), None))
         return x
 
     # Stacks
 
     def decoder_layers(self, x: Tensor, layers: DecoderLayers, step: Step) -> Tensor:
-        made = self._blocks.layers(layers) if len(x) <= FEW_ROWS else None
-        if made is None:
+        if len(x) > FEW_ROWS:
             return super().decoder_layers(x, layers, step)
+        made = self._blocks.layers(layers)
         step = _native_step(step)
         made.set_cache_dtype(step.cache_dtype)
         self._native.check(
@@ -274,8 +274,6 @@ class CpuBackend(ReferenceBackend):
         total: Tensor,
     ) -> list[int]:
         struct, layers = self._blocks.code_passes(passes), self._blocks.layers(passes.layers)
-        if struct is None or layers is None:
-            return super().code_passes(x, passes, table, store, choose, total)
         count, codes = len(passes.heads), torch.zeros(len(passes.heads), dtype=torch.int64)
         logits = torch.empty(count, passes.heads[0].out_features)
         step = _native_step(self.begin_step(table, [Segment(0, count + 1, store)]))

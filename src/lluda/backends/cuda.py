@@ -8,13 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lluda.backends import triton_attention, triton_gemv, triton_grouped, triton_mixture, triton_rows, triton_sampling
+from lluda.backends import (
+    triton_attention,
+    triton_formats,
+    triton_gemv,
+    triton_grouped,
+    triton_mixture,
+    triton_rows,
+    triton_sampling,
+)
 from lluda.backends.base import Layers, Observer, Precision, RotaryTable
 from lluda.backends.blocks import (
     AttentionBlock,
@@ -28,6 +37,7 @@ from lluda.backends.blocks import (
     SwiGLUBlock,
     Weight,
 )
+from lluda.backends.coded_weight import CodedWeight, pack, split_q8_0, unpack_file
 from lluda.backends.cuda_graph import DecodeGraph, DeviceStore, PrefillGraph, Run, store_row
 from lluda.backends.reference import ReferenceBackend, attend
 from lluda.backends.triton_target import has_dependent_launch, interpreted
@@ -56,14 +66,21 @@ class CudaBackend(ReferenceBackend):
 
     name = "cuda"
 
-    def __init__(self, device: torch.device, precision: Precision, *, q8_0_rows: bool = False) -> None:
+    def __init__(
+        self, device: torch.device, precision: Precision, *, packed: bool = False, q8_0_rows: bool = False
+    ) -> None:
         if device.type != "cuda" and not interpreted():
             raise InvalidRequest(f"the cuda backend needs a GPU, not device {str(device)!r}; take --device cuda")
-        super().__init__(device, precision, q8_0_rows=q8_0_rows)
+        if packed and precision.compute is not torch.bfloat16:
+            raise InvalidRequest("packed weights are those of a BF16 run; take --dtype bf16, or leave out --weights")
+        if q8_0_rows:
+            raise InvalidRequest("the cuda backend multiplies Q8_0 weights with exact rows; take --backend reference")
+        super().__init__(device, precision)
+        self._packed = packed
         self._fused = precision.compute in _KERNEL_TYPES
         self.captures = self._fused
         self._pdl = has_dependent_launch(device)
-        self._experts: dict[MixtureBlock, Tensor] = {}
+        self._experts: dict[MixtureBlock, Tensor | None] = {}
         self._prefills: dict[Any, PrefillGraph] = {}
         self._pool: Any = None
         self._scratch: dict[tuple[int, int, int], triton_attention.DecodeScratch] = {}
@@ -72,23 +89,34 @@ class CudaBackend(ReferenceBackend):
         """One line for people."""
         compute = str(self.precision.compute).removeprefix("torch.")
         card = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "Triton's interpreter"
+        weights = ", packed weights" if self._packed else ""
         overlap = ", kernels overlap" if self._pdl else ""
-        return f"cuda backend on {self.device} ({card}), {compute}{overlap}"
+        return f"cuda backend on {self.device} ({card}), {compute}{weights}{overlap}"
 
     def matrix(self, values: Tensor) -> tuple[Weight, bool]:
         taken = values.to(self.device, self.precision.compute).contiguous()
+        if self._packed:
+            return pack(taken), False
         return DenseWeight(taken, "BF16" if taken.dtype == torch.bfloat16 else str(taken.dtype)[6:].upper()), False
 
+    def packed_matrix(self, stored: Tensor) -> Weight | None:
+        return pack(unpack_file(stored, self.device)) if self.precision.compute is torch.bfloat16 else None
+
+    def q8_0_matrix(self, blocks: Tensor) -> Weight | None:
+        return split_q8_0(blocks.to(self.device)) if self.precision.compute is torch.bfloat16 else None
+
     def embedding(self, weight: Weight, ids: Tensor) -> Tensor:
+        if isinstance(weight, CodedWeight):
+            return triton_formats.decoded(weight, self.precision.residual, ids, pdl=self._pdl)
         if not self._takes(weight):
             return super().embedding(weight, ids)
-        return triton_rows.lookup(_values(weight), ids, pdl=self._pdl)
+        return triton_rows.lookup(triton_formats.values_of(weight), ids, pdl=self._pdl)
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         if not (self._few(x) and self._takes(weight)):
-            return super().linear(x, weight, bias)
+            return super().linear(x, self._plain(weight), bias)
         out = torch.empty(len(x), weight.out_features, dtype=self.precision.compute, device=x.device)
-        return triton_gemv.project(x.contiguous(), None, [_values(weight)], pdl=self._pdl, out=out, bias=bias)
+        return triton_gemv.project(x.contiguous(), None, [weight], pdl=self._pdl, out=out, bias=bias)
 
     def rms_norm(self, x: Tensor, norm: Norm) -> Tensor:
         if not self._fused:
@@ -119,7 +147,7 @@ class CudaBackend(ReferenceBackend):
     def head(self, x: Tensor, norm: Norm, weight: Weight) -> Tensor:
         if not (self._few(x) and self._takes(weight)):
             return super().head(x, norm, weight)
-        return triton_gemv.project(x.contiguous(), (norm.weight, norm.eps), [_values(weight)], pdl=self._pdl)
+        return triton_gemv.project(x.contiguous(), (norm.weight, norm.eps), [weight], pdl=self._pdl)
 
     def begin_step(self, table: RotaryTable, segments: Sequence[Segment]) -> Step:
         stores = [segment.store for segment in segments]
@@ -149,28 +177,31 @@ class CudaBackend(ReferenceBackend):
         mlp = block.mlp
         if not (self._few(x) and self._takes(mlp.gate_proj, mlp.up_proj, mlp.down_proj)):
             return super().swiglu_block(x, block)
-        norm, gate, up = (block.norm.weight, block.norm.eps), _values(mlp.gate_proj), _values(mlp.up_proj)
-        acts = triton_gemv.gated(x.contiguous(), norm, gate, up, pdl=self._pdl)
+        norm = block.norm.weight, block.norm.eps
+        acts = triton_gemv.gated(x.contiguous(), norm, mlp.gate_proj, mlp.up_proj, pdl=self._pdl)
         return self._add(x, acts, Projection(mlp.down_proj), block.scale)
 
     def mixture_block(self, x: Tensor, block: MixtureBlock) -> Tensor:
-        first = block.experts[0]
-        count, width = len(block.experts), first.gate_proj.out_features
-        if count > triton_mixture.MAX_EXPERTS or not (self._fused and self._takes(first.gate_proj)):
+        first, shared, table = block.experts[0], block.shared, self._table(block)
+        if table is None:
             return super().mixture_block(x, block)
-        norm, table = (block.norm.weight, block.norm.eps), self._table(block)
+        count, width = len(block.experts), first.gate_proj.out_features
+        norm, x = (block.norm.weight, block.norm.eps), x.contiguous()
         if not self._few(x):
             normed = self.rms_norm(x, block.norm)
             weights, ids = self.route(normed, block.router, block.top_k, normalise=block.normalise)
-            out = x + triton_grouped.grouped_mixture(normed, weights, ids, table, experts=count, width=width)
-            return out if block.shared is None else out.add_(self.shared_expert(normed, block.shared))
-        shared = block.shared.mlp.gate_proj.out_features if block.shared else 0
-        routers = [block.router, *([block.shared.gate] if block.shared else [])]
-        x = x.contiguous()
+            table, decoded = self._plain_experts(first, table, count)
+            out = triton_grouped.grouped_mixture(x, normed, weights, ids, table, experts=count, width=width)
+            del decoded  # whose addresses were in the table
+            return out if shared is None else out.add_(self.shared_expert(normed, shared))
+        inner = shared.mlp.gate_proj.out_features if shared else 0
+        routers: list[Weight] = [
+            DenseWeight(part, "F32") for part in (block.router, *([shared.gate] if shared else []))
+        ]
         logits = triton_gemv.project(x, norm, routers, pdl=self._pdl, compute=self.precision.compute)
         return triton_mixture.mixture(
-            x, norm, logits, table, experts=count, top_k=block.top_k, width=width, shared=shared,
-            normalise=block.normalise, compute=self.precision.compute, pdl=self._pdl,
+            x, norm, logits, table, experts=count, top_k=block.top_k, width=width, shared=inner,
+            normalise=block.normalise, like=first.gate_proj, pdl=self._pdl,
         )  # fmt: skip
 
     def decode_graph(self, run: Run, rows: int, kv_dtype: torch.dtype, *, capture: bool = True) -> DecodeGraph | None:
@@ -236,14 +267,14 @@ class CudaBackend(ReferenceBackend):
         parts, x = (block.q_proj, block.k_proj, block.v_proj), x.contiguous()
         if self._few(x) and self._takes(*(part.weight for part in parts)) and block.q_proj.bias is None:
             norm = block.norm.weight, block.norm.eps
-            return triton_gemv.project(x, norm, [_values(part.weight) for part in parts], pdl=self._pdl)
+            return triton_gemv.project(x, norm, [part.weight for part in parts], pdl=self._pdl)
         normed = self.rms_norm(x, block.norm)
         return torch.cat([self._project(normed, part) for part in parts], dim=1).float()
 
     def _add(self, x: Tensor, rows: Tensor, projection: Projection, scale: Tensor | None) -> Tensor:
         """``x + scale * projection(rows)``, in place where one kernel does it."""
         if self._few(x) and self._takes(projection.weight) and projection.bias is None:
-            return triton_gemv.add(rows, _values(projection.weight), x.contiguous(), scale, pdl=self._pdl)
+            return triton_gemv.add(rows, projection.weight, x.contiguous(), scale, pdl=self._pdl)
         branch = self._project(rows, projection)
         return x + (branch if scale is None else branch * scale)
 
@@ -251,15 +282,37 @@ class CudaBackend(ReferenceBackend):
         return self._fused and len(x) <= triton_gemv.MAX_ROWS
 
     def _takes(self, *weights: Weight) -> bool:
-        return self._fused and all(isinstance(weight, DenseWeight) for weight in weights)
+        """Whether kernels multiply with these together: all of one form."""
+        known = all(isinstance(weight, DenseWeight | CodedWeight) for weight in weights)
+        return self._fused and known and len({weight.format for weight in weights}) == 1
 
-    def _table(self, block: MixtureBlock) -> Tensor:
-        """Addresses of the experts' matrices; made once."""
+    def _plain(self, weight: Weight) -> Weight:
+        """For products of many rows, which are no faster for fewer bytes of weights. Q8_0 ones are rounded to BF16."""
+        if not isinstance(weight, CodedWeight):
+            return weight
+        return DenseWeight(triton_formats.decoded(weight, self.precision.compute, pdl=self._pdl), "BF16")
+
+    def _table(self, block: MixtureBlock) -> Tensor | None:
+        """Addresses of the experts' matrices, the shared expert's last, made once; None if no kernel takes them."""
         if block not in self._experts:
-            mlps: list[SwiGLU] = [*block.experts, *([block.shared.mlp] if block.shared else [])]
-            places = [[_values(w).data_ptr() for w in (m.gate_proj, m.up_proj, m.down_proj)] for m in mlps]
-            self._experts[block] = torch.tensor(places, device=self.device)
+            mlps = [*block.experts, *([block.shared.mlp] if block.shared else [])]
+            taken = len(block.experts) <= triton_mixture.MAX_EXPERTS and self._takes(*chain(*map(_matrices, mlps)))
+            places = [[triton_formats.place_of(w) for w in _matrices(mlp)] for mlp in mlps] if taken else []
+            self._experts[block] = torch.tensor(places, device=self.device) if taken else None
         return self._experts[block]
+
+    def _plain_experts(self, like: SwiGLU, table: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
+        """``table``, or one of the first ``count`` experts' numbers where they are coded, and what holds those."""
+        if not isinstance(like.gate_proj, CodedWeight):
+            return table, []
+        decoded = []
+        for part, weight in enumerate(_matrices(like)):
+            assert isinstance(weight, CodedWeight), "experts are of one form"
+            places = table.flatten()[part:]
+            decoded.append(triton_formats.decoded_group(weight, places, count, self.precision.compute, pdl=self._pdl))
+        index = torch.arange(count, device=self.device)
+        columns = [part.data_ptr() + index * (part.stride(0) * part.element_size()) for part in decoded]
+        return torch.stack(columns, dim=1), decoded
 
     def _scratch_for(self, heads: int, kv_heads: int, block: AttentionBlock) -> triton_attention.DecodeScratch:
         """Made once for each kind of heads."""
@@ -273,6 +326,5 @@ def _nobody(stage: str, rows: Tensor) -> None:
     """Observes nothing."""
 
 
-def _values(weight: Weight) -> Tensor:
-    assert isinstance(weight, DenseWeight), f"a Triton kernel was given a {weight.format} weight"
-    return weight.values
+def _matrices(mlp: SwiGLU) -> tuple[Weight, Weight, Weight]:
+    return mlp.gate_proj, mlp.up_proj, mlp.down_proj

@@ -16,6 +16,7 @@ from lluda.backends.blocks import (
     EncoderBlock,
     MixtureBlock,
     Projection,
+    ResidualUnit,
     SwiGLU,
     SwiGLUBlock,
     Weight,
@@ -27,10 +28,12 @@ from lluda.backends.native_library import (
     LayerStruct,
     MlpStruct,
     MoeStruct,
+    ResidualUnitStruct,
     WeightStruct,
     pointer,
 )
 
+_Block = TypeVar("_Block")
 _Made = TypeVar("_Made")
 
 
@@ -72,64 +75,59 @@ class NativeLayers:
 
 
 class NativeBlocks:
-    """Descriptors, kept as long as the backend: by block, since blocks compare by identity. None: a block with a weight
-    that the kernels do not read (Q8_0), so that it runs as it is defined."""
+    """Descriptors, kept as long as the backend: by block, since blocks compare by identity."""
 
     def __init__(self) -> None:
         self._kept: dict[object, Any] = {}
 
-    def attention(self, block: AttentionBlock) -> AttentionStruct | None:
+    def attention(self, block: AttentionBlock) -> AttentionStruct:
         """``lluda_attention``, but for the kind of cache."""
-        projections = (block.q_proj, block.k_proj, block.v_proj, block.o_proj)
-        return self._once(block, (p.weight for p in projections), lambda: _attention_struct(block))
+        return self._once(block, _attention_struct)
 
-    def encoder(self, block: EncoderBlock) -> EncoderStruct | None:
+    def encoder(self, block: EncoderBlock) -> EncoderStruct:
         """``lluda_encoder``."""
-        projections = (*block.qkv, block.out, block.fc1, block.fc2)
-        return self._once(block, (p.weight for p in projections), lambda: _encoder_struct(block))
+        return self._once(block, _encoder_struct)
 
-    def swiglu(self, block: SwiGLUBlock) -> MlpStruct | None:
-        """``lluda_mlp``."""
-        return self._once(block, _matrices(block.mlp), lambda: _mlp_struct(block))
-
-    def mixture(self, block: MixtureBlock) -> MoeStruct | None:
-        """``lluda_moe``."""
-        mlps = (*block.experts, *((block.shared.mlp,) if block.shared else ()))
-        return self._once(block, (one for mlp in mlps for one in _matrices(mlp)), lambda: _moe_struct(block))
-
-    def layers(self, layers: DecoderLayers) -> NativeLayers | None:
-        """``lluda_layer`` of each."""
-        if layers not in self._kept:
-            self._kept[layers] = self._layer_structs(layers)
-        made: NativeLayers | None = self._kept[layers]
-        return made
-
-    def code_passes(self, passes: CodePasses) -> CodePredictorStruct | None:
-        """``lluda_code_predictor``."""
-        layers = self.layers(passes.layers)
-        if layers is None:
+    def residual_unit(self, unit: ResidualUnit) -> ResidualUnitStruct | None:
+        """``lluda_residual_unit``; None for what that kernel does not take: a first convolution in Q8_0, or an odd
+        number of channels."""
+        if unit.conv1.weight.format == "Q8_0" or unit.conv2.weight.in_features % 2:
             return None
-        return self._once(passes, (*passes.heads, *passes.embeddings), lambda: _predictor_struct(passes, layers))
+        return self._once(unit, _residual_unit_struct)
 
-    def _once(self, block: object, weights: Iterable[Weight], make: Callable[[], _Made]) -> _Made | None:
+    def swiglu(self, block: SwiGLUBlock) -> MlpStruct:
+        """``lluda_mlp``."""
+        return self._once(block, _mlp_struct)
+
+    def mixture(self, block: MixtureBlock) -> MoeStruct:
+        """``lluda_moe``."""
+        return self._once(block, _moe_struct)
+
+    def layers(self, layers: DecoderLayers) -> NativeLayers:
+        """``lluda_layer`` of each."""
+        return self._once(layers, self._layer_structs)
+
+    def code_passes(self, passes: CodePasses) -> CodePredictorStruct:
+        """``lluda_code_predictor``."""
+        return self._once(passes, lambda made: _predictor_struct(made, self.layers(made.layers)))
+
+    def _once(self, block: _Block, make: Callable[[_Block], _Made]) -> _Made:
         if block not in self._kept:
-            self._kept[block] = make() if all(isinstance(weight, NativeWeight) for weight in weights) else None
-        made: _Made | None = self._kept[block]
+            self._kept[block] = make(block)
+        made: _Made = self._kept[block]
         return made
 
-    def _layer_structs(self, layers: DecoderLayers) -> NativeLayers | None:
+    def _layer_structs(self, layers: DecoderLayers) -> NativeLayers:
         structs = (LayerStruct * len(layers.blocks))()
         attentions = []
         for struct, (attention, feed_forward) in zip(structs, layers.blocks, strict=True):
             attends = self.attention(attention)
-            dense = None if isinstance(feed_forward, MixtureBlock) else self.swiglu(feed_forward)
-            sparse = self.mixture(feed_forward) if isinstance(feed_forward, MixtureBlock) else None
-            if attends is None or (dense is None and sparse is None):
-                return None
             attentions.append(attends)
             struct.attention = ctypes.pointer(attends)
-            struct.mlp = ctypes.pointer(dense) if dense else None
-            struct.moe = ctypes.pointer(sparse) if sparse else None
+            if isinstance(feed_forward, MixtureBlock):
+                struct.moe = ctypes.pointer(self.mixture(feed_forward))
+            else:
+                struct.mlp = ctypes.pointer(self.swiglu(feed_forward))
         return NativeLayers(structs, tuple(attentions))
 
 
@@ -202,6 +200,17 @@ def _encoder_struct(block: EncoderBlock) -> EncoderStruct:
         norm1_eps=block.norm1.eps,
         norm2_eps=block.norm2.eps,
         gelu=int(block.tanh),
+    )
+
+
+def _residual_unit_struct(unit: ResidualUnit) -> ResidualUnitStruct:
+    return ResidualUnitStruct(
+        unit.conv2.weight.in_features,
+        unit.taps,
+        unit.dilation,
+        *(part.data_ptr() for part in (*unit.act1, *unit.act2)),
+        _with_bias(unit.conv1),
+        _with_bias(unit.conv2),
     )
 
 

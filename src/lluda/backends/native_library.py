@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lluda.errors import NativeLibraryError
 
-ABI_VERSION = 2
-FORMAT_BF16, FORMAT_PACKED_BF16 = 0, 1
+ABI_VERSION = 3
+FORMAT_BF16, FORMAT_PACKED_BF16, FORMAT_Q8_0, FORMAT_Q8_0_ROWS = 0, 1, 2, 3
 DTYPE_F32, DTYPE_BF16 = 0, 1
 INCOMPRESSIBLE = 4
 ISAS = ("avx512bf16", "avx512", "avx2", "portable")
@@ -70,6 +70,22 @@ class AttentionStruct(ctypes.Structure):
         ("qk_norm_eps", c_float),
         ("cache_dtype", c_int32),
         ("reserved", c_int32),
+    )
+
+
+class ResidualUnitStruct(ctypes.Structure):
+    """``lluda_residual_unit``."""
+
+    _fields_ = (
+        ("channels", c_int64),
+        ("taps", c_int64),
+        ("dilation", c_int64),
+        ("frequency1", c_void_p),
+        ("amplitude1", c_void_p),
+        ("frequency2", c_void_p),
+        ("amplitude2", c_void_p),
+        ("conv1", POINTER(WeightStruct)),
+        ("conv2", POINTER(WeightStruct)),
     )
 
 
@@ -191,6 +207,7 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
         POINTER(WeightStruct), c_int64, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64,
     ),
     "lluda_snake_beta": (c_int64, c_int64, c_void_p, c_int32, c_int64, c_void_p, c_void_p, c_void_p, c_int64),
+    "lluda_residual_unit_block": (POINTER(ResidualUnitStruct), c_int64, c_void_p, c_int64, c_void_p),
     "lluda_mlp_block": (POINTER(MlpStruct), c_int64, c_void_p, c_int64),
     "lluda_moe_block": (POINTER(MoeStruct), c_int64, c_void_p, c_int64, c_void_p),
     "lluda_decoder_layers": (

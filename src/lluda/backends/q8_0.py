@@ -1,7 +1,8 @@
 """Q8_0 weights as they lie: blocks of 32 values of a row, a float16 scale d and 32 int8 q, value = d·q.
 
 Every value is exact in float32 (11 + 8 bits of significand fit 24), so a product with them is defined by the product
-with plain float32 numbers. Here it is computed so, a bounded number of rows at a time; native kernels come close to it.
+with plain float32 numbers. Here it is computed so, a bounded number of rows at a time; the cpu backend's kernels come
+to the same but for the order of sums.
 """
 
 from __future__ import annotations
@@ -61,11 +62,12 @@ class Q8Weight:
 def rounded(x: Tensor) -> Tensor:
     """Rows ``[rows, columns]`` (float32 or float64) rounded to Q8_0, as llama.cpp's CPU kernels do with the rows that
     they multiply with Q8_0 weights: the products of a block are then sums of integers. Halves go to even, and q is made
-    with 127 / largest |x|; d is rounded to float16."""
+    with 127 / largest |x|; d is rounded to float16, and where that is zero, so is the block."""
     blocks = x.reshape(len(x), -1, BLOCK)
     largest = blocks.abs().amax(-1, keepdim=True)
-    factors = torch.where(largest > 0, 127 / largest, 0)
     scales = (largest / 127).to(torch.float16).to(x.dtype)
+    # A tensor's division: of a number, torch would multiply it with the reciprocal and round twice.
+    factors = torch.where(scales > 0, torch.full_like(largest, 127) / largest, 0)
     return (blocks * factors).round_().mul_(scales).view(x.shape)
 
 

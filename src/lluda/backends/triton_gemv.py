@@ -10,40 +10,32 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lluda.backends.blocks import Weight
+from lluda.backends.triton_formats import (
+    TYPES,
+    compute_of,
+    dot,
+    fetch,
+    form_of,
+    place_of,
+    row,
+    settle,
+    tile_columns,
+)
 from lluda.backends.triton_target import launch_options, take_input
 
 MAX_ROWS = 4
 """Rows of one call: each is one more pass of multiplications over weights that are in registers."""
 
 _WIDEST = 4096
-_TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
-
-
-@triton.jit
-def _row(x_ptr, norm_ptr, eps, r, start, K: tl.constexpr, CHUNKS: tl.constexpr, BLOCK_K: tl.constexpr,
-         NORM: tl.constexpr, COMPUTE: tl.constexpr):  # fmt: skip
-    """Columns ``start`` on of row ``r``, normalised, as the product takes them: float32 values of COMPUTE's grid."""
-    cols = tl.arange(0, BLOCK_K)
-    x = tl.load(x_ptr + r * K + start + cols, mask=start + cols < K, other=0.0).to(tl.float32)
-    if NORM:
-        if CHUNKS == 1:
-            total = tl.sum(x * x, 0)
-        else:
-            total = 0.0
-            for chunk in tl.static_range(CHUNKS):
-                part = tl.load(x_ptr + r * K + chunk * BLOCK_K + cols, mask=chunk * BLOCK_K + cols < K, other=0.0)
-                part = part.to(tl.float32)
-                total += tl.sum(part * part, 0)
-        weight = tl.load(norm_ptr + start + cols, mask=start + cols < K, other=0.0)
-        x = x * tl.rsqrt(total / K + eps) * weight
-    return x.to(COMPUTE).to(tl.float32)
 
 
 @triton.jit
 def _project(x_ptr, norm_ptr, bias_ptr, out_ptr, w0, w1, w2, eps,
              N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr,
-             BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, CHUNKS: tl.constexpr, WEIGHT: tl.constexpr,
-             COMPUTE: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+             BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, CHUNKS: tl.constexpr, FORM: tl.constexpr,
+             WEIGHT: tl.constexpr, COMPUTE: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr,
+             PDL: tl.constexpr):  # fmt: skip
     pid = tl.program_id(0)
     first: tl.constexpr = (N0 + BLOCK_N - 1) // BLOCK_N
     second: tl.constexpr = first + (N1 + BLOCK_N - 1) // BLOCK_N
@@ -51,67 +43,68 @@ def _project(x_ptr, norm_ptr, bias_ptr, out_ptr, w0, w1, w2, eps,
     block = tl.where(pid < first, pid, tl.where(pid < second, pid - first, pid - second))
     count = tl.where(pid < first, N0, tl.where(pid < second, N1, N2))
     place = tl.where(pid < first, 0, tl.where(pid < second, N0, N0 + N1))
-    w_ptr = tl.multiple_of(base.to(tl.pointer_type(WEIGHT)), 16)
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    cols = tl.arange(0, BLOCK_K)
-    rows = w_ptr + n.to(tl.int64)[:, None] * K
-    w = tl.load(rows + cols[None, :], mask=(n < count)[:, None] & (cols < K)[None, :], other=0.0)
+    w, beside = fetch(base, n, count, 0, K, BLOCK_K, FORM, WEIGHT)
     take_input(PDL)
     for r in tl.static_range(ROWS):
-        acc = tl.sum(w.to(tl.float32) * _row(x_ptr, norm_ptr, eps, r, 0, K, CHUNKS, BLOCK_K, NORM, COMPUTE)[None, :], 1)
+        x_row = x_ptr + r * K
+        x, scale = row(x_row, norm_ptr, eps, 0, K, CHUNKS, BLOCK_K, NORM, COMPUTE, FORM)
+        acc = dot(w, beside, x, BLOCK_N, BLOCK_K, FORM)
         for chunk in tl.static_range(1, CHUNKS):
-            at = chunk * BLOCK_K + cols
-            more = tl.load(rows + at[None, :], mask=(n < count)[:, None] & (at < K)[None, :], other=0.0)
-            x = _row(x_ptr, norm_ptr, eps, r, chunk * BLOCK_K, K, CHUNKS, BLOCK_K, NORM, COMPUTE)
-            acc += tl.sum(more.to(tl.float32) * x[None, :], 1)
+            more, its = fetch(base, n, count, chunk * BLOCK_K, K, BLOCK_K, FORM, WEIGHT)
+            x, scale = row(x_row, norm_ptr, eps, chunk * BLOCK_K, K, CHUNKS, BLOCK_K, NORM, COMPUTE, FORM)
+            acc += dot(more, its, x, BLOCK_N, BLOCK_K, FORM)
+        acc = settle(acc, base, n, count, x_row, norm_ptr, scale, K, NORM, COMPUTE, FORM)
         if BIAS:
             acc += tl.load(bias_ptr + n, mask=n < count, other=0.0)
         tl.store(out_ptr + r * (N0 + N1 + N2) + place + n, acc, mask=n < count)
 
 
 @triton.jit
-def _add(a_ptr, w_ptr, scale_ptr, x_ptr,
+def _add(a_ptr, base, scale_ptr, x_ptr,
          N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-         CHUNKS: tl.constexpr, SCALE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+         CHUNKS: tl.constexpr, FORM: tl.constexpr, WEIGHT: tl.constexpr, SCALE: tl.constexpr,
+         PDL: tl.constexpr):  # fmt: skip
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    cols = tl.arange(0, BLOCK_K)
-    rows = w_ptr + n.to(tl.int64)[:, None] * K
-    w = tl.load(rows + cols[None, :], mask=(n < N)[:, None] & (cols < K)[None, :], other=0.0)
+    w, beside = fetch(base, n, N, 0, K, BLOCK_K, FORM, WEIGHT)
     take_input(PDL)
     for r in tl.static_range(ROWS):
+        a_row = a_ptr + r * K
         x = tl.load(x_ptr + r * N + n, mask=n < N, other=0.0)
-        a = tl.load(a_ptr + r * K + cols, mask=cols < K, other=0.0).to(tl.float32)
-        acc = tl.sum(w.to(tl.float32) * a[None, :], 1)
+        a, scale = row(a_row, a_row, 0.0, 0, K, CHUNKS, BLOCK_K, False, WEIGHT, FORM)
+        acc = dot(w, beside, a, BLOCK_N, BLOCK_K, FORM)
         for chunk in tl.static_range(1, CHUNKS):
-            at = chunk * BLOCK_K + cols
-            more = tl.load(rows + at[None, :], mask=(n < N)[:, None] & (at < K)[None, :], other=0.0)
-            a = tl.load(a_ptr + r * K + at, mask=at < K, other=0.0).to(tl.float32)
-            acc += tl.sum(more.to(tl.float32) * a[None, :], 1)
+            more, its = fetch(base, n, N, chunk * BLOCK_K, K, BLOCK_K, FORM, WEIGHT)
+            a, scale = row(a_row, a_row, 0.0, chunk * BLOCK_K, K, CHUNKS, BLOCK_K, False, WEIGHT, FORM)
+            acc += dot(more, its, a, BLOCK_N, BLOCK_K, FORM)
+        acc = settle(acc, base, n, N, a_row, a_row, scale, K, False, WEIGHT, FORM)
         if SCALE:
             acc *= tl.load(scale_ptr + n, mask=n < N, other=0.0)
         tl.store(x_ptr + r * N + n, x + acc, mask=n < N)
 
 
 @triton.jit
-def _gated(x_ptr, norm_ptr, gate_ptr, up_ptr, out_ptr, eps,
+def _gated(x_ptr, norm_ptr, gate_base, up_base, out_ptr, eps,
            N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-           CHUNKS: tl.constexpr, COMPUTE: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+           CHUNKS: tl.constexpr, FORM: tl.constexpr, WEIGHT: tl.constexpr, NORM: tl.constexpr,
+           PDL: tl.constexpr):  # fmt: skip
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    cols = tl.arange(0, BLOCK_K)
-    at_row = n.to(tl.int64)[:, None] * K
-    inside = (n < N)[:, None] & (cols < K)[None, :]
-    gate_w = tl.load(gate_ptr + at_row + cols[None, :], mask=inside, other=0.0)
-    up_w = tl.load(up_ptr + at_row + cols[None, :], mask=inside, other=0.0)
+    gate_w, gate_its = fetch(gate_base, n, N, 0, K, BLOCK_K, FORM, WEIGHT)
+    up_w, up_its = fetch(up_base, n, N, 0, K, BLOCK_K, FORM, WEIGHT)
     take_input(PDL)
     for r in tl.static_range(ROWS):
-        x = _row(x_ptr, norm_ptr, eps, r, 0, K, CHUNKS, BLOCK_K, NORM, COMPUTE)[None, :]
-        gate, up = tl.sum(gate_w.to(tl.float32) * x, 1), tl.sum(up_w.to(tl.float32) * x, 1)
+        x_row = x_ptr + r * K
+        x, scale = row(x_row, norm_ptr, eps, 0, K, CHUNKS, BLOCK_K, NORM, WEIGHT, FORM)
+        gate, up = dot(gate_w, gate_its, x, BLOCK_N, BLOCK_K, FORM), dot(up_w, up_its, x, BLOCK_N, BLOCK_K, FORM)
         for chunk in tl.static_range(1, CHUNKS):
-            at = chunk * BLOCK_K + cols
-            more = (n < N)[:, None] & (at < K)[None, :]
-            x = _row(x_ptr, norm_ptr, eps, r, chunk * BLOCK_K, K, CHUNKS, BLOCK_K, NORM, COMPUTE)[None, :]
-            gate += tl.sum(tl.load(gate_ptr + at_row + at[None, :], mask=more, other=0.0).to(tl.float32) * x, 1)
-            up += tl.sum(tl.load(up_ptr + at_row + at[None, :], mask=more, other=0.0).to(tl.float32) * x, 1)
+            start = chunk * BLOCK_K
+            x, scale = row(x_row, norm_ptr, eps, start, K, CHUNKS, BLOCK_K, NORM, WEIGHT, FORM)
+            more, its = fetch(gate_base, n, N, start, K, BLOCK_K, FORM, WEIGHT)
+            gate += dot(more, its, x, BLOCK_N, BLOCK_K, FORM)
+            more, its = fetch(up_base, n, N, start, K, BLOCK_K, FORM, WEIGHT)
+            up += dot(more, its, x, BLOCK_N, BLOCK_K, FORM)
+        gate = settle(gate, gate_base, n, N, x_row, norm_ptr, scale, K, NORM, WEIGHT, FORM)
+        up = settle(up, up_base, n, N, x_row, norm_ptr, scale, K, NORM, WEIGHT, FORM)
         out = gate / (1.0 + tl.exp(-gate)) * up
         tl.store(out_ptr + r * N + n, out.to(out_ptr.dtype.element_ty), mask=n < N)
 
@@ -119,7 +112,7 @@ def _gated(x_ptr, norm_ptr, gate_ptr, up_ptr, out_ptr, eps,
 def project(
     x: Tensor,
     norm: tuple[Tensor, float] | None,
-    weights: list[Tensor],
+    weights: list[Weight],
     *,
     pdl: bool,
     out: Tensor | None = None,
@@ -127,63 +120,66 @@ def project(
     compute: torch.dtype | None = None,
     tile: tuple[int, int] | None = None,
 ) -> Tensor:
-    """``norm(x) @ w.T`` for one to three matrices ``[n, K]`` side by side: float32 ``[rows, sum of n]`` (or ``out``).
+    """``norm(x) @ w.T`` for one to three matrices ``[n, K]`` of one form side by side: float32 ``[rows, sum of n]`` (or
+    ``out``).
 
     ``x [rows, K]`` (at most MAX_ROWS) in float32, or as the product takes it without ``norm``; ``bias`` belongs to a
     single matrix. ``compute``: what inputs are rounded to, the weight's dtype if None.
     """
     rows, width = x.shape
     assert rows <= MAX_ROWS and len(weights) <= 3 and x.is_contiguous(), f"{rows} rows, {len(weights)} matrices"
-    counts = [len(weight) for weight in weights] + [0] * (3 - len(weights))
-    places = [weight.data_ptr() for weight in weights] + [0] * (3 - len(weights))
+    counts = [weight.out_features for weight in weights] + [0] * (3 - len(weights))
+    places = [place_of(weight) for weight in weights] + [0] * (3 - len(weights))
     if out is None:
         out = torch.empty(rows, sum(counts), dtype=torch.float32, device=x.device)
     block_n, warps = tile or _tile(sum(counts), width)
-    block_k, chunks = _columns(width)
+    block_k, chunks = _columns(width, weights[0])
     grid = (sum(triton.cdiv(count, block_n) for count in counts),)
     _project[grid](
         x, norm[0] if norm else x, bias if bias is not None else x, out, *places, norm[1] if norm else 0.0,
         N0=counts[0], N1=counts[1], N2=counts[2], K=width, ROWS=rows, BLOCK_N=block_n, BLOCK_K=block_k, CHUNKS=chunks,
-        WEIGHT=_TYPES[weights[0].dtype], COMPUTE=_TYPES[compute or weights[0].dtype], NORM=norm is not None,
-        BIAS=bias is not None, **launch_options(pdl, warps),
+        COMPUTE=TYPES[compute or compute_of(weights[0])], NORM=norm is not None, BIAS=bias is not None,
+        **form_of(weights[0]), **launch_options(pdl, warps),
     )  # fmt: skip
     return out
 
 
-def add(a: Tensor, weight: Tensor, x: Tensor, scale: Tensor | None, *, pdl: bool,
+def add(a: Tensor, weight: Weight, x: Tensor, scale: Tensor | None, *, pdl: bool,
         tile: tuple[int, int] | None = None) -> Tensor:  # fmt: skip
-    """``x += scale * (a @ weight.T)``: rows ``a [rows, K]`` in the weight's dtype, residual ``x [rows, N]``, changed in
-    place; ``scale [N]`` or None."""
+    """``x += scale * (a @ weight.T)``: rows ``a [rows, K]`` as the product takes them, residual ``x [rows, N]``,
+    changed in place; ``scale [N]`` or None."""
     rows, width = a.shape
     assert rows <= MAX_ROWS and a.is_contiguous() and x.is_contiguous(), f"{rows} rows"
-    block_n, warps = tile or _tile(len(weight), width)
-    block_k, chunks = _columns(width)
-    _add[(triton.cdiv(len(weight), block_n),)](
-        a, weight, scale if scale is not None else x, x, N=len(weight), K=width, ROWS=rows, BLOCK_N=block_n,
-        BLOCK_K=block_k, CHUNKS=chunks, SCALE=scale is not None, **launch_options(pdl, warps),
+    count = weight.out_features
+    block_n, warps = tile or _tile(count, width)
+    block_k, chunks = _columns(width, weight)
+    _add[(triton.cdiv(count, block_n),)](
+        a, place_of(weight), scale if scale is not None else x, x, N=count, K=width, ROWS=rows, BLOCK_N=block_n,
+        BLOCK_K=block_k, CHUNKS=chunks, SCALE=scale is not None, **form_of(weight), **launch_options(pdl, warps),
     )  # fmt: skip
     return x
 
 
-def gated(x: Tensor, norm: tuple[Tensor, float] | None, gate: Tensor, up: Tensor, *, pdl: bool,
+def gated(x: Tensor, norm: tuple[Tensor, float] | None, gate: Weight, up: Weight, *, pdl: bool,
           tile: tuple[int, int] | None = None) -> Tensor:  # fmt: skip
-    """``silu(norm(x) @ gate.T) * (norm(x) @ up.T)`` in the weights' dtype: ``[rows, N]``."""
+    """``silu(norm(x) @ gate.T) * (norm(x) @ up.T)``, rounded to what products take: ``[rows, N]``."""
     rows, width = x.shape
     assert rows <= MAX_ROWS and x.is_contiguous(), f"{rows} rows"
-    out = torch.empty(rows, len(gate), dtype=gate.dtype, device=x.device)
-    block_n, warps = tile or _tile(2 * len(gate), 2 * width)
-    block_k, chunks = _columns(width)
-    _gated[(triton.cdiv(len(gate), block_n),)](
-        x, norm[0] if norm else x, gate, up, out, norm[1] if norm else 0.0, N=len(gate), K=width, ROWS=rows,
-        BLOCK_N=block_n, BLOCK_K=block_k, CHUNKS=chunks, COMPUTE=_TYPES[gate.dtype], NORM=norm is not None,
+    count = gate.out_features
+    out = torch.empty(rows, count, dtype=compute_of(gate), device=x.device)
+    block_n, warps = tile or _tile(2 * count, 2 * width)
+    block_k, chunks = _columns(width, gate)
+    _gated[(triton.cdiv(count, block_n),)](
+        x, norm[0] if norm else x, place_of(gate), place_of(up), out, norm[1] if norm else 0.0, N=count, K=width,
+        ROWS=rows, BLOCK_N=block_n, BLOCK_K=block_k, CHUNKS=chunks, NORM=norm is not None, **form_of(gate),
         **launch_options(pdl, warps),
     )  # fmt: skip
     return out
 
 
-def _columns(width: int) -> tuple[int, int]:
+def _columns(width: int, weight: Weight) -> tuple[int, int]:
     """Columns taken at once, and how many times."""
-    block = min(triton.next_power_of_2(width), _WIDEST)
+    block = tile_columns(width, weight, _WIDEST)
     return block, triton.cdiv(width, block)
 
 

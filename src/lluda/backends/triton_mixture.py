@@ -9,11 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.triton_gemv import _row
+from lluda.backends.blocks import Weight
+from lluda.backends.triton_formats import compute_of, dot, fetch, form_of, row, settle, tile_columns
 from lluda.backends.triton_target import launch_options, take_input
 
 MAX_EXPERTS = 256
-_TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
 @triton.jit
@@ -45,29 +45,31 @@ def _choose(logits_ptr, table_ptr, place_ptr, weight_ptr,
 @triton.jit
 def _gate_up(x_ptr, norm_ptr, place_ptr, out_ptr, eps,
              TOP_K: tl.constexpr, N: tl.constexpr, SHARED: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr,
-             BLOCK_K: tl.constexpr, CHUNKS: tl.constexpr, COMPUTE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+             BLOCK_K: tl.constexpr, CHUNKS: tl.constexpr, FORM: tl.constexpr, WEIGHT: tl.constexpr,
+             PDL: tl.constexpr):  # fmt: skip
     r, pid = tl.program_id(1), tl.program_id(0)
     per: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     slot = tl.minimum(pid // per, TOP_K)
     n = (pid - slot * per) * BLOCK_N + tl.arange(0, BLOCK_N)
     count = tl.where(slot < TOP_K, N, SHARED)
     # The rows were there before the experts were chosen.
-    x = _row(x_ptr, norm_ptr, eps, r, 0, K, CHUNKS, BLOCK_K, True, COMPUTE)[None, :]
+    x_row = x_ptr + r * K
+    x, scale = row(x_row, norm_ptr, eps, 0, K, CHUNKS, BLOCK_K, True, WEIGHT, FORM)
     take_input(PDL)
     place = place_ptr + (r * (TOP_K + (SHARED > 0)) + slot) * 3
-    gate_ptr = tl.multiple_of(tl.load(place).to(tl.pointer_type(COMPUTE)), 16)
-    up_ptr = tl.multiple_of(tl.load(place + 1).to(tl.pointer_type(COMPUTE)), 16)
+    gate_base, up_base = tl.load(place), tl.load(place + 1)
     gate = tl.zeros([BLOCK_N], tl.float32)
     up = tl.zeros([BLOCK_N], tl.float32)
     for chunk in tl.static_range(CHUNKS):
-        at = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
-        inside = (n < count)[:, None] & (at < K)[None, :]
-        gate_w = tl.load(gate_ptr + n[:, None] * K + at[None, :], mask=inside, other=0.0)
-        up_w = tl.load(up_ptr + n[:, None] * K + at[None, :], mask=inside, other=0.0)
+        start = chunk * BLOCK_K
+        gate_w, gate_its = fetch(gate_base, n, count, start, K, BLOCK_K, FORM, WEIGHT)
+        up_w, up_its = fetch(up_base, n, count, start, K, BLOCK_K, FORM, WEIGHT)
         if chunk > 0:
-            x = _row(x_ptr, norm_ptr, eps, r, chunk * BLOCK_K, K, CHUNKS, BLOCK_K, True, COMPUTE)[None, :]
-        gate += tl.sum(gate_w.to(tl.float32) * x, 1)
-        up += tl.sum(up_w.to(tl.float32) * x, 1)
+            x, scale = row(x_row, norm_ptr, eps, start, K, CHUNKS, BLOCK_K, True, WEIGHT, FORM)
+        gate += dot(gate_w, gate_its, x, BLOCK_N, BLOCK_K, FORM)
+        up += dot(up_w, up_its, x, BLOCK_N, BLOCK_K, FORM)
+    gate = settle(gate, gate_base, n, count, x_row, norm_ptr, scale, K, True, WEIGHT, FORM)
+    up = settle(up, up_base, n, count, x_row, norm_ptr, scale, K, True, WEIGHT, FORM)
     out = gate / (1.0 + tl.exp(-gate)) * up
     at_out = out_ptr + r * (TOP_K * N + SHARED) + slot * N + n
     tl.store(at_out, out.to(out_ptr.dtype.element_ty), mask=n < count)
@@ -76,33 +78,35 @@ def _gate_up(x_ptr, norm_ptr, place_ptr, out_ptr, eps,
 @triton.jit
 def _down(a_ptr, place_ptr, weight_ptr, x_ptr,
           TOP_K: tl.constexpr, N: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr,
-          BLOCK_K: tl.constexpr, SHARED_K: tl.constexpr, COMPUTE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+          BLOCK_K: tl.constexpr, SHARED_K: tl.constexpr, FORM: tl.constexpr, WEIGHT: tl.constexpr,
+          PDL: tl.constexpr):  # fmt: skip
     r = tl.program_id(1)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     SLOTS: tl.constexpr = TOP_K + (SHARED > 0)
     place, weights = place_ptr + r * SLOTS * 3 + 2, weight_ptr + r * SLOTS
-    cols = tl.arange(0, BLOCK_K)
-    inside = (n < WIDTH)[:, None] & (cols < N)[None, :]
     acts = a_ptr + r * (TOP_K * N + SHARED)
     x = tl.load(x_ptr + r * WIDTH + n, mask=n < WIDTH, other=0.0)
     # Chosen two kernels ago; the first expert's rows are asked for before what they are multiplied with is there.
-    down_ptr = tl.multiple_of(tl.load(place).to(tl.pointer_type(COMPUTE)), 16)
-    first = tl.load(down_ptr + n[:, None] * N + cols[None, :], mask=inside, other=0.0)
+    base = tl.load(place)
+    w, beside = fetch(base, n, WIDTH, 0, N, BLOCK_K, FORM, WEIGHT)
     take_input(PDL)
-    a = tl.load(acts + cols, mask=cols < N, other=0.0).to(tl.float32)
-    sums = tl.load(weights) * tl.sum(first.to(tl.float32) * a[None, :], 1)
-    for slot in tl.static_range(1, TOP_K):
-        down_ptr = tl.multiple_of(tl.load(place + slot * 3).to(tl.pointer_type(COMPUTE)), 16)
-        w = tl.load(down_ptr + n[:, None] * N + cols[None, :], mask=inside, other=0.0)
-        a = tl.load(acts + slot * N + cols, mask=cols < N, other=0.0).to(tl.float32)
-        sums += tl.load(weights + slot) * tl.sum(w.to(tl.float32) * a[None, :], 1)
+    sums = tl.zeros([BLOCK_N], tl.float32)
+    for slot in tl.static_range(TOP_K):
+        if slot > 0:
+            base = tl.load(place + slot * 3)
+            w, beside = fetch(base, n, WIDTH, 0, N, BLOCK_K, FORM, WEIGHT)
+        a_row = acts + slot * N
+        a, scale = row(a_row, a_row, 0.0, 0, N, 1, BLOCK_K, False, WEIGHT, FORM)
+        part = dot(w, beside, a, BLOCK_N, BLOCK_K, FORM)
+        part = settle(part, base, n, WIDTH, a_row, a_row, scale, N, False, WEIGHT, FORM)
+        sums += tl.load(weights + slot) * part
     if SHARED > 0:
-        k = tl.arange(0, SHARED_K)
-        down_ptr = tl.multiple_of(tl.load(place + TOP_K * 3).to(tl.pointer_type(COMPUTE)), 16)
-        both = (n < WIDTH)[:, None] & (k < SHARED)[None, :]
-        w = tl.load(down_ptr + n[:, None] * SHARED + k[None, :], mask=both, other=0.0)
-        a = tl.load(acts + TOP_K * N + k, mask=k < SHARED, other=0.0).to(tl.float32)
-        sums += tl.load(weights + TOP_K) * tl.sum(w.to(tl.float32) * a[None, :], 1)
+        base, a_row = tl.load(place + TOP_K * 3), acts + TOP_K * N
+        w, beside = fetch(base, n, WIDTH, 0, SHARED, SHARED_K, FORM, WEIGHT)
+        a, scale = row(a_row, a_row, 0.0, 0, SHARED, 1, SHARED_K, False, WEIGHT, FORM)
+        part = dot(w, beside, a, BLOCK_N, SHARED_K, FORM)
+        part = settle(part, base, n, WIDTH, a_row, a_row, scale, SHARED, False, WEIGHT, FORM)
+        sums += tl.load(weights + TOP_K) * part
     tl.store(x_ptr + r * WIDTH + n, x + sums, mask=n < WIDTH)
 
 
@@ -117,7 +121,7 @@ def mixture(
     width: int,
     shared: int,
     normalise: bool,
-    compute: torch.dtype,
+    like: Weight,
     pdl: bool,
     tiles: tuple[tuple[int, int], tuple[int, int]] | None = None,
 ) -> Tensor:
@@ -125,13 +129,13 @@ def mixture(
 
     Args:
         logits: float32 ``[rows, experts (+ 1 with a shared expert: its gate's)]``.
-        table: int64 ``[experts (+ 1), 3]``, addresses of the gate, up and down matrices, contiguous in ``compute``.
+        table: int64 ``[experts (+ 1), 3]``, addresses of the gate, up and down matrices, all of the form of ``like``.
         width: inner width of an expert; ``shared``: of the shared expert, 0 without one.
     """
     rows, hidden = x.shape
     device, padded = x.device, triton.next_power_of_2(experts)
-    acts = torch.empty(rows, top_k * width + shared, dtype=compute, device=device)
-    block_k = min(triton.next_power_of_2(hidden), 4096)
+    acts = torch.empty(rows, top_k * width + shared, dtype=compute_of(like), device=device)
+    block_k = tile_columns(hidden, like, 4096)
     (block_n, warps), (down_n, down_warps) = tiles or _tiles(hidden, width)
     blocks = top_k * triton.cdiv(width, block_n) + triton.cdiv(shared, block_n)
     slots = top_k + (shared > 0)
@@ -141,14 +145,14 @@ def mixture(
         logits, table, places, weights, EXPERTS=experts, PADDED=padded, LOGITS=logits.shape[1], TOP_K=top_k,
         SHARED=shared, NORMALISE=normalise, **launch_options(pdl, 8),
     )  # fmt: skip
-    sizes = {"TOP_K": top_k, "N": width, "SHARED": shared, "COMPUTE": _TYPES[compute]}
+    sizes = {"TOP_K": top_k, "N": width, "SHARED": shared, **form_of(like)}
     _gate_up[(blocks, rows)](
         x, norm[0], places, acts, norm[1], K=hidden, BLOCK_N=block_n, BLOCK_K=block_k,
         CHUNKS=triton.cdiv(hidden, block_k), **sizes, **launch_options(pdl, warps),
     )  # fmt: skip
     _down[(triton.cdiv(hidden, down_n), rows)](
         acts, places, weights, x, WIDTH=hidden, BLOCK_N=down_n,
-        BLOCK_K=triton.next_power_of_2(width), SHARED_K=max(16, triton.next_power_of_2(shared)),
+        BLOCK_K=tile_columns(width, like, 1 << 20), SHARED_K=max(16, tile_columns(max(1, shared), like, 1 << 20)),
         **sizes, **launch_options(pdl, down_warps),
     )  # fmt: skip
     return x

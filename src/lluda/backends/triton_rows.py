@@ -9,6 +9,7 @@ from torch import Tensor
 from lluda.backends.triton_target import launch_options, take_input
 
 _BLOCK = 1024
+_HEADS = 16  # that a program turns
 
 
 @triton.jit
@@ -66,20 +67,22 @@ def _snake(x_ptr, frequency_ptr, amplitude_ptr, out_ptr, count, WIDTH: tl.conste
 
 @triton.jit
 def _rotate(x_ptr, norm_ptr, cos_ptr, sin_ptr, out_ptr, eps, HEADS: tl.constexpr, HALF: tl.constexpr,
-            BLOCK: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    r, head = tl.program_id(0), tl.program_id(1)
+            TOGETHER: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    r = tl.program_id(0)
+    head = tl.program_id(1) * TOGETHER + tl.arange(0, TOGETHER)
     d = tl.arange(0, BLOCK)
-    inside = d < HALF
-    at = (r.to(tl.int64) * HEADS + head) * (2 * HALF) + d
+    half = d < HALF
+    inside = (head < HEADS)[:, None] & half[None, :]
+    at = (r.to(tl.int64) * HEADS + head)[:, None] * (2 * HALF) + d[None, :]
     take_input(PDL)
     a = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(x_ptr + at + HALF, mask=inside, other=0.0).to(tl.float32)
     if NORM:
-        scale = tl.rsqrt((tl.sum(a * a, 0) + tl.sum(b * b, 0)) / (2 * HALF) + eps)
-        a = a * scale * tl.load(norm_ptr + d, mask=inside, other=0.0)
-        b = b * scale * tl.load(norm_ptr + HALF + d, mask=inside, other=0.0)
-    cos = tl.load(cos_ptr + r * HALF + d, mask=inside, other=0.0)
-    sin = tl.load(sin_ptr + r * HALF + d, mask=inside, other=0.0)
+        scale = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / (2 * HALF) + eps)[:, None]
+        a = a * scale * tl.load(norm_ptr + d, mask=half, other=0.0)[None, :]
+        b = b * scale * tl.load(norm_ptr + HALF + d, mask=half, other=0.0)[None, :]
+    cos = tl.load(cos_ptr + r * HALF + d, mask=half, other=0.0)[None, :]
+    sin = tl.load(sin_ptr + r * HALF + d, mask=half, other=0.0)[None, :]
     tl.store(out_ptr + at, (a * cos - b * sin).to(out_ptr.dtype.element_ty), mask=inside)
     tl.store(out_ptr + at + HALF, (b * cos + a * sin).to(out_ptr.dtype.element_ty), mask=inside)
 
@@ -91,9 +94,10 @@ def rotate(x: Tensor, norm: tuple[Tensor, float] | None, table: tuple[Tensor, Te
     rows, heads, head_dim = x.shape
     out = torch.empty_like(x, dtype=dtype)
     weight, eps = norm or (table[0], 0.0)
-    _rotate[(rows, heads)](
-        x, weight, *table, out, eps, HEADS=heads, HALF=head_dim // 2, BLOCK=triton.next_power_of_2(head_dim // 2),
-        NORM=norm is not None, **launch_options(pdl, 1),
+    together = min(_HEADS, triton.next_power_of_2(heads))
+    _rotate[(rows, triton.cdiv(heads, together))](
+        x, weight, *table, out, eps, HEADS=heads, HALF=head_dim // 2, TOGETHER=together,
+        BLOCK=triton.next_power_of_2(head_dim // 2), NORM=norm is not None, **launch_options(pdl, 4),
     )  # fmt: skip
     return out
 

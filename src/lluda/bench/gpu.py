@@ -28,7 +28,8 @@ from lluda.engine.kv_cache import CacheOptions
 from lluda.errors import InvalidRequest, MissingDependency, OutOfMemory
 from lluda.inputs.tokenizer import Tokenizer
 from lluda.json_file import read_json_object
-from lluda.models.build import all_parameters, build_text_model
+from lluda.models.build import all_parameters, build_text_model, text_parameters
+from lluda.parameters import ParameterSpec
 
 if TYPE_CHECKING:
     from lluda.backends.base import ComputeBackend
@@ -39,15 +40,24 @@ _COPY_BYTES = 4 << 30
 _RESERVE = 2 << 30
 """Bytes that caches, activations and graphs take beside the weights."""
 
+_BYTES = {"bf16": 2.0, "packed": 1.52, "q8_0": 34 / 32}
+"""Of a weight."""
+
+FORMATS = {"bf16": "BF16", "packed": "packed BF16", "q8_0": "Q8_0"}
+"""How weights are held, and what a row calls it."""
+
 Samples = dict[str, tuple[str, list[float]]]
 """By test its unit and its samples."""
 
 
 @dataclass(frozen=True, slots=True)
 class GpuSettings:
-    """``against``: ``transformers`` or nothing; ``repeat``: rounds; ``generate``: tokens decoded after 128."""
+    """``against``: ``transformers`` or nothing; ``weights``: a key of `FORMATS`; ``speech``: whether to measure a voice
+    where there is one; ``repeat``: rounds; ``generate``: tokens decoded after 128."""
 
     device: str = "cuda"
+    weights: str = "bf16"
+    speech: bool = True
     against: tuple[str, ...] = ()
     prompts: tuple[int, ...] = (145, 2048)
     generate: int = 128
@@ -58,21 +68,23 @@ def run_gpu_bench(config_dir: Path, settings: GpuSettings, told: Callable[[str],
     """Measure the network of ``config_dir``'s config.json; ``told`` hears what is being done.
 
     Raises:
-        InvalidRequest: a device that is no usable GPU.
+        InvalidRequest: a device that is no usable GPU, or weights that there are not.
         OutOfMemory: a card that is too small; the message says by how much.
     """
-    config = read_synth_config(config_dir)
-    backend = select_backend("cuda", settings.device, "bf16")
-    _require_room(config, backend)
+    if settings.weights not in FORMATS:
+        raise InvalidRequest(f"weights {settings.weights!r:.40} are not one of {', '.join(FORMATS)}")
+    config, held = read_synth_config(config_dir), FORMATS[settings.weights]
+    backend = select_backend("cuda", settings.device, "bf16", "packed" if settings.weights == "packed" else "bf16")
+    _require_room(config, backend, settings)
     bandwidth = Bandwidth.of(copy_bandwidth(backend.device, settings.repeat), "device-to-device copy, bytes both ways")
     told(f"{backend.describe()}; making random weights")
-    network = _Network(config, backend)
-    told(f"measuring {len(settings.prompts) + 1 + 5 * network.speaks} tests, {settings.repeat} rounds")
+    network = _Network(config, backend, settings)
+    told(f"measuring, {settings.repeat} rounds of each test")
     samples = network.samples(settings)
-    states = [EngineState("lluda", "BF16", None, "ok", backend.describe())]
+    states = [EngineState("lluda", held, None, "ok", backend.describe())]
     card = torch.cuda.get_device_name(backend.device)
     step_bytes = network.step_bytes
-    rows = [_row("lluda", test, *values, step_bytes, bandwidth) for test, values in samples.items()]
+    rows = [_row("lluda", held, test, *values, step_bytes, bandwidth) for test, values in samples.items()]
     # What they hold is all of the card's memory.
     del network, backend
     gc.collect()
@@ -80,7 +92,7 @@ def run_gpu_bench(config_dir: Path, settings: GpuSettings, told: Callable[[str],
     if "transformers" in settings.against:
         told("transformers")
         theirs, state = _peer(config_dir, settings)
-        rows += [_row("transformers", test, *values, None, bandwidth) for test, values in theirs.items()]
+        rows += [_row("transformers", "BF16", test, *values, None, bandwidth) for test, values in theirs.items()]
         states.append(state)
     return Report(
         model={"name": config_dir.name, "model_type": config.model_type, "weights": "random, made on the device"},
@@ -133,9 +145,11 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 class _Network:
     """The network under test; speech, where the config has it."""
 
-    def __init__(self, config: ModelConfig, backend: ComputeBackend) -> None:
+    def __init__(self, config: ModelConfig, backend: ComputeBackend, settings: GpuSettings) -> None:
         self._config, self._backend = config, backend
-        self._parameters = random_parameters(all_parameters(config), backend)
+        specs = _parameters(config, speech=settings.speech)
+        self._parameters = random_parameters(specs, backend, q8_0=settings.weights == "q8_0")
+        self._speaks = settings.speech and bool(config.omni and config.omni.speech)
         self._model: CausalLM = build_text_model(config, self._parameters, lambda _: backend)
         options = CacheOptions(CONTEXT, "preallocated")
         self._generator = Generator(self._model, Tokenizer.empty(), (), options, CONTEXT)
@@ -143,17 +157,12 @@ class _Network:
         prefix = "thinker." if config.omni else ""
         self.step_bytes = bytes_per_step(config.text, {name.removeprefix(prefix): n for name, n in sizes.items()})
 
-    @property
-    def speaks(self) -> bool:
-        """Whether there is a voice to measure."""
-        return bool(self._config.omni and self._config.omni.speech)
-
     def samples(self, settings: GpuSettings) -> Samples:
         """Every test, after one warm-up each."""
         found: Samples = {f"tg{settings.generate}": ("tok/s", list(self._decode(settings)))}
         for rows in settings.prompts:
             found[f"pp{rows}"] = ("tok/s", list(self._prefill(rows, settings.repeat)))
-        if self.speaks:
+        if self._speaks:
             found |= speech_samples(self._config, self._parameters, self._generator, settings.repeat)
         return found
 
@@ -179,35 +188,60 @@ class _Network:
 
 
 def _row(
-    engine: str, test: str, unit: str, samples: list[float], step_bytes: float | None, bandwidth: Bandwidth | None
-) -> Row:
+    engine: str, held: str, test: str, unit: str, samples: list[float], step_bytes: float | None,
+    bandwidth: Bandwidth | None,
+) -> Row:  # fmt: skip
     """The first sample is the warm-up's."""
-    return make_row(engine, "BF16", test, unit, samples[1:], step_bytes if test.startswith("tg") else None, bandwidth)
+    return make_row(engine, held, test, unit, samples[1:], step_bytes if test.startswith("tg") else None, bandwidth)
 
 
-def _require_room(config: ModelConfig, backend: ComputeBackend) -> None:
+def _parameters(config: ModelConfig, *, speech: bool) -> list[ParameterSpec]:
+    return all_parameters(config) if speech else text_parameters(config)
+
+
+def _require_room(config: ModelConfig, backend: ComputeBackend, settings: GpuSettings) -> None:
     if backend.device.type != "cuda":
         raise InvalidRequest(f"--synth makes its weights on a GPU, not on {backend.device}; take --device cuda")
-    needed = sum(2 * spec.elements for spec in all_parameters(config) if spec.tied_to is None) + _RESERVE
-    free = int(torch.cuda.mem_get_info(backend.device)[0])
-    if needed > free:
-        raise OutOfMemory(
-            f"the network needs {needed / 1e9:.1f} GB on {backend.device} but {free / 1e9:.1f} GB are free, "
-            f"{(needed - free) / 1e9:.1f} GB too few; take a smaller config, or a card with more memory"
-        )
+    require_room(config, settings, str(backend.device), int(torch.cuda.mem_get_info(backend.device)[0]))
+
+
+def require_room(config: ModelConfig, settings: GpuSettings, device: str, free: int) -> None:
+    """OutOfMemory if the network does not fit ``free`` bytes of ``device``: by how much, and what would fit."""
+
+    def needed(weights: str, *, speech: bool) -> float:
+        specs = _parameters(config, speech=speech)
+        return _BYTES[weights] * sum(spec.elements for spec in specs if spec.tied_to is None) + _RESERVE
+
+    least = needed(settings.weights, speech=settings.speech)
+    if least <= free:
+        return
+    others = [(weights, speech) for weights in FORMATS for speech in (settings.speech, False)]
+    fitting = next((other for other in dict.fromkeys(others) if needed(other[0], speech=other[1]) <= free), None)
+    remedy = "take a smaller config, or a card with more memory"
+    if fitting:
+        without = " without its voice (--no-speech)" if settings.speech and not fitting[1] else ""
+        remedy = f"{FORMATS[fitting[0]]} weights{without} fit"
+    raise OutOfMemory(
+        f"the network needs {least / 1e9:.1f} GB on {device} but {free / 1e9:.1f} GB are free, "
+        f"{(least - free) / 1e9:.1f} GB too few; {remedy}"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """``python -m lluda.bench.gpu CONFIG_DIR [--against transformers] [--output FILE]``."""
+    """``python -m lluda.bench.gpu CONFIG_DIR [--weights F] [--no-speech] [--against transformers] [--output FILE]``."""
     import argparse
 
     parser = argparse.ArgumentParser(prog="python -m lluda.bench.gpu")
     parser.add_argument("config_dir", type=Path)
     parser.add_argument("--against", default="")
+    parser.add_argument("--weights", default="bf16", choices=sorted(FORMATS))
+    parser.add_argument("--no-speech", action="store_true")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(argv)
     against = tuple(name for name in args.against.split(",") if name)
-    report = run_gpu_bench(args.config_dir, GpuSettings(against=against))
+    report = run_gpu_bench(
+        args.config_dir, GpuSettings(against=against, weights=args.weights, speech=not args.no_speech)
+    )
     for row in report.rows:
         share = "" if row.roofline_fraction is None else f"  {row.roofline_fraction:.0%} of the copy"
         print(f"{row.engine:14s}{row.test:28s}{row.median:12.2f} {row.unit}{share}")

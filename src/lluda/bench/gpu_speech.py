@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -36,6 +36,7 @@ def speech_samples(
     * ``code2wav frame``: codes on the host to samples on the host, one frame of a stream, ms;
     * ``audio encoder 10 s``: log-mel frames to rows, ms;
     * ``first audio``: from log-mel frames of ten seconds of sound to the first samples of the answer, ms;
+    * ``waits in a frame``: of the host for the device, beside the one for the codes at the frame's end;
     * ``turn``: seconds of computing for each second of sound in an answer of up to 100 frames.
     """
     thinker = generator.model
@@ -60,11 +61,26 @@ def speech_samples(
         whole.append(spent[2])
     return {
         "speech frame": ("ms", frames),
+        "waits in a frame": ("waits", [turn.waits() for _ in range(2)]),
         "code2wav frame": ("ms", vocoder),
         "audio encoder 10 s": ("ms", encoder),
         "first audio": ("ms", first),
         "turn": ("s/s", whole),
     }
+
+
+def host_waits(work: Callable[[], object]) -> int:
+    """How often ``work`` makes the host wait for the device, by the profiler's record of the driver's calls."""
+    return _waits(work) - _waits(lambda: None)
+
+
+def _waits(work: Callable[[], object]) -> int:
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as record:
+        work()
+    # A copy between the host's pageable memory and the device waits, too: it is a cudaMemcpyAsync and then a
+    # cudaStreamSynchronize where torch does it.
+    return sum(call.count for call in record.key_averages() if "Synchronize" in call.key or call.key == "cudaMemcpy")
 
 
 class _Turn:
@@ -77,20 +93,34 @@ class _Turn:
 
     def frames(self, repeat: int) -> Iterator[float]:
         """Milliseconds a frame, from one frame's codes to the next's."""
-        width, device = self._voice.talker.config.decoder.hidden_size, self._voice.talker.backend.device
-        text = torch.randn(1, width, device=device)
         for _ in range(repeat + 1):
-            frames = self._voice.graphs.frames(self._params, 512)
-            assert frames is not None, "the cuda backend captures"
-            frames.prefill(torch.randn(24, width, device=device))
-            frames.next_codes()
-            frames.feed(text)
-            frames.next_codes()
+            frame = self._frame()
             started = time.perf_counter()
             for _ in range(_FRAMES):
-                frames.feed(text)
-                frames.next_codes()
+                frame()
             yield (time.perf_counter() - started) / _FRAMES * 1e3
+
+    def waits(self) -> float:
+        """Of the host in a frame."""
+        frame = self._frame()
+        return host_waits(lambda: [frame() for _ in range(_FRAMES)]) / _FRAMES - 1
+
+    def _frame(self) -> Callable[[], object]:
+        """A speech that has begun, frame by frame."""
+        width, device = self._voice.talker.config.decoder.hidden_size, self._voice.talker.backend.device
+        text = torch.randn(1, width, device=device)
+        frames = self._voice.graphs.frames(self._params, 512)
+        assert frames is not None, "the cuda backend captures"
+        frames.prefill(torch.randn(24, width, device=device))
+        frames.next_codes()
+        frames.feed(text)
+        frames.next_codes()
+
+        def frame() -> None:
+            frames.feed(text)
+            frames.next_codes()
+
+        return frame
 
     def vocoder(self, repeat: int) -> Iterator[float]:
         """Milliseconds a frame, one at a time."""

@@ -53,7 +53,7 @@ _KEEPS_Q8_0 = ("auto", "packed")
 """Values of ``weights`` with which Q8_0 stays as it is, in a BF16 run."""
 
 _KEEPS_PACKED = ("auto", "packed")
-"""The same of matrices that were packed ahead of time; only the cpu backend takes them."""
+"""The same of matrices that were packed ahead of time; the cpu and cuda backends take them."""
 
 MAX_THREADS = 1024
 """More than the cores of any machine this is for; told to start too many, OpenMP crashes the process."""
@@ -64,7 +64,7 @@ class LoadOptions:
     """How to load. ``dtype``: auto (as released), bf16, f32, f64. ``device``: any torch device. ``place``: devices of
     single components of an Omni model (`lluda.engine.placement`), as a mapping or as ``thinker=cuda:0,code2wav=cpu``;
     the others are on ``device``. ``backend``: auto or a name. ``weights``: auto (as stored, which for Q8_0 holds in
-    BF16 runs), bf16 (packed and Q8_0 ones are decoded), packed to 12 bits without loss (cpu backend; Q8_0 ones stay),
+    BF16 runs), bf16 (packed and Q8_0 ones are decoded), packed to 12 bits without loss (cpu, cuda; Q8_0 ones stay),
     or blocked, a copy in oneDNN's order (reference backend in BF16; its auto). ``activations``: what Q8_0 weights
     multiply, exact rows or rows rounded to q8_0 as in llama.cpp. ``max_context``: positions a sequence may have
     (default: the model's limit, at most 8192). ``kv_cache``: growing or preallocated; ``kv_dtype``: auto (as dtype),
@@ -139,7 +139,7 @@ class ModelFiles:
         formats = set()
         if options.weights in _KEEPS_Q8_0 and (dtype == "bf16" or options.activations == "q8_0"):
             formats.add("Q8_0")
-        if options.weights in _KEEPS_PACKED and dtype == "bf16" and options.backend in ("auto", "cpu"):
+        if options.weights in _KEEPS_PACKED and dtype == "bf16" and options.backend in ("auto", "cpu", "cuda"):
             formats.add("PACKED_BF16")
         try:
             checkpoint = open_checkpoint(self.path)

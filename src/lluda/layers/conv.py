@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lluda.backends.base import ComputeBackend
+from lluda.backends.blocks import Projection
 
 
 class KeptRows:
@@ -34,6 +35,13 @@ class KeptRows:
         joined = torch.cat((before, x))
         self._kept[convolution] = joined[max(0, len(joined) - count) :].clone()
         return joined
+
+    def held(self, convolution: object, like: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+        """Where the last ``count`` rows that ``convolution`` has seen lie, ``[count, channels of like]``, for a backend
+        that changes them in place; zeros at first."""
+        if convolution not in self._kept:
+            self._kept[convolution] = torch.zeros(count, like.shape[1], dtype=dtype, device=like.device)
+        return self._kept[convolution]
 
 
 class FixedRows(KeptRows):
@@ -70,14 +78,17 @@ class CausalConv:
     """
 
     def __init__(self, backend: ComputeBackend, kernel: Tensor, bias: Tensor, dilation: int = 1) -> None:
-        self._backend, self._bias, self._dilation = backend, bias, dilation
-        self._taps = kernel.shape[2]
-        self._weight = backend.matrix(kernel.transpose(1, 2).flatten(1))[0]
+        self._backend, self._dilation, self._taps = backend, dilation, kernel.shape[2]
+        self.projection = Projection(backend.matrix(kernel.transpose(1, 2).flatten(1))[0], bias)
+        """Its product: weight ``[out, taps * in]``."""
+        self._bias = bias
 
     def __call__(self, x: Tensor, kept: KeptRows) -> Tensor:
         """``[rows, in]`` -> ``[rows, out]``, both in the compute dtype."""
         joined = kept.join(self, x, (self._taps - 1) * self._dilation, padded=True)
-        return self._backend.conv1d(joined, self._weight, self._bias, taps=self._taps, dilation=self._dilation)
+        return self._backend.conv1d(
+            joined, self.projection.weight, self._bias, taps=self._taps, dilation=self._dilation
+        )
 
 
 class TransposedConv:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lluda.backends.base import ComputeBackend
-from lluda.backends.blocks import LayerNorm, Parameters, Projection, Segment
+from lluda.backends.blocks import LayerNorm, Parameters, Projection, ResidualUnit, Segment
 from lluda.config_code2wav import Code2WavConfig
 from lluda.errors import InvalidRequest
 from lluda.layers.conv import CausalConv, DepthwiseConv, KeptRows, MonoConv, TransposedConv
@@ -47,8 +47,20 @@ class _Build:
     def kernel(self, name: str) -> tuple[Tensor, Tensor]:
         return self.vector(f"{name}.conv.weight"), self.vector(f"{name}.conv.bias")
 
-    def conv(self, name: str, dilation: int = 1) -> CausalConv:
-        return CausalConv(self.backend, *self.kernel(name), dilation)
+    def conv(self, name: str) -> CausalConv:
+        return CausalConv(self.backend, *self.kernel(name))
+
+    def residual_unit(self, name: str, dilation: int) -> ResidualUnit:
+        """Seven taps at a dilation, then one; a SnakeBeta before each."""
+        act1, act2 = SnakeBeta(self, f"{name}.act1"), SnakeBeta(self, f"{name}.act2")
+        return ResidualUnit(
+            (act1.frequency, act1.amplitude),
+            self.conv(f"{name}.conv1").projection,
+            (act2.frequency, act2.amplitude),
+            self.conv(f"{name}.conv2").projection,
+            _TAPS,
+            dilation,
+        )
 
     def linear(self, name: str) -> Linear:
         return Linear(self.backend, Projection(self.matrix(f"{name}.weight"), self.vector(f"{name}.bias")))
@@ -59,12 +71,12 @@ class SnakeBeta:
 
     def __init__(self, build: _Build, name: str) -> None:
         self._backend = build.backend
-        self._frequency = build.vector(f"{name}.alpha").exp()
-        self._amplitude = 1 / (build.vector(f"{name}.beta").exp() + _SNAKE_EPS)
+        self.frequency = build.vector(f"{name}.alpha").exp()
+        self.amplitude = 1 / (build.vector(f"{name}.beta").exp() + _SNAKE_EPS)
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[rows, channels]`` -> the same in the compute dtype."""
-        return self._backend.snake_beta(x, self._frequency, self._amplitude)
+        return self._backend.snake_beta(x, self.frequency, self.amplitude)
 
 
 class ConvNeXt:
@@ -83,32 +95,20 @@ class ConvNeXt:
         return torch.addcmul(x, self._pwconv2(self._backend.gelu(self._pwconv1(normed))).to(x.dtype), self._gamma)
 
 
-class ResidualUnit:
-    """``x + conv2(act2(conv1(act1(x))))``: seven taps at a dilation, then one."""
-
-    def __init__(self, build: _Build, name: str, dilation: int) -> None:
-        self._act1, self._act2 = SnakeBeta(build, f"{name}.act1"), SnakeBeta(build, f"{name}.act2")
-        self._conv1, self._conv2 = build.conv(f"{name}.conv1", dilation), build.conv(f"{name}.conv2")
-
-    def __call__(self, x: Tensor, kept: KeptRows) -> Tensor:
-        """``[rows, channels]`` in the residual dtype -> the same, changed in place."""
-        return x.add_(self._conv2(self._act2(self._conv1(self._act1(x), kept)), kept))
-
-
 class DecoderBlock:
     """SnakeBeta, a transposed convolution that makes ``rate`` rows of one, three residual units."""
 
     def __init__(self, build: _Build, name: str, rate: int) -> None:
-        self._residual = build.backend.precision.residual
+        self._backend = build.backend
         self._act = SnakeBeta(build, f"{name}.0")
         self._upsample = TransposedConv(build.backend, *build.kernel(f"{name}.1"), rate)
-        self._units = [ResidualUnit(build, f"{name}.{2 + i}", dilation) for i, dilation in enumerate(_DILATIONS)]
+        self._units = [build.residual_unit(f"{name}.{2 + i}", dilation) for i, dilation in enumerate(_DILATIONS)]
 
     def __call__(self, x: Tensor, kept: KeptRows) -> Tensor:
         """``[rows, channels]`` -> ``[rows * rate, channels / 2]`` in the residual dtype."""
-        x = self._upsample(self._act(x), kept).to(self._residual)
+        x = self._upsample(self._act(x), kept).to(self._backend.precision.residual)
         for unit in self._units:
-            x = unit(x, kept)
+            x = self._backend.residual_unit(x, unit, kept)
         return x
 
 
@@ -190,15 +190,16 @@ class Code2Wav:
         parts = torch.split(codes.to(self.backend.device), FRAMES_AT_ONCE, dim=1) if codes.numel() else ()
         none = torch.empty(0, dtype=self.backend.precision.residual, device=self.backend.device)
         with self.backend.own_threads():
-            return torch.cat([none, *(self._run(part, state, observe or _nobody) for part in parts)])
+            return torch.cat([none, *(self._run(part, state, observe) for part in parts)])
 
     def frame(self, codes: Tensor, state: Code2WavState) -> Tensor:
         """As :meth:`push` of one frame, with codes that are on the device and were looked at."""
-        return self._run(codes, state, _nobody)
+        return self._run(codes, state, None)
 
-    def _run(self, codes: Tensor, state: Code2WavState, observe: Observer) -> Tensor:
+    def _run(self, codes: Tensor, state: Code2WavState, watch: Observer | None) -> Tensor:
+        observe = watch or _nobody
         compute, residual = self.backend.precision.compute, self.backend.precision.residual
-        x = self._frames(codes, state, observe)
+        x = self._frames(codes, state, watch)
         for index, (widen, convnext) in enumerate(self._upsample):
             x = convnext(widen(x.to(compute), state.kept).to(residual), state.kept)
             observe(f"upsample.{index}", x)
@@ -209,13 +210,15 @@ class Code2Wav:
             observe(f"decoder.{index}", x)
         return self._last(self._act(x), state.kept).clamp_(-1, 1)
 
-    def _frames(self, codes: Tensor, state: Code2WavState, observe: Observer) -> Tensor:
+    def _frames(self, codes: Tensor, state: Code2WavState, watch: Observer | None) -> Tensor:
         """Codes ``[num_quantizers, n]`` -> the transformer's rows ``[n, hidden]`` in the compute dtype."""
         count = codes.shape[1]
         rows = self._embedding((codes + self._offsets).flatten())
         x = rows.view(len(codes), count, -1).mean(0)
+        observe = watch or _nobody
         observe("embeddings", x)
-        x = self._transformer.run(x, state.positions(count, x.device), [Segment(0, count, state.cache)], observe)
+        # Told nothing, a backend may run all layers as one.
+        x = self._transformer.run(x, state.positions(count, x.device), [Segment(0, count, state.cache)], watch)
         state.cache.advance(count)
         state.frames += count
         x = self.backend.rms_norm(x, self._transformer.norm)

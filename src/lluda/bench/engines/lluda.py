@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lluda.bench.formats import load_options
+from lluda.bench.formats import held_format, load_options
 from lluda.bench.job import Job
 from lluda.bench.session import EngineInfo, Session, SteppingSession
 from lluda.bench.weight_traffic import bytes_per_step, weights_per_step
@@ -39,7 +39,7 @@ class LludaSession(SteppingSession):
         # An Omni model's decoder has the names of a text model's after its thinker's.
         sizes = {name.removeprefix(THINKER_PREFIX): size for name, size in report.sizes.items()}
         self._bytes_per_weight = bytes_per_step(text, sizes) / weights_per_step(text)
-        self._format = job.format
+        self._format = held_format(job.format, job.model, report.formats)
         self._caches: list[KVCache] = []
 
     @property

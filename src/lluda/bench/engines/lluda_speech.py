@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 
 from lluda.backends.blocks import Parameters
-from lluda.bench.formats import load_options
+from lluda.bench.formats import held_format, load_options
 from lluda.bench.job import Job
 from lluda.bench.session import EngineInfo
 from lluda.bench.speech import FRAMES, StreamingSession, VoiceTraffic, prompt_rows
@@ -30,6 +30,7 @@ from lluda.models.build import speech_parameters, text_parameters
 from lluda.models.code2wav import Code2Wav, Code2WavState
 from lluda.models.code_predictor import CodePredictor
 from lluda.models.talker import Talker
+from lluda.weights.checkpoint import open_checkpoint
 
 _WORDS = 12
 """Tokens of the text that a request speaks."""
@@ -49,6 +50,8 @@ class LludaSpeech(StreamingSession):
         self._options = LoadOptions(
             device=job.device, backend=job.backend, threads=job.threads, **load_options(job.format)
         )
+        stored = {entry.dtype for entry in open_checkpoint(self._files.path).entries.values()}
+        self._format = held_format(job.format, job.model, stored)
         self._dtype = resolve_dtype(self._options.dtype, self._files.config.dtype)
         chosen = SpeechParams(sampling=SamplingParams(seed=7), max_frames=FRAMES)
         self._params = chosen.with_defaults(self._files.generation_config)
@@ -57,7 +60,7 @@ class LludaSpeech(StreamingSession):
     def info(self) -> EngineInfo:
         """See ``SpeechSession``."""
         backend = self._files.backends(self._options, self._dtype).of("talker")
-        return EngineInfo(self._job.format, 0.0, backend.describe())
+        return EngineInfo(self._format, 0.0, backend.describe())
 
     @property
     def traffic(self) -> VoiceTraffic:
