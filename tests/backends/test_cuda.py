@@ -31,7 +31,7 @@ from lluda.backends.reference import ReferenceBackend
 from lluda.backends.triton_target import interpreted
 from lluda.backends.weight_memory import WeightMemory
 from lluda.engine.sampler import Sampler, SamplingParams
-from lluda.errors import InvalidRequest
+from lluda.errors import InvalidRequest, NativeLibraryError
 from lluda.weights.q8_0 import quantize
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -161,11 +161,10 @@ def test_blocks_of_coded_weights(bf16_and_exact, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("count", [1, 2, 9])
-@pytest.mark.parametrize("shared", [0, 64])
+@pytest.mark.parametrize(("count", "shared"), [(1, 0), (2, 64), (5, 0)])
 def test_mixture_of_coded_experts(bf16_and_exact, form, count, shared):
-    norm, router, gate, x = Norm(vector(HIDDEN), 1e-6), rows(6) / 5, rows(1) / 10, rows(count)
-    experts, beside = [coded_swiglu(form, 32) for _ in range(6)], coded_swiglu(form, shared or 32)
+    norm, router, gate, x = Norm(vector(HIDDEN), 1e-6), rows(4) / 5, rows(1) / 10, rows(count)
+    experts, beside = [coded_swiglu(form, 32) for _ in range(4)], coded_swiglu(form, shared or 32)
     got, expected = (
         each.mixture_block(
             x.clone(),
@@ -192,7 +191,10 @@ def test_a_packed_file_s_matrix_is_taken():
     torch.manual_seed(0)
     values = (torch.randn(40, 1000) / 50).bfloat16()
     values[3, 7], values[0, 0] = 1e20, 0.0
-    stored = pack_matrix(values, WeightMemory())
+    try:
+        stored = pack_matrix(values, WeightMemory())
+    except NativeLibraryError as error:
+        pytest.skip(f"what packs is not built: {error}")
     assert stored is not None
     taken = CudaBackend(DEVICE, Precision.of("bf16")).packed_matrix(stored)
     assert torch.equal(triton_formats.decoded(taken, torch.bfloat16, pdl=False).cpu(), values)

@@ -171,7 +171,8 @@ def test_samples_are_those_of_the_whole():
     for _ in range(2):  # the second stream finds nothing of the first
         stream = graphs.vocoder()
         got = torch.cat([stream.push(codes[:, :1].T.tolist()), stream.push(codes[:, 1:].T.tolist())])
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+        # SnakeBeta makes more of the last digits that the order of a sum decides: the bar against transformers.
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
         del stream
 
 

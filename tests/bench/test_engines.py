@@ -45,10 +45,10 @@ def test_streams_together_say_what_each_says_alone(raw: dict[str, Any], checkpoi
 @pytest.mark.parametrize("raw", [TINY_QWEN3, TINY_MOE], ids=["dense", "moe"])
 def test_transformers_says_what_lluda_says(raw: dict[str, Any], checkpoint: Make) -> None:
     pytest.importorskip("transformers", reason="transformers is an optional peer (lluda[bench])")
-    from lluda.bench.engines.transformers import TransformersSession
+    from lluda.bench.engines.transformers import open_session as open_theirs
 
     folder = checkpoint(raw)
-    ours, theirs = LludaSession(job_for(folder)), TransformersSession(job_for(folder, "transformers"))
+    ours, theirs = LludaSession(job_for(folder)), open_theirs(job_for(folder, "transformers"))
     agreed = 0
     for stream in range(8):
         prompts = [job_for(folder).prompt(16, 2 * stream), job_for(folder).prompt(16, 2 * stream + 1)]

@@ -43,3 +43,26 @@ def test_a_device_whose_part_does_not_fit_is_named():
     plan = MemoryPlan("bf16", weights, *rest, available={"cpu": 5_000_000_000, "cuda:0": 2_000_000_000})
     with pytest.raises(OutOfMemory, match=r"needs 3\.00 GB on cuda:0 \(weights 3\.00 GB\).*another --place"):
         plan.require_fit()
+
+
+def omni_plan(card, machine):
+    sizes = {"thinker / mlp": 60, "thinker.visual / mlp": 2, "talker / mlp": 6, "code2wav / other": 1}
+    weights = tuple(PlanRow(name, 1, size * 10**9, "cuda") for name, size in sizes.items())
+    rest = PlanRow("KV", 0, 10**9, "cuda"), PlanRow("activations", 0, 10**9, "cuda")
+    return MemoryPlan("bf16", weights, *rest, available={"cuda": card * 10**9, "cpu": machine * 10**9})
+
+
+@pytest.mark.parametrize(
+    ("card", "machine", "message"),
+    [
+        (70, 16, r"1\.00 GB too few; --place code2wav=cpu fits; or take"),
+        (68, 16, r"3\.00 GB too few; --place code2wav=cpu,vision_encoder=cpu fits"),
+        (63, 16, r"8\.00 GB too few; --place code2wav=cpu,vision_encoder=cpu,talker=cpu fits"),
+        (63, 8, r"8\.00 GB too few; take a smaller"),  # the CPU has no room for them
+        (24, 99, r"47\.00 GB too few; take a smaller"),  # the thinker alone is too large
+    ],
+)
+def test_a_card_that_is_too_small_is_told_what_fits(card, machine, message):
+    with pytest.raises(OutOfMemory, match=message):
+        omni_plan(card, machine).require_fit()
+    omni_plan(71, 1).require_fit()

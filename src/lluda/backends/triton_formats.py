@@ -1,8 +1,8 @@
 """Tiles of a matrix in any of the forms that a GPU multiplies with, in Triton: plain numbers, packed BF16, Q8_0.
 
 A kernel asks for a tile's bytes (`fetch`), which it may before its input is there, takes the input's values in the
-tile's order of columns (`columns`), multiplies (`dot`) and adds what does not lie in the tile (`settle`). A matrix is
-an address; where its parts lie follows from its shape (`coded_weight`).
+tile's order of columns (`row`), multiplies (`dot`) and adds what does not lie in the tile (`aside`, `settle`). A matrix
+is an address; where its parts lie follows from its shape (`coded_weight`).
 """
 
 from typing import Any
@@ -21,6 +21,7 @@ _FORMS = {PACKED: 1, Q8_0: 2}
 _LEAST_COLUMNS = {0: 1, 1: 128, 2: 32}
 
 _HEADER, _BLOCK, _BLOCK_BYTES = tl.constexpr(64), tl.constexpr(128), tl.constexpr(192)
+_KEPT, _CODE = tl.constexpr(0x807F0000 - 2**32), tl.constexpr(0x07800000)
 _LIFT = tl.constexpr(2.0**64)  # keeps products with a packed tile's small numbers away from the end of float32
 
 
@@ -32,41 +33,31 @@ def fetch(base, n, count, start, K: tl.constexpr, BLOCK_K: tl.constexpr, FORM: t
     rows = n.to(tl.int64)[:, None]
     if FORM == 1:
         BLOCKS: tl.constexpr = (K + _BLOCK - 1) // _BLOCK
-        body = tl.multiple_of(base.to(tl.pointer_type(tl.uint8)), 64) + _HEADER + rows * (BLOCKS * _BLOCK_BYTES)
+        body = tl.multiple_of(base.to(tl.pointer_type(tl.int8)), 64) + _HEADER + rows * (BLOCKS * _BLOCK_BYTES)
         block, byte = at // _BLOCK, at % _BLOCK
         inside = (n < count)[:, None] & (block < BLOCKS)[None, :]
         kept = tl.load(body + (block * _BLOCK_BYTES + byte)[None, :], mask=inside, other=0)
-        codes = tl.load(body + (block * _BLOCK_BYTES + _BLOCK + byte % 64)[None, :], mask=inside, other=0)
+        codes = tl.load(body + (block * _BLOCK_BYTES + _BLOCK + at % 64)[None, :], mask=inside, other=0)
         return kept, codes
-    if FORM == 2:
+    elif FORM == 2:
         group = start // 32 + tl.arange(0, BLOCK_K // 32)
         q_ptr = tl.multiple_of(base.to(tl.pointer_type(tl.int8)), 16)
         d_ptr = tl.multiple_of((base + count * K).to(tl.pointer_type(tl.float16)), 16)
         q = tl.load(q_ptr + rows * K + at[None, :], mask=(n < count)[:, None] & (at < K)[None, :], other=0)
         inside = (n < count)[:, None] & (group < K // 32)[None, :]
         return q, tl.load(d_ptr + rows * (K // 32) + group[None, :], mask=inside, other=0.0)
-    w_ptr = tl.multiple_of(base.to(tl.pointer_type(WEIGHT)), 16)
-    w = tl.load(w_ptr + rows * K + at[None, :], mask=(n < count)[:, None] & (at < K)[None, :], other=0.0)
-    return w, w
-
-
-@triton.jit
-def columns(start, BLOCK_K: tl.constexpr, FORM: tl.constexpr):
-    """Which column of the matrix each column of a tile is."""
-    at = start + tl.arange(0, BLOCK_K)
-    if FORM == 1:
-        byte = at % 128
-        return at // 128 * 128 + byte // 64 * 64 + byte % 16 // 8 * 32 + byte % 64 // 16 * 8 + byte % 8
-    return at
+    else:
+        w_ptr = tl.multiple_of(base.to(tl.pointer_type(WEIGHT)), 16)
+        w = tl.load(w_ptr + rows * K + at[None, :], mask=(n < count)[:, None] & (at < K)[None, :], other=0.0)
+        return w, w
 
 
 @triton.jit
 def _unpacked(kept, codes, BLOCK_K: tl.constexpr):
     """A packed tile's values, float32, but for the factor in the matrix's header and `_LIFT`."""
-    shift = tl.arange(0, BLOCK_K) % 128 // 64 * 4
-    code = (codes.to(tl.int32) >> shift[None, :]) & 15
-    kept = kept.to(tl.int32)
-    return (((kept & 128) << 24) | (code << 23) | ((kept & 127) << 16)).to(tl.float32, bitcast=True)
+    shift = 23 - tl.arange(0, BLOCK_K) % 128 // 64 * 4
+    kept = (kept.to(tl.int32) << 16) & _KEPT
+    return (kept | ((codes.to(tl.int32) << shift[None, :]) & _CODE)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -74,10 +65,11 @@ def dot(tile, beside, x, ROWS: tl.constexpr, BLOCK_K: tl.constexpr, FORM: tl.con
     """Sums float32 ``[ROWS]`` of the tile's rows times ``x [BLOCK_K]``, float32 in the tile's order of columns."""
     if FORM == 1:
         return tl.sum(_unpacked(tile, beside, BLOCK_K) * (x * _LIFT)[None, :], 1)
-    if FORM == 2:
+    elif FORM == 2:
         parts = tl.sum(tl.reshape(tile.to(tl.float32) * x[None, :], [ROWS, BLOCK_K // 32, 32]), 2)
         return tl.sum(parts * beside.to(tl.float32), 1)
-    return tl.sum(tile.to(tl.float32) * x[None, :], 1)
+    else:
+        return tl.sum(tile.to(tl.float32) * x[None, :], 1)
 
 
 @triton.jit
@@ -92,20 +84,36 @@ def _escapes(base, n, count, K: tl.constexpr):
 
 
 @triton.jit
-def settle(sums, base, n, count, x_ptr, norm_ptr, scale, K: tl.constexpr, NORM: tl.constexpr, COMPUTE: tl.constexpr,
-           FORM: tl.constexpr):  # fmt: skip
+def aside(base, n, count, K: tl.constexpr, FORM: tl.constexpr):
+    """What `settle` needs of the matrix: each row's escapes, from where to where, the first of them, and a factor."""
+    if FORM == 1:
+        first, end, entries = _escapes(base, n, count, K)
+        factor = tl.load(base.to(tl.pointer_type(tl.float32)))
+        return first, end, tl.load(entries + first, mask=first < end, other=0), factor
+    else:
+        return n, n, n, 1.0
+
+
+@triton.jit
+def _escaped(entry, there, x_ptr, norm_ptr, scale, NORM: tl.constexpr, COMPUTE: tl.constexpr):
+    column = entry >> 32
+    x = tl.load(x_ptr + column, mask=there, other=0.0).to(tl.float32)
+    if NORM:
+        x = x * scale * tl.load(norm_ptr + column, mask=there, other=0.0)
+    return x.to(COMPUTE).to(tl.float32) * (entry.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def settle(sums, first, end, entry, factor, base, n, count, x_ptr, norm_ptr, scale, K: tl.constexpr,
+           NORM: tl.constexpr, COMPUTE: tl.constexpr, FORM: tl.constexpr):  # fmt: skip
     """Rows ``n`` of the product with a row ``x_ptr``, whose norm multiplies by ``scale``, from all its tiles' sums."""
     if FORM == 1:
-        sums *= tl.load(base.to(tl.pointer_type(tl.float32)))
-        first, end, entries = _escapes(base, n, count, K)
-        for e in range(0, tl.max(end - first, 0)):
+        sums = sums * factor + _escaped(entry, first < end, x_ptr, norm_ptr, scale, NORM, COMPUTE)
+        _, _, entries = _escapes(base, n, count, K)
+        for e in range(1, tl.max(end - first, 0)):
             there = first + e < end
             entry = tl.load(entries + first + e, mask=there, other=0)
-            column = entry >> 32
-            x = tl.load(x_ptr + column, mask=there, other=0.0).to(tl.float32)
-            if NORM:
-                x = x * scale * tl.load(norm_ptr + column, mask=there, other=0.0)
-            sums += x.to(COMPUTE).to(tl.float32) * (entry.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+            sums += _escaped(entry, there, x_ptr, norm_ptr, scale, NORM, COMPUTE)
     return sums
 
 
@@ -114,7 +122,7 @@ def row(x_ptr, norm_ptr, eps, start, K: tl.constexpr, CHUNKS: tl.constexpr, BLOC
         COMPUTE: tl.constexpr, FORM: tl.constexpr):  # fmt: skip
     """Columns ``start`` on, in a tile's order, of a row, normalised, as the product takes them: float32 values of
     COMPUTE's grid; and what its norm multiplies by."""
-    cols = columns(start, BLOCK_K, FORM)
+    cols = start + tl.arange(0, BLOCK_K)
     x = tl.load(x_ptr + cols, mask=cols < K, other=0.0).to(tl.float32)
     scale = 1.0
     if NORM:
@@ -129,7 +137,11 @@ def row(x_ptr, norm_ptr, eps, start, K: tl.constexpr, CHUNKS: tl.constexpr, BLOC
                 total += tl.sum(part * part, 0)
         scale = tl.rsqrt(total / K + eps)
         x = x * scale * tl.load(norm_ptr + cols, mask=cols < K, other=0.0)
-    return x.to(COMPUTE).to(tl.float32), scale
+    x = x.to(COMPUTE).to(tl.float32)
+    if FORM == 1:
+        # As the file interleaves a block's bytes: groups of 8 from both quarters of each half in turn.
+        x = tl.reshape(tl.permute(tl.reshape(x, [BLOCK_K // 64, 2, 4, 8]), (0, 2, 1, 3)), [BLOCK_K])
+    return x, scale
 
 
 @triton.jit
@@ -147,12 +159,13 @@ def _decode(base, table_ptr, ids_ptr, out_ptr, stride, count, K: tl.constexpr, B
     tile, beside = fetch(base, n, count, start, K, BLOCK_K, FORM, tl.float32)
     if FORM == 1:
         values = _unpacked(tile, beside, BLOCK_K) * _LIFT * tl.load(base.to(tl.pointer_type(tl.float32)))
+        values = tl.permute(tl.reshape(values, [BLOCK_K // 64, 4, 2, 8]), (0, 2, 1, 3))
     else:
         scales = tl.broadcast_to(beside.to(tl.float32)[:, :, None], [1, BLOCK_K // 32, 32])
         values = tile.to(tl.float32) * tl.reshape(scales, [1, BLOCK_K])
-    cols = columns(start, BLOCK_K, FORM)
+    cols = start + tl.arange(0, BLOCK_K)
     out = out_ptr + (matrix.to(tl.int64) * tl.num_programs(0) + r) * K
-    tl.store(out + cols[None, :], values.to(out_ptr.dtype.element_ty), mask=(cols < K)[None, :])
+    tl.store(out + cols, tl.reshape(values, [BLOCK_K]).to(out_ptr.dtype.element_ty), mask=cols < K)
     if FORM == 1:
         first, end, entries = _escapes(base, n, count, K)
         tl.debug_barrier()

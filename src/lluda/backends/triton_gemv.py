@@ -13,6 +13,7 @@ from torch import Tensor
 from lluda.backends.blocks import Weight
 from lluda.backends.triton_formats import (
     TYPES,
+    aside,
     compute_of,
     dot,
     fetch,
@@ -22,7 +23,7 @@ from lluda.backends.triton_formats import (
     settle,
     tile_columns,
 )
-from lluda.backends.triton_target import launch_options, take_input
+from lluda.backends.triton_target import interpreted, launch_options, take_input
 
 MAX_ROWS = 4
 """Rows of one call: each is one more pass of multiplications over weights that are in registers."""
@@ -45,6 +46,7 @@ def _project(x_ptr, norm_ptr, bias_ptr, out_ptr, w0, w1, w2, eps,
     place = tl.where(pid < first, 0, tl.where(pid < second, N0, N0 + N1))
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     w, beside = fetch(base, n, count, 0, K, BLOCK_K, FORM, WEIGHT)
+    begin, end, entry, factor = aside(base, n, count, K, FORM)
     take_input(PDL)
     for r in tl.static_range(ROWS):
         x_row = x_ptr + r * K
@@ -54,7 +56,7 @@ def _project(x_ptr, norm_ptr, bias_ptr, out_ptr, w0, w1, w2, eps,
             more, its = fetch(base, n, count, chunk * BLOCK_K, K, BLOCK_K, FORM, WEIGHT)
             x, scale = row(x_row, norm_ptr, eps, chunk * BLOCK_K, K, CHUNKS, BLOCK_K, NORM, COMPUTE, FORM)
             acc += dot(more, its, x, BLOCK_N, BLOCK_K, FORM)
-        acc = settle(acc, base, n, count, x_row, norm_ptr, scale, K, NORM, COMPUTE, FORM)
+        acc = settle(acc, begin, end, entry, factor, base, n, count, x_row, norm_ptr, scale, K, NORM, COMPUTE, FORM)
         if BIAS:
             acc += tl.load(bias_ptr + n, mask=n < count, other=0.0)
         tl.store(out_ptr + r * (N0 + N1 + N2) + place + n, acc, mask=n < count)
@@ -67,6 +69,7 @@ def _add(a_ptr, base, scale_ptr, x_ptr,
          PDL: tl.constexpr):  # fmt: skip
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     w, beside = fetch(base, n, N, 0, K, BLOCK_K, FORM, WEIGHT)
+    begin, end, entry, factor = aside(base, n, N, K, FORM)
     take_input(PDL)
     for r in tl.static_range(ROWS):
         a_row = a_ptr + r * K
@@ -77,7 +80,7 @@ def _add(a_ptr, base, scale_ptr, x_ptr,
             more, its = fetch(base, n, N, chunk * BLOCK_K, K, BLOCK_K, FORM, WEIGHT)
             a, scale = row(a_row, a_row, 0.0, chunk * BLOCK_K, K, CHUNKS, BLOCK_K, False, WEIGHT, FORM)
             acc += dot(more, its, a, BLOCK_N, BLOCK_K, FORM)
-        acc = settle(acc, base, n, N, a_row, a_row, scale, K, False, WEIGHT, FORM)
+        acc = settle(acc, begin, end, entry, factor, base, n, N, a_row, a_row, scale, K, False, WEIGHT, FORM)
         if SCALE:
             acc *= tl.load(scale_ptr + n, mask=n < N, other=0.0)
         tl.store(x_ptr + r * N + n, x + acc, mask=n < N)
@@ -91,6 +94,8 @@ def _gated(x_ptr, norm_ptr, gate_base, up_base, out_ptr, eps,
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     gate_w, gate_its = fetch(gate_base, n, N, 0, K, BLOCK_K, FORM, WEIGHT)
     up_w, up_its = fetch(up_base, n, N, 0, K, BLOCK_K, FORM, WEIGHT)
+    gate_begin, gate_end, gate_entry, gate_factor = aside(gate_base, n, N, K, FORM)
+    up_begin, up_end, up_entry, up_factor = aside(up_base, n, N, K, FORM)
     take_input(PDL)
     for r in tl.static_range(ROWS):
         x_row = x_ptr + r * K
@@ -103,8 +108,10 @@ def _gated(x_ptr, norm_ptr, gate_base, up_base, out_ptr, eps,
             gate += dot(more, its, x, BLOCK_N, BLOCK_K, FORM)
             more, its = fetch(up_base, n, N, start, K, BLOCK_K, FORM, WEIGHT)
             up += dot(more, its, x, BLOCK_N, BLOCK_K, FORM)
-        gate = settle(gate, gate_base, n, N, x_row, norm_ptr, scale, K, NORM, WEIGHT, FORM)
-        up = settle(up, up_base, n, N, x_row, norm_ptr, scale, K, NORM, WEIGHT, FORM)
+        gate = settle(gate, gate_begin, gate_end, gate_entry, gate_factor, gate_base, n, N, x_row, norm_ptr, scale,
+                      K, NORM, WEIGHT, FORM)  # fmt: skip
+        up = settle(up, up_begin, up_end, up_entry, up_factor, up_base, n, N, x_row, norm_ptr, scale,
+                    K, NORM, WEIGHT, FORM)  # fmt: skip
         out = gate / (1.0 + tl.exp(-gate)) * up
         tl.store(out_ptr + r * N + n, out.to(out_ptr.dtype.element_ty), mask=n < N)
 
@@ -184,7 +191,10 @@ def _columns(width: int, weight: Weight) -> tuple[int, int]:
 
 
 def _tile(outputs: int, width: int) -> tuple[int, int]:
-    """Rows of the weight for one program, and its warps: 8 to 16 KB of weights, enough programs for a large GPU."""
+    """Rows of the weight for one program, and its warps: 8 to 16 KB of weights, enough programs for a large GPU (the
+    interpreter runs them one by one)."""
+    if interpreted():
+        return 32, 2
     rows = max(1, min(8192 // min(triton.next_power_of_2(width), _WIDEST), 32))
     while rows > 1 and outputs // rows < 256:
         rows //= 2

@@ -50,7 +50,8 @@ def _weights(w_ptr, n, cols, N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.const
     at = w_ptr + n[None, :] * K + cols[:, None]
     if N % BLOCK_N == 0 and K % BLOCK_K == 0:
         return tl.load(at)
-    return tl.load(at, mask=(n < N)[None, :] & (cols < K)[:, None], other=0.0)
+    else:
+        return tl.load(at, mask=(n < N)[None, :] & (cols < K)[:, None], other=0.0)
 
 
 @triton.jit
@@ -212,8 +213,10 @@ def choose_tiling(average: float) -> Tiling:
     if interpreted():
         return Tiling(16, Tile(128, 64, 4, 3), Tile(128, 64, 4, 3))
     rows = 16 if average <= 12 else 32 if average <= 24 else 64 if average <= 96 else 128
-    tile = Tile(64 if rows > 64 else 128, 64, 8 if rows > 32 else 4, 3)
-    return Tiling(rows, tile, tile)
+    if rows < 64:
+        return Tiling(rows, Tile(128, 64, 4, 3), Tile(128, 64, 4, 3))
+    warps = 8 if rows == 128 else 4
+    return Tiling(rows, Tile(64, 64, warps, 3), Tile(128, 64, warps, 3))
 
 
 def _tiles(ids: Tensor, experts: int, block: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:

@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from lluda.backends.blocks import Weight
-from lluda.backends.triton_formats import compute_of, dot, fetch, form_of, row, settle, tile_columns
-from lluda.backends.triton_target import launch_options, take_input
+from lluda.backends.triton_formats import aside, compute_of, dot, fetch, form_of, row, settle, tile_columns
+from lluda.backends.triton_target import interpreted, launch_options, take_input
 
 MAX_EXPERTS = 256
 
@@ -66,10 +66,15 @@ def _gate_up(x_ptr, norm_ptr, place_ptr, out_ptr, eps,
         up_w, up_its = fetch(up_base, n, count, start, K, BLOCK_K, FORM, WEIGHT)
         if chunk > 0:
             x, scale = row(x_row, norm_ptr, eps, start, K, CHUNKS, BLOCK_K, True, WEIGHT, FORM)
+        if chunk == 0:
+            gate_begin, gate_end, gate_entry, gate_factor = aside(gate_base, n, count, K, FORM)
+            up_begin, up_end, up_entry, up_factor = aside(up_base, n, count, K, FORM)
         gate += dot(gate_w, gate_its, x, BLOCK_N, BLOCK_K, FORM)
         up += dot(up_w, up_its, x, BLOCK_N, BLOCK_K, FORM)
-    gate = settle(gate, gate_base, n, count, x_row, norm_ptr, scale, K, True, WEIGHT, FORM)
-    up = settle(up, up_base, n, count, x_row, norm_ptr, scale, K, True, WEIGHT, FORM)
+    gate = settle(gate, gate_begin, gate_end, gate_entry, gate_factor, gate_base, n, count, x_row, norm_ptr, scale,
+                  K, True, WEIGHT, FORM)  # fmt: skip
+    up = settle(up, up_begin, up_end, up_entry, up_factor, up_base, n, count, x_row, norm_ptr, scale,
+                K, True, WEIGHT, FORM)  # fmt: skip
     out = gate / (1.0 + tl.exp(-gate)) * up
     at_out = out_ptr + r * (TOP_K * N + SHARED) + slot * N + n
     tl.store(at_out, out.to(out_ptr.dtype.element_ty), mask=n < count)
@@ -89,23 +94,26 @@ def _down(a_ptr, place_ptr, weight_ptr, x_ptr,
     # Chosen two kernels ago; the first expert's rows are asked for before what they are multiplied with is there.
     base = tl.load(place)
     w, beside = fetch(base, n, WIDTH, 0, N, BLOCK_K, FORM, WEIGHT)
+    begin, end, entry, factor = aside(base, n, WIDTH, N, FORM)
     take_input(PDL)
     sums = tl.zeros([BLOCK_N], tl.float32)
     for slot in tl.static_range(TOP_K):
         if slot > 0:
             base = tl.load(place + slot * 3)
             w, beside = fetch(base, n, WIDTH, 0, N, BLOCK_K, FORM, WEIGHT)
+            begin, end, entry, factor = aside(base, n, WIDTH, N, FORM)
         a_row = acts + slot * N
         a, scale = row(a_row, a_row, 0.0, 0, N, 1, BLOCK_K, False, WEIGHT, FORM)
         part = dot(w, beside, a, BLOCK_N, BLOCK_K, FORM)
-        part = settle(part, base, n, WIDTH, a_row, a_row, scale, N, False, WEIGHT, FORM)
+        part = settle(part, begin, end, entry, factor, base, n, WIDTH, a_row, a_row, scale, N, False, WEIGHT, FORM)
         sums += tl.load(weights + slot) * part
     if SHARED > 0:
         base, a_row = tl.load(place + TOP_K * 3), acts + TOP_K * N
         w, beside = fetch(base, n, WIDTH, 0, SHARED, SHARED_K, FORM, WEIGHT)
+        begin, end, entry, factor = aside(base, n, WIDTH, SHARED, FORM)
         a, scale = row(a_row, a_row, 0.0, 0, SHARED, 1, SHARED_K, False, WEIGHT, FORM)
         part = dot(w, beside, a, BLOCK_N, SHARED_K, FORM)
-        part = settle(part, base, n, WIDTH, a_row, a_row, scale, SHARED, False, WEIGHT, FORM)
+        part = settle(part, begin, end, entry, factor, base, n, WIDTH, a_row, a_row, scale, SHARED, False, WEIGHT, FORM)
         sums += tl.load(weights + TOP_K) * part
     tl.store(x_ptr + r * WIDTH + n, x + sums, mask=n < WIDTH)
 
@@ -160,5 +168,7 @@ def mixture(
 
 def _tiles(hidden: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Rows of a matrix for one program, and its warps: of gate and up, of down."""
+    if interpreted():
+        return (16, 4), (32, 4)
     block = min(triton.next_power_of_2(hidden), 4096)
     return (max(1, min(8, 8192 // block)), 4), (max(1, min(8, 8192 // triton.next_power_of_2(width))), 8)

@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.triton_target import launch_options, take_input
+from lluda.backends.triton_target import interpreted, launch_options, take_input
 
 MAX_VOCABULARY = 8192
-_PARTS = 128
+_PARTS = 4 if interpreted() else 128
 
 
 @triton.jit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,19 +15,28 @@ from lluda.errors import InvalidRequest
 from lluda.weights.atomic_file import atomic_file
 
 if TYPE_CHECKING:
+    from lluda.bench.report import Report
     from lluda.bench.runner import Settings
 
 _EXIT_CODES = (
     "exit code 1: an engine failed (its last line is in the report); a peer that is not installed is no failure"
 )
 _STREAM_STEPS = 32
+_SYNTH_HELP = (
+    "measure this machine's GPU without a checkpoint: the network of CONFIG_DIR/config.json with random weights made "
+    "there (of the options --device, --formats with one of BF16, packed and Q8_0, --against transformers, --prompt, "
+    "--gen, --repeat and what is printed apply)"
+)
 _TESTS_HELP = "which (default: these, all there are but speech and audio, which are of an Omni model's voice and ears)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.epilog = _EXIT_CODES
-    parser.add_argument("-m", "--model", required=True, metavar="MODEL", help="a folder, a .gguf file, or org/name")
+    measured = parser.add_mutually_exclusive_group(required=True)
+    measured.add_argument("-m", "--model", metavar="MODEL", help="a folder, a .gguf file, or org/name")
+    measured.add_argument("--synth", type=Path, metavar="CONFIG_DIR", help=_SYNTH_HELP)
+    parser.add_argument("--no-speech", action="store_true", help="with --synth: without an Omni model's voice")
     parser.add_argument(
         "--against", default="", metavar="PEERS", help="transformers, llama.cpp, mistralrs: any of them, by comma"
     )
@@ -49,18 +59,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and report; 1 if an engine failed."""
     from lluda.bench.plot import require_plotting, write_plot
-    from lluda.bench.runner import run_bench
     from lluda.bench.table import print_report
 
-    settings = _settings(args)
     # Whatever would stop the run at its end is looked at before anything is measured.
     for path in (args.output, args.plot):
         if path and not path.absolute().parent.is_dir():
             raise InvalidRequest(f"{path}: its folder does not exist; make it first or name another file")
     if args.plot:
         require_plotting()
-    with _turn_progress() as progress:
-        report = run_bench(args.model, settings, progress)
+    report = _synth_report(args) if args.synth else _report(args)
     if args.json:
         options.print_json(report.to_json())
     else:
@@ -94,6 +101,35 @@ def _settings(args: argparse.Namespace) -> Settings:
         timeout=args.timeout,
         cache_dir=args.cache_dir,
     )
+
+
+def _synth_report(args: argparse.Namespace) -> Report:
+    """Of a network that is made on the GPU."""
+    from lluda.bench.gpu import FORMATS, GpuSettings, run_gpu_bench
+
+    formats, against = _names(args.formats), _names(args.against)
+    if len(formats) != 1 or formats[0].lower() not in FORMATS:
+        raise InvalidRequest(f"--synth measures one format, BF16, packed or Q8_0, not {args.formats!r:.40}")
+    if set(against) - {"transformers"}:
+        raise InvalidRequest(f"--synth compares with transformers alone, not with {args.against!r:.40}")
+    settings = GpuSettings(
+        device="cuda" if args.device == "cpu" else args.device,
+        weights=formats[0].lower(),
+        speech=not args.no_speech,
+        against=against,
+        prompts=_numbers("--prompt", args.prompt),
+        generate=args.gen,
+        repeat=args.repeat,
+    )
+    return run_gpu_bench(args.synth, settings, lambda told: print(f"lluda bench: {told}", file=sys.stderr))
+
+
+def _report(args: argparse.Namespace) -> Report:
+    from lluda.bench.runner import run_bench
+
+    settings = _settings(args)
+    with _turn_progress() as progress:
+        return run_bench(args.model, settings, progress)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -15,6 +15,12 @@ from lluda.errors import OutOfMemory
 from lluda.parameters import ParameterSpec
 from lluda.weights.components import component_of
 
+_MOVABLE = {
+    "code2wav": "code2wav", "thinker.visual": "vision_encoder", "thinker.audio_tower": "audio_encoder",
+    "talker.code_predictor": "code_predictor", "talker": "talker",
+}  # fmt: skip
+"""Components as the plan and as ``--place`` call them, those first that cost least on a CPU."""
+
 DTYPE_BYTES: Mapping[str, int] = {"bf16": 2, "f32": 4, "f64": 8}
 
 
@@ -77,11 +83,26 @@ class MemoryPlan:
                 if self.kv_cache.device == device:
                     parts += [f"KV cache {_gb(self.kv_cache.nbytes)}", f"activations {_gb(self.activations.nbytes)}"]
                 elsewhere = ", another --place" if len(self.available) > 1 else ""
+                fitting = self._moved_to_cpu(device)
+                remedy = f"--place {fitting} fits; or " if fitting else ""
                 raise OutOfMemory(
                     f"the model needs {_gb(self.total_on(device))} on {device} ({', '.join(parts)}) but "
-                    f"{_gb(available)} are available; take a smaller --max-context, --dtype bf16{elsewhere}, or a "
-                    "smaller model (lluda plan shows the parts)"
+                    f"{_gb(available)} are available, {_gb(self.total_on(device) - available)} too few; {remedy}"
+                    f"take a smaller --max-context, --dtype bf16{elsewhere}, or a smaller model (lluda plan shows the "
+                    "parts)"
                 )
+
+    def _moved_to_cpu(self, device: str) -> str:
+        """The first of the components on ``device``, as ``--place`` takes them, without which the others fit it, where
+        the CPU has room for them; empty if there are none."""
+        missing, moved = self.total_on(device) - self.available[device], dict[str, int]()
+        for component, name in _MOVABLE.items():
+            mine = [row for row in self.weights if row.device == device and row.component.split(" / ")[0] == component]
+            if mine and sum(moved.values()) < missing:
+                moved[name] = sum(row.nbytes for row in mine)
+        room = self.available.get("cpu", 0 if device.startswith("cpu") else _available("cpu"))
+        enough = missing <= sum(moved.values()) <= room - self.total_on("cpu")
+        return ",".join(f"{name}=cpu" for name in moved) if enough else ""
 
 
 def plan_memory(

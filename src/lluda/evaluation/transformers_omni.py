@@ -257,12 +257,12 @@ class ReferenceThinker:
 
 def _inject(x: Tensor, injected: InjectedRows) -> dict[str, Any]:
     """Put an encoder's rows where their placeholders stand; what DeepStack takes."""
-    x[0, injected.rows] = injected.embeddings.to(x.dtype)
+    x[0, injected.rows.to(x.device)] = injected.embeddings.to(x)
     if not injected.deepstack:
         return {}
-    mask = torch.zeros(x.shape[:2], dtype=torch.bool)
-    mask[0, injected.deepstack_rows] = True
-    return {"visual_pos_masks": mask, "deepstack_visual_embeds": list(injected.deepstack)}
+    mask = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+    mask[0, injected.deepstack_rows.to(x.device)] = True
+    return {"visual_pos_masks": mask, "deepstack_visual_embeds": [rows.to(x.device) for rows in injected.deepstack]}
 
 
 def rope_index(kind: Any, config: Any, ids: Sequence[int], media: Sequence[PreparedMedia]) -> Tensor:
