@@ -176,6 +176,16 @@ def test_mixture_of_coded_experts(bf16_and_exact, form, count, shared):
     assert_close(bf16_and_exact[0], got - x, expected - x)
 
 
+def test_experts_of_several_forms(bf16_and_exact):
+    experts = [*(coded_swiglu("q8_0", 32) for _ in range(2)), coded_swiglu("packed", 32)]
+    norm, router, x = Norm(vector(HIDDEN), 1e-6), rows(3) / 5, rows(1)
+    got, expected = (
+        each.mixture_block(x.clone(), MixtureBlock(norm, router, [expert[index] for expert in experts], 2, True))
+        for index, each in enumerate(bf16_and_exact)
+    )
+    assert_close(bf16_and_exact[0], got - x, expected - x)
+
+
 def test_packing_loses_nothing():
     torch.manual_seed(0)
     any_bits = torch.randint(-32768, 32768, (9, 200), dtype=torch.int16).view(torch.bfloat16)
@@ -198,6 +208,19 @@ def test_a_packed_file_s_matrix_is_taken():
     assert stored is not None
     taken = CudaBackend(DEVICE, Precision.of("bf16")).packed_matrix(stored)
     assert torch.equal(triton_formats.decoded(taken, torch.bfloat16, pdl=False).cpu(), values)
+
+
+def test_it_says_in_which_forms_it_holds_weights():
+    backend, values = CudaBackend(DEVICE, Precision.of("bf16")), torch.ones(2, 64).bfloat16()
+    assert backend.matrix(values)[0].format == "BF16"
+    assert "weights" not in backend.describe()
+    assert backend.q8_0_matrix(torch.zeros(2, 68, dtype=torch.uint8)).format == "Q8_0"
+    assert ", Q8_0 weights" in backend.describe()
+    packing = CudaBackend(DEVICE, Precision.of("bf16"), packed=True)
+    assert packing.matrix(values)[0].format == "PACKED_BF16"
+    assert ", PACKED_BF16 weights" in packing.describe()
+    exact = CudaBackend(DEVICE, Precision.of("f32"))
+    assert exact.q8_0_matrix(torch.zeros(2, 68, dtype=torch.uint8)) is None
 
 
 def test_a_group_of_experts_is_decoded_at_once():

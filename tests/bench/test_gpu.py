@@ -46,6 +46,15 @@ def test_without_a_gpu_it_says_so(folder, capsys):
     assert "device 'cuda' cannot be used" in capsys.readouterr().err
 
 
+def test_a_driver_that_is_too_old_is_named(folder, monkeypatch):
+    def refused(*_, **__):
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nPlease update it")
+
+    monkeypatch.setattr(torch, "ones", refused)
+    with pytest.raises(InvalidRequest, match=r"'cuda' cannot be used: The NVIDIA driver .* too old .*; choose cpu"):
+        run_gpu_bench(folder, GpuSettings())
+
+
 @pytest.mark.parametrize(
     ("arguments", "rule"),
     [

@@ -7,7 +7,7 @@ with experts in one grouped launch. It also serves AMD's GPUs through torch's RO
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -37,7 +37,7 @@ from lluda.backends.blocks import (
     SwiGLUBlock,
     Weight,
 )
-from lluda.backends.coded_weight import CodedWeight, pack, split_q8_0, unpack_file
+from lluda.backends.coded_weight import PACKED, Q8_0, CodedWeight, pack, split_q8_0, unpack_file
 from lluda.backends.cuda_graph import DecodeGraph, DeviceStore, PrefillGraph, Run, store_row
 from lluda.backends.reference import ReferenceBackend, attend
 from lluda.backends.triton_target import has_dependent_launch, interpreted
@@ -77,10 +77,12 @@ class CudaBackend(ReferenceBackend):
             raise InvalidRequest("the cuda backend multiplies Q8_0 weights with exact rows; take --backend reference")
         super().__init__(device, precision)
         self._packed = packed
+        self._forms = {PACKED} if packed else set[str]()
         self._fused = precision.compute in _KERNEL_TYPES
         self.captures = self._fused
         self._pdl = has_dependent_launch(device)
         self._experts: dict[MixtureBlock, Tensor | None] = {}
+        self._uniforms: dict[MixtureBlock, MixtureBlock] = {}
         self._prefills: dict[Any, PrefillGraph] = {}
         self._pool: Any = None
         self._scratch: dict[tuple[int, int, int], triton_attention.DecodeScratch] = {}
@@ -89,7 +91,7 @@ class CudaBackend(ReferenceBackend):
         """One line for people."""
         compute = str(self.precision.compute).removeprefix("torch.")
         card = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "Triton's interpreter"
-        weights = ", packed weights" if self._packed else ""
+        weights = f", {' and '.join(sorted(self._forms))} weights" if self._forms else ""
         overlap = ", kernels overlap" if self._pdl else ""
         return f"cuda backend on {self.device} ({card}), {compute}{weights}{overlap}"
 
@@ -100,10 +102,16 @@ class CudaBackend(ReferenceBackend):
         return DenseWeight(taken, "BF16" if taken.dtype == torch.bfloat16 else str(taken.dtype)[6:].upper()), False
 
     def packed_matrix(self, stored: Tensor) -> Weight | None:
-        return pack(unpack_file(stored, self.device)) if self.precision.compute is torch.bfloat16 else None
+        if self.precision.compute is not torch.bfloat16:
+            return None
+        self._forms.add(PACKED)
+        return pack(unpack_file(stored, self.device))
 
     def q8_0_matrix(self, blocks: Tensor) -> Weight | None:
-        return split_q8_0(blocks.to(self.device)) if self.precision.compute is torch.bfloat16 else None
+        if self.precision.compute is not torch.bfloat16:
+            return None
+        self._forms.add(Q8_0)
+        return split_q8_0(blocks.to(self.device))
 
     def embedding(self, weight: Weight, ids: Tensor) -> Tensor:
         if isinstance(weight, CodedWeight):
@@ -182,6 +190,7 @@ class CudaBackend(ReferenceBackend):
         return self._add(x, acts, Projection(mlp.down_proj), block.scale)
 
     def mixture_block(self, x: Tensor, block: MixtureBlock) -> Tensor:
+        block = self._uniform(block)
         first, shared, table = block.experts[0], block.shared, self._table(block)
         if table is None:
             return super().mixture_block(x, block)
@@ -291,6 +300,18 @@ class CudaBackend(ReferenceBackend):
         if not isinstance(weight, CodedWeight):
             return weight
         return DenseWeight(triton_formats.decoded(weight, self.precision.compute, pdl=self._pdl), "BF16")
+
+    def _uniform(self, block: MixtureBlock) -> MixtureBlock:
+        """The block with all experts in one form, made once: as they are, or else as plain numbers."""
+        if block not in self._uniforms:
+            mlps = [*block.experts, *([block.shared.mlp] if block.shared else [])]
+            if len({weight.format for weight in chain(*map(_matrices, mlps))}) == 1:
+                self._uniforms[block] = block
+            else:
+                plain = [SwiGLU(*map(self._plain, _matrices(mlp))) for mlp in mlps]
+                shared = block.shared and replace(block.shared, mlp=plain.pop())
+                self._uniforms[block] = replace(block, experts=plain, shared=shared)
+        return self._uniforms[block]
 
     def _table(self, block: MixtureBlock) -> Tensor | None:
         """Addresses of the experts' matrices, the shared expert's last, made once; None if no kernel takes them."""

@@ -13,8 +13,8 @@ _HEADS = 16  # that a program turns
 
 
 @triton.jit
-def _lookup(table_ptr, ids_ptr, out_ptr, total_ptr, stride, limit, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-            TOTAL: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+def _lookup(table_ptr, ids_ptr, out_ptr, stride, limit, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+            PDL: tl.constexpr):  # fmt: skip
     r = tl.program_id(0)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     take_input(PDL)
@@ -22,9 +22,6 @@ def _lookup(table_ptr, ids_ptr, out_ptr, total_ptr, stride, limit, WIDTH: tl.con
     row = tl.minimum(tl.maximum(tl.load(ids_ptr + r * stride), 0), limit - 1)
     values = tl.load(table_ptr + row * WIDTH + cols, mask=cols < WIDTH, other=0.0).to(tl.float32)
     tl.store(out_ptr + r * WIDTH + cols, values, mask=cols < WIDTH)
-    if TOTAL:
-        before = tl.load(total_ptr + r * WIDTH + cols, mask=cols < WIDTH, other=0.0)
-        tl.store(total_ptr + r * WIDTH + cols, before + values, mask=cols < WIDTH)
 
 
 @triton.jit
@@ -102,14 +99,12 @@ def rotate(x: Tensor, norm: tuple[Tensor, float] | None, table: tuple[Tensor, Te
     return out
 
 
-def lookup(table: Tensor, ids: Tensor, *, pdl: bool, total: Tensor | None = None) -> Tensor:
-    """Rows ``ids`` (int64 ``[rows]``, any stride) of ``table [n, width]`` as float32; ``total [rows, width]``, if
-    given, grows by them."""
+def lookup(table: Tensor, ids: Tensor, *, pdl: bool) -> Tensor:
+    """Rows ``ids`` (int64 ``[rows]``, any stride) of ``table [n, width]`` as float32."""
     width = table.shape[1]
     out = torch.empty(len(ids), width, dtype=torch.float32, device=table.device)
     _lookup[(len(ids), triton.cdiv(width, _BLOCK))](
-        table, ids, out, total if total is not None else out, ids.stride(0), len(table), WIDTH=width, BLOCK=_BLOCK,
-        TOTAL=total is not None, **launch_options(pdl, 4),
+        table, ids, out, ids.stride(0), len(table), WIDTH=width, BLOCK=_BLOCK, **launch_options(pdl, 4)
     )  # fmt: skip
     return out
 

@@ -85,6 +85,8 @@ def run_gpu_bench(config_dir: Path, settings: GpuSettings, told: Callable[[str],
     card = torch.cuda.get_device_name(backend.device)
     step_bytes = network.step_bytes
     rows = [_row("lluda", held, test, *values, step_bytes, bandwidth) for test, values in samples.items()]
+    for row in rows:
+        told(f"{row.test}: {row.median:.4g} {row.unit}")
     # What they hold is all of the card's memory.
     del network, backend
     gc.collect()
