@@ -72,7 +72,7 @@ def test_a_step_s_logits_are_the_reference_s(raw):
         for each, mine in zip((ours, theirs), caches, strict=True):
             for prompt, cache in zip(prompts, mine, strict=True):
                 each.prefill(prompt, cache)
-        for step in range(3):
+        for step in range(3 if DEVICE.type == "cuda" else 2):
             ids = [11 + step] * len(prompts)
             got, expected = ours.step(ids, caches[0]), theirs.step(ids, caches[1])
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
@@ -153,7 +153,7 @@ def test_frames_are_those_of_the_reference(temperature):
         *voice_parts(ReferenceBackend(DEVICE, Precision.of("f32"))), params, max_rows=64, kv_dtype="f32"
     )
     expected = spoken(theirs, rows, text, count)
-    for _ in range(3):  # a captured frame, and a captured prompt, serve again
+    for _ in range(3 if DEVICE.type == "cuda" else 1):  # a captured frame, and a captured prompt, serve again
         ours = graphs.frames(params, 64)
         assert spoken(ours, rows, text, count) == expected
         del ours
