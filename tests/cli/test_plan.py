@@ -61,7 +61,7 @@ def test_what_cannot_fit_is_shown_and_refused_with_both_numbers(lluda, model, li
     assert document["fits"] is False
     assert len(printed.lines) == 1
     assert f"needs {document['total'] / 1e9:.2f} GB" in printed.err
-    assert "0.00 GB are available; take a smaller --max-context" in printed.err
+    assert "0.00 GB are available, 0.00 GB too few; take a smaller --max-context" in printed.err
 
 
 def test_generate_refuses_what_cannot_fit_before_it_loads(lluda, model, little_memory, monkeypatch):
