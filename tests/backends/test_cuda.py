@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton", reason="the kernels of the cuda backend are Triton's: pip install triton")
 
-from lluda.backends import triton_formats
+from lluda.backends import triton_formats, triton_mixture
 from lluda.backends.base import Precision
 from lluda.backends.blocks import (
     AttentionBlock,
@@ -22,7 +22,7 @@ from lluda.backends.blocks import (
     SwiGLU,
     SwiGLUBlock,
 )
-from lluda.backends.coded_weight import pack, split_q8_0
+from lluda.backends.coded_weight import PACKED, Q8_0, pack, split_q8_0
 from lluda.backends.cuda import CudaBackend
 from lluda.backends.cuda_graph import DeviceStore, store_row
 from lluda.backends.packing import pack_matrix
@@ -382,6 +382,14 @@ def test_codes_are_those_of_the_host_s_sampler(settings, rounded):
                        suppressed=not_said, seen=said)  # fmt: skip
         assert out.item() == expected
         assert said[expected] == 1
+
+
+@pytest.mark.parametrize(
+    ("form", "tiles"), [("BF16", ((4, 4), (8, 8))), (Q8_0, ((4, 4), (8, 8))), (PACKED, ((2, 2), (4, 4)))]
+)
+def test_tiles_of_a_thinker_s_experts_are_those_that_were_fastest(monkeypatch, form, tiles):
+    monkeypatch.setattr(triton_mixture, "interpreted", lambda: False)
+    assert triton_mixture._tiles(2048, 768, DenseWeight(torch.empty(0, 0), form)) == tiles
 
 
 def test_sampling_shows_nan_and_stays_in_the_vocabulary():

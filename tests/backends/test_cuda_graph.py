@@ -9,8 +9,9 @@ pytest.importorskip("triton", reason="the kernels of the cuda backend are Triton
 
 import lluda
 from lluda.backends.base import Precision
-from lluda.backends.blocks import Segment
+from lluda.backends.blocks import Parameters, Segment
 from lluda.backends.cuda import CudaBackend
+from lluda.backends.cuda_graph import Graph, on_host, pinned
 from lluda.backends.reference import ReferenceBackend
 from lluda.backends.triton_target import interpreted
 from lluda.bench.gpu_speech import host_waits
@@ -28,6 +29,7 @@ from lluda.inputs.tokenizer import Tokenizer
 from lluda.models.causal_lm import CausalLM
 from lluda.models.code2wav import Code2Wav, code2wav_parameters
 from lluda.models.code_predictor import CodePredictor, code_predictor_parameters
+from lluda.models.decoder import mixture_parameters
 from lluda.models.talker import Talker, talker_parameters
 from tests.cli.omni import write_speaking_omni
 from tests.conftest import placed, random_tensors
@@ -58,9 +60,14 @@ def cuda_backend():
     return CudaBackend(DEVICE, Precision.of("f32"))
 
 
-def generator(raw, backend):
+def generator(raw, backend, experts=None):
     config = ModelConfig.from_hf(raw).text
-    network = CausalLM(config, placed(random_tensors(raw), raw, backend), backend)
+    parameters = placed(random_tensors(raw), raw, backend)
+    if experts is not None:
+        apart = placed(random_tensors(raw), raw, experts).values
+        taken = {spec.name: apart[spec.name] for spec in mixture_parameters(config)}
+        parameters = Parameters({**parameters.values, **taken})
+    network = CausalLM(config, parameters, backend, experts=experts)
     return Generator(network, Tokenizer.empty(), (), CacheOptions(64, dtype="f32"))
 
 
@@ -94,6 +101,42 @@ def test_answers_are_the_reference_s():
     ]
     assert answers[0] == answers[1]
     assert ours._graph(2) is ours._graph(2)
+
+
+@pytest.mark.parametrize("here", ["cuda", "reference"])
+def test_a_step_is_the_reference_s_with_its_experts_on_another_backend(here):
+    cpu, precision = torch.device("cpu"), Precision.of("f32")
+    apart = {
+        "cuda": lambda: generator(SPARSE, cuda_backend(), ReferenceBackend(cpu, precision)),
+        "reference": lambda: generator(SPARSE, ReferenceBackend(cpu, precision), cuda_backend()),
+    }[here]()
+    theirs, prompt = generator(SPARSE, ReferenceBackend(cpu, precision)), list(range(20))
+    caches = apart.new_cache(), theirs.new_cache()
+    pairs = [(apart.prefill(prompt, caches[0]), theirs.prefill(prompt, caches[1]))]
+    pairs += [(apart.step([token], caches[:1])[0], theirs.step([token], caches[1:])[0]) for token in (11, 12)]
+    for ours, expected in pairs:
+        torch.testing.assert_close(ours.cpu(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="nothing is captured without a GPU")
+def test_a_captured_step_is_broken_for_work_on_the_host():
+    x, y, here = torch.ones(3, device=DEVICE), torch.zeros(3, device=DEVICE), pinned((3,), torch.float32, DEVICE)
+    seen = []
+
+    def body():
+        here.copy_(x * 2, non_blocking=True)
+        on_host(lambda: seen.append(here.tolist()), DEVICE)
+        y.copy_(here, non_blocking=True)
+        y.add_(1)
+
+    graph = Graph(body, DEVICE, capture=True)
+    seen.clear()
+    for value in (5.0, 7.0):
+        x.fill_(value)
+        graph.launch()
+        graph.wait()
+        assert y.tolist() == [2 * value + 1] * 3
+    assert seen == [[10.0] * 3, [14.0] * 3]
 
 
 def test_logits_without_a_largest_end_the_answer():
@@ -236,7 +279,16 @@ def speaking(tmp_path_factory):
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="there is one device")
 @pytest.mark.parametrize(
-    "place", ["code2wav=cpu", "talker=cpu,code_predictor=cpu", "thinker=cpu", "audio_encoder=cpu", "code_predictor=cpu"]
+    "place",
+    [
+        "code2wav=cpu",
+        "talker=cpu,code_predictor=cpu",
+        "thinker=cpu",
+        "audio_encoder=cpu",
+        "code_predictor=cpu",
+        "experts=cpu",
+        "thinker=cpu,experts=cuda",
+    ],
 )
 def test_speech_is_the_same_in_any_placement(speaking, place):
     message = [{"role": "user", "content": HEARD}]

@@ -82,9 +82,22 @@ def test_the_released_30b_at_full_size(lluda, shared_configs):
     assert document["weight_bytes"] == 2 * document["parameters"]
 
 
+def test_the_experts_of_the_released_30b_on_a_device_of_their_own(lluda, shared_configs):
+    printed = lluda("plan", shared_configs / "Qwen3-30B-A3B", "--json", "--place", "experts=cpu:0")
+    experts = [row for row in json.loads(printed.out)["weights"] if row["device"] == "cpu:0"]
+    layers, count, hidden, width = 48, 128, 2048, 768
+    assert {row["component"]: row["parameters"] for row in experts} == {
+        "text / routed experts": layers * count * 3 * hidden * width,
+        "text / routers": layers * count * hidden,
+        "text / norms": layers * hidden,
+    }
+    assert json.loads(printed.out)["parameters"] == 30_532_122_624
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--place", "experts=cpu:0"], "place: this qwen3 model has no experts; leave experts= out"),
         (["--max-context", "5000"], "max_context 5000 exceeds the model's 1024 positions"),
         (["--max-context", "0"], "max_context must be a positive integer, not 0"),
         (["--prefill-chunk", "0"], "prefill_chunk must be a positive integer, not 0"),

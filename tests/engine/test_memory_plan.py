@@ -45,8 +45,9 @@ def test_a_device_whose_part_does_not_fit_is_named():
         plan.require_fit()
 
 
-def omni_plan(card, machine):
-    sizes = {"thinker / mlp": 60, "thinker.visual / mlp": 2, "talker / mlp": 6, "code2wav / other": 1}
+def omni_plan(card, machine, experts=0):
+    sizes = {"thinker / mlp": 60 - experts, "thinker.visual / mlp": 2, "talker / mlp": 6, "code2wav / other": 1}
+    sizes |= {"thinker / routed experts": experts - 1, "thinker / routers": 1} if experts else {}
     weights = tuple(PlanRow(name, 1, size * 10**9, "cuda") for name, size in sizes.items())
     rest = PlanRow("KV", 0, 10**9, "cuda"), PlanRow("activations", 0, 10**9, "cuda")
     return MemoryPlan("bf16", weights, *rest, available={"cuda": card * 10**9, "cpu": machine * 10**9})
@@ -66,3 +67,18 @@ def test_a_card_that_is_too_small_is_told_what_fits(card, machine, message):
     with pytest.raises(OutOfMemory, match=message):
         omni_plan(card, machine).require_fit()
     omni_plan(71, 1).require_fit()
+
+
+@pytest.mark.parametrize(
+    ("card", "machine", "message"),
+    [
+        (70, 99, r"--place code2wav=cpu fits"),  # what costs least
+        (24, 99, r"--place experts=cpu fits"),
+        (13, 99, r"--place experts=cpu,code2wav=cpu fits"),
+        (24, 49, r"47\.00 GB too few; take a smaller"),  # the CPU has no room for the experts
+        (3, 99, r"68\.00 GB too few; take a smaller"),
+    ],
+)
+def test_a_card_that_is_too_small_for_the_experts_is_told_to_place_them(card, machine, message):
+    with pytest.raises(OutOfMemory, match=message):
+        omni_plan(card, machine, experts=57).require_fit()

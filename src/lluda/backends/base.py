@@ -117,6 +117,11 @@ class ComputeBackend(ABC):
         ``kv_dtype``. None: this backend runs them operation by operation."""
         return None
 
+    def on_host(self, work: Callable[[], object]) -> None:
+        """Run ``work`` on the host, between what this backend was asked before and what it is asked next; again each
+        time that a captured step is launched."""
+        work()
+
     def run_layers(
         self, layers: Layers, x: Tensor, positions: Tensor, segments: Sequence[Segment], observe: Observer | None
     ) -> Tensor:

@@ -6,9 +6,10 @@ the host wants of it in another; in between the host is not asked.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -48,7 +49,12 @@ def store_row(store: KeyValueStore, rows: int = 1) -> tuple[int, int, int, int]:
 class Graph:
     """``body()``, which reads and writes tensors of fixed places, as one launch on ``device``; without ``capture`` (a
     CPU, or to compare) it runs each time. It is run once to compile what is not compiled yet (``warm_up_seconds``);
-    ``state``, which it changes, is put back after that."""
+    ``state``, which it changes, is put back after that.
+
+    Where the body asks for work `on_host`, the launch is in parts, with that work between them."""
+
+    recording: ClassVar[Graph | None] = None
+    """The one that is being captured."""
 
     def __init__(
         self,
@@ -60,9 +66,10 @@ class Graph:
         pool: Any = None,
     ) -> None:
         self._body, self._device = body, device
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._parts: list[torch.cuda.CUDAGraph | Callable[[], object]] = []
         started = time.perf_counter()
         if capture:
+            self._pool = pool or torch.cuda.graph_pool_handle()
             stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call, unused-ignore]
             before = [tensor.clone() for tensor in state]
             stream.wait_stream(torch.cuda.current_stream(device))
@@ -72,22 +79,63 @@ class Graph:
             for tensor, value in zip(state, before, strict=True):
                 tensor.copy_(value)
             torch.cuda.synchronize(device)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=stream, pool=pool):
-                body()
+            gc.collect()  # what goes away while capturing would be captured
+            torch.cuda.empty_cache()
+            with torch.cuda.stream(stream):
+                self._record()
         self.warm_up_seconds = time.perf_counter() - started
 
     def launch(self) -> None:
         """Put it on the current stream."""
-        if self._graph is None:
+        if not self._parts:
             self._body()
-        else:
-            self._graph.replay()
+        for part in self._parts:
+            if isinstance(part, torch.cuda.CUDAGraph):
+                part.replay()
+            else:
+                self.wait()
+                part()
 
     def wait(self) -> None:
         """Until what was launched is done."""
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
+
+    def break_for(self, work: Callable[[], object]) -> None:
+        """While capturing: end this part; ``work`` comes behind it, then the next."""
+        self._end()
+        self._parts.append(work)
+        self._begin()
+
+    def _record(self) -> None:
+        Graph.recording = self
+        self._begin()
+        try:
+            self._body()
+        finally:
+            Graph.recording = None
+            self._end()
+
+    def _begin(self) -> None:
+        part = torch.cuda.CUDAGraph()
+        part.capture_begin(pool=self._pool)  # type: ignore[no-untyped-call, unused-ignore]
+        self._parts.append(part)
+
+    def _end(self) -> None:
+        part = self._parts[-1]
+        assert isinstance(part, torch.cuda.CUDAGraph), "work on the host ends where a part begins"
+        part.capture_end()
+
+
+def on_host(work: Callable[[], object], device: torch.device) -> None:
+    """Run ``work`` when all before it on ``device``'s current stream is done; what comes next there comes after it. A
+    step that is being captured is broken there, and each of its launches runs ``work``."""
+    if Graph.recording is not None:
+        Graph.recording.break_for(work)
+        return
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    work()
 
 
 def pinned(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

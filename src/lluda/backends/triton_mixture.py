@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lluda.backends.blocks import Weight
+from lluda.backends.coded_weight import PACKED
 from lluda.backends.triton_formats import aside, compute_of, dot, fetch, form_of, row, settle, tile_columns
 from lluda.backends.triton_target import interpreted, launch_options, take_input
 
@@ -144,7 +145,7 @@ def mixture(
     device, padded = x.device, triton.next_power_of_2(experts)
     acts = torch.empty(rows, top_k * width + shared, dtype=compute_of(like), device=device)
     block_k = tile_columns(hidden, like, 4096)
-    (block_n, warps), (down_n, down_warps) = tiles or _tiles(hidden, width)
+    (block_n, warps), (down_n, down_warps) = tiles or _tiles(hidden, width, like)
     blocks = top_k * triton.cdiv(width, block_n) + triton.cdiv(shared, block_n)
     slots = top_k + (shared > 0)
     places = torch.empty(rows, slots, 3, dtype=torch.int64, device=device)
@@ -166,9 +167,12 @@ def mixture(
     return x
 
 
-def _tiles(hidden: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows of a matrix for one program, and its warps: of gate and up, of down."""
+def _tiles(hidden: int, width: int, like: Weight) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows of a matrix for one program, and its warps: of gate and up, of down. Packed weights are more work in
+    registers: half as many for half as many warps decode a thinker a tenth faster (journal/11-gpu.md)."""
     if interpreted():
         return (16, 4), (32, 4)
-    block = min(triton.next_power_of_2(hidden), 4096)
-    return (max(1, min(8, 8192 // block)), 4), (max(1, min(8, 8192 // triton.next_power_of_2(width))), 8)
+    weights, warps = (4096, (2, 4)) if like.format == PACKED else (8192, (4, 8))
+    columns = min(triton.next_power_of_2(hidden), 4096), triton.next_power_of_2(width)
+    gate_up, down = (max(1, min(8, weights // count)) for count in columns)
+    return (gate_up, warps[0]), (down, warps[1])

@@ -105,13 +105,14 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", default="auto", metavar="T", help="auto (default: as released), bf16, f32 or f64")
     group.add_argument("--device", default="cpu", metavar="D", help="cpu (default), cuda, cuda:1, …")
     group.add_argument(
-        "--place", default="", metavar="C=D,…", help="devices of single Omni components: thinker=cuda:0,code2wav=cpu"
-    )
+        "--place", default="", metavar="C=D,…",
+        help="devices of single Omni components: thinker=cuda:0,code2wav=cpu; of any mixture of experts: experts=cpu",
+    )  # fmt: skip
     group.add_argument("--max-context", type=int, metavar="N", help="positions a sequence may have (default 8192)")
     group.add_argument("--kv-cache", default="growing", metavar="S", help="growing (default) or preallocated")
     group.add_argument("--kv-dtype", default="auto", metavar="T", help="auto (default: as --dtype), bf16, f32 or f64")
     group.add_argument(
-        "--prefill-chunk", type=int, default=512, metavar="N", help="prompt tokens computed at once (default 512)"
+        "--prefill-chunk", type=int, metavar="N", help="prompt tokens computed at once (default 512, on a GPU 2048)"
     )
 
 

@@ -85,7 +85,7 @@ def _network(files: ModelFiles, load: LoadOptions, name: str) -> Implementation:
     with byte_progress("loading") as progress:
         network = LludaNetwork(files, load, progress)
     network.name = files.path.name
-    say(f"{name}: {network.report.describe()}; {network.backend.describe()}")
+    say(f"{name}: {network.report.describe()}; {network.network.describe()}")
     return network
 
 

@@ -83,19 +83,19 @@ def _validate(files: ModelFiles, load: LoadOptions, args: argparse.Namespace) ->
     from lluda.evaluation.validation_run import validate
 
     if files.config.omni is not None:
-        return validate_omni(files, load, _omni_request(args, files, files.config.omni), _note)
+        return validate_omni(files, load, _omni_request(args, load, files, files.config.omni), _note)
     if args.only or args.media or args.speaker or args.frames is not None:
         raise InvalidRequest(
             f"{files.path.name} is a text model: --only, --frames, --speaker and media are for Omni models"
         )
-    return validate(files, load, _request(args, files), _note)
+    return validate(files, load, _request(args, load, files), _note)
 
 
 def _note(text: str) -> None:
     print(f"lluda: {text}", file=sys.stderr)
 
 
-def _omni_request(args: argparse.Namespace, files: ModelFiles, omni: OmniConfig) -> OmniRequest:
+def _omni_request(args: argparse.Namespace, load: LoadOptions, files: ModelFiles, omni: OmniConfig) -> OmniRequest:
     """Media as given; without any and without a --prompt, made-up ones of each kind."""
     from lluda.evaluation.omni_inputs import made_up_media, omni_input
     from lluda.evaluation.omni_validation import DEFAULT_FRAMES, OmniRequest
@@ -120,13 +120,13 @@ def _omni_request(args: argparse.Namespace, files: ModelFiles, omni: OmniConfig)
         only=tuple(args.only),
         greedy=args.greedy,
         frames=DEFAULT_FRAMES if args.frames is None else args.frames,
-        rows_per_step=1 if args.cached else args.prefill_chunk,
+        rows_per_step=1 if args.cached else load.prefill_rows,
         speaker=args.speaker,
         float64=not args.no_float64,
     )
 
 
-def _request(args: argparse.Namespace, files: ModelFiles) -> ValidationRequest:
+def _request(args: argparse.Namespace, load: LoadOptions, files: ModelFiles) -> ValidationRequest:
     from lluda.evaluation.validation import ValidationRequest
     from lluda.evaluation.validation_run import random_ids
 
@@ -147,7 +147,7 @@ def _request(args: argparse.Namespace, files: ModelFiles) -> ValidationRequest:
         ids=ids,
         source=source,
         reference=args.reference,
-        rows_per_step=1 if args.cached else args.prefill_chunk,
+        rows_per_step=1 if args.cached else load.prefill_rows,
         greedy=args.greedy,
         float64=not args.no_float64,
     )

@@ -28,7 +28,9 @@ from lluda.models.decoder import Observer
 if TYPE_CHECKING:
     from lluda.backends.cuda_graph import DecodeGraph
 
-PREFILL_CHUNK = 512
+PREFILL_CHUNK, GPU_PREFILL_CHUNK = 512, 2048
+"""Rows of a prompt computed at once, on a CPU and on a GPU."""
+
 MAX_STREAMS = 16
 
 

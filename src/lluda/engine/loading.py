@@ -19,10 +19,10 @@ from lluda.backends.base import ComputeBackend
 from lluda.backends.blocks import Parameters, Weight
 from lluda.config import DTypeName, ModelConfig, resolve_dtype
 from lluda.config_reader import ConfigReader
-from lluda.engine.generation import PREFILL_CHUNK
+from lluda.engine.generation import GPU_PREFILL_CHUNK, PREFILL_CHUNK
 from lluda.engine.kv_cache import CacheOptions, Strategy
 from lluda.engine.memory_plan import MemoryPlan, plan_memory
-from lluda.engine.placement import Backends, component_of_parameter, read_placement
+from lluda.engine.placement import EXPERTS, Backends, read_placement
 from lluda.engine.speech import Voice
 from lluda.engine.talker_prompt import TalkerPromptBuilder
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError, UnsupportedModel
@@ -33,6 +33,7 @@ from lluda.models.build import (
     SPEECH_PREFIXES,
     all_parameters,
     build_text_model,
+    expert_parameters,
     speech_parameters,
     text_parameters,
 )
@@ -63,12 +64,14 @@ MAX_THREADS = 1024
 class LoadOptions:
     """How to load. ``dtype``: auto (as released), bf16, f32, f64. ``device``: any torch device. ``place``: devices of
     single components of an Omni model (`lluda.engine.placement`), as a mapping or as ``thinker=cuda:0,code2wav=cpu``;
-    the others are on ``device``. ``backend``: auto or a name. ``weights``: auto (as stored, which for Q8_0 holds in
+    the others are on ``device``; ``experts=cpu`` puts the mixture blocks of any mixture-of-experts model apart.
+    ``backend``: auto or a name. ``weights``: auto (as stored, which for Q8_0 holds in
     BF16 runs), bf16 (packed and Q8_0 ones are decoded), packed to 12 bits without loss (cpu, cuda; Q8_0 ones stay),
     or blocked, a copy in oneDNN's order (reference backend in BF16; its auto). ``activations``: what Q8_0 weights
     multiply, exact rows or rows rounded to q8_0 as in llama.cpp. ``max_context``: positions a sequence may have
     (default: the model's limit, at most 8192). ``kv_cache``: growing or preallocated; ``kv_dtype``: auto (as dtype),
-    bf16, f32. ``threads``: CPU threads. ``check_tensors``: look at every value, and warn, fail, or off. ``allow_*``
+    bf16, f32. ``prefill_chunk``: prompt rows computed at once (default: 2048 on a GPU, 512 elsewhere).
+    ``threads``: CPU threads. ``check_tensors``: look at every value, and warn, fail, or off. ``allow_*``
     accept what is refused by default."""
 
     dtype: str = "auto"
@@ -80,21 +83,32 @@ class LoadOptions:
     max_context: int | None = None
     kv_cache: Strategy = "growing"
     kv_dtype: str = "auto"
-    prefill_chunk: int = PREFILL_CHUNK
+    prefill_chunk: int | None = None
     threads: int | None = None
     check_tensors: CheckTensors = "warn"
     allow_unexpected: bool = False
     allow_unknown_config: bool = False
 
     def __post_init__(self) -> None:
-        for name, value in (("max_context", self.max_context), ("threads", self.threads)):
+        for name in ("max_context", "threads", "prefill_chunk"):
+            value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InvalidRequest(f"{name} must be a positive integer, not {value!r:.80}")
         if self.threads is not None and self.threads > MAX_THREADS:
             raise InvalidRequest(f"threads must be at most {MAX_THREADS}, not {self.threads}; take one for each core")
         read_placement(self.place)
-        if self.prefill_chunk < 1:
-            raise InvalidRequest(f"prefill_chunk must be a positive integer, not {self.prefill_chunk}")
+
+    @property
+    def thinker_device(self) -> str:
+        """Where a text model, or the thinker of an Omni one, is."""
+        return read_placement(self.place).get("thinker", self.device)
+
+    @property
+    def prefill_rows(self) -> int:
+        """Prompt rows computed at once. A GPU is kept busy by more of them, and reads the experts less often."""
+        if self.prefill_chunk is not None:
+            return self.prefill_chunk
+        return GPU_PREFILL_CHUNK if self.thinker_device.startswith("cuda") else PREFILL_CHUNK
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +135,15 @@ class ModelFiles:
     def plan(self, options: LoadOptions, *, speech: bool = False) -> MemoryPlan:
         """The memory this model will take under ``options``, with what speaks if ``speech``."""
         context, dtype = self.context(options), resolve_dtype(options.dtype, self.config.dtype)
-        placement = self.backends(options, dtype).placement
         return plan_memory(
             all_parameters(self.config) if speech else text_parameters(self.config),
             self.config.text,
             dtype=dtype,
             kv_bytes=self.cache_options(options, dtype).bytes_for(self.config.text, context),
             context=context,
-            prefill_rows=min(options.prefill_chunk, context),
-            device=placement.get("thinker", options.device),
-            device_of=lambda name: placement.get(component_of_parameter(name), options.device),
+            prefill_rows=min(options.prefill_rows, context),
+            device=options.thinker_device,
+            device_of=self.backends(options, dtype).device_of_parameter,
             stored=self._kept_bytes(options, dtype),
         )
 
@@ -159,15 +172,19 @@ class ModelFiles:
         return options.max_context
 
     def backends(self, options: LoadOptions, dtype: DTypeName) -> Backends:
-        """What the components run on. InvalidRequest: components are placed of a model that has none."""
-        placement = read_placement(options.place)
-        if placement and self.config.omni is None:
-            kind = self.config.model_type
+        """What the components run on. InvalidRequest: components are placed of a model that has none, or experts of a
+        dense one."""
+        placement, kind = read_placement(options.place), self.config.model_type
+        experts = frozenset(spec.name for spec in expert_parameters(self.config)) if EXPERTS in placement else ()
+        if EXPERTS in placement and not experts:
+            raise InvalidRequest(f"place: this {kind} model has no experts; leave {EXPERTS}= out")
+        if placement.keys() - {EXPERTS} and self.config.omni is None:
             raise InvalidRequest(f"place is for the components of an Omni model; for a {kind} model say --device")
         return Backends(
             options.device,
             placement,
             lambda device: select_backend(options.backend, device, dtype, options.weights, options.activations),
+            experts,
         )
 
     def cache_options(self, options: LoadOptions, dtype: DTypeName) -> CacheOptions:

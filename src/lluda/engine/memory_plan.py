@@ -21,6 +21,9 @@ _MOVABLE = {
 }  # fmt: skip
 """Components as the plan and as ``--place`` call them, those first that cost least on a CPU."""
 
+_THINKERS, _EXPERT_PARTS = ("thinker", "text"), ("routed experts", "shared experts", "routers")
+"""Components whose experts can be apart from them, and parts that then go; norms are too small to tell apart here."""
+
 DTYPE_BYTES: Mapping[str, int] = {"bf16": 2, "f32": 4, "f64": 8}
 
 
@@ -93,16 +96,29 @@ class MemoryPlan:
                 )
 
     def _moved_to_cpu(self, device: str) -> str:
-        """The first of the components on ``device``, as ``--place`` takes them, without which the others fit it, where
-        the CPU has room for them; empty if there are none."""
-        missing, moved = self.total_on(device) - self.available[device], dict[str, int]()
-        for component, name in _MOVABLE.items():
-            mine = [row for row in self.weights if row.device == device and row.component.split(" / ")[0] == component]
-            if mine and sum(moved.values()) < missing:
-                moved[name] = sum(row.nbytes for row in mine)
-        room = self.available.get("cpu", 0 if device.startswith("cpu") else _available("cpu"))
-        enough = missing <= sum(moved.values()) <= room - self.total_on("cpu")
-        return ",".join(f"{name}=cpu" for name in moved) if enough else ""
+        """Components on ``device``, as ``--place`` takes them, without which the others fit it, where the CPU has room
+        for them: as few as do of those that cost least there, or the experts and, if need be, others; empty if no
+        choice fits."""
+        missing, sizes = self.total_on(device) - self.available[device], dict[str, int]()
+        for row in self.weights:
+            if row.device == device and (name := _movable(row)):
+                sizes[name] = sizes.get(name, 0) + row.nbytes
+        room = self.available.get("cpu", 0 if device.startswith("cpu") else _available("cpu")) - self.total_on("cpu")
+        cheap = [name for name in _MOVABLE.values() if name in sizes]
+        for order in (cheap, ["experts", *cheap] if "experts" in sizes else []):
+            moved: list[str] = []
+            for name in order:
+                if sum(sizes[each] for each in moved) < missing:
+                    moved.append(name)
+            if missing <= sum(sizes[each] for each in moved) <= room:
+                return ",".join(f"{name}=cpu" for name in moved)
+        return ""
+
+
+def _movable(row: PlanRow) -> str | None:
+    """What ``--place`` calls what the row is of, if it may be moved by itself."""
+    component, _, part = row.component.partition(" / ")
+    return "experts" if component in _THINKERS and part in _EXPERT_PARTS else _MOVABLE.get(component)
 
 
 def plan_memory(
@@ -136,7 +152,7 @@ def plan_memory(
         dtype=dtype,
         weights=weights,
         kv_cache=PlanRow(f"KV cache, {context} positions", 0, kv_bytes, device),
-        activations=PlanRow("activations", 0, activation_bytes, device),
+        activations=PlanRow(f"activations, {prefill_rows} rows", 0, activation_bytes, device),
         available={name: _available(name) for name in dict.fromkeys([device, *(row.device for row in weights)])},
     )
 

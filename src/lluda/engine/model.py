@@ -64,7 +64,7 @@ class Model:
         self.network, self.report = load_network(files, options, progress)
         self.media = MediaReader(self.network, files.path) if isinstance(self.network, Thinker) else None
         self.generator = Generator(
-            self.network, self.tokenizer, files.eos_ids, files.cache_options(options, self.dtype), options.prefill_chunk
+            self.network, self.tokenizer, files.eos_ids, files.cache_options(options, self.dtype), options.prefill_rows
         )
 
     def describe(self) -> str:
@@ -72,8 +72,9 @@ class Model:
         cache = self.generator.cache_options
         return (
             f"{self.files.path.name}: {self.config.model_type}, {self.report.describe()}; "
-            f"{self.network.backend.describe()}; "
-            f"context {cache.max_length}, {cache.strategy} KV cache in {cache.dtype}"
+            f"{self.network.describe()}; "
+            f"context {cache.max_length}, {cache.strategy} KV cache in {cache.dtype}, "
+            f"prompts in chunks of {self.generator.prefill_chunk}"
         )
 
     def generate(

@@ -1,8 +1,8 @@
-"""Which component of an Omni model runs on which device."""
+"""Which component of a model runs on which device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from lluda.backends.base import ComputeBackend
@@ -18,8 +18,11 @@ COMPONENTS: Mapping[str, str] = {
 }
 """Prefix of each component's tensors; where two fit, the first."""
 
+EXPERTS = "experts"
+"""The thinker's mixture blocks (of a text model: its own), which may be apart from its attention."""
+
 Placement = Mapping[str, str]
-"""Device of the components that are not on the default one."""
+"""Device of the components that are not on the default one; of experts, that are not with the thinker."""
 
 
 def read_placement(given: str | Mapping[str, str]) -> dict[str, str]:
@@ -33,8 +36,9 @@ def read_placement(given: str | Mapping[str, str]) -> dict[str, str]:
         ]
     placed: dict[str, str] = {}
     for name, device in pairs:
-        if name not in COMPONENTS:
-            raise InvalidRequest(f"place: component {name!r:.40} does not exist; choose from {', '.join(COMPONENTS)}")
+        if name not in (*COMPONENTS, EXPERTS):
+            known = ", ".join((*COMPONENTS, EXPERTS))
+            raise InvalidRequest(f"place: component {name!r:.40} does not exist; choose from {known}")
         if name in placed or not device:
             rule = "is placed twice" if name in placed else "has no device; write component=device"
             raise InvalidRequest(f"place: {name} {rule}")
@@ -49,20 +53,34 @@ def component_of_parameter(name: str) -> str:
 
 @dataclass(slots=True)
 class Backends:
-    """One backend for each device that a component is on, made when first asked for."""
+    """One backend for each device that a component is on, made when first asked for. ``experts``: names of the tensors
+    of mixture blocks."""
 
     default: str
     placement: Placement
     make: Callable[[str], ComputeBackend]
+    experts: Collection[str] = frozenset()
     _made: dict[str, ComputeBackend] = field(default_factory=dict)
+
+    def device(self, component: str) -> str:
+        """The device that ``component`` is on."""
+        if component == EXPERTS and EXPERTS not in self.placement:
+            component = "thinker"
+        return self.placement.get(component, self.default)
+
+    def device_of_parameter(self, name: str) -> str:
+        """The device that holds a checkpoint tensor."""
+        return self.device(EXPERTS if name in self.experts else component_of_parameter(name))
 
     def of(self, component: str) -> ComputeBackend:
         """The backend that runs ``component``. Errors as `lluda.backends.select_backend`."""
-        device = self.placement.get(component, self.default)
-        if device not in self._made:
-            self._made[device] = self.make(device)
-        return self._made[device]
+        return self._on(self.device(component))
 
     def of_parameter(self, name: str) -> ComputeBackend:
         """The backend that holds a checkpoint tensor."""
-        return self.of(component_of_parameter(name))
+        return self._on(self.device_of_parameter(name))
+
+    def _on(self, device: str) -> ComputeBackend:
+        if device not in self._made:
+            self._made[device] = self.make(device)
+        return self._made[device]

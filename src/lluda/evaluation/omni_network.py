@@ -46,7 +46,8 @@ class OmniNetwork:
         self.files, self.options, self.omni = files, options, files.config.omni
         self.dtype: str = resolve_dtype(options.dtype, files.config.dtype)
         self.cache_options = files.cache_options(options, self.dtype)
-        _, self.backend = load_parameters(files, options, [])
+        self.backend_of = files.backends(options, self.dtype).of
+        self.backend = self.backend_of("thinker")
         self.reader = MediaReader(_Parts(files, self.backend), files.path)
         raw = read_preprocessor_config(files.path)
         self.vision_input = VisionInputConfig.from_hf(raw, str(files.path / PREPROCESSOR_CONFIG_NAME))
@@ -80,7 +81,7 @@ class OmniNetwork:
     def hear(self, media: Sequence[PreparedMedia], observe: Observe | None = None) -> list[Tensor | None]:
         """The audio encoder over the sound of each medium that has any; stages as `audio_encoder.Observer`."""
         config = self.omni.audio
-        encoder = AudioEncoder(config, self.load(audio_encoder_parameters(config)), self.backend)
+        encoder = AudioEncoder(config, self.load(audio_encoder_parameters(config)), self.backend_of("audio_encoder"))
         sounds = [None if medium.features is None else torch.tensor(medium.features) for medium in media]
         return [None if sound is None else encoder([sound], observe) for sound in sounds]
 
@@ -88,21 +89,22 @@ class OmniNetwork:
     def see(self, media: Sequence[PreparedMedia], observe: Observe | None = None) -> list[VisionOutput | None]:
         """The vision encoder over each medium that is seen; stages as `vision_encoder.Observer`."""
         config = self.omni.vision
-        encoder = VisionEncoder(config, self.load(vision_encoder_parameters(config)), self.backend)
+        encoder = VisionEncoder(config, self.load(vision_encoder_parameters(config)), self.backend_of("vision_encoder"))
         patches = [medium.patches for medium in media]
         return [None if each is None else encoder(each.values, [each.grid], observe) for each in patches]
 
     def thinker(self, prompt: PromptRows, media: MediaRows | None = None) -> OmniThinker:
         """The decoder on ``prompt``; ``media`` collects what the talker takes of it."""
         config = self.files.config.text
-        network = CausalLM(config, self.load(causal_lm_parameters(config, PREFIX)), self.backend, PREFIX)
+        parameters, experts = self.load(causal_lm_parameters(config, PREFIX)), self.backend_of("experts")
+        network = CausalLM(config, parameters, self.backend, PREFIX, experts)
         return OmniThinker(network, prompt, self.cache_options, self.dtype, media)
 
     @torch.inference_mode()
     def code2wav(self, codes: Tensor) -> dict[str, Tensor]:
         """Every stage of int64 ``codes [codebooks, frames]``, and the ``waveform [1, samples]``."""
         config, seen = self.speech.code2wav, Recorder()
-        network = Code2Wav(config, self.load(code2wav_parameters(config)), self.backend)
+        network = Code2Wav(config, self.load(code2wav_parameters(config)), self.backend_of("code2wav"))
         seen("waveform", network.push(codes, network.stream(), seen)[None])
         return seen.stages
 

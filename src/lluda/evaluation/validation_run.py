@@ -101,7 +101,7 @@ class _Run:
     def _lluda(self) -> tuple[Trace, Continuation, str]:
         with self._timed("lluda"):
             network = LludaNetwork(self.files, self.options)
-            return (*self._observe(network), network.backend.describe())
+            return (*self._observe(network), network.network.describe())
 
     def _transformers(self) -> tuple[Trace, Continuation, Trace | None]:
         with self._timed("transformers"):

@@ -11,7 +11,9 @@ from lluda.config_omni import SpeechConfig
 from lluda.models.causal_lm import CausalLM, causal_lm_parameters
 from lluda.models.code2wav import code2wav_parameters
 from lluda.models.code_predictor import code_predictor_parameters
+from lluda.models.decoder import mixture_parameters
 from lluda.models.talker import talker_parameters
+from lluda.models.thinker import PREFIX as THINKER_PREFIX
 from lluda.models.thinker import Thinker, thinker_parameters
 from lluda.parameters import ParameterSpec
 
@@ -24,6 +26,11 @@ def text_parameters(config: ModelConfig) -> list[ParameterSpec]:
     if config.omni is None:
         return causal_lm_parameters(config.text)
     return list(thinker_parameters(config.text, config.omni))
+
+
+def expert_parameters(config: ModelConfig) -> Iterator[ParameterSpec]:
+    """The tensors of the mixture blocks of what answers in text; none of a dense model."""
+    return mixture_parameters(config.text, f"{THINKER_PREFIX if config.omni else ''}model.")
 
 
 def speech_parameters(config: SpeechConfig) -> Iterator[ParameterSpec]:
@@ -42,8 +49,8 @@ def all_parameters(config: ModelConfig) -> list[ParameterSpec]:
 def build_text_model(
     config: ModelConfig, parameters: Parameters, backend_of: Callable[[str], ComputeBackend]
 ) -> CausalLM:
-    """The network over ``text_parameters``; ``backend_of`` a component (``thinker``, ``audio_encoder``,
+    """The network over ``text_parameters``; ``backend_of`` a component (``thinker``, ``experts``, ``audio_encoder``,
     ``vision_encoder``) is what its parameters were placed by."""
     if config.omni is None:
-        return CausalLM(config.text, parameters, backend_of("thinker"))
+        return CausalLM(config.text, parameters, backend_of("thinker"), experts=backend_of("experts"))
     return Thinker(config.text, config.omni, parameters, backend_of)

@@ -16,16 +16,34 @@ from lluda.parameters import ParameterSpec
 class CausalLM:
     """``lm_head(norm(decoder(ids)))``; the head shares the embedding's table where the config ties them.
 
-    ``prefix`` stands before all names of its tensors: ``thinker.`` in an Omni checkpoint."""
+    ``prefix`` stands before all names of its tensors: ``thinker.`` in an Omni checkpoint. ``experts`` is the backend
+    that holds its mixture blocks (`mixture_parameters`), where it is not ``backend``."""
 
     def __init__(
-        self, config: DecoderConfig, parameters: Parameters, backend: ComputeBackend, prefix: str = ""
+        self,
+        config: DecoderConfig,
+        parameters: Parameters,
+        backend: ComputeBackend,
+        prefix: str = "",
+        experts: ComputeBackend | None = None,
     ) -> None:
         self.config = config
         self.backend = backend
-        self.decoder = Decoder(config, parameters, backend, f"{prefix}model.")
+        self.experts = experts or backend
+        self.decoder = Decoder(config, parameters, backend, f"{prefix}model.", experts)
         tied = config.tie_word_embeddings
         self.lm_head = self.decoder.embed_tokens.weight if tied else parameters.matrix(f"{prefix}lm_head.weight")
+
+    @property
+    def on_one_device(self) -> bool:
+        """Whether a step never leaves its backend, which may then launch it as one."""
+        return self.experts is self.backend
+
+    def describe(self) -> str:
+        """What computes it."""
+        if self.on_one_device:
+            return self.backend.describe()
+        return f"{self.backend.describe()}; experts: {self.experts.describe()}"
 
     def __call__(
         self,

@@ -21,11 +21,13 @@ from lluda.backends.blocks import (
     Projection,
     Segment,
     SharedExpert,
+    Step,
     SwiGLU,
     SwiGLUBlock,
 )
 from lluda.config_decoder import DecoderConfig
 from lluda.layers.linear import Embedding
+from lluda.layers.mixture import RemoteMixture
 from lluda.layers.rotary import Rotary
 from lluda.parameters import ParameterSpec
 
@@ -49,11 +51,20 @@ class InjectedRows:
 
 class DecoderStack:
     """``config.num_hidden_layers`` layers and the final norm, over parameters named as in the checkpoint, below
-    ``prefix``. What goes in is already rows: the talker's frames, the code predictor's codes."""
+    ``prefix``. What goes in is already rows: the talker's frames, the code predictor's codes. ``experts`` is the
+    backend that holds the mixture blocks, where it is not ``backend``."""
 
-    def __init__(self, config: DecoderConfig, parameters: Parameters, backend: ComputeBackend, prefix: str) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        parameters: Parameters,
+        backend: ComputeBackend,
+        prefix: str,
+        experts: ComputeBackend | None = None,
+    ) -> None:
         self.config = config
         self._backend = backend
+        self._remote = RemoteMixture(backend, experts) if experts is not None and experts is not backend else None
         build = _LayerBuilder(config, parameters)
         names = (f"{prefix}layers.{index}." for index in range(config.num_hidden_layers))
         self.layers = DecoderLayers([build.layer(index, name) for index, name in enumerate(names)])
@@ -71,7 +82,7 @@ class DecoderStack:
     ) -> Tensor:
         """Residual rows ``[rows, hidden]``, which may be changed in place, at positions ``[rows]`` or ``[3, rows]`` ->
         residual rows before the final norm. Of ``injected`` the deepstack is added."""
-        if injected is None or not injected.deepstack:
+        if self._remote is None and (injected is None or not injected.deepstack):
             return self._backend.run_layers(self._run, x, positions, segments, observe)
         return self._run(x, positions, segments, observe, injected)
 
@@ -85,24 +96,35 @@ class DecoderStack:
     ) -> Tensor:
         step = self._backend.begin_step(self.rotary(positions), segments)
         deepstack = injected.deepstack if injected else ()
-        if not deepstack and not observe:
+        if not deepstack and not observe and self._remote is None:
             return self._backend.decoder_layers(x, self.layers, step)
         for index in range(len(self.layers.blocks)):
-            x = self._backend.decoder_layer(x, self.layers, index, step)
+            x = self._layer(x, index, step)
             if injected and index < len(deepstack):
                 x[injected.deepstack_rows] += deepstack[index].to(x.dtype)
             if observe:
                 observe(f"layers.{index}", x)
         return x
 
+    def _layer(self, x: Tensor, index: int, step: Step) -> Tensor:
+        attention, feed_forward = self.layers.blocks[index]
+        if self._remote is None or not isinstance(feed_forward, MixtureBlock):
+            return self._backend.decoder_layer(x, self.layers, index, step)
+        return self._remote(self._backend.attention_block(x, attention, index, step), feed_forward)
+
 
 class Decoder(DecoderStack):
     """A stack over a table of token embeddings."""
 
     def __init__(
-        self, config: DecoderConfig, parameters: Parameters, backend: ComputeBackend, prefix: str = "model."
+        self,
+        config: DecoderConfig,
+        parameters: Parameters,
+        backend: ComputeBackend,
+        prefix: str = "model.",
+        experts: ComputeBackend | None = None,
     ) -> None:
-        super().__init__(config, parameters, backend, prefix)
+        super().__init__(config, parameters, backend, prefix, experts)
         self.embed_tokens = Embedding(backend, parameters.matrix(f"{prefix}embed_tokens.weight"))
 
     def __call__(
@@ -200,9 +222,19 @@ def stack_parameters(config: DecoderConfig, prefix: str) -> Iterator[ParameterSp
     yield ParameterSpec(f"{prefix}norm.weight", (config.hidden_size,), "norm")
 
 
+def mixture_parameters(config: DecoderConfig, prefix: str = "model.") -> Iterator[ParameterSpec]:
+    """Every tensor of a stack's mixture blocks, norms and routers too: what the ``experts`` of `DecoderStack` hold."""
+    for index in filter(config.is_sparse, range(config.num_hidden_layers)):
+        yield from _feed_forward_parameters(config, index, f"{prefix}layers.{index}.")
+
+
 def _layer_parameters(config: DecoderConfig, index: int, prefix: str) -> Iterator[ParameterSpec]:
     yield ParameterSpec(f"{prefix}input_layernorm.weight", (config.hidden_size,), "norm")
     yield from _attention_parameters(config, f"{prefix}self_attn.")
+    yield from _feed_forward_parameters(config, index, prefix)
+
+
+def _feed_forward_parameters(config: DecoderConfig, index: int, prefix: str) -> Iterator[ParameterSpec]:
     yield ParameterSpec(f"{prefix}post_attention_layernorm.weight", (config.hidden_size,), "norm")
     if not config.is_sparse(index):
         yield from _swiglu_parameters(f"{prefix}mlp.", config.hidden_size, config.intermediate_size)

@@ -27,7 +27,7 @@ class Thinker(CausalLM):
         parameters: Parameters,
         backend_of: Callable[[str], ComputeBackend],
     ) -> None:
-        super().__init__(config, parameters, backend_of("thinker"), PREFIX)
+        super().__init__(config, parameters, backend_of("thinker"), PREFIX, backend_of("experts"))
         self.omni = omni
         self.audio_tower = AudioEncoder(omni.audio, parameters, backend_of("audio_encoder"))
         self.visual = VisionEncoder(omni.vision, parameters, backend_of("vision_encoder"))

@@ -68,4 +68,4 @@ def _generator(files: ModelFiles, options: LoadOptions) -> tuple[Generator, Load
     dtype = resolve_dtype(options.dtype, files.config.dtype)
     no_text = Tokenizer.empty()
     cache_options = files.cache_options(options, dtype)
-    return Generator(network, no_text, (), cache_options, options.prefill_chunk), report
+    return Generator(network, no_text, (), cache_options, options.prefill_rows), report
