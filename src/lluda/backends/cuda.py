@@ -27,7 +27,6 @@ from lluda.backends import (
 from lluda.backends.base import Layers, Observer, Precision, RotaryTable
 from lluda.backends.blocks import (
     AttentionBlock,
-    DecoderLayers,
     DenseWeight,
     MixtureBlock,
     Norm,
@@ -40,13 +39,11 @@ from lluda.backends.blocks import (
 )
 from lluda.backends.coded_weight import PACKED, Q8_0, CodedWeight, pack, split_q8_0, unpack_file
 from lluda.backends.cuda_graph import DecodeGraph, DeviceStore, PrefillGraph, Run, on_host, store_row
-from lluda.backends.persistent import PersistentLayers, takes
 from lluda.backends.reference import ReferenceBackend, attend
-from lluda.backends.triton_target import has_dependent_launch, interpreted, resident_programs
+from lluda.backends.triton_target import has_dependent_launch, interpreted
 from lluda.errors import InvalidRequest, LimitExceeded
 
 _SCRATCH_ROWS = 16
-_PERSISTENT_ROWS = 2  # of one sequence, each of which reads the weights again
 _FEW, _MOST_CAPTURED = 512, 2048
 _BUCKETS = 32, 256
 """Prompts are filled up to a multiple of so many rows (up to ``_FEW``, beyond) where they are captured; longer ones
@@ -70,10 +67,8 @@ class CudaBackend(ReferenceBackend):
     name = "cuda"
 
     def __init__(
-        self, device: torch.device, precision: Precision, *, packed: bool = False, q8_0_rows: bool = False,
-        persistent: bool = False,
-    ) -> None:  # fmt: skip
-        """``persistent``: whether the layers of a small dense network run in one launch."""
+        self, device: torch.device, precision: Precision, *, packed: bool = False, q8_0_rows: bool = False
+    ) -> None:
         if device.type != "cuda" and not interpreted():
             raise InvalidRequest(f"the cuda backend needs a GPU, not device {str(device)!r}; take --device cuda")
         if packed and precision.compute is not torch.bfloat16:
@@ -86,8 +81,6 @@ class CudaBackend(ReferenceBackend):
         self._fused = precision.compute in _KERNEL_TYPES
         self.captures = self._fused
         self._pdl = has_dependent_launch(device)
-        self._programs = resident_programs(device) if persistent and self._fused else 0
-        self._persistent: dict[DecoderLayers, PersistentLayers | None] = {}
         self._experts: dict[MixtureBlock, Tensor | None] = {}
         self._uniforms: dict[MixtureBlock, MixtureBlock] = {}
         self._prefills: dict[Any, PrefillGraph] = {}
@@ -100,8 +93,7 @@ class CudaBackend(ReferenceBackend):
         card = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "Triton's interpreter"
         weights = f", {' and '.join(sorted(self._forms))} weights" if self._forms else ""
         overlap = ", kernels overlap" if self._pdl else ""
-        persistent = ", small dense networks in one persistent kernel" if self._programs else ""
-        return f"cuda backend on {self.device} ({card}), {compute}{weights}{overlap}{persistent}"
+        return f"cuda backend on {self.device} ({card}), {compute}{weights}{overlap}"
 
     def matrix(self, values: Tensor) -> tuple[Weight, bool]:
         taken = values.to(self.device, self.precision.compute).contiguous()
@@ -172,13 +164,6 @@ class CudaBackend(ReferenceBackend):
         fresh = {segment.rows for segment in segments}
         assert len(fresh) == 1, f"sequences of a device step have one number of rows, not {sorted(fresh)}"
         return DeviceStep(*table, segments, stores[0].table, fresh.pop(), stores[0].dtype)
-
-    def decoder_layers(self, x: Tensor, layers: DecoderLayers, step: Step) -> Tensor:
-        alone = isinstance(step, DeviceStep) and len(x) == step.fresh <= _PERSISTENT_ROWS
-        kernel = self._persistent_kernel(layers) if alone else None
-        if kernel is None or not isinstance(step, DeviceStep):
-            return super().decoder_layers(x, layers, step)
-        return kernel.run(x.contiguous(), step.cos, step.sin, step.table, step.cache)
 
     def attention_block(self, x: Tensor, block: AttentionBlock, layer: int, step: Step) -> Tensor:
         if not isinstance(step, DeviceStep):
@@ -330,13 +315,6 @@ class CudaBackend(ReferenceBackend):
                 shared = block.shared and replace(block.shared, mlp=plain.pop())
                 self._uniforms[block] = replace(block, experts=plain, shared=shared)
         return self._uniforms[block]
-
-    def _persistent_kernel(self, layers: DecoderLayers) -> PersistentLayers | None:
-        """Made once; None where the layers are none that it takes."""
-        if layers not in self._persistent:
-            taken = self._programs > 0 and takes(layers, self._programs)
-            self._persistent[layers] = PersistentLayers(layers, self._programs, self.device) if taken else None
-        return self._persistent[layers]
 
     def _table(self, block: MixtureBlock) -> Tensor | None:
         """Addresses of the experts' matrices, the shared expert's last, made once; None if no kernel takes them."""

@@ -18,36 +18,28 @@ TABLE_WIDTH = 4
 
 _SPLITS, _BLOCK, _MIN_GROUP = 4 if interpreted() else 32, 64, 16
 _LEAST = 128  # positions for which it pays to ask another program, which somebody must add up
-EVERYTHING = 1 << 30
+_EVERYTHING = 1 << 30
 _TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
-
-
-@triton.jit
-def turn(a, b, norm, eps, cos, sin, HALF: tl.constexpr, NORM: tl.constexpr):
-    """Both halves of heads ``[n, 2 * HALF]``, padded with zeros, normalised with what lies at ``norm`` and HALF behind
-    it, and rotated."""
-    if NORM:
-        inside = (tl.arange(0, a.shape[1]) < HALF)[None, :]
-        scale = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / (2 * HALF) + eps)[:, None]
-        a = a * scale * tl.load(norm, mask=inside, other=0.0)
-        b = b * scale * tl.load(norm + HALF, mask=inside, other=0.0)
-    return a * cos[None, :] - b * sin[None, :], b * cos[None, :] + a * sin[None, :]
 
 
 @triton.jit
 def _turned(row_ptr, norm_ptr, eps, cos, sin, heads, count, HALF: tl.constexpr, WIDE: tl.constexpr,
             NORM: tl.constexpr):  # fmt: skip
-    """Heads ``[count, 2 * HALF]`` at ``row_ptr``, as `turn` gives them, float32."""
+    """Heads ``[count, 2 * HALF]`` at ``row_ptr``, normalised and rotated: both halves, float32, padded with zeros."""
     d = tl.arange(0, WIDE)
     at = row_ptr + heads[:, None] * (2 * HALF) + d[None, :]
     inside = (heads < count)[:, None] & (d < HALF)[None, :]
     a = tl.load(at, mask=inside, other=0.0)
     b = tl.load(at + HALF, mask=inside, other=0.0)
-    return turn(a, b, norm_ptr + d[None, :], eps, cos, sin, HALF, NORM)
+    if NORM:
+        scale = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / (2 * HALF) + eps)[:, None]
+        a = a * scale * tl.load(norm_ptr + d, mask=d < HALF, other=0.0)[None, :]
+        b = b * scale * tl.load(norm_ptr + HALF + d, mask=d < HALF, other=0.0)[None, :]
+    return a * cos[None, :] - b * sin[None, :], b * cos[None, :] + a * sin[None, :]
 
 
 @triton.jit
-def cache_block(keys, values, slots, end, HALF: tl.constexpr, WIDE: tl.constexpr):
+def _block(keys, values, slots, end, HALF: tl.constexpr, WIDE: tl.constexpr):
     """Keys, in halves, and values of ``slots``; zeros from ``end`` on."""
     d, wide = tl.arange(0, WIDE), tl.arange(0, 2 * WIDE)
     valid, at = (slots < end)[:, None], slots[:, None] * (2 * HALF)
@@ -65,50 +57,6 @@ def _weighted(weights, values, CACHE: tl.constexpr):
     upper = weights.to(CACHE)
     lower = (weights - upper.to(tl.float32)).to(CACHE)
     return product(upper, values, "ieee") + product(lower, values, "ieee")
-
-
-@triton.jit
-def attend_block(q1, q2, k1, k2, v, valid, highest, total, mixed, DIM: tl.constexpr, CACHE: tl.constexpr):
-    """The running softmax (peaks, sums of weights, mixed values) with one block of the cache more."""
-    scores = product(q1, tl.trans(k1), "ieee") + product(q2, tl.trans(k2), "ieee")
-    scores = tl.where(valid[None, :], scores / tl.sqrt(DIM * 1.0), float("-inf"))
-    peak = tl.maximum(highest, tl.max(scores, 1))
-    weights = tl.exp(scores - peak[:, None])
-    shrink = tl.exp(highest - peak)
-    total = total * shrink + tl.sum(weights, 1)
-    return peak, total, mixed * shrink[:, None] + _weighted(weights, v, CACHE)
-
-
-@triton.jit
-def combine(highest, total, mixed, cell, split, used, part_ptr, stat_ptr, counter_ptr, SPLITS: tl.constexpr,
-            PADDED: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
-    """Softmax's sums and mixed values over all ``used`` programs of a ``cell``, in the last of them to come here; and
-    whether this is the one."""
-    last = used == 1
-    if used > 1:
-        g, wide = tl.arange(0, PADDED), tl.arange(0, 2 * WIDE)
-        part = (cell * SPLITS + split) * PADDED
-        tl.store(part_ptr + (part + g)[:, None] * (2 * WIDE) + wide[None, :], mixed)
-        tl.store(stat_ptr + (part + g) * 2, highest)
-        tl.store(stat_ptr + (part + g) * 2 + 1, total)
-        tl.debug_barrier()
-        last = tl.atomic_add(counter_ptr + cell, 1) == used - 1
-        if last:
-            highest = tl.full([PADDED], float("-inf"), tl.float32)
-            total = tl.zeros([PADDED], tl.float32)
-            mixed = tl.zeros([PADDED, 2 * WIDE], tl.float32)
-            for other in range(0, used):
-                part = (cell * SPLITS + other) * PADDED
-                its_peak = tl.load(stat_ptr + (part + g) * 2, cache_modifier=".cg")
-                its_total = tl.load(stat_ptr + (part + g) * 2 + 1, cache_modifier=".cg")
-                its = tl.load(part_ptr + (part + g)[:, None] * (2 * WIDE) + wide[None, :], cache_modifier=".cg")
-                peak = tl.maximum(highest, its_peak)
-                shrink, grow = tl.exp(highest - peak), tl.exp(its_peak - peak)
-                total = total * shrink + its_total * grow
-                mixed = mixed * shrink[:, None] + its * grow[:, None]
-                highest = peak
-            tl.store(counter_ptr + cell, 0)
-    return total, mixed, last
 
 
 @triton.jit
@@ -139,7 +87,7 @@ def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_pt
         keys = tl.multiple_of(tl.load(entry).to(tl.pointer_type(CACHE)), 16) + place
         values = tl.multiple_of(tl.load(entry + 1).to(tl.pointer_type(CACHE)), 16) + place
         slots = start + tl.arange(0, BLOCK)
-        k1, k2, v = cache_block(keys, values, slots, end, HALF, WIDE)
+        k1, k2, v = _block(keys, values, slots, end, HALF, WIDE)
         take_input(PDL)
         cos = tl.load(cos_ptr + row * HALF + d, mask=half, other=0.0)
         sin = tl.load(sin_ptr + row * HALF + d, mask=half, other=0.0)
@@ -172,16 +120,42 @@ def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_pt
                         tl.store(new_key, n1.to(CACHE), mask=half[None, :])
                         tl.store(new_key + HALF, n2.to(CACHE), mask=half[None, :])
                         tl.store(values + slot * DIM + wide, new, mask=whole)
-            highest, total, mixed = attend_block(q1, q2, k1, k2, v, valid, highest, total, mixed, DIM, CACHE)
-            k1, k2, v = cache_block(keys, values, slots + BLOCK, end, HALF, WIDE)
-        cell = row * KV_HEADS + head
-        total, mixed, last = combine(
-            highest, total, mixed, cell, split, used, part_ptr, stat_ptr, counter_ptr, SPLITS, PADDED, WIDE
-        )
-        if last:
-            inside = (g < GROUP)[:, None] & whole[None, :]
-            out = out_ptr + (row * HEADS + head * GROUP) * DIM + g[:, None] * DIM + wide[None, :]
+            scores = product(q1, tl.trans(k1), "ieee") + product(q2, tl.trans(k2), "ieee")
+            scores = tl.where(valid[None, :], scores / tl.sqrt(DIM * 1.0), float("-inf"))
+            peak = tl.maximum(highest, tl.max(scores, 1))
+            weights = tl.exp(scores - peak[:, None])
+            shrink = tl.exp(highest - peak)
+            total = total * shrink + tl.sum(weights, 1)
+            mixed = mixed * shrink[:, None] + _weighted(weights, v, CACHE)
+            highest = peak
+            k1, k2, v = _block(keys, values, slots + BLOCK, end, HALF, WIDE)
+        inside = (g < GROUP)[:, None] & whole[None, :]
+        out = out_ptr + (row * HEADS + head * GROUP) * DIM + g[:, None] * DIM + wide[None, :]
+        if used == 1:
             tl.store(out, (mixed / total[:, None]).to(out_ptr.dtype.element_ty), mask=inside)
+        else:
+            cell = row * KV_HEADS + head
+            part = (cell * SPLITS + split) * PADDED
+            tl.store(part_ptr + (part + g)[:, None] * (2 * WIDE) + wide[None, :], mixed)
+            tl.store(stat_ptr + (part + g) * 2, highest)
+            tl.store(stat_ptr + (part + g) * 2 + 1, total)
+            tl.debug_barrier()
+            if tl.atomic_add(counter_ptr + cell, 1) == used - 1:
+                highest = tl.full([PADDED], float("-inf"), tl.float32)
+                total = tl.zeros([PADDED], tl.float32)
+                mixed = tl.zeros([PADDED, 2 * WIDE], tl.float32)
+                for other in range(0, used):
+                    part = (cell * SPLITS + other) * PADDED
+                    its_peak = tl.load(stat_ptr + (part + g) * 2, cache_modifier=".cg")
+                    its_total = tl.load(stat_ptr + (part + g) * 2 + 1, cache_modifier=".cg")
+                    its = tl.load(part_ptr + (part + g)[:, None] * (2 * WIDE) + wide[None, :], cache_modifier=".cg")
+                    peak = tl.maximum(highest, its_peak)
+                    shrink, grow = tl.exp(highest - peak), tl.exp(its_peak - peak)
+                    total = total * shrink + its_total * grow
+                    mixed = mixed * shrink[:, None] + its * grow[:, None]
+                    highest = peak
+                tl.store(out, (mixed / total[:, None]).to(out_ptr.dtype.element_ty), mask=inside)
+                tl.store(counter_ptr + cell, 0)
     else:
         take_input(PDL)
 
@@ -190,21 +164,14 @@ class DecodeScratch:
     """What split attention of up to ``rows`` rows adds up in; zeroed counters. Of one stream of one backend: launches
     that run side by side need one each."""
 
-    def __init__(
-        self, rows: int, kv_heads: int, group: int, head_dim: int, device: torch.device, splits: int = _SPLITS
-    ) -> None:
-        cells, parts = rows * kv_heads, rows * kv_heads * splits * padded_group(group)
-        self.parts = torch.empty(parts * 2 * wide(head_dim), dtype=torch.float32, device=device)
-        self.stats = torch.empty(parts * 2, dtype=torch.float32, device=device)
+    def __init__(self, rows: int, kv_heads: int, group: int, head_dim: int, device: torch.device) -> None:
+        cells, padded = rows * kv_heads, max(_MIN_GROUP, triton.next_power_of_2(group))
+        self.parts = torch.empty(cells * _SPLITS * padded * 2 * _wide(head_dim), dtype=torch.float32, device=device)
+        self.stats = torch.empty(cells * _SPLITS * padded * 2, dtype=torch.float32, device=device)
         self.counters = torch.zeros(cells, dtype=torch.int32, device=device)
 
 
-def padded_group(group: int) -> int:
-    """A key head's query heads as the kernel takes them, likewise."""
-    return max(_MIN_GROUP, int(triton.next_power_of_2(group)))
-
-
-def wide(head_dim: int) -> int:
+def _wide(head_dim: int) -> int:
     """Half a head as the kernel takes it: what the matrix units' products need at least."""
     return max(16, 1 << (head_dim // 2 - 1).bit_length())
 
@@ -264,8 +231,8 @@ def decode_attention(
     (q_norm, q_eps), (k_norm, k_eps) = norms or ((qkv, 0.0), (qkv, 0.0))
     _decode[(rows, kv_heads, _SPLITS)](
         qkv, q_norm, k_norm, *table, stores, out, scratch.parts, scratch.stats, scratch.counters, q_eps, k_eps, layer,
-        window or EVERYTHING, HEADS=heads, KV_HEADS=kv_heads, HALF=head_dim // 2, WIDE=wide(head_dim), FRESH=fresh,
-        PADDED=padded_group(group), BLOCK=_BLOCK, SPLITS=_SPLITS, LEAST=_LEAST,
+        window or _EVERYTHING, HEADS=heads, KV_HEADS=kv_heads, HALF=head_dim // 2, WIDE=_wide(head_dim), FRESH=fresh,
+        PADDED=max(_MIN_GROUP, triton.next_power_of_2(group)), BLOCK=_BLOCK, SPLITS=_SPLITS, LEAST=_LEAST,
         NORM=norms is not None, CACHE=_TYPES[cache], **launch_options(pdl, 4),
     )  # fmt: skip
     return out

@@ -47,16 +47,6 @@ def has_dependent_launch(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device)[0] >= 9
 
 
-def resident_programs(device: torch.device) -> int:
-    """How many programs of a launch are sure to run side by side, so that they may wait for each other; 0: not known.
-    The interpreter runs one after the other."""
-    if interpreted():
-        return 1
-    if device.type != "cuda" or torch.version.cuda is None:
-        return 0
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
 def launch_options(pdl: bool, warps: int) -> dict[str, Any]:
     """Keyword arguments of a kernel's launch."""
     return {"num_warps": warps, "PDL": pdl, **({"launch_pdl": True} if pdl else {})}
