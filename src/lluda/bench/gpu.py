@@ -194,7 +194,8 @@ def _row(
     bandwidth: Bandwidth | None,
 ) -> Row:  # fmt: skip
     """The first sample is the warm-up's."""
-    return make_row(engine, held, test, unit, samples[1:], step_bytes if test.startswith("tg") else None, bandwidth)
+    roofs = [bandwidth.median] * len(samples) if bandwidth else []
+    return make_row(engine, held, test, unit, samples[1:], step_bytes if test.startswith("tg") else None, roofs)
 
 
 def _parameters(config: ModelConfig, *, speech: bool) -> list[ParameterSpec]:

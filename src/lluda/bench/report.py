@@ -17,7 +17,8 @@ class Row:
     """One test of one engine: ``samples`` in the order of the rounds, and what they come to.
 
     ``roofline_fraction`` (rows of decoding, talker and code predictor): bytes of weights read a second over the
-    machine's streaming bandwidth, both medians of the same run; None where no count of bytes is sure.
+    machine's streaming bandwidth around the same turn (it moves, where a host is shared), of which the median; None
+    where no count of bytes is sure.
     """
 
     engine: str
@@ -54,7 +55,7 @@ class EngineState:
 
 @dataclass(frozen=True, slots=True)
 class Bandwidth:
-    """Streaming read bandwidth in GB/s (10^9 bytes), one sample a round."""
+    """Streaming read bandwidth in GB/s (10^9 bytes), sampled before and behind every turn."""
 
     median: float
     min: float
@@ -103,14 +104,16 @@ class Report:
 
 def make_row(
     engine: str, format: str, test: str, unit: str, samples: Sequence[float], bytes_per_token: float | None,
-    bandwidth: Bandwidth | None,
+    roofs: Sequence[float],
 ) -> Row:  # fmt: skip
     """``bytes_per_token``: bytes of weights read for each token of the rate, or in the time of a row in ms; None where
-    that is not known."""
-    middle = median(samples)
-    rate = 1e3 / middle if unit == "ms" and middle else middle
-    share = rate * bytes_per_token / (bandwidth.median * 1e9) if bytes_per_token and bandwidth else None
-    return Row(engine, format, test, middle, min(samples), max(samples), unit, share, tuple(samples))
+    that is not known. ``roofs``: the machine's bandwidth in GB/s around each sample, or none."""
+    shares = []
+    if bytes_per_token:
+        rates = [1e3 / sample if unit == "ms" else sample for sample in samples]
+        shares = [rate * bytes_per_token / (roof * 1e9) for rate, roof in zip(rates, roofs, strict=False)]
+    share = median(shares) if shares else None
+    return Row(engine, format, test, median(samples), min(samples), max(samples), unit, share, tuple(samples))
 
 
 def _times_better(our: Row, their: Row) -> float:

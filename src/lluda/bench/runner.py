@@ -64,6 +64,8 @@ class _Entrant:
     samples: dict[str, list[float]] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
     reads: dict[str, float] = field(default_factory=dict)
+    roofs: list[float] = field(default_factory=list)
+    """The machine's bandwidth in GB/s around each turn; a turn has one sample of each test."""
 
     @property
     def format(self) -> str:
@@ -90,7 +92,7 @@ class _Entrant:
 
 @dataclass(slots=True)
 class _Streaming:
-    """The machine's own turns: its bandwidth, once a round."""
+    """The machine's own turns, between those of the engines: its bandwidth."""
 
     job: Job
     timeout: float
@@ -103,6 +105,11 @@ class _Streaming:
             raise LludaError(f"the machine's bandwidth could not be measured: {result.error}")
         self.samples += [sample.value for sample in result.samples]
         self.method = result.info.settings if result.info else ""
+
+    @property
+    def around_the_last_turn(self) -> float:
+        """Mean of what was measured before and behind it."""
+        return sum(self.samples[-2:]) / 2
 
     @property
     def bandwidth(self) -> Bandwidth | None:
@@ -142,7 +149,7 @@ def run_bench(model: str, settings: Settings, progress: Progress | None = None) 
         bandwidth=bandwidth,
         other_load=other_load,
         engines=tuple(entrant.state() for entrant in entrants),
-        rows=tuple(row for entrant in entrants for row in _rows(entrant, text, bandwidth)),
+        rows=tuple(row for entrant in entrants for row in _rows(entrant, text)),
     )
 
 
@@ -202,20 +209,24 @@ def _run_rounds(entrants: Sequence[_Entrant], settings: Settings, told: Progress
     """All turns; the machine's bandwidth, and the largest load of other work during a turn."""
     turns = [(number, entrant) for number in range(1, settings.repeat + 1) for entrant in entrants]
     streaming = _Streaming(entrants[0].job, settings.timeout)
-    loads = [0.0]
+    wanted, loads = bool(_OF_BANDWIDTH & set(settings.plan.tests)), [0.0]
     for path in dict.fromkeys(entrant.job.model for entrant in entrants if entrant.status == "ok"):
         told("reading the weights once", 0, len(turns))
         warm_page_cache(Path(path))
+    if wanted:
+        streaming.take_turn()
     for done, (number, entrant) in enumerate(turns):
         told(f"round {number} of {settings.repeat}: {entrant.job.engine}", done, len(turns))
-        if entrant is entrants[0] and _OF_BANDWIDTH & set(settings.plan.tests):
+        if entrant.status != "ok":
+            continue
+        loads.append(entrant.take_turn(settings.timeout))
+        if wanted:
             streaming.take_turn()
-        if entrant.status == "ok":
-            loads.append(entrant.take_turn(settings.timeout))
+            entrant.roofs.append(streaming.around_the_last_turn)
     return streaming.bandwidth, max(loads)
 
 
-def _rows(entrant: _Entrant, text: DecoderConfig, bandwidth: Bandwidth | None) -> list[Row]:
+def _rows(entrant: _Entrant, text: DecoderConfig) -> list[Row]:
     return [
         make_row(
             entrant.job.engine,
@@ -224,7 +235,7 @@ def _rows(entrant: _Entrant, text: DecoderConfig, bandwidth: Bandwidth | None) -
             entrant.units[test],
             samples,
             entrant.reads.get(test) or _bytes_per_token(test, text, entrant.info),
-            bandwidth,
+            entrant.roofs,
         )
         for test, samples in entrant.samples.items()
     ]
