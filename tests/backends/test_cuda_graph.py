@@ -11,7 +11,7 @@ import lluda
 from lluda.backends.base import Precision
 from lluda.backends.blocks import Parameters, Segment
 from lluda.backends.cuda import CudaBackend
-from lluda.backends.cuda_graph import Graph, on_host, pinned
+from lluda.backends.cuda_graph import Graph, pinned
 from lluda.backends.reference import ReferenceBackend
 from lluda.backends.triton_target import interpreted
 from lluda.bench.gpu_speech import host_waits
@@ -121,11 +121,11 @@ def test_a_step_is_the_reference_s_with_its_experts_on_another_backend(here):
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="nothing is captured without a GPU")
 def test_a_captured_step_is_broken_for_work_on_the_host():
     x, y, here = torch.ones(3, device=DEVICE), torch.zeros(3, device=DEVICE), pinned((3,), torch.float32, DEVICE)
-    seen = []
+    backend, seen = cuda_backend(), []
 
     def body():
         here.copy_(x * 2, non_blocking=True)
-        on_host(lambda: seen.append(here.tolist()), DEVICE)
+        backend.on_host(lambda: seen.append(here.tolist()))
         y.copy_(here, non_blocking=True)
         y.add_(1)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import lluda
+from lluda.backends.base import Precision
+from lluda.backends.reference import ReferenceBackend
 from lluda.config import ModelConfig
 from lluda.engine.loading import LoadOptions, ModelFiles
 from lluda.engine.placement import COMPONENTS, Backends, component_of_parameter, read_placement
@@ -122,6 +125,15 @@ def test_answers_are_the_same_with_the_experts_apart(mixture, dtype):
     assert not placed.network.on_one_device
     assert "; experts: cpu backend" in placed.describe() or "; experts: reference backend" in placed.describe()
     assert "experts:" not in expected.describe()
+
+
+def test_work_on_the_host_waits_for_the_gpu_on_the_reference_backend_too(monkeypatch):
+    told = []
+    stream = SimpleNamespace(synchronize=lambda: told.append("waited"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+    for device in ("cuda", "cpu"):
+        ReferenceBackend(torch.device(device), Precision.of("f32")).on_host(lambda: told.append("worked"))
+    assert told == ["waited", "worked", "worked"]
 
 
 def test_experts_on_the_thinker_s_device_change_nothing(mixture):

@@ -120,6 +120,8 @@ class ComputeBackend(ABC):
     def on_host(self, work: Callable[[], object]) -> None:
         """Run ``work`` on the host, between what this backend was asked before and what it is asked next; again each
         time that a captured step is launched."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
         work()
 
     def run_layers(

@@ -38,7 +38,7 @@ from lluda.backends.blocks import (
     Weight,
 )
 from lluda.backends.coded_weight import PACKED, Q8_0, CodedWeight, pack, split_q8_0, unpack_file
-from lluda.backends.cuda_graph import DecodeGraph, DeviceStore, PrefillGraph, Run, on_host, store_row
+from lluda.backends.cuda_graph import DecodeGraph, DeviceStore, Graph, PrefillGraph, Run, store_row
 from lluda.backends.reference import ReferenceBackend, attend
 from lluda.backends.triton_target import has_dependent_launch, interpreted
 from lluda.errors import InvalidRequest, LimitExceeded
@@ -221,7 +221,10 @@ class CudaBackend(ReferenceBackend):
         return DecodeGraph(run, self.argmax, rows, kv_dtype, self.device, capture=capture and on_gpu)
 
     def on_host(self, work: Callable[[], object]) -> None:
-        on_host(work, self.device)
+        if Graph.recording is None:
+            super().on_host(work)
+        else:
+            Graph.recording.break_for(work)
 
     def argmax(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """First id of the largest of each row of ``[rows, count]``, and the largest (NaN if any is)."""

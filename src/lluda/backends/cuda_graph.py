@@ -51,7 +51,7 @@ class Graph:
     CPU, or to compare) it runs each time. It is run once to compile what is not compiled yet (``warm_up_seconds``);
     ``state``, which it changes, is put back after that.
 
-    Where the body asks for work `on_host`, the launch is in parts, with that work between them."""
+    Where the body asks its backend for work `on_host`, the launch is in parts, with that work between them."""
 
     recording: ClassVar[Graph | None] = None
     """The one that is being captured."""
@@ -125,17 +125,6 @@ class Graph:
         part = self._parts[-1]
         assert isinstance(part, torch.cuda.CUDAGraph), "work on the host ends where a part begins"
         part.capture_end()
-
-
-def on_host(work: Callable[[], object], device: torch.device) -> None:
-    """Run ``work`` when all before it on ``device``'s current stream is done; what comes next there comes after it. A
-    step that is being captured is broken there, and each of its launches runs ``work``."""
-    if Graph.recording is not None:
-        Graph.recording.break_for(work)
-        return
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()
-    work()
 
 
 def pinned(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -36,7 +36,7 @@ class CausalLM:
 
     @property
     def on_one_device(self) -> bool:
-        """Whether a step never leaves its backend, which may then launch it as one."""
+        """Whether its mixture blocks, if any, are on its own backend."""
         return self.experts is self.backend
 
     def describe(self) -> str:
