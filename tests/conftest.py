@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-SHARED_CONFIGS = Path(__file__).resolve().parents[2] / "shared" / "configs"
+RELEASED_CONFIGS = Path(__file__).resolve().parent / "data" / "configs"
+"""The released config.json and tokenizer files; tests/data/README.md says where each came from."""
 
 TINY_QWEN3: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -49,6 +52,47 @@ TINY_LLAMA: dict[str, Any] = {
 } | {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 128}
 
 
+EXPECTED_SKIPS = (
+    r"without a GPU|this machine has a GPU|there is no GPU|a GPU is asked|there is one device",
+    r"the interpreter takes any device",
+    r"no BF16 product over oneDNN blocks",
+    r"nothing is read-only for root",
+    r"llama-cpp-python is (not installed|an optional peer)",
+)
+"""Reasons for which a test may be left out where CI runs: what the machine is (its devices, its processor, its user), and
+the peer that only `make test-slow` installs."""
+_unexpected_skips: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remembers a test that was skipped for another reason than those."""
+    _note_skip(report)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """The same for a file that was skipped whole."""
+    _note_skip(report)
+
+
+def _note_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not any(re.search(expected, reason) for expected in EXPECTED_SKIPS):
+            _unexpected_skips.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """In CI a test that was skipped unexpectedly is a failure: what is not run proves nothing."""
+    if os.environ.get("CI") and _unexpected_skips and exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Names them."""
+    for line in _unexpected_skips:
+        terminalreporter.write_line(f"unexpected skip: {line}", red=True)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> None:
     """A shell starts background jobs with SIGINT ignored, and their children inherit that: tests of Ctrl-C would wait
@@ -64,17 +108,15 @@ def _few_threads() -> None:
 
 
 @pytest.fixture(scope="session")
-def shared_configs() -> Path:
-    """The released configs beside the checkout."""
-    if not SHARED_CONFIGS.is_dir():
-        pytest.skip(f"the released configs are not beside this checkout ({SHARED_CONFIGS.parent.name}/configs)")
-    return SHARED_CONFIGS
+def released_configs() -> Path:
+    """The folder of the released configs, one folder a model."""
+    return RELEASED_CONFIGS
 
 
 @pytest.fixture
-def released_config(shared_configs: Path) -> Callable[[str], dict[str, Any]]:
+def released_config(released_configs: Path) -> Callable[[str], dict[str, Any]]:
     """Reads the released config.json of a model by its folder's name."""
-    return lambda name: json.loads((shared_configs / name / "config.json").read_text())
+    return lambda name: json.loads((released_configs / name / "config.json").read_text())
 
 
 @pytest.fixture(scope="session")

@@ -48,8 +48,8 @@ def test_what_would_change_the_maths_is_refused(change, error, words):
         read(SECTION | change)
 
 
-def test_the_released_preprocessor(shared_configs):
-    raw = json.loads((shared_configs / MODEL / "preprocessor_config.reconstructed.json").read_text())
+def test_the_released_preprocessor(released_configs):
+    raw = json.loads((released_configs / MODEL / "preprocessor_config.reconstructed.json").read_text())
     assert MelConfig.from_hf(raw) == RELEASED_MEL
     assert RELEASED_MEL.min_samples == 201
     assert RELEASED_MEL.frames(16159) == 100

@@ -76,14 +76,14 @@ def test_a_config_alone_can_be_planned(lluda, tmp_path):
     assert lluda("plan", "-m", tmp_path).code == 0
 
 
-def test_the_released_30b_at_full_size(lluda, shared_configs):
-    document = json.loads(lluda("plan", shared_configs / "Qwen3-30B-A3B", "--json").out)
+def test_the_released_30b_at_full_size(lluda, released_configs):
+    document = json.loads(lluda("plan", released_configs / "Qwen3-30B-A3B", "--json").out)
     assert document["parameters"] == 30_532_122_624
     assert document["weight_bytes"] == 2 * document["parameters"]
 
 
-def test_the_experts_of_the_released_30b_on_a_device_of_their_own(lluda, shared_configs):
-    printed = lluda("plan", shared_configs / "Qwen3-30B-A3B", "--json", "--place", "experts=cpu:0")
+def test_the_experts_of_the_released_30b_on_a_device_of_their_own(lluda, released_configs):
+    printed = lluda("plan", released_configs / "Qwen3-30B-A3B", "--json", "--place", "experts=cpu:0")
     experts = [row for row in json.loads(printed.out)["weights"] if row["device"] == "cpu:0"]
     layers, count, hidden, width = 48, 128, 2048, 768
     assert {row["component"]: row["parameters"] for row in experts} == {

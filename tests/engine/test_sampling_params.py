@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from lluda.engine.sampling_params import SamplingParams
-
-CONFIGS = Path(__file__).parents[2].parent / "shared" / "configs"
+from tests.conftest import RELEASED_CONFIGS
 
 QWEN3 = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "eos_token_id": [151645, 151643]}
 
@@ -65,9 +63,8 @@ def test_equal_requests_are_equal_and_hashable():
     assert hash(SamplingParams(temperature=1, stop=["a"])) == hash(SamplingParams(temperature=1.0, stop=("a",)))
 
 
-@pytest.mark.skipif(not CONFIGS.is_dir(), reason="the released configs are not beside this repository")
 def test_every_released_file_is_read():
-    files = sorted(CONFIGS.glob("*/generation_config*.json"))
+    files = sorted(RELEASED_CONFIGS.glob("*/generation_config*.json"))
     assert files
     for file in files:
         raw = json.loads(file.read_text())

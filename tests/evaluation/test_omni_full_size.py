@@ -51,10 +51,10 @@ def made(folder, raw, changes):
 
 
 @pytest.fixture(scope="module")
-def released(shared_configs):
+def released(released_configs):
     from lluda.json_file import read_json_object
 
-    return read_json_object(shared_configs / NAME / "config.json")
+    return read_json_object(released_configs / NAME / "config.json")
 
 
 @pytest.fixture(scope="module")

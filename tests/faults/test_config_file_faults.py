@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lluda.errors import CorruptFile, ModelNotFound
 from lluda.json_file import MAX_DEPTH, parse_json, read_json
 from lluda.weights.checkpoint import read_config, read_generation_config
+from tests.conftest import RELEASED_CONFIGS
 
 BROKEN = {
     "empty file": (b"", "not JSON"),
@@ -135,7 +136,5 @@ def test_a3_any_bytes_are_refused_or_read(tmp_path: Path, content: bytes) -> Non
 
 @pytest.mark.parametrize("model", ["Qwen3-0.6B", "Qwen3-Omni-30B-A3B-Instruct"])
 def test_released_configs_are_read(model: str) -> None:
-    folder = Path(__file__).parents[3] / "shared" / "configs" / model
-    if not folder.is_dir():
-        pytest.skip(f"no released configs at {folder.parent}")
+    folder = RELEASED_CONFIGS / model
     assert read_config(folder) == json.loads((folder / "config.json").read_text())

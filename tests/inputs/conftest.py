@@ -67,8 +67,8 @@ def tiny(tmp_path_factory) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def qwen_folder(shared_configs) -> Path:
-    return shared_configs / RELEASED
+def qwen_folder(released_configs) -> Path:
+    return released_configs / RELEASED
 
 
 @pytest.fixture(scope="session")

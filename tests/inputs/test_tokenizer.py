@@ -129,8 +129,8 @@ def test_tokenizer_json_gives_the_same_ids_as_vocab_and_merges(qwen, transformer
         assert read.encode(text) == qwen.encode(text)
 
 
-def test_facts_of_the_released_tokenizer(qwen, shared_configs):
-    facts = json.loads((shared_configs / "SPECIAL_IDS.json").read_text())["tokenizer_special_ids"]
+def test_facts_of_the_released_tokenizer(qwen, released_configs):
+    facts = json.loads((released_configs / "SPECIAL_IDS.json").read_text())["tokenizer_special_ids"]
     assert {text: qwen.id_of(text) for text in facts.values()} == {text: int(number) for number, text in facts.items()}
     assert qwen.vocab_size == 151_676
     assert qwen.id_of("<think>") not in qwen.special_ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import weakref
@@ -186,12 +187,8 @@ def test_tokens_are_shared_out_but_frames_keep_a_least_size():
     assert 0.9 < height * width / RELEASED_VISION.min_frame_pixels < 1.05
 
 
-def test_the_released_processor_config_is_read():
-    folder = Path(__file__).parents[3] / "shared" / "configs" / "Qwen3-Omni-30B-A3B-Instruct"
-    if not folder.is_dir():
-        pytest.skip(f"the released configs are not there: {folder}")
-    import json
-
+def test_the_released_processor_config_is_read(released_configs):
+    folder = released_configs / "Qwen3-Omni-30B-A3B-Instruct"
     raw = json.loads((folder / "preprocessor_config.reconstructed.json").read_text())
     assert VisionInputConfig.from_hf(raw) == RELEASED_VISION
     sized = {"size": {"shortest_edge": 3136, "longest_edge": 12_845_056}, "image_processor_type": None}

@@ -207,13 +207,13 @@ def test_no_frames_are_no_samples(small, tensors):
     assert len(model(codes_of(small, 0))) == 0
 
 
-def test_every_released_name_is_consumed(released_config, shared_configs):
+def test_every_released_name_is_consumed(released_config, released_configs):
     folder = "Qwen3-Omni-30B-A3B-Instruct"
     config = read_code2wav(ConfigReader(released_config(folder)["code2wav_config"], "config.json"))
-    index = json.loads((shared_configs / folder / "model.safetensors.index.json").read_text())
+    index = json.loads((released_configs / folder / "model.safetensors.index.json").read_text())
     specs = list(code2wav_parameters(config))
     assert {spec.name for spec in specs} == {name for name in index["weight_map"] if name.startswith("code2wav.")}
-    rows = (line.split("\t") for line in (shared_configs / folder / "WEIGHT_NAMES.tsv").read_text().splitlines())
+    rows = (line.split("\t") for line in (released_configs / folder / "WEIGHT_NAMES.tsv").read_text().splitlines())
     shapes = {row[4]: tuple(json.loads(row[2])) for row in rows if len(row) > 4 and row[4].startswith("code2wav.")}
     assert shapes
     assert shapes.items() <= {spec.name: spec.shape for spec in specs}.items()

@@ -135,11 +135,11 @@ def test_every_pass_of_the_code_predictor_is_that_of_transformers(tensors, refer
         assert torch.equal(rows, theirs.get_input_embeddings()[group - 1](code))
 
 
-def test_every_released_name_is_consumed(released_config, shared_configs):
+def test_every_released_name_is_consumed(released_config, released_configs):
     import json
 
     talker = read_talker(ConfigReader(released_config("Qwen3-Omni-30B-A3B-Instruct")["talker_config"], "config.json"))
-    index = shared_configs / "Qwen3-Omni-30B-A3B-Instruct" / "model.safetensors.index.json"
+    index = released_configs / "Qwen3-Omni-30B-A3B-Instruct" / "model.safetensors.index.json"
     released = {name for name in json.loads(index.read_text())["weight_map"] if name.startswith("talker.")}
     specs = [*talker_parameters(talker), *code_predictor_parameters(talker)]
     assert {spec.name for spec in specs} == released

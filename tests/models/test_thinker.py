@@ -281,9 +281,9 @@ def test_bf16_on_the_cpu_backend_is_near_float32(model, tmp_path):
     assert float((logits["bf16"] - logits["f32"]).norm() / logits["f32"].norm()) < 0.05
 
 
-def test_every_released_name_is_consumed_and_bytes_add_up(released_config, shared_configs):
+def test_every_released_name_is_consumed_and_bytes_add_up(released_config, released_configs):
     config = ModelConfig.from_hf(released_config("Qwen3-Omni-30B-A3B-Instruct"))
-    index = json.loads((shared_configs / "Qwen3-Omni-30B-A3B-Instruct" / "model.safetensors.index.json").read_text())
+    index = json.loads((released_configs / "Qwen3-Omni-30B-A3B-Instruct" / "model.safetensors.index.json").read_text())
     specs = all_parameters(config)
     assert len(specs) == 28_010
     assert {spec.name for spec in specs} == set(index["weight_map"])
@@ -291,8 +291,8 @@ def test_every_released_name_is_consumed_and_bytes_add_up(released_config, share
 
 
 @pytest.mark.parametrize("name", ["Thinking", "Captioner"])
-def test_the_variants_without_speech_are_the_thinker_alone(shared_configs, name):
-    raw = json.loads((shared_configs / f"Qwen3-Omni-30B-A3B-{name}" / "config.reconstructed.json").read_text())
+def test_the_variants_without_speech_are_the_thinker_alone(released_configs, name):
+    raw = json.loads((released_configs / f"Qwen3-Omni-30B-A3B-{name}" / "config.reconstructed.json").read_text())
     config = ModelConfig.from_hf(raw)
     assert config.omni.speech is None
     assert sum(spec.elements for spec in all_parameters(config)) == 31_719_205_488

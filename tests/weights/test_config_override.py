@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-from pathlib import Path
 
 import pytest
 
 from lluda.errors import InvalidRequest
 from lluda.weights.synth import override_config
-
-CONFIGS = Path(__file__).parents[2].parent / "shared" / "configs"
+from tests.conftest import RELEASED_CONFIGS
 
 TEXT = {
     "num_hidden_layers": 28,
@@ -151,9 +149,8 @@ def test_a_slip_of_the_keyboard_does_not_fill_the_memory():
     assert len(result["talker_config"]["code_predictor_config"]["layer_types"]) < 100_000
 
 
-@pytest.mark.skipif(not CONFIGS.is_dir(), reason="the released configs are not beside this repository")
 def test_the_released_omni_config_is_reduced_in_each_part():
-    raw = json.loads((CONFIGS / "Qwen3-Omni-30B-A3B-Instruct" / "config.json").read_text())
+    raw = json.loads((RELEASED_CONFIGS / "Qwen3-Omni-30B-A3B-Instruct" / "config.json").read_text())
     settings = [
         "text.num_hidden_layers=2",
         "audio.encoder_layers=2",

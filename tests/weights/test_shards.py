@@ -15,6 +15,7 @@ import torch
 from lluda.errors import CorruptFile, ModelNotFound, UnsupportedModel
 from lluda.weights.checkpoint import open_checkpoint
 from lluda.weights.shards import FolderCheckpoint, ShardIndex
+from tests.conftest import RELEASED_CONFIGS
 
 A, B = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -276,8 +277,5 @@ def test_a1_neither_a_folder_nor_gguf(tmp_path: Path) -> None:
 
 
 def test_the_released_index_of_qwen3_omni_is_read() -> None:
-    path = Path(__file__).parents[3] / "shared" / "configs" / "Qwen3-Omni-30B-A3B-Instruct" / INDEX
-    if not path.is_file():
-        pytest.skip(f"no released index at {path}")
-    index = ShardIndex(path)
+    index = ShardIndex(RELEASED_CONFIGS / "Qwen3-Omni-30B-A3B-Instruct" / INDEX)
     assert (len(index.weight_map), len(index.shards), index.total_size) == (28010, 15, 70519637090)
