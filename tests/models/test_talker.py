@@ -11,7 +11,9 @@ from lluda.backends import select_backend
 from lluda.backends.blocks import Segment
 from lluda.config_reader import ConfigReader
 from lluda.config_talker import read_talker
+from lluda.engine.frames import code_predictor_sampling
 from lluda.engine.kv_cache import CacheOptions, KVCache
+from lluda.engine.sampling_params import SamplingParams
 from lluda.errors import CorruptFile, NativeLibraryError, UnsupportedModel
 from lluda.models.code_predictor import CodePredictor, code_predictor_parameters
 from lluda.models.talker import Talker, talker_parameters
@@ -133,6 +135,31 @@ def test_every_pass_of_the_code_predictor_is_that_of_transformers(tensors, refer
         code = logits.argmax(-1)
         rows = predictor.embed(group, code)
         assert torch.equal(rows, theirs.get_input_embeddings()[group - 1](code))
+
+
+@pytest.mark.parametrize("temperature", [0.9, 0.0])
+def test_the_code_predictor_is_sampled_as_transformers_samples_it(reference, monkeypatch, temperature):
+    """transformers' talker hands its predictor the values in a call; one step of it is made to tell them."""
+    asked = {}
+
+    def told(**arguments):
+        asked.update(arguments)
+        raise StopIteration
+
+    monkeypatch.setattr(reference.code_predictor, "generate", told)
+    with pytest.raises(StopIteration):
+        reference.generate(
+            inputs_embeds=torch.randn(1, 3, 64), trailing_text_hidden=torch.zeros(1, 1, 64),
+            tts_pad_embed=torch.zeros(1, 1, 64), talker_input_ids=torch.zeros(1, 3, dtype=torch.long),
+            do_sample=bool(temperature), max_new_tokens=3, output_hidden_states=True, return_dict_in_generate=True,
+        )  # fmt: skip
+    ours = code_predictor_sampling(SamplingParams(temperature=temperature, seed=7))
+    assert asked["do_sample"] == bool(ours.temperature)
+    assert ours.seed == 7
+    if temperature:
+        # No temperature is passed: transformers' default of 1 holds.
+        assert "temperature" not in asked
+        assert (ours.temperature, ours.top_k, ours.top_p) == (1.0, asked["top_k"], asked["top_p"]) == (1.0, 50, 0.8)
 
 
 def test_every_released_name_is_consumed(released_config, released_configs):

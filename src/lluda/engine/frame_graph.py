@@ -7,14 +7,13 @@ What a frame computes is what `engine/frames.py` computes, for backends that can
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lluda.backends.blocks import Segment
-from lluda.engine.frames import SpeechParams
+from lluda.engine.frames import SpeechParams, code_predictor_sampling
 from lluda.engine.kv_cache import STORAGE_DTYPES, CacheOptions, KVCache
 from lluda.engine.sampling_params import SamplingParams
 from lluda.errors import LludaError
@@ -23,8 +22,6 @@ from lluda.models.talker import Talker
 
 if TYPE_CHECKING:
     from lluda.backends.cuda import CudaBackend
-
-_PREDICTOR = SamplingParams(temperature=1.0, top_k=50, top_p=0.8)
 
 
 class FrameGraph:
@@ -133,12 +130,12 @@ class FrameGraph:
         self._sample(0, logits, sampling, suppressed=self._suppressed, seen=self.seen)
         parts = [self._talker.codec_embedding(self._codes[:1])]
         rows = torch.cat((hidden.float(), parts[0]))
-        others = replace(_PREDICTOR, temperature=0.0) if not sampling.temperature else _PREDICTOR
+        others = code_predictor_sampling(sampling).with_defaults({})
         for group in range(1, predictor.passes + 1):
             start = 0 if group == 1 else group
             segments = [Segment(0, len(rows), self._stores[start])]
             logits = predictor(rows, self._places[start : start + len(rows)], segments, group)
-            self._sample(group, logits, others.with_defaults({}))
+            self._sample(group, logits, others)
             rows = predictor.embed(group, self._codes[group : group + 1])
             parts.append(rows.clone() if group < predictor.passes else rows)
         self._next.copy_(torch.cat(parts).sum(0, keepdim=True))

@@ -21,8 +21,15 @@ from lluda.models.talker import Talker
 
 _MAX_FRAMES = 4096
 
-# The predictor's own sampling (transformers passes top_k and top_p in code; no file names them).
-_PREDICTOR = {"temperature": 1.0, "top_k": 50, "top_p": 0.8}
+# The code predictor's own sampling: transformers passes top_k and top_p in code, and no file names them.
+_PREDICTOR_SAMPLING = SamplingParams(temperature=1.0, top_k=50, top_p=0.8)
+
+
+def code_predictor_sampling(talker: SamplingParams) -> SamplingParams:
+    """How the code predictor chooses codes 1 and up of each frame: greedy when the talker is, else at temperature
+    1 with top_k 50 and top_p 0.8 (spec section 7). The talker's seed is its seed."""
+    temperature = _PREDICTOR_SAMPLING.temperature if talker.temperature else 0.0
+    return replace(_PREDICTOR_SAMPLING, temperature=temperature, seed=talker.seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +73,8 @@ class FrameGenerator:
         own = CacheOptions(config.num_code_groups, "preallocated", kv_dtype)
         self._frame_cache = KVCache(config.code_predictor, own, predictor.backend.device)
         self._sampler = _talker_sampler(config, params.sampling)
-        self._predictor_sampler = _predictor_sampler(config, params.sampling)
+        choice = code_predictor_sampling(params.sampling)
+        self._predictor_sampler = Sampler(choice, [], config.code_predictor.vocab_size)
         self._hidden = self._logits = self._next = torch.empty(0)
 
     @torch.inference_mode()
@@ -120,9 +128,3 @@ def _talker_sampler(config: TalkerConfig, params: SamplingParams) -> Sampler:
     codes = config.code_predictor.vocab_size
     control = frozenset(range(codes, vocabulary)) - {config.codec.eos}
     return Sampler(params, [], vocabulary, suppress=control)
-
-
-def _predictor_sampler(config: TalkerConfig, params: SamplingParams) -> Sampler:
-    greedy = not params.temperature
-    own: dict[str, Any] = {"temperature": 0.0} if greedy else _PREDICTOR
-    return Sampler(SamplingParams(**own, seed=params.seed), [], config.code_predictor.vocab_size)
