@@ -10,9 +10,13 @@ import os
 
 
 class LludaError(Exception):
-    """Base of all errors lluda raises on purpose."""
+    """Base of all errors lluda raises on purpose. Half surrogate pairs in the message (a file's name, a text of a file)
+    become escapes, so that it can be printed."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message.encode("utf-8", "backslashreplace").decode())
 
 
 class CorruptFile(LludaError):

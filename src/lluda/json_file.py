@@ -59,7 +59,8 @@ def parse_json(data: bytes | bytearray | str, path: Path, *, part: str = "", max
     """The JSON value in ``data``, which is ``part`` of the file ``path`` (both only for messages).
 
     CorruptFile: not UTF-8, a byte order mark, not JSON, NaN or Infinity or a number too large for float64, an integer
-    of more than `MAX_DIGITS` digits, a duplicate key, or nesting deeper than ``max_depth``.
+    of more than `MAX_DIGITS` digits, a duplicate key, half a surrogate pair in a text, or nesting deeper than
+    ``max_depth``.
     """
     where = f"{part}: " if part else ""
     text = data if isinstance(data, str) else decode_utf8(data, path, where)
@@ -72,6 +73,8 @@ def parse_json(data: bytes | bytearray | str, path: Path, *, part: str = "", max
     except RecursionError:
         raise CorruptFile(path, f"{where}nested too deep", expected=f"at most {max_depth} levels") from None
     _check_depth(value, path, where, max_depth)
+    if "\\ud" in text or "\\uD" in text:  # else no text in it can have one
+        _check_surrogates(value, path, where)
     return value
 
 
@@ -135,3 +138,11 @@ def _check_depth(value: Any, path: Path, where: str, max_depth: int) -> None:
         if not level:
             return
     raise CorruptFile(path, f"{where}nested too deep", expected=f"at most {max_depth} levels")
+
+
+def _check_surrogates(value: Any, path: Path, where: str) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        found = f"\\u{ord(error.object[error.start]):04x}"
+        raise CorruptFile(path, f"{where}a text holds half a surrogate pair", found=found) from None
