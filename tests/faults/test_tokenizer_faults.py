@@ -255,7 +255,7 @@ def test_a18_broken_gguf_tokenizer(tmp_path, changes, rule):
 
 @pytest.mark.parametrize(
     ("changes", "name"),
-    [({"model": "llama"}, "'llama'"), ({"pre": "tekken"}, "'tekken'.*qwen2"), ({"pre": None}, "None.*qwen2")],
+    [({"model": "llama"}, "'llama'"), ({"pre": "tekken"}, "'tekken'.*qwen2"), ({"pre": None}, "absent.*qwen2")],
 )
 def test_a18_another_gguf_tokenizer_is_refused_by_name(tmp_path, changes, name):
     with pytest.raises(UnsupportedModel, match=name):

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lluda.errors import CorruptFile, ModelNotFound, UnsupportedModel
+from lluda.gguf_keys import GGUFKeys, described, same_value
 from lluda.mapped_file import MappedFile
 from lluda.weights.entry import TensorEntry
 from lluda.weights.gguf_header import STORAGE_TYPES, read_header
@@ -60,7 +61,7 @@ class GGUFFile:
             raise
         self.version = header.version
         self.alignment = header.alignment
-        self.metadata: Mapping[str, Any] = header.metadata
+        self.metadata = GGUFKeys(header.metadata, path)
         self.entries: Mapping[str, TensorEntry] = header.entries
         self._spans = header.spans
 
@@ -169,12 +170,12 @@ class GGUFCheckpoint:
         self.path = path
         self.files = _open_parts(path)
         try:
-            self.metadata: Mapping[str, Any] = self.files[0].metadata
+            self.metadata = self.files[0].metadata
             stored = _all_entries(self.files)
             self._by_path = {file.path: file for file in self.files}
             self.config: dict[str, Any]
             self.entries: Mapping[str, TensorEntry]
-            if self.metadata.get("general.architecture") == OMNI:
+            if self.metadata.text("general.architecture") == OMNI:
                 self.config = omni_config(self.metadata, path)
                 self.entries = omni_entries(stored, self.metadata, path)
             else:
@@ -339,15 +340,9 @@ def _refuse_foreign(part: GGUFFile, first: GGUFFile, index: int, count: int) -> 
         if key in ("split.no", "general.alignment"):
             continue
         wanted, found = first.metadata[key], part.metadata[key]
-        if type(wanted) is not type(found) or _differ(wanted, found):
+        if not same_value(wanted, found):
             rule = f"part {index + 1} of {count} is of another model: its {key} differs from the first part's"
-            raise CorruptFile(part.path, rule, expected=wanted, found=found)
-
-
-def _differ(one: Any, other: Any) -> bool:
-    if isinstance(one, str | int | float | list):
-        return bool(one != other)
-    return bool(one.dtype != other.dtype or one.tolist() != other.tolist())
+            raise CorruptFile(part.path, rule, expected=described(wanted), found=described(found))
 
 
 def _refuse_short_set(files: list[GGUFFile], count: int) -> None:
@@ -362,12 +357,8 @@ def _refuse_short_set(files: list[GGUFFile], count: int) -> None:
 
 
 def _split_number(file: GGUFFile, key: str, default: int | None) -> int:
-    value = file.metadata.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
-        raise CorruptFile(file.path, f"{key} must be a number, as in every part of a split model", found=value)
-    if key == "split.count" and not 1 <= value <= _MAX_PARTS:
-        raise CorruptFile(file.path, f"split.count must be from 1 to {_MAX_PARTS}", found=value)
-    return value
+    lowest, highest = (1, _MAX_PARTS) if key == "split.count" else (0, 2**31 - 1)
+    return file.metadata.integer(key, lowest, highest, default=default)
 
 
 def _all_entries(files: tuple[GGUFFile, ...]) -> dict[str, TensorEntry]:

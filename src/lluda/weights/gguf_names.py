@@ -7,6 +7,7 @@ as one three-dimensional tensor and, for llama alone, the query and key rows in 
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Mapping
@@ -14,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lluda.config_reader import ConfigReader
 from lluda.errors import CorruptFile, UnsupportedModel
+from lluda.gguf_keys import GGUFKeys, is_array
 from lluda.weights.entry import TensorEntry
 
 ARCHITECTURES = {
@@ -217,58 +218,64 @@ def config_from_metadata(
         **_token_ids(reader),
         **(_experts(reader) if reader.model_type == "qwen3_moe" else {}),
     }
-    if reader.model_type != "qwen3_moe" and reader.get("expert_count"):
+    experts = 0 if reader.model_type == "qwen3_moe" else reader.integer("expert_count", minimum=0, default=0)
+    if experts:
         raise UnsupportedModel(
-            f"{path}: {reader.architecture} with {reader.get('expert_count')!r:.40} experts is not supported; "
+            f"{path}: {reader.architecture} with {experts} experts is not supported; "
             "supported mixtures of experts: qwen3moe"
         )
     return config | reader.unknown()
 
 
 class _MetadataReader:
-    """Keys of one architecture, with `ConfigReader`'s rules and messages."""
+    """Keys of one architecture, by their names behind its own."""
 
     def __init__(self, metadata: Mapping[str, Any], path: Path) -> None:
-        self.metadata = metadata
+        self.keys = GGUFKeys(metadata, path)
         self.path = path
-        self.plain = ConfigReader(metadata, str(path))
-        architecture = metadata.get("general.architecture")
-        if architecture is None:
-            raise CorruptFile(path, "general.architecture is missing")
-        if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+        self.architecture = self.keys.text("general.architecture")
+        if self.architecture not in ARCHITECTURES:
             raise UnsupportedModel(
-                f"{path}: GGUF architecture {architecture!r:.80} is not supported; "
+                f"{path}: GGUF architecture {self.architecture!r:.80} is not supported; "
                 f"supported: {', '.join(ARCHITECTURES)}"
             )
-        kind = metadata.get("general.type", "model")
+        kind = self.keys.text("general.type", default="model")
         if kind != "model":
             raise UnsupportedModel(f"{path}: a GGUF file of type {kind!r:.80} is not supported; supported: model")
-        self.architecture = architecture
-        self.model_type, self.hf_class = ARCHITECTURES[architecture]
+        self.model_type, self.hf_class = ARCHITECTURES[self.architecture]
 
-    def get(self, key: str) -> Any:
-        return self.metadata.get(f"{self.architecture}.{key}")
+    def __contains__(self, key: str) -> bool:
+        return f"{self.architecture}.{key}" in self.keys
 
-    def integer(self, key: str, *, default: int | None = None) -> int:
+    def integer(self, key: str, *, minimum: int = 1, default: int | None = None) -> int:
         self._refuse_per_layer(key)
-        return self.plain.integer(f"{self.architecture}.{key}", 1, _LARGEST, default=default)
+        return self.keys.integer(f"{self.architecture}.{key}", minimum, _LARGEST, default=default)
 
     def number(self, key: str, *, default: float | None = None) -> float:
+        """A number above 0."""
         self._refuse_per_layer(key)
-        if default is not None and self.get(key) is None:
-            return default
-        return _shortest(self.plain.number(f"{self.architecture}.{key}", 0.0, 1e30))
+        return _shortest(self.keys.number(f"{self.architecture}.{key}", 0.0, 1e30, default=default))
+
+    def factor(self, key: str) -> float:
+        """A number of at least 0, which is also what an absent one counts as."""
+        return _shortest(self.keys.number(f"{self.architecture}.{key}", -math.ulp(0.0), 1e30, default=0.0))
+
+    def text(self, key: str, *, default: str | None = None) -> str:
+        return self.keys.text(f"{self.architecture}.{key}", default=default)
+
+    def boolean(self, key: str, *, default: bool) -> bool:
+        return self.keys.boolean(f"{self.architecture}.{key}", default=default)
 
     def unknown(self) -> dict[str, Any]:
         prefix = f"{self.architecture}."
         return {
             key: value
-            for key, value in self.metadata.items()
+            for key, value in self.keys.items()
             if key.startswith(prefix) and key.removeprefix(prefix) not in _KNOWN_KEYS
         }
 
     def _refuse_per_layer(self, key: str) -> None:
-        if self.get(key) is not None and not isinstance(self.get(key), str | int | float):
+        if key in self and is_array(self.keys[f"{self.architecture}.{key}"]):
             raise UnsupportedModel(
                 f"{self.path}: {self.architecture}.{key} is an array; lluda supports one value for all layers"
             )
@@ -287,32 +294,26 @@ def _head_dim(reader: _MetadataReader, hidden: int, heads: int) -> int:
 
 
 def _vocab_size(reader: _MetadataReader) -> int:
-    tokens = reader.metadata.get("tokenizer.ggml.tokens")
-    if reader.get("vocab_size") is None and isinstance(tokens, list) and tokens:
-        return len(tokens)
-    return reader.integer("vocab_size")
+    if "vocab_size" in reader or "tokenizer.ggml.tokens" not in reader.keys:
+        return reader.integer("vocab_size")
+    tokens = reader.keys.strings("tokenizer.ggml.tokens")
+    return len(tokens) or reader.integer("vocab_size")
 
 
 def _refuse_rope_scaling(reader: _MetadataReader) -> None:
     """RoPE scaling has a type, or (in older files) only a factor, which then is linear; 0 and 1 mean none."""
-    kind = reader.get("rope.scaling.type")
-    factor = reader.get("rope.scaling.factor")
-    if kind is None and any(value not in (None, 0, 1) for value in (factor, reader.get("rope.scale_linear"))):
-        kind = "linear"
-    if kind not in (None, "none"):
+    factors = {reader.factor(key) for key in ("rope.scaling.factor", "rope.scale_linear")}
+    kind = reader.text("rope.scaling.type", default="none" if factors <= {0.0, 1.0} else "linear")
+    if kind != "none":
         raise UnsupportedModel(f"{reader.path}: RoPE scaling type {kind!r:.80} is not supported; supported: none")
 
 
 def _token_ids(reader: _MetadataReader) -> dict[str, Any]:
     """``bos_token_id``, and ``eos_token_id``: one id, or all that end a text or a turn."""
-    ends = [
-        token
-        for key in ("eos_token_id", "eot_token_id", "eom_token_id")
-        for token in reader.plain.token_ids(f"tokenizer.ggml.{key}")
-    ]
-    ends = list(dict.fromkeys(ends))
-    starts = reader.plain.token_ids("tokenizer.ggml.bos_token_id")
-    ids: dict[str, Any] = {"bos_token_id": starts[0]} if starts else {}
+    names = ("bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id")
+    start, *found = (reader.keys.token_id(f"tokenizer.ggml.{name}", below=2**32) for name in names)
+    ends = list(dict.fromkeys(end for end in found if end is not None))
+    ids: dict[str, Any] = {} if start is None else {"bos_token_id": start}
     return ids | ({"eos_token_id": ends if len(ends) > 1 else ends[0]} if ends else {})
 
 
@@ -326,7 +327,7 @@ def _experts(reader: _MetadataReader) -> dict[str, Any]:
         "num_experts": reader.integer("expert_count"),
         "num_experts_per_tok": reader.integer("expert_used_count"),
         "moe_intermediate_size": reader.integer("expert_feed_forward_length"),
-        "norm_topk_prob": reader.plain.boolean("qwen3moe.expert_weights_norm", default=True),
+        "norm_topk_prob": reader.boolean("expert_weights_norm", default=True),
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
     }

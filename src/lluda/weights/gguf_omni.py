@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lluda.errors import CorruptFile, UnsupportedModel
+from lluda.gguf_keys import GGUFKeys
 from lluda.json_file import MAX_JSON_BYTES, parse_json
 from lluda.weights.entry import TensorEntry
 from lluda.weights.gguf_names import expert_entries, layer_module, layer_part
@@ -132,11 +133,12 @@ def _document(metadata: Mapping[str, Any], key: str, path: Path) -> dict[str, An
 
 def document(metadata: Mapping[str, Any], key: str, path: Path) -> dict[str, Any] | None:
     """The JSON object in the metadata's ``key``; None if there is none. CorruptFile: not a string of such."""
-    text = metadata.get(key)
-    if text is None:
+    if key not in metadata:
         return None
-    if not isinstance(text, str) or len(text) > MAX_JSON_BYTES:
-        raise CorruptFile(path, f"{key} must be a string of at most {MAX_JSON_BYTES} characters of JSON")
+    text = GGUFKeys(metadata, path).text(key)
+    if len(text) > MAX_JSON_BYTES:
+        rule = f"{key} must be JSON of at most {MAX_JSON_BYTES} characters"
+        raise CorruptFile(path, rule, found=f"{len(text)} characters")
     value = parse_json(text, path, part=key)
     if not isinstance(value, dict):
         raise CorruptFile(path, f"{key}: the JSON must be an object", found=type(value).__name__)
