@@ -1,0 +1,111 @@
+"""Makes a set of speech: ``python -m training.make_sound speak --voice lark --hours 6 --out FOLDER`` and the like.
+
+A set is a folder: sound.i16 (int16 little-endian mono, clips one after the other), index.jsonl (a line a clip) and
+set.json. Clips are written as they come and in order; the same command goes on where it stopped.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from multiprocessing import get_context
+from pathlib import Path
+
+from training.clip import finished
+from training.script import FAMILIES, Line, hearing_lines, speaking_lines
+from training.voices.voice import open_voice
+
+SPEAK_RATE, HEAR_RATE = 24000, 16000
+_HOUR = 3600
+
+
+def _spoken(task: tuple[Line, int]) -> tuple[Line, bytes, str]:
+    """A line as the bytes of its clip, with its phonemes."""
+    line, rate = task
+    spoken = open_voice(line.voice)(line.text, line.seed)
+    return line, finished(spoken.samples, spoken.rate, rate).tobytes(), spoken.phonemes
+
+
+def _resumed(folder: Path) -> tuple[int, int]:
+    """How many clips a set has and how many samples; what was written of a clip without a line is cut off."""
+    index, sound = folder / "index.jsonl", folder / "sound.i16"
+    if not index.exists():
+        index.touch()
+        sound.touch()
+        return 0, 0
+    whole = index.read_bytes()
+    whole = whole[: whole.rfind(b"\n") + 1]
+    lines = whole.splitlines()
+    last = json.loads(lines[-1]) if lines else {"start": 0, "samples": 0}
+    os.truncate(index, len(whole))
+    os.truncate(sound, 2 * (last["start"] + last["samples"]))
+    return len(lines), last["start"] + last["samples"]
+
+
+def make_set(
+    folder: Path, lines: Iterator[Line], rate: int, hours: float, seconds: float, jobs: int, clips: int = 0
+) -> float:
+    """Writes clips until the set has so many hours (or clips), or so many seconds have passed; returns its hours."""
+    folder.mkdir(parents=True, exist_ok=True)
+    done, samples = _resumed(folder)
+    (folder / "set.json").write_text(
+        json.dumps({"rate": rate, "hours": hours, "clips": clips}) + "\n", encoding="utf-8"
+    )
+    end, full = time.monotonic() + seconds, hours * _HOUR * rate
+    tasks = ((line, rate) for line in itertools.islice(lines, done, clips or None))
+    with (
+        get_context("spawn").Pool(jobs) as pool,
+        (folder / "sound.i16").open("ab") as sound,
+        (folder / "index.jsonl").open("a", encoding="utf-8") as index,
+    ):
+        # A bounded window of tasks: imap alone would read the endless script at once.
+        for window in iter(lambda: list(itertools.islice(tasks, 16 * jobs)), []):
+            for line, clip, phonemes in pool.imap(_spoken, window):
+                sound.write(clip)
+                sound.flush()
+                entry = {
+                    "text": line.text,
+                    "voice": line.voice.partition("@")[0],
+                    "start": samples,
+                    "samples": len(clip) // 2,
+                }
+                entry |= {"split": line.split} | ({"phonemes": phonemes} if phonemes else {}) | line.about
+                index.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                samples += len(clip) // 2
+                if samples >= full:
+                    break
+            index.flush()
+            if samples >= full or time.monotonic() >= end:
+                break
+        pool.terminate()
+    return samples / rate / _HOUR
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("speak", "hear"))
+    parser.add_argument("--voice", default="lark", help="of speak: lark or kumo")
+    parser.add_argument("--family", default="lark", help=f"of hear: {', '.join(FAMILIES)}")
+    parser.add_argument("--split", default="train", choices=("train", "test"))
+    parser.add_argument("--hours", type=float, default=1000.0)
+    parser.add_argument("--clips", type=int, default=0, help="stop at so many clips")
+    parser.add_argument("--seconds", type=float, default=1e9, help="stop after so many seconds of work")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args(arguments)
+    if given.what == "speak":
+        lines, rate = speaking_lines(given.voice, given.split), SPEAK_RATE
+    else:
+        lines, rate = hearing_lines(given.family, given.split), HEAR_RATE
+    start = time.monotonic()
+    hours = make_set(given.out, lines, rate, given.hours, given.seconds, given.jobs, given.clips)
+    print(f"{given.out}: {hours:.3f} h of sound, {time.monotonic() - start:.0f} s of work", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

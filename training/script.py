@@ -1,0 +1,91 @@
+"""Scripts: what each voice is to say, line by line, for the sets of speech. The same set always has the same lines."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from random import Random
+
+from training.numerals import sentence
+from training.sentences import joined_sentence, plain_sentence
+from training.world import sample, split_of
+
+ANSWER_SHARE, QUESTION_SHARE = 0.7, 0.1
+"""Of the lines to learn speaking from: answers, questions; the rest are sentences of the lexicon."""
+
+_MOST_REPEATS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A text to say by a voice; `about` is what the index keeps of a question: answer, domain, turns before."""
+
+    text: str
+    voice: str
+    split: str
+    seed: int
+    about: dict = field(default_factory=dict)
+
+
+def speaking_lines(voice: str, split: str) -> Iterator[Line]:
+    """Endless lines to learn speaking from: the same texts for every voice, a text at most three times."""
+    rng, said, number = Random(f"speak {split}"), {}, 0
+    while True:
+        text = _speaking_text(split, rng)
+        if said.get(text, 0) < _MOST_REPEATS:
+            said[text] = said.get(text, 0) + 1
+            yield Line(text, voice, split, number)
+            number += 1
+
+
+def _speaking_text(split: str, rng: Random) -> str:
+    roll = rng.random()
+    if roll < ANSWER_SHARE + QUESTION_SHARE:
+        turn = sample(split, rng, turns=1).turns[0]
+        return turn.answer if roll < ANSWER_SHARE else turn.question
+    while True:
+        text = joined_sentence(rng) if rng.random() < 0.2 else plain_sentence(rng)
+        if split_of(f"repeat {text}") == split:
+            return sentence(text)
+
+
+def hearing_lines(family: str, split: str) -> Iterator[Line]:
+    """Endless lines to learn hearing from: every turn of conversations, by voices of the family in turn."""
+    rng, number = Random(f"hear {family} {split}"), 0
+    while True:
+        domain = "transcript" if rng.random() < 0.25 else None
+        conversation = sample(split, rng, domain)
+        before: list[tuple[str, str]] = []
+        for turn in conversation.turns:
+            about = {"answer": turn.answer, "domain": turn.domain, "slot": turn.slot, "system": conversation.system}
+            about |= {"instruction": turn.instruction, "before": list(before), "conversation": number}
+            yield Line(turn.question, FAMILIES[family](rng), split, rng.randrange(2**31), about)
+            before.append((turn.question, turn.answer))
+        number += 1
+
+
+def _lark_at_a_speed(rng: Random) -> str:
+    return f"lark@{rng.uniform(0.8, 1.25):.2f}"
+
+
+def _espeak(variants: tuple[str, ...]):
+    def draw(rng: Random) -> str:
+        return f"espeak-{rng.choice(variants)}-{rng.randrange(120, 201, 5)}-{rng.randrange(30, 81, 5)}"
+
+    return draw
+
+
+SEEN_BLENDS, UNSEEN_BLENDS = range(64), range(100, 108)
+_ACCENTS = ("en-us", "en-gb", "en-gb-x-rp", "en-gb-x-gbclan")
+ESPEAK_SEEN = tuple(f"{accent}+{kind}" for accent in _ACCENTS for kind in "f1 f2 f3 f4 m1 m2 m3 m4 m5 m6".split())
+ESPEAK_UNSEEN = tuple(f"{accent}+{kind}" for accent in ("en-us", "en-gb") for kind in "f5 m7 m8 klatt klatt4".split())
+FAMILIES = {
+    "lark": _lark_at_a_speed,
+    "blends": lambda rng: f"blend-{rng.choice(SEEN_BLENDS)}",
+    "flite": lambda rng: f"flite-{rng.choice(('slt', 'rms', 'kal16'))}",
+    "festival": lambda _: "festival-slt",
+    "espeak": _espeak(ESPEAK_SEEN),
+    "awb": lambda _: "flite-awb",
+    "joe": lambda _: "joe",
+    "unseen-blends": lambda rng: f"blend-{rng.choice(UNSEEN_BLENDS)}",
+    "unseen-espeak": _espeak(ESPEAK_UNSEEN),
+}
+"""Of each family of hearing voices the draw of one. The last four are held out: they are in test sets alone."""

@@ -1,0 +1,1 @@
+"""The voices that speak the training data, one file a family."""

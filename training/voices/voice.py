@@ -1,0 +1,51 @@
+"""What a voice is, and which there are.
+
+A voice is named by one string, which says everything: "lark", "lark@1.15" (speed), "kumo", "blend-17", "flite-slt",
+"festival-slt", "espeak-en-us+f3-150-50" (words a minute, pitch), "joe".
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Spoken(NamedTuple):
+    """Samples (float32, mono, in [-1, 1]), their rate in hertz, and the phonemes where the family tells them."""
+
+    samples: np.ndarray
+    rate: int
+    phonemes: str = ""
+
+
+Voice = Callable[[str, int], Spoken]
+"""Speaks a text; the number is the seed of what is random in it."""
+
+
+@cache
+def open_voice(name: str) -> Voice:
+    """The voice of a name, kept open.
+
+    Raises:
+        ValueError: no family has that name.
+        ModuleNotFoundError, FileNotFoundError: its package is not installed; training/NOTICE.md lists packages.
+    """
+    if name.split("@", maxsplit=1)[0] == "lark":
+        from training.voices.hibari_voice import lark
+
+        return lark(float(name.partition("@")[2] or 1))
+    family = name.partition("-")[0]
+    if family in ("kumo", "blend"):
+        from training.voices.kokoro_voice import kokoro
+
+        return kokoro(name)
+    if family in ("flite", "festival", "espeak"):
+        from training.voices.program_voice import program
+
+        return program(name)
+    if family == "joe":
+        from training.voices.piper_voice import joe
+
+        return joe()
+    raise ValueError(f"the voice is {name!r}: known are lark, kumo, blend-N, flite-X, festival-slt, espeak-..., joe")
