@@ -35,6 +35,7 @@ def assert_is_clear(error: LludaError, *names: str) -> None:
     message = str(error)
     assert "\n" not in message
     assert len(message) < 600
+    message.encode()  # it can be printed
     assert not re.search(r"Traceback|panicked|0x[0-9a-f]{6,}|Error while|untagged", message)
     assert all(name in message for name in names), message
 
@@ -61,6 +62,12 @@ def test_a18_broken_json(tmp_path, name, content):
     with pytest.raises(CorruptFile) as caught:
         Tokenizer.from_folder(tmp_path)
     assert_is_clear(caught.value, str(tmp_path))
+
+
+def start_of(number):
+    """A post-processor that starts every text with the id ``number``."""
+    special = {"<s>": {"id": "<s>", "ids": [number], "tokens": ["<s>"]}}
+    return {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}], "special_tokens": special}
 
 
 STRANGE_START = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}], "special_tokens": {}}
@@ -102,6 +109,20 @@ BROKEN_CONTENT = {
     "no pre_tokenizer type": ({"pre_tokenizer": {"pattern": "x"}}, "pre_tokenizer is neither"),
     "pre_tokenizer missing": ({"pre_tokenizer": None}, "pre_tokenizer is neither"),
     "post_processor of an unknown token": ({"post_processor": STRANGE_START}, "not among its special_tokens"),
+    "post_processor of an id outside": ({"post_processor": start_of(65536)}, "an id that no token has .*found 65536"),
+    "post_processor of a negative id": ({"post_processor": start_of(-1)}, "an id that no token has"),
+    "post_processor of true": ({"post_processor": start_of(True)}, "not among its special_tokens"),
+    "post_processor is a number": ({"post_processor": 5}, "post_processor is neither"),
+    "processors are a number": ({"post_processor": {"type": "Sequence", "processors": 5}}, "post_processor is neither"),
+    "normalizer is a text": ({"normalizer": "NFC"}, "normalizer is neither"),
+    "normalizers are a number": ({"normalizer": {"type": "Sequence", "normalizers": 5}}, "normalizer is neither"),
+    "normalizers are numbers": ({"normalizer": {"type": "Sequence", "normalizers": [5]}}, "normalizer is neither"),
+    "special is a text": ({"added_tokens": [{"id": COUNT, "content": "<a>", "special": "no"}]}, "special must be true"),
+    "normalized is 1": ({"added_tokens": [{"id": COUNT, "content": "<a>", "normalized": 1}]}, "normalized must be"),
+    "ignore_merges is a text": (model(ignore_merges="yes"), "ignore_merges must be true"),
+    "half a surrogate pair in an added token": (added((COUNT, "\ud800")), r"half a surrogate pair .found .ud800"),
+    "half a surrogate pair in a type": ({"decoder": {"type": "\udfff"}}, r"half a surrogate pair .found .udfff"),
+    "half a surrogate pair as a key": ({"\udc00": 1}, r"half a surrogate pair .found .udc00"),
 }
 
 
@@ -156,11 +177,9 @@ BROKEN_MERGES = {
     "a line of one": ("h e\nhe\n", "merge 2 is not two tokens"),
     "an empty line": ("h e\n\nl l\n", "merge 2 is not two tokens"),
     "a line of three": ("h e l\n", "merge 1 is not two tokens"),
-    "carriage returns": ("h e\r\nl l\r\n", "merge 1"),
     "unknown parts": ("q qq\n", "merge 1 .*'qq' is not in the vocabulary"),
     "a million lines": ("h e\n" * 10**6, "too many merges"),
     "not UTF-8": (b"h \xff\n", "not UTF-8"),
-    "byte order mark": ("\ufeffh e\n", "byte order mark"),
 }
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lluda.inputs.added_tokens import AddedToken, AddedTokens
+from tests.conftest import watchdog
 
 MARK = "\ufdd0"
 TOKENS = AddedTokens(
@@ -71,3 +74,29 @@ def test_tokens_that_are_not_special_keep_their_meaning(text):
     tokens = AddedTokens([AddedToken(1, "<think>", special=False), AddedToken(2, "<|e|>", special=True)], str)
     assert tokens.disarm(text, MARK, special_only=True) == text
     assert 1 in tokens.split(tokens.disarm(text, MARK, special_only=True), MARK)
+
+
+@given(st.sets(st.text("<|a!", min_size=1, max_size=6), min_size=1, max_size=8), st.text("<|a!b", max_size=40))
+def test_of_several_spellings_the_leftmost_longest_is_found(texts, text):
+    """Held against a search by hand: at each place the longest spelling that the text goes on with."""
+    tokens = AddedTokens([AddedToken(number, one, special=True) for number, one in enumerate(sorted(texts))], str)
+    expected, place, plain = [], 0, ""
+    while place < len(text):
+        here = max((one for one in texts if text.startswith(one, place)), key=len, default=None)
+        if here is None:
+            plain, place = plain + text[place], place + 1
+            continue
+        expected += [plain] * bool(plain) + [sorted(texts).index(here)]
+        plain, place = "", place + len(here)
+    assert list(tokens.split(text)) == expected + [plain] * bool(plain)
+
+
+def test_thousands_of_long_added_tokens_do_not_take_long_to_prepare():
+    """As many as are allowed, each of 500 characters (9 MB in a tokenizer.json): over 10 s when a pattern had to hold
+    them all."""
+    draw = random.Random(0)
+    texts = ["".join(draw.choices("abcdef<|>", k=500)) + str(number) for number in range(2**14)]
+    with watchdog(0.3):
+        tokens = AddedTokens([AddedToken(number, text, special=True) for number, text in enumerate(texts)], str)
+        found = list(tokens.split(f"a{texts[77]}b{texts[78][:-2]}"))
+    assert found == ["a", 77, f"b{texts[78][:-2]}"]

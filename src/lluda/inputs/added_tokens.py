@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ class AddedTokens:
         self._normalise = normalise
         normalised = {normalise(token.text): token.id for token in tokens if token.normalized}
         verbatim = {token.text: token.id for token in tokens if not token.normalized}
-        self._phases = [(_any_of([*ids]), ids) for ids in (verbatim, normalised)]
+        self._phases = [(_Spellings([*ids]), ids) for ids in (verbatim, normalised)]
         self._all = _Spellings([*verbatim, *normalised])
         self._special = _Spellings([token.text for token in tokens if token.special])
 
@@ -61,18 +61,59 @@ class AddedTokens:
         return "".join([*parts, text[start:]])
 
 
+_BEGINNING = 4
+"""Characters of a spelling that the pattern looks for; a pattern of whole spellings takes seconds to compile where they
+are many and long."""
+
+
 class _Spellings:
-    """Finds where spellings start, overlapping ones and unfinished ones at the end included."""
+    """Finds where some texts stand in another."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self._start = re.compile(f"(?={_any_of(texts).pattern})")
-        self._sorted = sorted(texts)
+        self._sorted = sorted(set(texts))
         self._longest = max(map(len, texts), default=0)
+        beginnings = sorted({text[:_BEGINNING] for text in self._sorted})
+        self._beginning = re.compile(f"(?={'|'.join(map(re.escape, beginnings))})" if texts else r"(?!)")
+        self._shorter = self._longest_beginnings()
+
+    def search(self, text: str, start: int) -> tuple[int, int] | None:
+        """Start and end of the leftmost spelling from ``start`` on, there the longest; None if there is none."""
+        while match := self._beginning.search(text, start):
+            start = match.start()
+            length = self._length_at(text, start)
+            if length:
+                return start, start + length
+            start += 1
+        return None
 
     def positions(self, text: str) -> set[int]:
-        found = {match.start() for match in self._start.finditer(text)}
+        """Where spellings start, overlapping ones and unfinished ones at the end included."""
+        starts = (match.start() for match in self._beginning.finditer(text))
+        found = {start for start in starts if self._length_at(text, start)}
         ends = range(max(0, len(text) - self._longest), len(text))
         return found | {position for position in ends if self._is_beginning(text[position:])}
+
+    def _length_at(self, text: str, start: int) -> int:
+        """Characters of the longest spelling that begins at ``start``; 0 if none does.
+
+        In order it lies at or before the text from there on, and all spellings between the two begin with it.
+        """
+        part = text[start : start + self._longest]
+        place = bisect_right(self._sorted, part) - 1
+        while place >= 0 and not part.startswith(self._sorted[place]):
+            place = self._shorter[place]
+        return len(self._sorted[place]) if place >= 0 else 0
+
+    def _longest_beginnings(self) -> list[int]:
+        """For each spelling in order, the place of the longest other one that it begins with; -1 if there is none."""
+        found: list[int] = []
+        open_places: list[int] = []
+        for place, text in enumerate(self._sorted):
+            while open_places and not text.startswith(self._sorted[open_places[-1]]):
+                open_places.pop()
+            found.append(open_places[-1] if open_places else -1)
+            open_places.append(place)
+        return found
 
     def _is_beginning(self, part: str) -> bool:
         """Whether a spelling starts with ``part``; such spellings lie right behind it in order."""
@@ -80,21 +121,16 @@ class _Spellings:
         return place < len(self._sorted) and self._sorted[place].startswith(part)
 
 
-def _cut(text: str, pattern: re.Pattern[str], ids: dict[str, int], disarmed: str) -> Iterator[int | str]:
+def _cut(text: str, spellings: _Spellings, ids: dict[str, int], disarmed: str) -> Iterator[int | str]:
     start = position = 0
-    while match := pattern.search(text, position):
-        if disarmed and text.startswith(disarmed, max(0, match.start() - len(disarmed)), match.start()):
-            position = match.start() + 1
+    while found := spellings.search(text, position):
+        first, end = found
+        if disarmed and text.startswith(disarmed, max(0, first - len(disarmed)), first):
+            position = first + 1
             continue
-        if match.start() > start:
-            yield text[start : match.start()]
-        yield ids[match.group()]
-        start = position = match.end()
+        if first > start:
+            yield text[start:first]
+        yield ids[text[first:end]]
+        start = position = end
     if start < len(text):
         yield text[start:]
-
-
-def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
-    """A pattern for the leftmost and there the longest of ``texts``; one that never matches if there are none."""
-    longest_first = sorted(texts, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) if texts else r"(?!)")

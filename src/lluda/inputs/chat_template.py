@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded, TemplateError, UnsupportedModel
+from lluda.gguf_keys import GGUFKeys
 from lluda.inputs import template_worker
 from lluda.inputs.gguf_tokenizer import special_token_texts
+from lluda.inputs.special_tokens import CONFIG_NAME, read_special_tokens, read_tokenizer_config
 from lluda.inputs.text_file import read_text
-from lluda.inputs.tokenizer_files import read_tokenizer_config, token_text
 from lluda.json_file import read_json_object
 
 MAX_SECONDS = 2.0
@@ -34,7 +35,6 @@ MAX_REQUEST = 2**25
 
 _MAX_ANSWER = 8 * MAX_OUTPUT  # JSON writes a character in up to six bytes, one beyond U+FFFF in twelve for two
 _START_SECONDS = 20.0
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class ChatTemplate:
@@ -67,7 +67,7 @@ class ChatTemplate:
         CorruptFile: a file breaks its format. UnsupportedModel: named templates, none of them ``default``.
         """
         folder = Path(folder)
-        config_path, config = folder / "tokenizer_config.json", read_tokenizer_config(folder)
+        config_path, config = folder / CONFIG_NAME, read_tokenizer_config(folder)
         for name in ("chat_template.jinja", "chat_template.json", config_path.name):
             path = folder / name
             found: Any = None
@@ -78,14 +78,15 @@ class ChatTemplate:
                 found = content.get("chat_template")
             if found is not None:
                 source, tool_source = _default_and_tool(found, path)
-                return cls(source, path, _special_tokens(config), tool_source=tool_source)
+                return cls(source, path, read_special_tokens(folder).named, tool_source=tool_source)
         return None
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], path: Path) -> ChatTemplate | None:
         """From ``tokenizer.chat_template`` (and ``….tool_use``); None if there is none. CorruptFile: not a string."""
         names = {"default": "tokenizer.chat_template", "tool_use": "tokenizer.chat_template.tool_use"}
-        found = {name: metadata[key] for name, key in names.items() if key in metadata}
+        keys = GGUFKeys(metadata, Path(path))
+        found = {name: keys.text(key) for name, key in names.items() if key in keys}
         if "default" not in found:
             return None
         source, tool_source = _default_and_tool(found, Path(path))
@@ -238,8 +239,3 @@ def _default_and_tool(found: Any, path: Path) -> tuple[str, str | None]:
         if not isinstance(source, str):
             raise CorruptFile(path, f"the chat template {name[:40]!a} must be a string", found=type(source).__name__)
     return named["default"], named.get("tool_use")
-
-
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    texts = {name: token_text(config.get(name)) for name in _SPECIAL_TOKENS}
-    return {name: text for name, text in texts.items() if text is not None}

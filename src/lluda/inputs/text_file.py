@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from lluda.mapped_file import open_regular
 
 
 def read_text(path: Path, max_bytes: int) -> str:
-    """The text of ``path``. CorruptFile: over ``max_bytes``, not UTF-8, a byte order mark, or not a regular file.
-    ModelNotFound: absent or not permitted."""
+    """The text of ``path``, its lines ended by line feeds alone and without the byte order mark that some editors put
+    first. CorruptFile: over ``max_bytes``, not UTF-8, or not a regular file. ModelNotFound: absent or not permitted."""
     descriptor, _ = open_regular(path)
     with os.fdopen(descriptor, "rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise CorruptFile(path, "the file is too large", expected=f"at most {max_bytes} bytes")
-    return decode_utf8(data, path)
+    text = decode_utf8(data.removeprefix(codecs.BOM_UTF8), path)
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,8 @@ class Vocabulary:
         return 1 + max((*self.tokens.values(), *(token.id for token in self.added)), default=-1)
 
     def checked(self) -> Vocabulary:
-        """Itself. CorruptFile: no tokens, too many tokens or merges, an id given twice, left out or out of range, or a
-        token that is not in byte letters."""
+        """Itself. CorruptFile: no tokens, too many tokens or merges, an id given twice, left out or out of range, a
+        token that is not in byte letters, or a prefix id that no token has."""
         if not self.tokens or "" in self.tokens:
             raise CorruptFile(self.path, "the vocabulary has no tokens, or one without text")
         for found, limit, word in ((len(self.tokens), MAX_TOKENS, "tokens"), (len(self.merges), MAX_MERGES, "merges")):
@@ -72,6 +72,10 @@ class Vocabulary:
         if not self.tokens.keys() >= EVERYDAY_LETTERS:
             missing = min(EVERYDAY_LETTERS - self.tokens.keys())
             raise CorruptFile(self.path, f"the vocabulary has no token for the single letter {missing!a}")
+        outside = [number for number in self.prefix_ids if not 0 <= number < self.size]
+        if outside:
+            rule = "a text is to start with an id that no token has"
+            raise CorruptFile(self.path, rule, expected=f"below {self.size}", found=outside[0])
         return self
 
     def model(self) -> models.BPE:
@@ -135,6 +139,21 @@ def merge_pairs(lines: Sequence[object], path: Path) -> list[tuple[str, str]]:
 
 def _is_token(part: object) -> bool:
     return isinstance(part, str) and part != ""
+
+
+def mark_special(
+    added: Sequence[AddedToken], texts: Iterable[str], tokens: Mapping[str, int], merges: Sequence[tuple[str, str]]
+) -> list[AddedToken]:
+    """``added`` with those special whose spelling is among ``texts``; and an ordinary token that is, too, unless text
+    becomes it by merging: a ``pad_token`` may be "!"."""
+    named = dict.fromkeys(texts)
+    found = [replace(token, special=True) if token.text in named else token for token in added]
+    known = {token.text for token in added}
+    unlisted = [text for text in named if text in tokens and text not in known and text not in LETTERS]
+    if unlisted:
+        merged = {left + right for left, right in merges}
+        found += [AddedToken(tokens[text], text, special=True) for text in unlisted if text not in merged]
+    return found
 
 
 def separate_added(
