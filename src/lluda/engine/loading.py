@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 from collections import Counter
@@ -25,6 +26,7 @@ from lluda.engine.memory_plan import MemoryPlan, plan_memory
 from lluda.engine.placement import EXPERTS, Backends, read_placement
 from lluda.engine.speech import Voice
 from lluda.engine.talker_prompt import TalkerPromptBuilder
+from lluda.engine.tied_head import with_stored_head
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError, UnsupportedModel
 from lluda.inputs.chat_template import ChatTemplate
 from lluda.inputs.tokenizer import Tokenizer
@@ -46,6 +48,8 @@ from lluda.parameters import ParameterSpec
 from lluda.weights.checkpoint import open_checkpoint, read_config, read_generation_config, read_gguf_metadata
 from lluda.weights.hub import resolve_model
 from lluda.weights.loader import CheckTensors, LoadReport, Progress, load_tensors
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT = 8192
 """Positions a sequence may have where ``max_context`` is not given and the model allows more."""
@@ -118,13 +122,18 @@ class ModelFiles:
     path: Path
     config: ModelConfig
     generation_config: Mapping[str, Any]
+    notices: tuple[str, ...] = ()
+    """What is done otherwise than a config says, a sentence each; logged when it is found."""
 
     @classmethod
     def find(cls, name_or_path: str | os.PathLike[str], *, allow_unknown_config: bool = False) -> ModelFiles:
         """Resolve a folder, .gguf file or hub name ``org/name[@revision]`` and read its configs."""
         path = resolve_model(name_or_path)
         config = ModelConfig.from_hf(read_config(path), _config_name(path), allow_unknown=allow_unknown_config)
-        return cls(path, config, read_generation_config(path))
+        config, notices = with_stored_head(path, config)
+        for notice in notices:
+            _log.warning("%s: %s", path, notice)
+        return cls(path, config, read_generation_config(path), notices)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -223,8 +232,11 @@ def load_voice(
         raise UnsupportedModel(
             f"{files.path}: this checkpoint has no talker, so it cannot speak; take Qwen3-Omni-30B-A3B-Instruct"
         )
-    table = next(spec for spec in text_parameters(files.config) if spec.role == "embedding")
-    specs = [*speech_parameters(omni.speech), *([] if thinker else [table])]
+    words = text_parameters(files.config)
+    table = next(spec for spec in words if spec.role == "embedding")
+    # The table may be stored under the name of the head that shares it.
+    shared = [table, *(spec for spec in words if spec.tied_to == table.name)]
+    specs = [*speech_parameters(omni.speech), *([] if thinker else shared)]
     loaded = _load(files, options, specs, (THINKER_PREFIX,), progress)
     backend_of, parameters = loaded.backends.of, loaded.parameters
     talker = Talker(omni.speech.talker, parameters, backend_of("talker"))
@@ -271,7 +283,7 @@ def _load(
         progress=progress,
     )
     sizes = {name: value.nbytes for name, value in placed.items()}
-    report = replace(report, kept_bf16=_kept_bf16(placed), sizes=sizes, formats=_formats(placed))
+    report = replace(report, kept_bf16=_kept_bf16(placed), sizes=sizes, formats=_formats(placed), notices=files.notices)
     return _Loaded(backends, Parameters(placed), report)
 
 

@@ -21,6 +21,11 @@ SPEECH_PREFIXES = ("talker.", "code2wav.")
 """Names of the half of an Omni checkpoint that speaks, which a text answer does not read."""
 
 
+def text_prefix(config: ModelConfig) -> str:
+    """What the names of the text decoder and its head begin with: nothing, or ``thinker.``"""
+    return THINKER_PREFIX if config.omni else ""
+
+
 def text_parameters(config: ModelConfig) -> list[ParameterSpec]:
     """The tensors of what answers in text: a text model, or an Omni thinker with its encoders."""
     if config.omni is None:
@@ -30,7 +35,7 @@ def text_parameters(config: ModelConfig) -> list[ParameterSpec]:
 
 def expert_parameters(config: ModelConfig) -> Iterator[ParameterSpec]:
     """The tensors of the mixture blocks of what answers in text; none of a dense model."""
-    return mixture_parameters(config.text, f"{THINKER_PREFIX if config.omni else ''}model.")
+    return mixture_parameters(config.text, f"{text_prefix(config)}model.")
 
 
 def speech_parameters(config: SpeechConfig) -> Iterator[ParameterSpec]:

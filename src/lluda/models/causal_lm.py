@@ -12,6 +12,9 @@ from lluda.config_decoder import DecoderConfig
 from lluda.models.decoder import Decoder, InjectedRows, Observer, decoder_parameters
 from lluda.parameters import ParameterSpec
 
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+"""Names of the two tensors that ``tie_word_embeddings`` makes one, below the prefix of a model."""
+
 
 class CausalLM:
     """``lm_head(norm(decoder(ids)))``; the head shares the embedding's table where the config ties them.
@@ -32,7 +35,7 @@ class CausalLM:
         self.experts = experts or backend
         self.decoder = Decoder(config, parameters, backend, f"{prefix}model.", experts)
         tied = config.tie_word_embeddings
-        self.lm_head = self.decoder.embed_tokens.weight if tied else parameters.matrix(f"{prefix}lm_head.weight")
+        self.lm_head = self.decoder.embed_tokens.weight if tied else parameters.matrix(f"{prefix}{HEAD}")
 
     @property
     def on_one_device(self) -> bool:
@@ -67,6 +70,6 @@ class CausalLM:
 
 def causal_lm_parameters(config: DecoderConfig, prefix: str = "") -> list[ParameterSpec]:
     """Every tensor of the checkpoint, in order; ``lm_head.weight`` marked as tied where it is."""
-    tied_to = f"{prefix}model.embed_tokens.weight" if config.tie_word_embeddings else None
-    head = ParameterSpec(f"{prefix}lm_head.weight", (config.vocab_size, config.hidden_size), "matrix", tied_to)
+    tied_to = f"{prefix}{EMBEDDING}" if config.tie_word_embeddings else None
+    head = ParameterSpec(f"{prefix}{HEAD}", (config.vocab_size, config.hidden_size), "matrix", tied_to)
     return [*decoder_parameters(config, f"{prefix}model."), head]

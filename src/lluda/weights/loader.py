@@ -37,7 +37,8 @@ class LoadReport:
     of other components, ``suspicious`` one sentence for each tensor with values no trained model has, ``converted``
     counts tensors that were copied into another type or place, ``kept_bf16`` names matrices that do not compress where
     others are packed, ``sizes`` has the bytes that each tensor takes in memory, ``formats`` counts matrices by how they
-    are held, ``decoded`` counts those that were Q8_0 and are not held so."""
+    are held, ``decoded`` counts those that were Q8_0 and are not held so, ``notices`` say what is done otherwise than a
+    config says."""
 
     loaded: int
     nbytes: int
@@ -51,6 +52,7 @@ class LoadReport:
     sizes: Mapping[str, int] = field(default_factory=dict)
     formats: Mapping[str, int] = field(default_factory=dict)
     decoded: int = 0
+    notices: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """The report in one line."""
@@ -64,6 +66,7 @@ class LoadReport:
         parts += [f"{len(self.unexpected)} unexpected skipped"] if self.unexpected else []
         parts += [f"{len(self.skipped)} of other components left alone"] if self.skipped else []
         parts += [f"kept BF16, as they do not compress: {listed(self.kept_bf16)}"] if self.kept_bf16 else []
+        parts += self.notices
         return "; ".join(parts)
 
 
@@ -95,17 +98,20 @@ def load_tensors(
     wanted = {spec.name: spec for spec in specs}
     skipped = [name for name in checkpoint.entries if name not in wanted and name.startswith(skip)] if skip else []
     others = checkpoint.entries.keys() - wanted.keys() - set(skipped)
-    _refuse_mismatch(checkpoint, wanted, [] if allow_unexpected else [n for n in checkpoint.entries if n in others])
+    stored_as = tied_sources(checkpoint.entries, specs)
+    unexpected = [] if allow_unexpected else [name for name in checkpoint.entries if name in others]
+    _refuse_mismatch(checkpoint, wanted, stored_as, unexpected)
     tied = [spec.name for spec in specs if spec.tied_to]
     read = [spec for spec in specs if not spec.tied_to]
-    total = sum(checkpoint.entries[spec.name].nbytes for spec in read)
+    total = sum(checkpoint.entries[stored_as.get(spec.name, spec.name)].nbytes for spec in read)
     placed: dict[str, T] = {}
     suspicious: list[str] = []
     done = converted = decoded = 0
     for spec in read:
-        stored, blocks = checkpoint.packed(spec.name), checkpoint.q8_0(spec.name)
+        name = stored_as.get(spec.name, spec.name)
+        stored, blocks = checkpoint.packed(name), checkpoint.q8_0(name)
         if check != "off":
-            suspicious += _suspicions(spec, checkpoint, stored, blocks)
+            suspicious += _suspicions(spec, checkpoint, name, stored, blocks)
         taken = None
         if stored is not None:
             taken = place_packed(spec, stored.stored)
@@ -114,13 +120,13 @@ def load_tensors(
         if taken is not None:
             placed[spec.name], reads_stored = taken, True
         else:
-            placed[spec.name], reads_stored = place(spec, checkpoint.tensor(spec.name))
+            placed[spec.name], reads_stored = place(spec, checkpoint.tensor(name))
             reads_stored = reads_stored and stored is None and blocks is None
             decoded += blocks is not None
         if not reads_stored:
             converted += 1
-            checkpoint.release(spec.name)
-        done += checkpoint.entries[spec.name].nbytes
+            checkpoint.release(name)
+        done += checkpoint.entries[name].nbytes
         if progress:
             progress(done, total)
     # A file replaced while it was read would otherwise give tensors of two checkpoints.
@@ -133,16 +139,30 @@ def load_tensors(
         converted=converted,
         decoded=decoded,
         tied=tuple(tied),
-        stored_twice=tuple(name for name in tied if name in checkpoint.entries),
+        stored_twice=tuple(n for n in tied if n in checkpoint.entries and n not in stored_as.values()),
         unexpected=tuple(name for name in checkpoint.entries if name in others),
         skipped=tuple(skipped),
         suspicious=tuple(suspicious),
     )
 
 
-def _refuse_mismatch(checkpoint: Checkpoint, wanted: dict[str, ParameterSpec], others: Sequence[str]) -> None:
+def tied_sources(entries: Mapping[str, TensorEntry], specs: Sequence[ParameterSpec]) -> dict[str, str]:
+    """Parameters that are stored only under the name of one tied to them, and that name: safetensors' ``save_model``
+    keeps ``lm_head.weight`` of the two, and transformers ties either way."""
+    return {
+        spec.tied_to: spec.name
+        for spec in specs
+        if spec.tied_to and spec.tied_to not in entries and spec.name in entries
+    }
+
+
+def _refuse_mismatch(
+    checkpoint: Checkpoint, wanted: dict[str, ParameterSpec], stored_as: Mapping[str, str], others: Sequence[str]
+) -> None:
     entries = checkpoint.entries
-    missing = [name for name, spec in wanted.items() if name not in entries and not spec.tied_to]
+    missing = [
+        name for name, spec in wanted.items() if name not in entries and name not in stored_as and not spec.tied_to
+    ]
     # Old Llama checkpoints store the rotary frequencies, which follow from the config.
     unexpected = [name for name in others if not name.endswith("rotary_emb.inv_freq")]
     wrong = [
@@ -173,14 +193,14 @@ def _refuse_storage(entry: TensorEntry) -> None:
 
 
 def _suspicions(
-    spec: ParameterSpec, checkpoint: Checkpoint, packed: PackedMatrix | None, blocks: Tensor | None
+    spec: ParameterSpec, checkpoint: Checkpoint, name: str, packed: PackedMatrix | None, blocks: Tensor | None
 ) -> list[str]:
     if packed is not None and not packed.may_hold_non_finite():
         return []
     if blocks is not None and spec.role != "norm":
         scales = blocks.view(*blocks.shape[:-1], -1, _Q8_0_BYTES)[..., :2].contiguous().view(torch.float16)
         return _strange_values(spec, scales)
-    return _strange_values(spec, checkpoint.tensor(spec.name))
+    return _strange_values(spec, checkpoint.tensor(name))
 
 
 def _strange_values(spec: ParameterSpec, values: Tensor) -> list[str]:

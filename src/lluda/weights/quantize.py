@@ -20,6 +20,7 @@ from lluda.weights.gguf_header import STORAGE_TYPES
 from lluda.weights.gguf_names import gguf_name
 from lluda.weights.gguf_omni import omni_name, stored_shape
 from lluda.weights.gguf_writer import Metadata, NewTensor, Progress, write_gguf
+from lluda.weights.loader import tied_sources
 from lluda.weights.q8_0 import BLOCK, quantize
 
 if TYPE_CHECKING:
@@ -145,8 +146,9 @@ def _translated(checkpoint: Checkpoint, specs: Sequence[ParameterSpec], omni: bo
     """A model folder's tensors under GGUF's names."""
     stacks: dict[str, list[TensorEntry]] = {}
     roles: dict[str, tuple[str, bool]] = {}
+    stored_as = tied_sources(checkpoint.entries, specs)
     for spec in specs:
-        entry = checkpoint.entries.get(spec.name)
+        entry = checkpoint.entries.get(stored_as.get(spec.name, spec.name))
         if spec.tied_to:
             continue
         if entry is None or entry.shape != spec.shape:

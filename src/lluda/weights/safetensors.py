@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -59,22 +60,32 @@ class SafetensorsFile:
         """Packed tensors (`packed_bf16`) have their matrix's shape, and the bytes they take in the file."""
         self.metadata: Mapping[str, str] = metadata
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """The tensor ``name`` with its stored dtype and shape, zero-copy; a copy where its offset is misaligned, and of
-        a packed one its BF16 values.
+    def again(self) -> SafetensorsFile:
+        """The same file opened once more, its header not read again. CorruptFile: it changed since it was first."""
+        other = copy(self)
+        other._file = MappedFile(self.path)
+        self._file.check_unchanged()
+        return other
 
-        Writing to it changes this process's copy of the pages, never the file. KeyError: no such tensor. CorruptFile:
-        the file changed since it was opened (see `mapped_file` for what cannot be seen), or a BOOL that is neither 0
-        nor 1. UnsupportedModel: F4 and F6, which torch cannot hold value by value.
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor ``name``, as `values_of` its entry. KeyError: no such tensor."""
+        return self.values_of(self.entries[name])
+
+    def values_of(self, entry: TensorEntry) -> torch.Tensor:
+        """A tensor of this file with its stored dtype and shape, zero-copy; a copy where its offset is misaligned, and
+        of a packed one its BF16 values.
+
+        Writing to it changes this process's copy of the pages, never the file. CorruptFile: the file changed since it
+        was opened (see `mapped_file` for what cannot be seen), or a BOOL that is neither 0 nor 1. UnsupportedModel: F4
+        and F6, which torch cannot hold value by value.
         """
         import torch
 
-        entry = self.entries[name]
         if entry.dtype == DTYPE:
             return self._packed(entry).unpacked()
         if entry.dtype not in _TORCH_NAMES:
             raise UnsupportedModel(
-                f"{self.path}: tensor {name!r} is stored as {entry.dtype}, which lluda does not read; "
+                f"{self.path}: tensor {entry.name!r} is stored as {entry.dtype}, which lluda does not read; "
                 f"it reads {', '.join(_TORCH_NAMES)}"
             )
         self._file.check_unchanged()

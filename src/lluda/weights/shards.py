@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
@@ -18,6 +19,8 @@ from lluda.mapped_file import unreadable
 from lluda.weights.entry import TensorEntry
 from lluda.weights.packed_bf16 import PackedMatrix
 from lluda.weights.safetensors import SafetensorsFile
+from lluda.weights.saved_names import released_entries, released_name
+from lluda.weights.tied_weights import same_values
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +55,13 @@ class FolderCheckpoint:
             self.close()
             raise
         self.entries: Mapping[str, TensorEntry] = entries
+
+    def again(self) -> FolderCheckpoint:
+        """The same files opened once more, for a user who closes them; no header is read again. CorruptFile: one of
+        them changed since it was first opened."""
+        other = copy(self)
+        other._files = {name: file.again() for name, file in self._files.items()}
+        return other
 
     def tensor(self, name: str) -> torch.Tensor:
         """As `SafetensorsFile.tensor`."""
@@ -91,18 +101,33 @@ class FolderCheckpoint:
         if index is None:
             self._files[SINGLE_NAME] = SafetensorsFile(shard_path(self.path, SINGLE_NAME))
         else:
-            wanted = sorted({shard for name, shard in index.weight_map.items() if name.startswith(prefix)})
+            wanted = sorted({s for name, s in index.weight_map.items() if released_name(name).startswith(prefix)})
             _require(self.path, index, wanted)
             for shard in wanted:
                 self._files[shard] = SafetensorsFile(shard_path(self.path, shard))
             _check_index(index, self._files)
-        self._owner = {name: shard for shard, file in self._files.items() for name in file.entries}
+        for shard, file in self._files.items():
+            file.entries = self._released(shard, file)
         return {
             name: entry
             for file in self._files.values()
             for name, entry in file.entries.items()
             if name.startswith(prefix)
         }
+
+    def _released(self, shard: str, file: SafetensorsFile) -> dict[str, TensorEntry]:
+        """The tensors of ``file`` under their released names, without those that another one holds the values of.
+        CorruptFile: two stored tensors stand for one parameter with different values."""
+        kept: dict[str, TensorEntry] = {}
+        for entry in released_entries(file.entries.values()):
+            owner = self._files[self._owner.setdefault(entry.name, shard)]
+            first = kept.get(entry.name) or (owner.entries[entry.name] if owner is not file else None)
+            if first is None:
+                kept[entry.name] = entry
+            elif not same_values(owner.values_of(first), file.values_of(entry)):
+                rule = f"two stored tensors stand for {entry.name!r:.120} with different values; remove one of them"
+                raise CorruptFile(file.path, rule, found=f"{first.file.name} at {first.offset:,} and {entry.offset:,}")
+        return kept
 
 
 class ShardIndex:

@@ -1,0 +1,75 @@
+"""The names under which transformers and trainers store tensors, and the released names they stand for.
+
+Models know the released names alone. transformers 5 keeps the experts of a layer in two tensors
+(``mlp.experts.gate_up_proj``, ``mlp.experts.down_proj``) and the parts of the thinker below ``thinker.model``, and
+stores them so with ``save_original_format=False``; a base model saved without its head lacks ``model.``. What is fused
+is not copied: each expert's matrix is an entry of its own, which points into the stored tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from lluda.errors import CorruptFile, UnsupportedModel
+from lluda.weights.entry import TensorEntry
+
+_RENAMED = (
+    (re.compile(r"thinker\.model\.language_model\."), "thinker.model."),
+    (re.compile(r"thinker\.model\.(audio_tower|visual)\."), r"thinker.\1."),
+    (re.compile(r"(embed_tokens|layers|norm)\."), r"model.\1."),
+)
+"""What a name begins with, and what with instead. transformers renames the same when it loads (5.23,
+conversion_mapping.py, and ``base_model_prefix``)."""
+
+_FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+"""Tensors of all experts ``[experts, rows, columns]`` and the matrices whose rows stand below each other in them."""
+
+_MAX_EXPERT_MATRICES = 200_000
+"""Entries made of fused tensors; Qwen3-235B-A22B has 36,096. Without a limit a small file could fill the memory."""
+
+
+def released_name(name: str) -> str:
+    """The released name of a stored tensor; one that is not known stays as it is."""
+    for pattern, replacement in _RENAMED:
+        renamed, count = pattern.subn(replacement, name, count=1) if pattern.match(name) else (name, 0)
+        if count:
+            return renamed
+    return name
+
+
+def released_entries(entries: Iterable[TensorEntry]) -> Iterator[TensorEntry]:
+    """Stored tensors under their released names, fused experts one by one. CorruptFile: a fused tensor that cannot be
+    divided. UnsupportedModel: more experts than any model has."""
+    made = 0
+    for entry in entries:
+        name = released_name(entry.name)
+        block, _, part = name.rpartition(".mlp.experts.")
+        if not block or part not in _FUSED:
+            yield entry if name == entry.name else replace(entry, name=name)
+            continue
+        matrices = _FUSED[part]
+        rule = f"{entry.name!r:.120} must have three dimensions, the second a multiple of {len(matrices)}"
+        if len(entry.shape) != 3 or entry.shape[1] % len(matrices):
+            raise CorruptFile(entry.file, rule, found=list(entry.shape))
+        made += len(matrices) * entry.shape[0]
+        if made > _MAX_EXPERT_MATRICES:
+            raise UnsupportedModel(
+                f"{entry.file}: fused experts of more than {_MAX_EXPERT_MATRICES:,} matrices; no model has so many"
+            )
+        yield from _experts(entry, f"{block}.mlp.experts", matrices)
+
+
+def _experts(entry: TensorEntry, block: str, matrices: tuple[str, ...]) -> Iterator[TensorEntry]:
+    experts, rows, columns = entry.shape
+    nbytes = entry.nbytes // (experts * len(matrices)) if experts else 0
+    for expert in range(experts):
+        for index, matrix in enumerate(matrices):
+            yield replace(
+                entry,
+                name=f"{block}.{expert}.{matrix}.weight",
+                shape=(rows // len(matrices), columns),
+                nbytes=nbytes,
+                offset=entry.offset + (expert * len(matrices) + index) * nbytes,
+            )

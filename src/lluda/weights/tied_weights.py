@@ -1,0 +1,45 @@
+"""Whether two stored tensors are one: of a head that shares the embedding's table, and of tensors stored twice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lluda.weights.entry import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+_PLAIN = ("BF16", "F16", "F32", "F64")
+_PIECE = 1 << 22  # values compared at once
+
+
+def same_values(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors are equal: bit for bit where they have one dtype, else value by value. Reads no further than
+    the first piece that differs, and makes no copy of the whole."""
+    import torch
+
+    if first.shape != second.shape:
+        return False
+    exact = first.dtype == second.dtype
+    pieces = zip(*(torch.split(each.reshape(-1), _PIECE) for each in (first, second)), strict=True)
+    if exact:
+        return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in pieces)
+    return all(torch.equal(a.double(), b.double()) for a, b in pieces)
+
+
+def stored_alike(checkpoint: Checkpoint, first: str, second: str) -> bool:
+    """Whether the tensors ``first`` and ``second`` of ``checkpoint`` are equal. Block formats are compared as they are
+    stored: two of different formats count as different. What was read of the second is let go."""
+    formats = {checkpoint.entries[name].dtype for name in (first, second)}
+    if len(formats) > 1 and not formats.issubset(_PLAIN):
+        return False
+    try:
+        return same_values(_stored(checkpoint, first), _stored(checkpoint, second))
+    finally:
+        checkpoint.release(second)
+
+
+def _stored(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """The bytes of a packed or Q8_0 matrix, the values of any other tensor."""
+    packed, blocks = checkpoint.packed(name), checkpoint.q8_0(name)
+    return packed.stored if packed is not None else checkpoint.tensor(name) if blocks is None else blocks
