@@ -14,7 +14,7 @@ from lluda.backends.cuda import CudaBackend
 from lluda.backends.cuda_graph import Graph, pinned
 from lluda.backends.reference import ReferenceBackend
 from lluda.backends.triton_target import interpreted
-from lluda.bench.gpu_speech import host_waits
+from lluda.bench.synth_speech import host_waits
 from lluda.config import ModelConfig
 from lluda.config_code2wav import read_code2wav
 from lluda.config_reader import ConfigReader

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lluda.bench.machine import Machine, available_cores, read_machine
 from lluda.bench.plot import write_plot
-from lluda.bench.report import Bandwidth, EngineState, Report, make_row
+from lluda.bench.report import Bandwidth, Conditions, EngineState, MeasuredModel, Report, make_row
 from lluda.bench.table import render
 from lluda.errors import LludaError
 
@@ -23,9 +23,9 @@ ROWS = (
     make_row("llama.cpp", "BF16", "load", "s", [1.0], None, [30.0]),
 )
 REPORT = Report(
-    model={"path": "/m"},
+    model=MeasuredModel("/m", "qwen3", "the checkpoint's", 1e9),
     machine=MACHINE,
-    settings={"threads": 2, "repeat": 3},
+    settings=Conditions(2, 3, "cpu", {}),
     bandwidth=BANDWIDTH,
     other_load=0.3,
     engines=(
@@ -66,6 +66,7 @@ def test_only_an_engine_that_failed_makes_the_run_fail() -> None:
 
 def test_the_table_has_the_rows_the_ratios_and_whoever_is_missing() -> None:
     text = text_of(REPORT)
+    assert "/m on cpu, 2 threads, 3 rounds" in text
     assert "60.0 %" in text
     assert "3.00" in text
     assert "mistralrs: not installed: pip install mistralrs" in text

@@ -71,7 +71,7 @@ def test_decode_rows_have_their_share_of_the_bandwidth(report: Report) -> None:
         decodes = row.test.startswith(("tg", "streams"))
         assert (row.roofline_fraction is not None) == decodes, row
     tg = next(row for row in report.rows if (row.engine, row.test) == ("lluda", "tg4"))
-    gigabytes = tg.median * 2 * float(report.model["weights_per_step"]) / 1e9
+    gigabytes = tg.median * 2 * report.model.weights_per_step / 1e9
     # Norms are held in float32, so a weight takes a little more than 2 bytes on average.
     assert tg.roofline_fraction is not None
     assert gigabytes / report.bandwidth.max <= tg.roofline_fraction <= 1.1 * gigabytes / report.bandwidth.min

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from lluda.errors import InvalidRequest, MissingDependency
-from lluda.evaluation.parity_plot import plot_parity, require_plot
+from lluda.evaluation.parity_plot import plot_parity
+from lluda.evaluation.plot_file import require_plot
 from tests.evaluation.conftest import TINY, run_validation
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -337,11 +337,17 @@ synth.synthesize(specs, Path({str(tmp_path / "a")!r}), config={{}}, shard_bytes=
     assert killed.returncode == -signal.SIGKILL
     names = sorted(file.name for file in (tmp_path / "a").iterdir())
     finished = [f"model-0000{i}-of-00004.safetensors" for i in (1, 2)]
-    assert names == [".model-00003-of-00004.safetensors.partial", *finished]
+    assert names == [".lluda-partial", ".model-00003-of-00004.safetensors.partial", *finished]
     for name in finished:
         assert [tensor.shape for tensor in safetensors.load_file(tmp_path / "a" / name).values()] == [(5000,)]
+    # What it left is known and removed, and nothing else.
+    (tmp_path / "a" / "mine.txt").write_text("mine")
     with pytest.raises(InvalidRequest, match="is not empty"):
         synthesize(SPECS, tmp_path / "a", config=CONFIG)
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["mine.txt"]
+    (tmp_path / "a" / "mine.txt").unlink()
+    written = synthesize(SPECS, tmp_path / "a", config=CONFIG)
+    assert sorted((tmp_path / "a").iterdir()) == sorted(written)
 
 
 @pytest.mark.parametrize("tied", [True, False])

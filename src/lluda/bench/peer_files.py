@@ -12,7 +12,7 @@ import psutil
 from lluda.bench.gguf_copy import gguf_copy
 from lluda.config import ModelConfig
 from lluda.errors import UnsupportedModel
-from lluda.weights.checkpoint import read_config
+from lluda.weights.checkpoint import is_gguf, read_config
 
 Progress = Callable[[int, int], None]
 
@@ -26,10 +26,10 @@ def prepare_files(engine: str, path: Path, config: ModelConfig, cache_dir: Path 
     UnsupportedModel: the peer has no such model; its message is what is reported.
     """
     folder = cache_dir or Path(tempfile.gettempdir()) / "lluda-bench"
-    if engine == "llama.cpp" and path.suffix != ".gguf":
+    if engine == "llama.cpp" and not is_gguf(path):
         return str(gguf_copy(path, config, folder, progress))
     if engine == "mistralrs":
-        if path.suffix == ".gguf":
+        if is_gguf(path):
             raise UnsupportedModel("mistralrs is measured on safetensors folders, not on .gguf files")
         return str(_linked_folder(path, config, folder))
     if engine == "transformers" and config.model_type != "llama" and not config.text.use_qk_norm:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lluda.bench.report import Report, Row
-from lluda.errors import LludaError, MissingDependency
+from lluda.evaluation.plot_file import write_png
 
 _OURS = ("#1b6ca8", "#4fa3d9", "#9ecae8", "#0b3c5d")  # one for each of lluda's formats
 _THEIRS = {"transformers": "#d9a324", "llama.cpp": "#7a9e3d", "mistralrs": "#b0623c"}
@@ -18,18 +18,10 @@ _PANELS = {
     "streams together, tok/s": ("streams",),
     "time to first token, s": ("load", "start_to_first_token", "ttft"),
     "peak memory, GB": ("memory",),
-    "speech, ms a frame": ("code_predictor", "talker", "code2wav"),
-    "first sound, s; work, s per s of sound": ("first_audio", "rtf"),
-    "audio encoder, ms": ("audio10s",),
+    "speech, ms a frame": ("code_predictor", "talker", "code2wav", "speech frame", "code2wav frame"),
+    "first sound, s; work, s per s of sound": ("first_audio", "rtf", "turn"),
+    "sound in, ms": ("audio10s", "audio encoder 10 s", "first audio"),
 }
-
-
-def require_plotting() -> None:
-    """MissingDependency if matplotlib is not installed: to be asked before hours of measuring."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise MissingDependency("--plot needs matplotlib: pip install 'lluda[bench]'") from None
 
 
 def write_plot(report: Report, path: Path) -> None:
@@ -40,7 +32,7 @@ def write_plot(report: Report, path: Path) -> None:
     panels = {title: rows for title, rows in panels.items() if rows}
     columns = max(min(len(panels), _COLUMNS), 1)
     lines = max(-(-len(panels) // columns), 1)
-    figure = Figure(figsize=(4.6 * columns, 3.4 * lines + 0.8), layout="constrained")
+    figure = Figure(figsize=(4.6 * columns, 3.4 * lines + 0.8), dpi=150, layout="constrained")
     series = list(dict.fromkeys((row.engine, row.format) for row in report.rows))
     for index, (title, rows) in enumerate(panels.items(), 1):
         _draw(figure.add_subplot(lines, columns, index), title, rows, series)
@@ -49,16 +41,12 @@ def write_plot(report: Report, path: Path) -> None:
         label: bars for axes in figure.axes for bars, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=max(len(series), 1), frameon=False)
-    threads = report.settings["threads"]
-    figure.suptitle(f"{Path(str(report.model['path'])).name} on {report.machine.cpu}, {threads} threads", fontsize=11)
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise LludaError(f"{path}: the plot cannot be written: {error}") from error
+    figure.suptitle(f"{report.title}\n{report.machine.cpu}", fontsize=11)
+    write_png(figure, path)
 
 
 def _of_kind(rows: Sequence[Row], kinds: tuple[str, ...]) -> list[Row]:
-    return [row for row in rows if row.test.rstrip("0123456789") in kinds]
+    return [row for row in rows if row.test in kinds or row.test.rstrip("0123456789") in kinds]
 
 
 def _draw(axes: Any, title: str, rows: Sequence[Row], series: Sequence[tuple[str, str]]) -> None:

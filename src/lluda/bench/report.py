@@ -69,16 +69,43 @@ class Bandwidth:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredModel:
+    """What was measured. ``path``: the checkpoint, or the folder of the config.json that random weights were made for;
+    ``weights_per_step``: numbers (not bytes) that a decode step of one row reads."""
+
+    path: str
+    model_type: str
+    weights: str
+    weights_per_step: float
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What it was measured under. ``threads`` of the CPU; ``repeat`` rounds; ``options``: all else that was chosen."""
+
+    threads: int
+    repeat: int
+    device: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """A whole run. ``other_load``: the largest share of all cores that other work took during a worker's run."""
 
-    model: Mapping[str, Any]
+    model: MeasuredModel
     machine: Machine
-    settings: Mapping[str, Any]
+    settings: Conditions
     bandwidth: Bandwidth | None
     other_load: float
     engines: tuple[EngineState, ...]
     rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        """What was measured, and how."""
+        settings = self.settings
+        return f"{self.model.path} on {settings.device}, {settings.threads} threads, {settings.repeat} rounds"
 
     @property
     def failed(self) -> bool:

@@ -6,14 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from lluda.bench.engines import ENGINES, require_peer
+from lluda.bench.engines import ENGINES, PEERS, require_peer
 from lluda.bench.formats import load_options
 from lluda.bench.job import Job, Plan
 from lluda.bench.machine import available_cores, read_machine
 from lluda.bench.peer_files import prepare_files, warm_page_cache
-from lluda.bench.report import Bandwidth, EngineState, Report, Row, make_row
+from lluda.bench.report import Bandwidth, Conditions, EngineState, MeasuredModel, Report, Row, make_row
 from lluda.bench.session import EngineInfo
 from lluda.bench.supervisor import BANDWIDTH, run_worker
 from lluda.bench.weight_traffic import weights_per_step
@@ -139,13 +138,9 @@ def run_bench(model: str, settings: Settings, progress: Progress | None = None) 
     entrants = _entrants(files, settings, threads, told)
     bandwidth, other_load = _run_rounds(entrants, settings, told)
     return Report(
-        model={
-            "path": str(files.path),
-            "model_type": files.config.model_type,
-            "weights_per_step": weights_per_step(text),
-        },
-        machine=read_machine(engine.distribution for name, engine in ENGINES.items() if name != "lluda"),
-        settings=_plain(settings, threads),
+        model=MeasuredModel(str(files.path), files.config.model_type, "the checkpoint's", weights_per_step(text)),
+        machine=read_machine((*(ENGINES[peer].distribution for peer in PEERS), "numpy")),
+        settings=_conditions(settings, threads),
         bandwidth=bandwidth,
         other_load=other_load,
         engines=tuple(entrant.state() for entrant in entrants),
@@ -251,6 +246,6 @@ def _bytes_per_token(test: str, text: DecoderConfig, info: EngineInfo | None) ->
     return weights_per_step(text) * info.bytes_per_weight / streams
 
 
-def _plain(settings: Settings, threads: int) -> dict[str, Any]:
-    plain = asdict(settings) | {"threads": threads}
-    return plain | {"cache_dir": str(settings.cache_dir) if settings.cache_dir else None}
+def _conditions(settings: Settings, threads: int) -> Conditions:
+    options = asdict(settings) | {"cache_dir": str(settings.cache_dir) if settings.cache_dir else None}
+    return Conditions(threads, settings.repeat, settings.device, options)

@@ -23,7 +23,7 @@ def print_report(report: Report) -> None:
 def render(report: Report) -> RenderableType:
     """Tests down, engines inside each; after each of lluda's rows, how many times better it is than each peer."""
     peers = list(dict.fromkeys(row.engine for row in report.rows if row.engine != "lluda"))
-    table = Table(title=escape(_title(report)), title_justify="left", title_style="bold")
+    table = Table(title=escape(report.title), title_justify="left", title_style="bold")
     table.add_column("test", no_wrap=True)
     table.add_column("engine", no_wrap=True)
     table.add_column("format")
@@ -52,11 +52,6 @@ def _number(value: float) -> str:
     """Three significant digits, or all before the point."""
     digits = 0 if value >= 1000 else 1 if value >= 100 else 2 if value >= 1 else 4
     return f"{value:.{digits}f}"
-
-
-def _title(report: Report) -> str:
-    settings = report.settings
-    return f"{report.model['path']}, {settings['threads']} threads, {settings['repeat']} rounds"
 
 
 def _notes(report: Report) -> list[str]:

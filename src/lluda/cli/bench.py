@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lluda.cli import options
+from lluda.cli.console import say
+from lluda.cli.report import add_report, publish, require_writable
 from lluda.errors import InvalidRequest
-from lluda.weights.atomic_file import atomic_file
 
 if TYPE_CHECKING:
     from lluda.bench.report import Report
@@ -23,10 +21,11 @@ _EXIT_CODES = (
 )
 _STREAM_STEPS = 32
 _SYNTH_HELP = (
-    "measure this machine's GPU without a checkpoint: the network of CONFIG_DIR/config.json with random weights made "
-    "there (of the options --device, --formats with one of BF16, packed and Q8_0, --against transformers, --prompt, "
-    "--gen, --repeat and what is printed apply)"
+    "measure this machine without a checkpoint: the network of CONFIG_DIR/config.json with random weights made on the "
+    "device (of the options --device, --backend, --formats with one of BF16, packed and Q8_0, --against transformers, "
+    "--prompt, --gen, --repeat, --threads and what is printed apply)"
 )
+_DEVICE_HELP = "cpu, cuda, cuda:1, … for lluda and transformers (default cpu, with --synth cuda)"
 _TESTS_HELP = "which (default: these, all there are but speech and audio, which are of an Omni model's voice and ears)"
 
 
@@ -42,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--formats", default="BF16", metavar="LIST", help="lluda's weight formats (default BF16)")
     parser.add_argument("--backend", default="auto", help="lluda's backend (default auto)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … for lluda and transformers (default cpu)")
+    parser.add_argument("--device", help=_DEVICE_HELP)
     parser.add_argument("--tests", default="load,ttft,pp,tg,memory,streams", metavar="LIST", help=_TESTS_HELP)
     parser.add_argument("--prompt", default="128,512", metavar="N,…", help="prefill lengths (default 128,512)")
     parser.add_argument("--gen", type=int, default=128, metavar="N", help="tokens decoded by tg (default 128)")
@@ -51,32 +50,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="for every engine (default: all cores)")
     parser.add_argument("--timeout", type=float, default=900, metavar="S", help="seconds for a turn (default 900)")
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where copies for peers are kept")
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON document here as well")
+    add_report(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a bar chart (.png)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and report; 1 if an engine failed."""
-    from lluda.bench.plot import require_plotting, write_plot
+    from lluda.bench.plot import write_plot
     from lluda.bench.table import print_report
+    from lluda.evaluation.plot_file import require_plot
 
-    # Whatever would stop the run at its end is looked at before anything is measured.
-    for path in (args.output, args.plot):
-        if path and not path.absolute().parent.is_dir():
-            raise InvalidRequest(f"{path}: its folder does not exist; make it first or name another file")
+    require_writable(args.output)
     if args.plot:
-        require_plotting()
+        require_plot(args.plot)
     report = _synth_report(args) if args.synth else _report(args)
-    if args.json:
-        options.print_json(report.to_json())
-    else:
-        print_report(report)
-    if args.output:
-        with atomic_file(args.output) as file:
-            file.write((json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n").encode())
-    if args.plot:
-        write_plot(report, args.plot)
+    plot = (lambda: write_plot(report, args.plot)) if args.plot else None
+    publish(args, report.to_json(), lambda: print_report(report), plot)
     return 1 if report.failed else 0
 
 
@@ -88,7 +77,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         against=_names(args.against),
         formats=_names(args.formats),
         backend=args.backend,
-        device=args.device,
+        device=args.device or "cpu",
         plan=Plan(
             tests=_names(args.tests),
             prompts=_numbers("--prompt", args.prompt),
@@ -104,24 +93,26 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _synth_report(args: argparse.Namespace) -> Report:
-    """Of a network that is made on the GPU."""
-    from lluda.bench.gpu import FORMATS, GpuSettings, run_gpu_bench
+    """Of a network that is made on the device."""
+    from lluda.bench.synth import FORMATS, SynthSettings, run_synth_bench
 
     formats, against = _names(args.formats), _names(args.against)
     if len(formats) != 1 or formats[0].lower() not in FORMATS:
         raise InvalidRequest(f"--synth measures one format, BF16, packed or Q8_0, not {args.formats!r:.40}")
     if set(against) - {"transformers"}:
         raise InvalidRequest(f"--synth compares with transformers alone, not with {args.against!r:.40}")
-    settings = GpuSettings(
-        device="cuda" if args.device == "cpu" else args.device,
+    settings = SynthSettings(
+        device=args.device or "cuda",
+        backend=args.backend,
         weights=formats[0].lower(),
         speech=not args.no_speech,
         against=against,
         prompts=_numbers("--prompt", args.prompt),
         generate=args.gen,
         repeat=args.repeat,
+        threads=args.threads,
     )
-    return run_gpu_bench(args.synth, settings, lambda told: print(f"lluda bench: {told}", file=sys.stderr))
+    return run_synth_bench(args.synth, settings, lambda told: say(told, "lluda bench"))
 
 
 def _report(args: argparse.Namespace) -> Report:

@@ -7,6 +7,7 @@ import fnmatch
 from collections.abc import Sequence
 
 from lluda.cli import options
+from lluda.cli.report import add_report, publish, require_writable
 from lluda.errors import InvalidRequest
 from lluda.weights.checkpoint import open_checkpoint
 from lluda.weights.components import component_of
@@ -19,11 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model_argument(parser)
     parser.add_argument("--filter", default="*", metavar="PATTERN", help="only names that match, e.g. '*layers.0.*'")
     parser.add_argument("--totals", action="store_true", help="only the totals by component")
-    parser.add_argument("--json", action="store_true", help="one JSON document")
+    add_report(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """List and add up."""
+    require_writable(args.output)
     checkpoint = open_checkpoint(resolve_model(options.model_argument(args)))
     entries = [entry for name, entry in checkpoint.entries.items() if fnmatch.fnmatchcase(name, args.filter)]
     if not entries:
@@ -32,13 +34,9 @@ def run(args: argparse.Namespace) -> int:
             "a pattern matches a whole name: '*q_proj*'"
         )
     totals = _totals(entries)
-    if args.json:
-        tensors = [] if args.totals else [_row(entry) for entry in entries]
-        options.print_json({"path": str(checkpoint.path), "tensors": tensors, "components": totals})
-        return 0
-    if not args.totals:
-        _print_entries(entries)
-    _print_totals(totals)
+    tensors = [] if args.totals else entries
+    document = {"path": str(checkpoint.path), "tensors": [_row(entry) for entry in tensors], "components": totals}
+    publish(args, document, lambda: _print_checkpoint(tensors, totals))
     return 0
 
 
@@ -67,14 +65,11 @@ def _totals(entries: Sequence[TensorEntry]) -> list[dict[str, object]]:
     return [{"component": name, "tensors": n, "parameters": p, "bytes": b} for name, (n, p, b) in ordered]
 
 
-def _print_entries(entries: Sequence[TensorEntry]) -> None:
-    width = max(len(entry.name) for entry in entries)
+def _print_checkpoint(entries: Sequence[TensorEntry], totals: Sequence[dict[str, object]]) -> None:
+    width = max((len(entry.name) for entry in entries), default=0)
     for entry in entries:
         shape = "x".join(map(str, entry.shape)) or "scalar"
         print(f"{entry.name:<{width}}  {shape:>16}  {entry.dtype:>5}  {entry.nbytes:>14,}  {entry.file.name}")
-
-
-def _print_totals(totals: Sequence[dict[str, object]]) -> None:
     print(f"{'component':<32}{'tensors':>9}{'parameters':>18}{'bytes':>18}")
     for row in totals:
         print(f"{row['component']:<32}{row['tensors']:>9,}{row['parameters']:>18,}{row['bytes']:>18,}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lluda.cli import options
 from lluda.cli.console import byte_progress, count_progress, say
+from lluda.cli.report import add_report, publish, require_writable
 from lluda.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--speaker", metavar="NAME", help="a speaker of the config (default: its first)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the base's speech (default 0)")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it")
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
+    add_report(parser)
     options.add_loading(parser)
 
 
@@ -47,8 +48,9 @@ def run(args: argparse.Namespace) -> int:
     if args.speech and args.against in (None, _LLAMA_CPP):
         raise InvalidRequest("--speech compares two voices; name the base with --against MODEL")
     text = read_text(args.text, MAX_TEXT_BYTES)
+    require_writable(args.output)
     if args.plot:
-        from lluda.evaluation.parity_plot import require_plot
+        from lluda.evaluation.plot_file import require_plot
 
         require_plot(args.plot)
     return _speech(args, text) if args.speech else _text(args, text)
@@ -57,9 +59,10 @@ def run(args: argparse.Namespace) -> int:
 def _text(args: argparse.Namespace, text: str) -> int:
     from lluda.engine.loading import LoadOptions, ModelFiles, load_tokenizer
     from lluda.evaluation.perplexity import compare_predictions, text_chunks
+    from lluda.evaluation.perplexity_plot import plot_predictions
 
     files = ModelFiles.find(args.model, allow_unknown_config=args.allow_unknown_config)
-    tokenizer = load_tokenizer(files.path)
+    tokenizer = load_tokenizer(files.source)
     prefix = list(tokenizer.prefix_ids)
     ids = [*prefix, *tokenizer.encode(text, allow_special=False)]
     chunks = text_chunks(ids, args.context, prefix[0] if prefix else None, args.chunks)
@@ -68,14 +71,10 @@ def _text(args: argparse.Namespace, text: str) -> int:
     base = _base(args, text, files, load, ids) if args.against else None
     with count_progress("chunks") as progress:
         comparison = compare_predictions(model, chunks, base, progress)
-    if args.plot:
-        from lluda.evaluation.perplexity_plot import plot_predictions
-
-        plot_predictions(comparison, args.plot, f"{args.text.name}: {comparison.model.perplexity.tokens} predictions")
-    if args.json:
-        options.print_json({"text": args.text.name, "tokens": len(ids), **comparison.document()})
-    else:
-        _print_comparison(comparison)
+    document = {"text": args.text.name, "tokens": len(ids), **comparison.document()}
+    title = f"{args.text.name}: {comparison.model.perplexity.tokens} predictions"
+    plot = (lambda: plot_predictions(comparison, args.plot, title)) if args.plot else None
+    publish(args, document, lambda: _print_comparison(comparison), plot)
     return 0
 
 
@@ -98,7 +97,7 @@ def _base(args: argparse.Namespace, text: str, files: ModelFiles, load: LoadOpti
 
         return LlamaCppReference(files.path, args.context, args.threads)
     other = ModelFiles.find(args.against, allow_unknown_config=args.allow_unknown_config)
-    tokenizer = load_tokenizer(other.path)
+    tokenizer = load_tokenizer(other.source)
     theirs = [*tokenizer.prefix_ids, *tokenizer.encode(text, allow_special=False)]
     if theirs != ids or other.config.text.vocab_size != files.config.text.vocab_size:
         raise InvalidRequest(
@@ -111,6 +110,7 @@ def _speech(args: argparse.Namespace, text: str) -> int:
     from lluda.engine.frames import SpeechParams
     from lluda.engine.sampling_params import SamplingParams
     from lluda.engine.speech_model import load_speech
+    from lluda.evaluation.perplexity_plot import plot_voices
     from lluda.evaluation.speech_agreement import compare_voices
 
     params = SpeechParams(sampling=SamplingParams(seed=args.seed), max_frames=args.max_frames)
@@ -118,14 +118,9 @@ def _speech(args: argparse.Namespace, text: str) -> int:
     for voice in (model, base):
         say(voice.describe())
     agreement = compare_voices(model, base, text, params, args.speaker)
-    if args.plot:
-        from lluda.evaluation.perplexity_plot import plot_voices
-
-        plot_voices(agreement, args.plot, f"{model.files.path.name}: {agreement.frames} frames")
-    if args.json:
-        options.print_json({"text": args.text.name, **agreement.document()})
-    else:
-        _print_agreement(agreement)
+    title = f"{model.files.path.name}: {agreement.frames} frames"
+    plot = (lambda: plot_voices(agreement, args.plot, title)) if args.plot else None
+    publish(args, {"text": args.text.name, **agreement.document()}, lambda: _print_agreement(agreement), plot)
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lluda.cli import options
 from lluda.cli.console import plain_interrupt
+from lluda.cli.report import add_report, publish, require_writable
 from lluda.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -24,12 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COMPONENT",
         help="count one component by itself: thinker, thinker.visual, talker, code2wav, …",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON document")
+    add_report(parser)
     options.add_memory(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; exit 2 (OutOfMemory) if it does not fit what is available."""
+    require_writable(args.output)
     path = options.find_model(options.model_argument(args), args)
     with plain_interrupt():
         from lluda.engine.loading import LoadOptions, ModelFiles
@@ -38,18 +40,17 @@ def run(args: argparse.Namespace) -> int:
     plan = files.plan(LoadOptions(**options.load_options(args)), speech=args.speech or args.only is not None)
     if args.only is not None:
         plan = _only(plan, args.only)
-    if args.json:
-        totals = {"parameters": plan.parameters, "weight_bytes": plan.weight_bytes, "total": plan.total}
-        options.print_json({"model": str(files.path), **asdict(plan), **totals, "fits": plan.fits})
-    else:
-        print(f"{files.path.name}: {files.config.model_type}, {plan.dtype} on {', '.join(plan.available)}")
-        _print_table(plan)
+    totals = {"parameters": plan.parameters, "weight_bytes": plan.weight_bytes, "total": plan.total}
+    document = {"model": str(files.path), **asdict(plan), **totals, "fits": plan.fits}
+    heading = f"{files.path.name}: {files.config.model_type}, {plan.dtype} on {', '.join(plan.available)}"
+    publish(args, document, lambda: _print_table(plan, heading))
     plan.require_fit()
     return 0
 
 
-def _print_table(plan: MemoryPlan) -> None:
+def _print_table(plan: MemoryPlan, heading: str) -> None:
     """A line each; with more than one device also where it is, and each device's own sum."""
+    print(heading)
     apart = len(plan.available) > 1
 
     def line(name: str, count: int, nbytes: int, device: str) -> None:

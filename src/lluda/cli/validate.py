@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from lluda.cli import options
 from lluda.cli.ask import add_media, media_content
+from lluda.cli.console import say
+from lluda.cli.report import add_report, publish, require_writable
 from lluda.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -52,29 +54,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--speaker", metavar="NAME", help="whose voice (default: the checkpoint's first)")
     add_media(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the error by layer")
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
+    add_report(parser)
     options.add_loading(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Validate, print, judge."""
     from lluda.engine.loading import LoadOptions, ModelFiles
-    from lluda.evaluation.parity_plot import plot_parity, require_plot
-    from lluda.evaluation.validation import Validation
+    from lluda.evaluation.parity_plot import plot_parity
+    from lluda.evaluation.plot_file import require_plot
 
+    require_writable(args.output)
     if args.plot:
         require_plot(args.plot)
     files = ModelFiles.find(options.model_or_demo(args.model), allow_unknown_config=args.allow_unknown_config)
     load = LoadOptions(**options.load_options(args))
     validation = _validate(files, load, args)
-    if args.plot:
-        plot_parity(validation, args.plot)
-    if args.json:
-        options.print_json(validation.document())
-    elif isinstance(validation, Validation):
-        _print_table(validation)
-    else:
-        _print_omni(validation)
+    plot = (lambda: plot_parity(validation, args.plot)) if args.plot else None
+    publish(args, validation.document(), lambda: _print_validation(validation), plot)
     return _judge(validation)
 
 
@@ -83,16 +80,12 @@ def _validate(files: ModelFiles, load: LoadOptions, args: argparse.Namespace) ->
     from lluda.evaluation.validation_run import validate
 
     if files.config.omni is not None:
-        return validate_omni(files, load, _omni_request(args, load, files, files.config.omni), _note)
+        return validate_omni(files, load, _omni_request(args, load, files, files.config.omni), say)
     if args.only or args.media or args.speaker or args.frames is not None:
         raise InvalidRequest(
             f"{files.path.name} is a text model: --only, --frames, --speaker and media are for Omni models"
         )
-    return validate(files, load, _request(args, load, files), _note)
-
-
-def _note(text: str) -> None:
-    print(f"lluda: {text}", file=sys.stderr)
+    return validate(files, load, _request(args, load, files), say)
 
 
 def _omni_request(args: argparse.Namespace, load: LoadOptions, files: ModelFiles, omni: OmniConfig) -> OmniRequest:
@@ -158,15 +151,24 @@ def _encode(files: ModelFiles, text: str) -> tuple[int, ...]:
     from lluda.engine.loading import load_tokenizer
 
     text = read_prompt(text)
-    return tuple(load_tokenizer(files.path).encode(text, allow_special=False))
+    return tuple(load_tokenizer(files.source).encode(text, allow_special=False))
+
+
+def _print_validation(validation: Validation | OmniValidation) -> None:
+    from lluda.evaluation.validation import Validation
+
+    if isinstance(validation, Validation):
+        _print_table(validation)
+    else:
+        _print_omni(validation)
 
 
 def _judge(validation: Validation | OmniValidation) -> int:
     """Name the bars on stderr; 1 if one failed."""
     for bar in validation.bars:
-        print(f"lluda: {bar.describe()}", file=sys.stderr)
+        say(bar.describe())
     if validation.passed is None:
-        print("lluda: not judged: bf16's bar needs the float64 run that --no-float64 left out", file=sys.stderr)
+        say("not judged: bf16's bar needs the float64 run that --no-float64 left out")
     return 1 if validation.passed is False else 0
 
 

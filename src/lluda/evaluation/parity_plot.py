@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lluda.errors import InvalidRequest, MissingDependency
 from lluda.evaluation.omni_validation import OmniValidation
 from lluda.evaluation.parity import DistanceToTruth, StageParity
+from lluda.evaluation.plot_file import require_plot, write_png
 from lluda.evaluation.validation import Validation, ValidationRequest
 
 _MOST_LABELS = 24
@@ -21,18 +20,11 @@ Ticks = tuple[list[int], list[str]]
 def plot_parity(validation: Validation | OmniValidation, path: Path) -> None:
     """Write a PNG: the mean absolute error of each stage as a share of the mean absolute value there, of lluda and the
     reference against float64 where that was run, and of lluda against the reference. A stage without error has no
-    point.
-
-    Raises:
-        InvalidRequest: a name that does not end in .png, a folder there is not, or a file that cannot be written.
-        MissingDependency: matplotlib is not installed.
-    """
+    point. Errors as `require_plot` and `write_png`."""
     require_plot(path)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9 if isinstance(validation, Validation) else 14, 4.8), dpi=150, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     stages = [stage[1] if isinstance(stage, tuple) else stage for stage in validation.stages]
     for label, style, error in _series(validation, stages):
@@ -57,22 +49,7 @@ def plot_parity(validation: Validation | OmniValidation, path: Path) -> None:
         axes.legend(frameon=False)
     else:
         axes.text(0.5, 0.5, "no error at any stage", transform=axes.transAxes, ha="center")
-    try:
-        canvas.print_png(str(path))
-    except OSError as error:
-        raise InvalidRequest(f"--plot {path}: cannot be written: {error.strerror}") from error
-
-
-def require_plot(path: Path) -> None:
-    """Find out before a long run whether its plot can be drawn. Errors as ``plot_parity``."""
-    if path.suffix.lower() != ".png":
-        raise InvalidRequest(f"--plot {path}: must end in .png")
-    if not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise InvalidRequest(f"--plot {path}: its folder does not exist or cannot be written to")
-    try:
-        import matplotlib as _  # noqa: F401
-    except ImportError:
-        raise MissingDependency("--plot needs matplotlib; get it with: pip install 'lluda[validate]'") from None
+    write_png(figure, path)
 
 
 def _text_ticks(stages: Sequence[StageParity]) -> Ticks:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lluda.errors import InvalidRequest
-from lluda.evaluation.parity_plot import require_plot
 from lluda.evaluation.perplexity import Comparison
+from lluda.evaluation.plot_file import require_plot, write_png
 from lluda.evaluation.speech_agreement import SpeechAgreement
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def plot_predictions(comparison: Comparison, path: Path, title: str) -> None:
         panels[1].loglog(ordered.tolist(), share.tolist(), linewidth=1.4)
         panels[1].set_xlabel("KL divergence from the base, nats")
         panels[1].set_ylabel("share of predictions above it")
-    _write(figure, path)
+    write_png(figure, path)
 
 
 def plot_voices(agreement: SpeechAgreement, path: Path, title: str) -> None:
@@ -49,7 +48,7 @@ def plot_voices(agreement: SpeechAgreement, path: Path, title: str) -> None:
     panels[1].set_ylabel("mean KL divergence, nats")
     for panel in panels:
         panel.set_xlabel("codebook")
-    _write(figure, path)
+    write_png(figure, path)
 
 
 def _figure(path: Path, panels: int, title: str) -> tuple[Figure, list[Axes]]:
@@ -62,12 +61,3 @@ def _figure(path: Path, panels: int, title: str) -> tuple[Figure, list[Axes]]:
     for panel in made:
         panel.grid(visible=True, alpha=0.3)
     return figure, made
-
-
-def _write(figure: Figure, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    try:
-        FigureCanvasAgg(figure).print_png(str(path))
-    except OSError as error:
-        raise InvalidRequest(f"--plot {path}: cannot be written: {error.strerror}") from error

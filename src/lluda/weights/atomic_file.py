@@ -1,4 +1,4 @@
-"""Files that appear under their name only when they are whole."""
+"""Files that appear under their name only when they are whole, each written by one process at a time."""
 
 from __future__ import annotations
 
@@ -9,43 +9,75 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from lluda.errors import LludaError
+from lluda.errors import InvalidRequest, LludaError
+from lluda.weights.claimed_file import claim_file
+
+_REMEDIES = {
+    errno.ENOSPC: "free disk space, or choose another folder",
+    errno.EDQUOT: "free disk space, or choose another folder",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), write smaller ones (--shard-bytes, --split-bytes), "
+    "or choose a folder on a disk that holds files of this size",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EROFS: "choose a folder that is not on a read-only disk",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+}
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
     """A new binary file to write, renamed to ``path`` when the block ends well and removed when it does not.
 
-    It is written as ``.NAME.partial`` in the same folder and flushed to the disk before the rename, so that even a
-    killed process or a power cut leaves no half file under the final name. An existing ``path`` is replaced whole.
+    It is written as ``.NAME.partial`` in the same folder, claimed by this writer alone (`claim_file`), and flushed to
+    the disk and closed before the rename: so not even a second writer, a killed process or a power cut leaves half a
+    file, or one mixed of two, under the final name. An existing ``path`` is replaced whole, or without ``replace``
+    refused, even if it appears while the block runs.
 
     Raises:
-        LludaError: the disk is full or the file cannot be written; the OSError is its cause.
+        InvalidRequest: ``path`` exists and is not to be replaced.
+        LludaError: another writer is at it, the disk is full or the file cannot be written; an OSError is its cause.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException as error:
-        _remove(partial)
-        if isinstance(error, OSError):
-            raise write_error(path, error) from error
-        raise
+        with claim_file(partial, what=path) as descriptor:
+            if not replace:
+                require_absent(path)
+            with open(descriptor, "wb", closefd=False) as file:
+                yield file
+                file.flush()
+                os.fsync(descriptor)
+            _publish(partial, path, replace)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def partial_of(path: Path) -> Path:
+    """The name under which `atomic_file` writes ``path``."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def require_absent(path: Path) -> None:
+    """InvalidRequest if something, a broken link included, has the name ``path``."""
+    if os.path.lexists(path):
+        raise InvalidRequest(f"{path}: exists; remove it first, or choose another name")
 
 
 def write_error(path: Path, error: OSError) -> LludaError:
     """The error to raise when ``path`` could not be written, with the remedy for the commonest causes."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    remedy = "free disk space" if full else "check that the folder is writable"
-    return LludaError(f"{path}: cannot be written: {error.strerror or error}; {remedy}, or choose another folder")
+    remedy = _REMEDIES.get(error.errno or 0, "check that the folder is writable, or choose another folder")
+    # What is in the way may be another file, such as a folder of the partial file's name.
+    other = "" if error.filename in (None, str(path)) else f"{os.fsdecode(error.filename)}: "
+    return LludaError(f"{path}: cannot be written: {other}{error.strerror or error}; {remedy}")
 
 
-def _remove(path: Path) -> None:
-    # What made the write fail may make this fail too; the first error is the one to tell.
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
+def _publish(partial: Path, path: Path, replace: bool) -> None:
+    if replace:
+        partial.replace(path)
         return
+    try:
+        path.hardlink_to(partial)  # unlike a rename, this fails where the name is taken
+    except FileExistsError:
+        require_absent(path)
+        raise
+    except OSError:  # a file system without hard links
+        require_absent(path)
+        partial.rename(path)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import shutil
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lluda.errors import InvalidRequest, LludaError, UnsupportedModel
-from lluda.weights.atomic_file import atomic_file, write_error
+from lluda.weights.atomic_file import atomic_file, require_absent, write_error
+from lluda.weights.checkpoint import is_gguf
 from lluda.weights.gguf_header import DEFAULT_ALIGNMENT, STORAGE_TYPES
 
 if TYPE_CHECKING:
@@ -77,20 +79,21 @@ def write_gguf(
     tensors: Sequence[NewTensor],
     *,
     split_bytes: int | None = None,
+    check: Callable[[], None] = lambda: None,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Write ``path``, or, where the tensors take more than ``split_bytes``, the set ``NAME-00001-of-0000N.gguf`` with
     ``metadata`` in its first part. Returns the files written.
 
-    The parts of a set appear last first, so that the first, which is the one to open, is there when all are. A failure
-    removes what was written.
+    No part of a set appears before all are written and ``check`` has not raised; they appear last first, so that the
+    first, which is the one to open, is there when all are. A failure removes what was written.
 
     Raises:
         InvalidRequest: a name that does not end in .gguf, a file that exists, or a split below one byte.
         UnsupportedModel: a tensor whose name is longer than ggml allows.
         LludaError: too little disk space, or a file that cannot be written.
     """
-    if path.suffix != ".gguf":
+    if not is_gguf(path):
         raise InvalidRequest(f"{path}: the file to write must be named *.gguf")
     if split_bytes is not None and split_bytes < 1:
         raise InvalidRequest(f"split_bytes must be at least 1, not {split_bytes}")
@@ -100,18 +103,19 @@ def write_gguf(
     groups = _groups(tensors, split_bytes)
     paths = _paths(path, len(groups))
     for file in paths:
-        if file.exists() or file.is_symlink():
-            raise InvalidRequest(f"{file}: exists; remove it first, or choose another name")
+        require_absent(file)
     _make_room(path.parent, path, sum(tensor.nbytes for tensor in tensors))
     report = _Progress(sum(tensor.source_bytes for tensor in tensors), progress)
-    written: list[Path] = []
+    appeared: list[Path] = []
     try:
-        for number in reversed(range(len(groups))):
-            keys = _keys(metadata, number, len(groups), len(tensors))
-            _write_part(paths[number], keys, groups[number], report)
-            written.append(paths[number])
+        with ExitStack() as parts:
+            for number, file in enumerate(paths):
+                parts.push(lambda kind, *_, file=file: None if kind else appeared.append(file))
+                keys = _keys(metadata, number, len(groups), len(tensors))
+                _write_part(parts.enter_context(atomic_file(file, replace=False)), keys, groups[number], report)
+            check()
     except BaseException:
-        for file in written:
+        for file in appeared:
             file.unlink(missing_ok=True)
         raise
     return paths
@@ -148,7 +152,7 @@ def _groups(tensors: Sequence[NewTensor], split_bytes: int | None) -> list[list[
 def _paths(path: Path, count: int) -> list[Path]:
     if count == 1:
         return [path]
-    return [path.with_name(f"{path.stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    return [path.with_name(f"{path.stem}-{number:05}-of-{count:05}{path.suffix}") for number in range(1, count + 1)]
 
 
 def _make_room(folder: Path, path: Path, needed: int) -> None:
@@ -177,24 +181,23 @@ def _keys(metadata: Metadata, number: int, count: int, tensors: int) -> Metadata
     return {**metadata, **split} if number == 0 else split
 
 
-def _write_part(path: Path, metadata: Metadata, tensors: Sequence[NewTensor], report: _Progress) -> None:
+def _write_part(file: BinaryIO, metadata: Metadata, tensors: Sequence[NewTensor], report: _Progress) -> None:
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     keys = [_key(name, value) for name, value in metadata.items()]
     plan = [(tensor, tensor.dtype, 0) for tensor in tensors]
     start = _aligned(len(_head(keys, plan)), alignment)
-    with atomic_file(path) as file:
-        file.seek(start)
-        settled = []
-        for tensor in tensors:
-            offset = _aligned(file.tell(), alignment)
-            file.seek(offset)
-            dtype = tensor.write(file)
-            assert file.tell() - offset == stored_bytes(tensor.shape, dtype), f"{tensor.name}: bytes do not fit"
-            settled.append((tensor, dtype, offset - start))
-            report.add(tensor.source_bytes)
-        file.truncate(_aligned(file.tell(), alignment))
-        file.seek(0)
-        file.write(_head(keys, settled))
+    file.seek(start)
+    settled = []
+    for tensor in tensors:
+        offset = _aligned(file.tell(), alignment)
+        file.seek(offset)
+        dtype = tensor.write(file)
+        assert file.tell() - offset == stored_bytes(tensor.shape, dtype), f"{tensor.name}: bytes do not fit"
+        settled.append((tensor, dtype, offset - start))
+        report.add(tensor.source_bytes)
+    file.truncate(_aligned(file.tell(), alignment))
+    file.seek(0)
+    file.write(_head(keys, settled))
 
 
 def _aligned(position: int, alignment: int) -> int:

@@ -1,27 +1,38 @@
-"""A model folder that is being written: new or empty before, and as it was before if the work fails."""
+"""A model folder that is being written: new or empty before, and as it was before if the work fails.
+
+While it is written it holds `MARKER`, a file that its writer has for itself (`claimed_file`) and that lists what has
+been added. So two writers never share a folder, and what a killed writer left is known and removed by the next one.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lluda.errors import InvalidRequest, LludaError
-from lluda.weights.atomic_file import atomic_file, write_error
+from lluda.weights.atomic_file import atomic_file, partial_of, write_error
+from lluda.weights.claimed_file import claim_file
+
+MARKER = ".lluda-partial"
+"""Names of files, a zero byte behind each."""
 
 
 class NewFolder:
     """The folder ``path``; ``written`` are its files in the order added."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, marker: int) -> None:
         self.path = path
         self.written: list[Path] = []
+        self._marker = marker
 
     def add(self, name: str) -> Path:
         """The path of a file that the caller is about to write."""
+        os.write(self._marker, os.fsencode(name) + b"\0")
         self.written.append(self.path / name)
         return self.written[-1]
 
@@ -29,7 +40,7 @@ class NewFolder:
         """Add a file of JSON."""
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
         with atomic_file(self.add(name)) as file:
-            file.write(f"{text}\n".encode())
+            file.write(f"{text}\n".encode(errors="backslashreplace"))  # half a surrogate pair stays its escape
 
     def copy(self, source: Path, name: str) -> None:
         """Add a copy of ``source``."""
@@ -52,40 +63,54 @@ def new_folder(path: Path) -> Iterator[NewFolder]:
 
     Raises:
         InvalidRequest: it exists and is not an empty folder.
-        LludaError: it, or a file in it, cannot be written.
+        LludaError: it, or a file in it, cannot be written, or another process is writing it.
     """
-    created = _prepare(path)
-    folder = NewFolder(path)
+    created = False
     try:
-        yield folder
+        created = _create(path)
+        with claim_file(path / MARKER, what=path, leftover=_remove_leftovers) as marker:
+            _require_empty(path)
+            folder = NewFolder(path, marker)
+            try:
+                yield folder
+            except BaseException:
+                # As far as the disk lets it: the error that led here is the one to tell.
+                with suppress(OSError):
+                    _remove(folder.written)
+                raise
     except BaseException as error:
-        _clean_up(folder, created)
+        if created:
+            with suppress(OSError):
+                path.rmdir()
         if isinstance(error, OSError):
             raise write_error(path, error) from error
         raise
 
 
-def _prepare(path: Path) -> bool:
-    """Make sure of an empty folder; whether it was created."""
-    try:
-        if path.exists():
-            if not path.is_dir():
-                raise InvalidRequest(f"{path}: is a file; give a new or empty folder")
-            if any(path.iterdir()):
-                raise InvalidRequest(f"{path}: is not empty; give a new or empty folder, or remove its files first")
-            return False
-        path.mkdir(parents=True)
-    except OSError as error:
-        raise write_error(path, error) from error
+def _create(path: Path) -> bool:
+    """Make sure of a folder; whether it was created."""
+    if os.path.lexists(path):
+        if not path.is_dir():
+            raise InvalidRequest(f"{path}: is a file; give a new or empty folder")
+        if not (path / MARKER).exists():
+            _require_empty(path)  # before a file is made in a folder that is not ours
+        return False
+    path.mkdir(parents=True)
     return True
 
 
-def _clean_up(folder: NewFolder, created: bool) -> None:
-    """Remove what was added, as far as the disk lets it: the error that led here is the one to tell."""
-    try:
-        for path in folder.written:
+def _require_empty(path: Path) -> None:
+    if any(file.name != MARKER for file in path.iterdir()):
+        raise InvalidRequest(f"{path}: is not empty; give a new or empty folder, or remove its files first")
+
+
+def _remove_leftovers(marker: Path) -> None:
+    """Remove the files that a killed writer listed."""
+    names = [os.fsdecode(name) for name in marker.read_bytes().split(b"\0")[:-1]]
+    _remove([marker.parent / name for name in names if Path(name).name == name])
+
+
+def _remove(files: list[Path]) -> None:
+    for file in files:
+        for path in (file, partial_of(file)):
             path.unlink(missing_ok=True)
-        if created:
-            folder.path.rmdir()
-    except OSError:
-        return

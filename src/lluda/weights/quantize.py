@@ -116,13 +116,9 @@ def write_quantized(
     stored = _requantized if isinstance(checkpoint, GGUFCheckpoint) else _translated
     planned = [encoder.planned(one, choice) for one in stored(checkpoint, specs, omni)]
     report.bytes_before = sum(tensor.source_bytes for tensor in planned)
-    report.files = write_gguf(path, metadata, planned, split_bytes=split_bytes, progress=progress)
-    try:
-        checkpoint.check_unchanged()
-    except BaseException:
-        for file in report.files:
-            file.unlink(missing_ok=True)
-        raise
+    report.files = write_gguf(
+        path, metadata, planned, split_bytes=split_bytes, check=checkpoint.check_unchanged, progress=progress
+    )
     return report
 
 

@@ -40,7 +40,6 @@ ENGINES = {
     ),
     "llama.cpp": Engine("lluda.bench.engines.llama_cpp", "llama_cpp", "llama-cpp-python"),
     "mistralrs": Engine("lluda.bench.engines.mistralrs", "mistralrs", "mistralrs"),
-    "bandwidth": Engine("lluda.bench.engines.bandwidth", "numpy", "numpy"),
 }
 PEERS = ("transformers", "llama.cpp", "mistralrs")
 

@@ -1,4 +1,4 @@
-"""What speaking costs on a GPU: a frame, its samples, and a whole turn with ten seconds of sound in."""
+"""What speaking costs, with random weights: a frame, its samples, and a whole turn with ten seconds of sound in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from lluda.backends.blocks import Parameters
 from lluda.config import ModelConfig
-from lluda.engine.frames import SpeechParams
+from lluda.engine.frames import FrameGenerator, SpeechParams
 from lluda.engine.generation import Generator
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.sampling_params import SamplingParams
@@ -24,6 +24,7 @@ from lluda.models.thinker import Thinker
 
 _HEARD_FRAMES = 1000  # ten seconds of log-mel frames
 _FRAMES = 100
+_ROWS = 512  # of the talker's cache
 _WATCHED = 10  # by the profiler
 _GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
 
@@ -38,7 +39,8 @@ def speech_samples(
     * ``audio encoder 10 s``: log-mel frames to rows, ms;
     * ``first audio``: from log-mel frames of ten seconds of sound to the first samples of the answer, ms;
     * ``turn``: seconds of computing for each second of sound in an answer of up to 100 frames;
-    * ``waits in a frame``: of the host for the device, beside the one for the codes at the frame's end.
+    * ``waits in a frame``, where frames are captured: of the host for the device, beside the one for the codes at the
+      frame's end.
     """
     thinker = generator.model
     omni = config.omni
@@ -67,8 +69,14 @@ def speech_samples(
         "first audio": ("ms", first),
         "turn": ("s/s", whole),
         # Last: what the profiler leaves behind is in no time above.
-        "waits in a frame": ("waits", [turn.waits() for _ in range(2)]),
+        **({"waits in a frame": ("waits", [turn.waits() for _ in range(2)])} if talker.backend.captures else {}),
     }
+
+
+def wait_for(device: torch.device) -> None:
+    """Until what was started on ``device`` is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def host_waits(work: Callable[[], object]) -> int:
@@ -109,10 +117,12 @@ class _Turn:
 
     def _frame(self) -> Callable[[], object]:
         """A speech that has begun, frame by frame."""
-        width, device = self._voice.talker.config.decoder.hidden_size, self._voice.talker.backend.device
+        voice = self._voice
+        width, device = voice.talker.config.decoder.hidden_size, voice.talker.backend.device
         text = torch.randn(1, width, device=device)
-        frames = self._voice.graphs.frames(self._params, 512)
-        assert frames is not None, "the cuda backend captures"
+        frames = voice.graphs.frames(self._params, _ROWS) or FrameGenerator(
+            voice.talker, voice.code_predictor, self._params, max_rows=_ROWS, kv_dtype=voice.kv_dtype
+        )
         frames.prefill(torch.randn(24, width, device=device))
         frames.next_codes()
         frames.feed(text)
@@ -143,7 +153,7 @@ class _Turn:
         assert isinstance(thinker, Thinker) and omni is not None and omni.speech is not None
         started = time.perf_counter()
         rows = thinker.audio_tower([self._heard])
-        torch.cuda.synchronize(rows.device)
+        wait_for(rows.device)
         encoded = time.perf_counter() - started
         prompt = self._prompt(rows)
         media = MediaRows(prompt, omni.speech.talker.accept_hidden_layer)
@@ -163,7 +173,7 @@ class _Turn:
         """A user's turn that is nothing but the recording, and the header of the answer."""
         assert self._config.omni is not None and self._config.omni.speech is not None
         media, speech = self._config.omni.tokens, self._config.omni.speech.tokens
-        newline = 198
+        newline = 198 % self._config.text.vocab_size
         before = [speech.im_start, speech.user, newline, media.audio_start]
         after = [media.audio_end, speech.im_start, speech.assistant, newline]
         ids = [*before, *[media.audio_pad] * len(rows), *after]

@@ -1,27 +1,30 @@
-"""The cuda backend on this machine's card, without a file: a config's network with random weights made on the device.
+"""A config's network with random weights made on the device, without a file.
 
-``lluda bench --synth CONFIG_DIR`` says what a card would do before 70 GB are downloaded. Rates are of the engine as it
-is used, the host in the loop; the share of the roof is bytes of weights read over what a copy on the card moves.
+``lluda bench --synth CONFIG_DIR`` says what a GPU (or, with ``--device cpu``, a CPU) would do before 70 GB are
+downloaded. Rates are of the engine as it is used, the host in the loop; the share of bandwidth is bytes of weights read
+over what a copy on the GPU moves, or a read of the CPU's memory.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import torch
 
 from lluda.backends import select_backend
-from lluda.bench.gpu_speech import speech_samples
-from lluda.bench.machine import read_machine
-from lluda.bench.report import Bandwidth, EngineState, Report, Row, make_row
-from lluda.bench.synth_device import random_parameters
-from lluda.bench.weight_traffic import bytes_per_step
+from lluda.bench import bandwidth
+from lluda.bench.job import DECODE_PROMPT
+from lluda.bench.machine import available_cores, read_machine
+from lluda.bench.random_weights import random_parameters
+from lluda.bench.report import Bandwidth, Conditions, EngineState, MeasuredModel, Report, Row, make_row
+from lluda.bench.synth_speech import speech_samples, wait_for
+from lluda.bench.weight_traffic import bytes_per_step, weights_per_step
 from lluda.config import ModelConfig
 from lluda.engine.generation import Generator
 from lluda.engine.kv_cache import CacheOptions
@@ -51,65 +54,95 @@ Samples = dict[str, tuple[str, list[float]]]
 
 
 @dataclass(frozen=True, slots=True)
-class GpuSettings:
-    """``against``: ``transformers`` or nothing; ``weights``: a key of `FORMATS`; ``speech``: whether to measure a voice
-    where there is one; ``repeat``: rounds; ``generate``: tokens decoded after 128."""
+class SynthSettings:
+    """``backend``: as `select_backend` takes it; ``against``: ``transformers`` or nothing; ``weights``: a key of
+    `FORMATS`; ``speech``: whether to measure a voice where there is one; ``prompts``: tokens of the prefills;
+    ``generate``: tokens decoded after 128; ``repeat``: rounds; ``threads`` of the CPU, None: all cores."""
 
     device: str = "cuda"
+    backend: str = "auto"
     weights: str = "bf16"
     speech: bool = True
     against: tuple[str, ...] = ()
     prompts: tuple[int, ...] = (145, 2048)
     generate: int = 128
     repeat: int = 5
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights not in FORMATS:
+            raise InvalidRequest(f"weights {self.weights!r:.40} are not one of {', '.join(FORMATS)}")
+        if not self.prompts or not all(1 <= rows <= CONTEXT for rows in self.prompts):
+            raise InvalidRequest(f"prompts of {self.prompts} tokens: lengths must be from 1 to {CONTEXT}")
+        if not 1 <= self.generate <= CONTEXT - DECODE_PROMPT:
+            raise InvalidRequest(
+                f"{self.generate} tokens to decode: must be from 1 to {CONTEXT - DECODE_PROMPT}, for the context has "
+                f"{CONTEXT} positions and {DECODE_PROMPT} go before"
+            )
+        if self.repeat < 1 or (self.threads is not None and self.threads < 1):
+            raise InvalidRequest(f"repeat ({self.repeat}) and threads ({self.threads}) must be at least 1")
 
 
-def run_gpu_bench(config_dir: Path, settings: GpuSettings, told: Callable[[str], None] = print) -> Report:
+def run_synth_bench(config_dir: Path, settings: SynthSettings, told: Callable[[str], None] = print) -> Report:
     """Measure the network of ``config_dir``'s config.json; ``told`` hears what is being done.
 
     Raises:
-        InvalidRequest: a device that is no usable GPU, or weights that there are not.
-        OutOfMemory: a card that is too small; the message says by how much.
+        InvalidRequest: a device that cannot be used.
+        OutOfMemory: a device that is too small; the message says by how much.
     """
-    if settings.weights not in FORMATS:
-        raise InvalidRequest(f"weights {settings.weights!r:.40} are not one of {', '.join(FORMATS)}")
     config, held = read_synth_config(config_dir), FORMATS[settings.weights]
-    backend = select_backend("cuda", settings.device, "bf16", "packed" if settings.weights == "packed" else "bf16")
+    threads = settings.threads or available_cores()
+    torch.set_num_threads(threads)
+    backend = _backend(settings)
     _require_room(config, backend, settings)
-    bandwidth = Bandwidth.of(copy_bandwidth(backend.device, settings.repeat), "device-to-device copy, bytes both ways")
+    measured = device_bandwidth(backend.device, settings.repeat, threads)
     told(f"{backend.describe()}; making random weights")
     network = _Network(config, backend, settings)
     told(f"measuring, {settings.repeat} rounds of each test")
     samples = network.samples(settings)
     states = [EngineState("lluda", held, None, "ok", backend.describe())]
-    card = torch.cuda.get_device_name(backend.device)
+    device = _device_name(backend.device)
     step_bytes = network.step_bytes
-    rows = [_row("lluda", held, test, *values, step_bytes, bandwidth) for test, values in samples.items()]
+    rows = [_row("lluda", held, test, *values, step_bytes, measured) for test, values in samples.items()]
     for row in rows:
         told(f"{row.test}: {row.median:.4g} {row.unit}")
-    # What they hold is all of the card's memory.
+    # What they hold is most of the device's memory.
     del network, backend
     gc.collect()
-    torch.cuda.empty_cache()
+    if settings.device.startswith("cuda"):
+        torch.cuda.empty_cache()
     if "transformers" in settings.against:
         told("transformers")
         theirs, state = _peer(config_dir, settings)
-        rows += [_row("transformers", "BF16", test, *values, None, bandwidth) for test, values in theirs.items()]
+        rows += [_row("transformers", "BF16", test, *values, None, measured) for test, values in theirs.items()]
         states.append(state)
     return Report(
-        model={"name": config_dir.name, "model_type": config.model_type, "weights": "random, made on the device"},
+        model=MeasuredModel(
+            str(config_dir), config.model_type, "random, made on the device", weights_per_step(config.text)
+        ),
         machine=read_machine(("transformers", "triton")),
-        settings={"device": card, "context": CONTEXT, "batch": 1},
-        bandwidth=bandwidth,
+        settings=Conditions(threads, settings.repeat, device, asdict(settings) | {"context": CONTEXT}),
+        bandwidth=measured,
         other_load=0.0,
         engines=tuple(states),
         rows=tuple(rows),
     )
 
 
-def _peer(config_dir: Path, settings: GpuSettings) -> tuple[Samples, EngineState]:
+def _backend(settings: SynthSettings) -> ComputeBackend:
+    """On a GPU the cuda backend, if no other is named: what is measured there is not to be another for want of it."""
+    on_gpu = settings.device.startswith("cuda")
+    name = "cuda" if on_gpu and settings.backend == "auto" else settings.backend
+    return select_backend(name, settings.device, "bf16", "packed" if settings.weights == "packed" else "bf16")
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _peer(config_dir: Path, settings: SynthSettings) -> tuple[Samples, EngineState]:
     """transformers' samples and how it fared: what was measured before it is kept whatever it does."""
-    from lluda.bench.gpu_peer import peer_samples
+    from lluda.bench.synth_peer import peer_samples
 
     try:
         samples = peer_samples(config_dir, settings)
@@ -126,28 +159,33 @@ def read_synth_config(config_dir: Path) -> ModelConfig:
     return ModelConfig.from_hf(read_json_object(path), str(path))
 
 
-def copy_bandwidth(device: torch.device, rounds: int) -> list[float]:
-    """GB/s (10^9 bytes, read and written) of copies on the device, one sample a round."""
+def device_bandwidth(device: torch.device, rounds: int, threads: int) -> Bandwidth | None:
+    """GB/s (10^9 bytes): of a GPU, read and written by copies on it; of a CPU, read."""
+    if device.type != "cuda":
+        nbytes = min(bandwidth.BUFFER_BYTES, psutil.virtual_memory().available // 4)
+        reading = bandwidth.measure_bandwidth(threads, nbytes)
+        return Bandwidth.of([reading.bytes_per_second / 1e9], reading.method)
     nbytes = min(_COPY_BYTES, int(torch.cuda.mem_get_info(device)[0]) // 4)
     source = torch.empty(nbytes, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
     target.copy_(source)
-    return [2 * nbytes / seconds(lambda: target.copy_(source), device) / 1e9 for _ in range(rounds)]
+    rates = [2 * nbytes / seconds(lambda: target.copy_(source), device) / 1e9 for _ in range(rounds)]
+    return Bandwidth.of(rates, "device-to-device copy, bytes both ways")
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of ``work``, what it started on the device included."""
-    torch.cuda.synchronize(device)
+    wait_for(device)
     started = time.perf_counter()
     work()
-    torch.cuda.synchronize(device)
+    wait_for(device)
     return time.perf_counter() - started
 
 
 class _Network:
     """The network under test; speech, where the config has it."""
 
-    def __init__(self, config: ModelConfig, backend: ComputeBackend, settings: GpuSettings) -> None:
+    def __init__(self, config: ModelConfig, backend: ComputeBackend, settings: SynthSettings) -> None:
         self._config, self._backend = config, backend
         specs = _parameters(config, speech=settings.speech)
         self._parameters = random_parameters(specs, backend, q8_0=settings.weights == "q8_0")
@@ -159,7 +197,7 @@ class _Network:
         prefix = "thinker." if config.omni else ""
         self.step_bytes = bytes_per_step(config.text, {name.removeprefix(prefix): n for name, n in sizes.items()})
 
-    def samples(self, settings: GpuSettings) -> Samples:
+    def samples(self, settings: SynthSettings) -> Samples:
         """Every test, after one warm-up each."""
         found: Samples = {f"tg{settings.generate}": ("tok/s", list(self._decode(settings)))}
         for rows in settings.prompts:
@@ -168,18 +206,18 @@ class _Network:
             found |= speech_samples(self._config, self._parameters, self._generator, settings.repeat)
         return found
 
-    def _decode(self, settings: GpuSettings) -> Iterator[float]:
+    def _decode(self, settings: SynthSettings) -> Iterator[float]:
         cache = self._generator.new_cache()
         for _ in range(settings.repeat + 1):
             cache.truncate(0)
-            token = int(self._generator.prefill(range(128), cache).argmax())
+            token = int(self._generator.prefill(self._prompt(DECODE_PROMPT), cache).argmax())
             started = time.perf_counter()
             for _ in range(settings.generate):
                 token = self._generator.likeliest([token], [cache])[0]
             yield settings.generate / (time.perf_counter() - started)
 
     def _prefill(self, rows: int, repeat: int) -> Iterator[float]:
-        cache, prompt = self._generator.new_cache(), [7 * row % 1000 for row in range(rows)]
+        cache, prompt = self._generator.new_cache(), self._prompt(rows)
 
         def run() -> None:
             cache.truncate(0)
@@ -187,6 +225,9 @@ class _Network:
 
         for _ in range(repeat + 1):
             yield rows / seconds(run, self._backend.device)
+
+    def _prompt(self, rows: int) -> list[int]:
+        return [7 * row % self._config.text.vocab_size for row in range(rows)]
 
 
 def _row(
@@ -202,13 +243,13 @@ def _parameters(config: ModelConfig, *, speech: bool) -> list[ParameterSpec]:
     return all_parameters(config) if speech else text_parameters(config)
 
 
-def _require_room(config: ModelConfig, backend: ComputeBackend, settings: GpuSettings) -> None:
-    if backend.device.type != "cuda":
-        raise InvalidRequest(f"--synth makes its weights on a GPU, not on {backend.device}; take --device cuda")
-    require_room(config, settings, str(backend.device), int(torch.cuda.mem_get_info(backend.device)[0]))
+def _require_room(config: ModelConfig, backend: ComputeBackend, settings: SynthSettings) -> None:
+    on_gpu = backend.device.type == "cuda"
+    free = torch.cuda.mem_get_info(backend.device)[0] if on_gpu else psutil.virtual_memory().available
+    require_room(config, settings, str(backend.device), int(free))
 
 
-def require_room(config: ModelConfig, settings: GpuSettings, device: str, free: int) -> None:
+def require_room(config: ModelConfig, settings: SynthSettings, device: str, free: int) -> None:
     """OutOfMemory if the network does not fit ``free`` bytes of ``device``: by how much, and what would fit."""
 
     def needed(weights: str, *, speech: bool) -> float:
@@ -220,7 +261,7 @@ def require_room(config: ModelConfig, settings: GpuSettings, device: str, free: 
         return
     others = [(weights, speech) for weights in FORMATS for speech in (settings.speech, False)]
     fitting = next((other for other in dict.fromkeys(others) if needed(other[0], speech=other[1]) <= free), None)
-    remedy = "take a smaller config, or a card with more memory"
+    remedy = "take a smaller config, or a device with more memory"
     if fitting:
         without = " without its voice (--no-speech)" if settings.speech and not fitting[1] else ""
         remedy = f"{FORMATS[fitting[0]]} weights{without} fit"
@@ -228,32 +269,3 @@ def require_room(config: ModelConfig, settings: GpuSettings, device: str, free: 
         f"the network needs {least / 1e9:.1f} GB on {device} but {free / 1e9:.1f} GB are free, "
         f"{(least - free) / 1e9:.1f} GB too few; {remedy}"
     )
-
-
-def main(argv: list[str] | None = None) -> int:
-    """``python -m lluda.bench.gpu CONFIG_DIR [--weights F] [--no-speech] [--against transformers] [--output FILE]``."""
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="python -m lluda.bench.gpu")
-    parser.add_argument("config_dir", type=Path)
-    parser.add_argument("--against", default="")
-    parser.add_argument("--weights", default="bf16", choices=sorted(FORMATS))
-    parser.add_argument("--no-speech", action="store_true")
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args(argv)
-    against = tuple(name for name in args.against.split(",") if name)
-    report = run_gpu_bench(
-        args.config_dir, GpuSettings(against=against, weights=args.weights, speech=not args.no_speech)
-    )
-    for row in report.rows:
-        share = "" if row.roofline_fraction is None else f"  {row.roofline_fraction:.0%} of the copy"
-        print(f"{row.engine:14s}{row.test:28s}{row.median:12.2f} {row.unit}{share}")
-    for state in report.engines:
-        print(f"{state.engine}: {state.status}: {state.detail}")
-    if args.output:
-        args.output.write_text(json.dumps(report.to_json(), indent=2) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""transformers on the same card, from the same config, with random weights: its forward pass and cache, greedily."""
+"""transformers on the same device, from the same config, with random weights: its forward pass and cache, greedily."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from lluda.bench.gpu import GpuSettings
+    from lluda.bench.synth import SynthSettings
 
 _STEPS = 32
 
 
-def peer_samples(config_dir: Path, settings: GpuSettings) -> dict[str, tuple[str, list[float]]]:
+def peer_samples(config_dir: Path, settings: SynthSettings) -> dict[str, tuple[str, list[float]]]:
     """By test its unit and samples, the first a warm-up's. MissingDependency: transformers is not installed."""
     from lluda.evaluation.transformers_reference import require_transformers
 
@@ -52,7 +52,7 @@ def _forward(model: Any, ids: list[int], cache: Any, device: str) -> int:
     return int(out.logits[0, -1].argmax())
 
 
-def _decode(model: Any, settings: GpuSettings) -> Iterator[float]:
+def _decode(model: Any, settings: SynthSettings) -> Iterator[float]:
     from transformers import DynamicCache
 
     for _ in range(settings.repeat + 1):
@@ -64,7 +64,7 @@ def _decode(model: Any, settings: GpuSettings) -> Iterator[float]:
         yield _STEPS / (time.perf_counter() - started)
 
 
-def _prefill(model: Any, rows: int, settings: GpuSettings) -> Iterator[float]:
+def _prefill(model: Any, rows: int, settings: SynthSettings) -> Iterator[float]:
     from transformers import DynamicCache
 
     prompt = [7 * row % 1000 for row in range(rows)]
