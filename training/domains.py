@@ -14,6 +14,7 @@ from training.lexicon import (
     MONTH_DAYS,
     MONTHS,
     OPPOSITES,
+    SHORT_WORDS,
     SOUNDS,
     SPELLING,
 )
@@ -245,7 +246,7 @@ def spelled(word: str, form: str) -> Item:
 def _spell(rng: Random) -> Item:
     word = rng.choice(SPELLING)
     if rng.random() < 0.25:
-        word = rng.choice(SPELLING[:96])
+        word = rng.choice(SHORT_WORDS)
         form = rng.choice(SPELLS_ASKS)
         full = f"{letters(word)} spells {word}."
         return Item("unspell", ask(form.format(letters(word)), rng), full, sentence(word), f"unspell {word}", (), word)

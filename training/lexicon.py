@@ -152,6 +152,8 @@ SPELLING = (
     "waiter whistle wooden writer yogurt"
 ).split()
 
+SHORT_WORDS = tuple(word for word in SPELLING if len(word) == 3)
+
 NAMES = "Ada Ben Clara David Emma Frank Grace Henry Iris Jack Kate Leo Mary Nora Oscar Paul Rosa Sam Tom Vera".split()
 
 # Words of the sentences to repeat and to write down.

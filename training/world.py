@@ -130,7 +130,7 @@ def _system(rng: Random) -> tuple[str | None, bool, str | None]:
     return rng.choice(CALLED).format(name), False, name
 
 
-def test_list(count: int, seed: int, domain: str | None = None) -> list[Turn]:
+def held_out_turns(count: int, seed: int, domain: str | None = None) -> list[Turn]:
     """The first turns of `count` held-out conversations without a system prompt, all questions different."""
     rng, found, seen = Random(seed), [], set()
     while len(found) < count:
