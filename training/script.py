@@ -29,22 +29,24 @@ def speaking_lines(voice: str, split: str) -> Iterator[Line]:
     """Endless lines to learn speaking from: the same texts for every voice, a text at most three times."""
     rng, said, number = Random(f"speak {split}"), {}, 0
     while True:
-        text = _speaking_text(split, rng)
+        text, about = _speaking_text(split, rng)
         if said.get(text, 0) < _MOST_REPEATS:
             said[text] = said.get(text, 0) + 1
-            yield Line(text, voice, split, number)
+            yield Line(text, voice, split, number, about)
             number += 1
 
 
-def _speaking_text(split: str, rng: Random) -> str:
+def _speaking_text(split: str, rng: Random) -> tuple[str, dict]:
     roll = rng.random()
     if roll < ANSWER_SHARE + QUESTION_SHARE:
         turn = sample(split, rng, turns=1).turns[0]
-        return turn.answer if roll < ANSWER_SHARE else turn.question
+        if roll < ANSWER_SHARE:
+            return turn.answer, {"domain": turn.domain, "slot": turn.slot}
+        return turn.question, {"domain": turn.domain}
     while True:
         text = joined_sentence(rng) if rng.random() < 0.2 else plain_sentence(rng)
         if split_of(f"repeat {text}") == split:
-            return sentence(text)
+            return sentence(text), {"domain": "sentence"}
 
 
 def hearing_lines(family: str, split: str) -> Iterator[Line]:
