@@ -1,4 +1,4 @@
-"""The bench of the cuda backend on random weights: what it refuses, on any machine; what it measures, on a GPU."""
+"""The bench on random weights: what it refuses, and what it measures, on a CPU and on a GPU."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import json
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="the kernels of the cuda backend are Triton's: pip install triton")
-
 from lluda.backends.q8_0 import decode
-from lluda.bench.gpu import GpuSettings, read_synth_config, require_room, run_gpu_bench
-from lluda.bench.synth_device import q8_0_blocks
+from lluda.bench import bandwidth
+from lluda.bench.random_weights import q8_0_blocks
+from lluda.bench.synth import SynthSettings, read_synth_config, require_room, run_synth_bench
 from lluda.cli.main import main
 from lluda.errors import InvalidRequest, OutOfMemory
 from lluda.models.build import all_parameters, text_parameters
@@ -28,16 +27,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("device", "rule"),
-    [
-        ("cuda:99", r"device 'cuda:99' cannot be used"),
-        pytest.param("cpu", r"needs a GPU|makes its weights on a GPU", id="cpu"),
-    ],
-)
-def test_a_device_that_is_no_gpu_is_refused(folder, device, rule):
-    with pytest.raises(InvalidRequest, match=rule):
-        run_gpu_bench(folder, GpuSettings(device=device))
+def test_a_device_that_there_is_not_is_refused(folder):
+    with pytest.raises(InvalidRequest, match=r"device 'cuda:99' cannot be used"):
+        run_synth_bench(folder, SynthSettings(device="cuda:99"))
 
 
 @pytest.mark.skipif(ON_GPU, reason="this machine has a GPU")
@@ -52,7 +44,7 @@ def test_a_driver_that_is_too_old_is_named(folder, monkeypatch):
 
     monkeypatch.setattr(torch, "ones", refused)
     with pytest.raises(InvalidRequest, match=r"'cuda' cannot be used: The NVIDIA driver .* too old .*; choose cpu"):
-        run_gpu_bench(folder, GpuSettings())
+        run_synth_bench(folder, SynthSettings())
 
 
 @pytest.mark.parametrize(
@@ -68,23 +60,36 @@ def test_what_it_does_not_measure_is_refused(folder, capsys, arguments, rule):
     assert rule in capsys.readouterr().err
 
 
-def test_weights_that_there_are_not_are_refused(folder):
-    with pytest.raises(InvalidRequest, match="weights 'int3' are not one of bf16, packed, q8_0"):
-        run_gpu_bench(folder, GpuSettings(weights="int3"))
+@pytest.mark.parametrize(
+    ("wrong", "rule"),
+    [
+        ({"weights": "int3"}, "weights 'int3' are not one of bf16, packed, q8_0"),
+        ({"prompts": (5, 4097)}, "lengths must be from 1 to 4096"),
+        ({"prompts": ()}, "lengths must be from 1 to 4096"),
+        ({"generate": 0}, "0 tokens to decode: must be from 1 to 3968"),
+        ({"generate": 3969}, "3969 tokens to decode: must be from 1 to 3968"),
+        ({"repeat": 0}, r"repeat \(0\) and threads"),
+        ({"threads": 0}, r"threads \(0\) must be at least 1"),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(wrong, rule):
+    with pytest.raises(InvalidRequest, match=rule):
+        SynthSettings(**wrong)
 
 
 def test_a_card_that_is_too_small_is_told_by_how_much_and_what_fits(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(omni_config()))
     config, reserve = read_synth_config(tmp_path), 2 << 30
     speaking, silent = (sum(spec.elements for spec in of(config)) for of in (all_parameters, text_parameters))
-    require_room(config, GpuSettings(), "cuda", reserve + 2 * speaking)
+    require_room(config, SynthSettings(), "cuda", reserve + 2 * speaking)
     for free, remedy in (
         (reserve + int(1.6 * speaking), "packed BF16 weights fit"),
         (reserve + int(1.1 * speaking), "Q8_0 weights fit"),
         (reserve + 2 * silent - 9 * speaking, "take a smaller config"),
     ):
         with pytest.raises(OutOfMemory, match=rf"GB on cuda but .* GB too few; .*{remedy}"):
-            require_room(config, GpuSettings(), "cuda", free)
+            require_room(config, SynthSettings(), "cuda", free)
 
 
 def test_blocks_are_those_of_the_quantiser():
@@ -94,9 +99,17 @@ def test_blocks_are_those_of_the_quantiser():
                                atol=1e-3)  # fmt: skip
 
 
-@pytest.mark.skipif(not ON_GPU, reason="there is no GPU")
 @pytest.mark.parametrize("weights", ["bf16", "packed", "q8_0"])
-def test_a_small_network_is_measured(folder, weights):
-    report = run_gpu_bench(folder, GpuSettings(weights=weights, prompts=(5,), generate=4, repeat=1))
-    assert {row.test for row in report.rows} == {"tg4", "pp5"}
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not ON_GPU, reason="there is no GPU"))]
+)
+def test_a_small_network_is_measured(folder, device, weights, monkeypatch):
+    monkeypatch.setattr(bandwidth, "BUFFER_BYTES", 1 << 20)
+    chosen = SynthSettings(device=device, weights=weights, prompts=(5, 200), generate=4, repeat=2, threads=1)
+    report = run_synth_bench(folder, chosen)
+    assert {row.test: len(row.samples) for row in report.rows} == {"tg4": 2, "pp5": 2, "pp200": 2}
     assert all(row.median > 0 for row in report.rows)
+    assert report.bandwidth is not None and report.bandwidth.median > 0
+    assert (report.model.path, report.model.model_type) == (str(folder), "qwen3")
+    assert (report.settings.repeat, report.settings.threads) == (2, 1)
+    assert report.to_json()["settings"]["options"]["weights"] == weights
