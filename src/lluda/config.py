@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lluda.config_decoder import INERT_KEYS, DecoderConfig, read_decoder
+from lluda.config_decoder import DecoderConfig, read_decoder
 from lluda.config_omni import OmniConfig, read_omni
 from lluda.config_reader import ConfigReader
 from lluda.errors import InvalidRequest, UnsupportedModel
@@ -44,20 +44,19 @@ class ModelConfig:
             CorruptFile: a value outside its rule.
         """
         for key in ("auto_map", "model_file"):
-            if key in raw:
+            if raw.get(key):
                 raise UnsupportedModel(
                     f"{path}: {key} asks for code shipped with the checkpoint; lluda never runs such code. "
                     f"Supported model types: {', '.join(SUPPORTED_MODEL_TYPES)}"
                 )
-        reader = ConfigReader(raw, path)
+        reader = ConfigReader(raw, path, allow_unknown=allow_unknown)
         model_type = raw.get("model_type")
         if model_type not in SUPPORTED_MODEL_TYPES:
             raise UnsupportedModel(
                 f"{path}: model_type {model_type!r:.80} is not supported; supported: {', '.join(SUPPORTED_MODEL_TYPES)}"
             )
-        if raw.get("quantization_config") is not None:
-            raise UnsupportedModel(f"{path}: quantization_config is not supported; use the BF16 release of this model")
-        reader.ignore("quantization_config", *INERT_KEYS)
+        reader.ignore("auto_map", "model_file")
+        reader.refuse_quantization()
         is_omni = model_type == "qwen3_omni_moe"
         decoder, omni = read_omni(reader) if is_omni else (read_decoder(reader, model_type), None)
         config = cls(
@@ -68,7 +67,7 @@ class ModelConfig:
             eos_token_ids=reader.token_ids("im_end_token_id" if is_omni else "eos_token_id"),
             omni=omni,
         )
-        reader.refuse_unread(allow_unknown=allow_unknown)
+        reader.refuse_unread()
         return config
 
 

@@ -1,7 +1,7 @@
 """What sound is to the model: the numbers of its audio encoder and of its features, and the limits of a recording.
 
-The encoder's come from ``thinker_config.audio_config`` of a ``config.json``, the features' from the
-``preprocessor_config.json`` beside it (spec section 3); both are read strictly.
+The encoder's come from ``thinker_config.audio_config`` of a ``config.json``, the features' from the processor's files
+beside it (spec section 3; `lluda.weights.media_settings`); both are read strictly.
 """
 
 from __future__ import annotations
@@ -10,13 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lluda.config_decoder import INERT_KEYS
 from lluda.config_reader import ConfigReader
 from lluda.errors import CorruptFile, UnsupportedModel
 
-# Dropouts do nothing in inference, and nothing here is tied; conv_chunksize only splits the convolutions;
-# scale_embedding is read by no released implementation of this encoder.
-_INERT_AUDIO_KEYS = ("activation_dropout", "conv_chunksize", "dropout", "scale_embedding", "tie_word_embeddings")
+# Nothing here is tied; conv_chunksize only splits the convolutions; scale_embedding is read by no released
+# implementation of this encoder.
+_UNUSED_AUDIO_KEYS = ("conv_chunksize", "scale_embedding", "tie_word_embeddings")
+
+# Names that transformers takes for the same numbers.
+_OTHER_NAMES = {
+    "d_model": "hidden_size",
+    "encoder_attention_heads": "num_attention_heads",
+    "encoder_ffn_dim": "intermediate_size",
+    "encoder_layers": "num_hidden_layers",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +85,12 @@ def read_audio_encoder(reader: ConfigReader) -> AudioEncoderConfig:
         CorruptFile: a value outside its rule.
     """
     reader.choice("activation_function", ("gelu",), default="gelu", unsupported=True)
-    layers = reader.integer("encoder_layers", 1, 4096)
-    if reader.integer("num_hidden_layers", 1, 4096, default=layers) != layers:
-        raise CorruptFile(reader.path, "num_hidden_layers must be encoder_layers", expected=layers)
+    for name, other in _OTHER_NAMES.items():
+        reader.one_name(name, other)
     config = AudioEncoderConfig(
         num_mel_bins=reader.integer("num_mel_bins", 1, 4096),
         d_model=reader.integer("d_model", 4, 1 << 20),
-        encoder_layers=layers,
+        encoder_layers=reader.integer("encoder_layers", 1, 4096),
         encoder_attention_heads=reader.integer("encoder_attention_heads", 1, 4096),
         encoder_ffn_dim=reader.integer("encoder_ffn_dim", 1, 1 << 22),
         downsample_hidden_size=reader.integer("downsample_hidden_size", 1, 1 << 20),
@@ -93,7 +99,7 @@ def read_audio_encoder(reader: ConfigReader) -> AudioEncoderConfig:
         n_window_infer=reader.integer("n_window_infer", 2, 1 << 20),
     )
     _check(config, reader)
-    reader.ignore(*_INERT_AUDIO_KEYS, *INERT_KEYS)
+    reader.ignore(*_UNUSED_AUDIO_KEYS)
     reader.refuse_unread()
     return config
 
@@ -134,13 +140,21 @@ class MelConfig:
         return samples // self.hop_length
 
     @classmethod
-    def from_hf(cls, raw: Mapping[str, Any], path: str = "preprocessor_config.json") -> MelConfig:
-        """Read a ``preprocessor_config.json``, whose keys of pictures are others' affair.
+    def from_hf(
+        cls,
+        raw: Mapping[str, Any],
+        path: str = "preprocessor_config.json",
+        encoder: AudioEncoderConfig | None = None,
+    ) -> MelConfig:
+        """Read the settings of sound, whose keys of pictures are others' affair. ``encoder`` gives the number of bands
+        where it is left out, and must agree where it is not; the rest has the released values, which are the defaults
+        of transformers' feature extractor too.
 
         Raises:
             UnsupportedModel: another kind of features, dithering, or padding with anything but silence.
-            CorruptFile: a value outside its rule.
+            CorruptFile: a value outside its rule, or other bands than the encoder's.
         """
+        bands = encoder.num_mel_bins if encoder else RELEASED_MEL.num_mel_bins
         reader = ConfigReader(raw, path)
         kind = "WhisperFeatureExtractor"
         reader.choice("feature_extractor_type", (kind,), default=kind, unsupported=True)
@@ -151,8 +165,11 @@ class MelConfig:
             sampling_rate=reader.integer("sampling_rate", 1000, 1 << 20, default=RELEASED_MEL.sampling_rate),
             n_fft=reader.integer("n_fft", 4, 1 << 16, default=RELEASED_MEL.n_fft),
             hop_length=reader.integer("hop_length", 1, 1 << 16, default=RELEASED_MEL.hop_length),
-            num_mel_bins=reader.integer("feature_size", 1, 4096, default=RELEASED_MEL.num_mel_bins),
+            num_mel_bins=reader.integer("feature_size", 1, 4096, default=bands),
         )
+        if encoder and config.num_mel_bins != bands:
+            rule = "feature_size must be the num_mel_bins of config.json's audio_config"
+            raise CorruptFile(path, rule, expected=bands, found=config.num_mel_bins)
         if config.n_fft % 2 or config.hop_length >= config.n_fft // 2:
             rule = "n_fft must be even, and hop_length less than half of it"
             raise CorruptFile(path, rule, found=f"n_fft {config.n_fft}, hop_length {config.hop_length}")

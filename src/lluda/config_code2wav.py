@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import prod
 
-from lluda.config_decoder import INERT_KEYS, DecoderConfig, read_decoder
+from lluda.config_decoder import DecoderConfig, read_decoder
 from lluda.config_reader import ConfigReader
 from lluda.errors import CorruptFile
 
@@ -15,7 +15,7 @@ SAMPLE_RATE = 24000
 _MAX_SAMPLES_PER_FRAME = 1 << 16
 
 # What the released section holds beside the numbers that are used: how it was trained, and its quantiser's sizes.
-_INERT_KEYS = (
+_UNUSED_KEYS = (
     *("codebook_dim", "semantic_codebook_size", "num_semantic_quantizers", "vector_quantization_hidden_dimension"),
     "layer_scale_initial_scale",
 )
@@ -67,8 +67,7 @@ def read_code2wav(reader: ConfigReader) -> Code2WavConfig:
     codebook_size = reader.integer("codebook_size", 1, 1 << 20)
     num_quantizers = reader.integer("num_quantizers", 1, 256)
     # The block is the common one; what its class fixes for this component stands in no config.
-    fixed = {"vocab_size": codebook_size * num_quantizers, "use_sliding_window": True, "use_qk_norm": False}
-    reader = ConfigReader({**reader.raw, **fixed}, reader.path)
+    reader = reader.fixed(vocab_size=codebook_size * num_quantizers, use_qk_norm=False)
     reader.integer("sliding_window", 1, 1 << 16)
     config = Code2WavConfig(
         transformer=replace(read_decoder(reader, "qwen3_omni_moe_code2wav"), layer_scale=True),
@@ -79,7 +78,7 @@ def read_code2wav(reader: ConfigReader) -> Code2WavConfig:
         decoder_dim=reader.integer("decoder_dim", 1, 1 << 16),
     )
     _check(config, reader.path)
-    reader.ignore("codebook_size", "num_quantizers", *_INERT_KEYS, *INERT_KEYS)
+    reader.ignore("codebook_size", "num_quantizers", *_UNUSED_KEYS)
     reader.refuse_unread()
     return config
 

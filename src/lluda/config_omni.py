@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lluda.config_audio import AudioEncoderConfig, read_audio_encoder
 from lluda.config_code2wav import Code2WavConfig, read_code2wav
-from lluda.config_decoder import INERT_KEYS, DecoderConfig, read_decoder
+from lluda.config_decoder import DecoderConfig, read_decoder
 from lluda.config_reader import ConfigReader
 from lluda.config_talker import TalkerConfig, read_talker
 from lluda.config_vision import VisionEncoderConfig, read_vision_encoder
@@ -66,13 +66,15 @@ def read_omni(reader: ConfigReader) -> tuple[DecoderConfig, OmniConfig]:
 
     UnsupportedModel, CorruptFile: as :meth:`lluda.config.ModelConfig.from_hf`, for each section.
     """
-    thinker = _section(reader, "thinker_config")
-    text = _section(thinker, "text_config")
+    thinker = reader.required_section("thinker_config")
+    text = thinker.required_section("text_config")
     decoder = read_decoder(text, "qwen3_omni_moe_text")
-    text.ignore(*INERT_KEYS)
     text.refuse_unread()
-    audio = read_audio_encoder(_section(thinker, "audio_config"))
-    vision = read_vision_encoder(_section(thinker, "vision_config"))
+    # transformers 4 looks at the text's switch, transformers 5 at the thinker's, which it always writes.
+    tied = thinker.boolean("tie_word_embeddings", default=decoder.tie_word_embeddings)
+    decoder = replace(decoder, tie_word_embeddings=tied)
+    audio = read_audio_encoder(thinker.required_section("audio_config"))
+    vision = read_vision_encoder(thinker.required_section("vision_config"))
     for name, width in (("audio_config: output_dim", audio.output_dim), ("vision_config", vision.out_hidden_size)):
         if width != decoder.hidden_size:
             rule = f"{name}: the encoder must give rows as wide as the decoder's hidden_size {decoder.hidden_size}"
@@ -84,9 +86,9 @@ def read_omni(reader: ConfigReader) -> tuple[DecoderConfig, OmniConfig]:
         position_id_per_seconds=thinker.integer("position_id_per_seconds", 1, 1 << 16),
         speech=_speech(reader, decoder),
     )
-    thinker.ignore("seconds_per_chunk", "user_token_id", *INERT_KEYS)
+    thinker.ignore("seconds_per_chunk", "user_token_id")
     thinker.refuse_unread()
-    reader.ignore("system_token_id", "im_end_token_id")
+    reader.ignore("system_token_id", "im_end_token_id", "tie_word_embeddings")
     return decoder, omni
 
 
@@ -119,10 +121,3 @@ def _media_tokens(thinker: ConfigReader) -> MediaTokens:
     names = {"audio_pad": "audio_token_id", "image_pad": "image_token_id", "video_pad": "video_token_id"}
     fields = MediaTokens.__dataclass_fields__
     return MediaTokens(**{name: thinker.integer(names.get(name, f"{name}_token_id"), 0, _MAX_ID) for name in fields})
-
-
-def _section(reader: ConfigReader, key: str) -> ConfigReader:
-    section = reader.section(key)
-    if section is None:
-        raise CorruptFile(reader.path, f"{key} is missing")
-    return section

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 
-from lluda.config_decoder import INERT_KEYS, DecoderConfig, read_decoder
+from lluda.config_decoder import DecoderConfig, read_decoder
 from lluda.config_reader import ConfigReader
 from lluda.errors import CorruptFile
 
@@ -44,15 +44,16 @@ class TalkerConfig:
 
 def read_talker(reader: ConfigReader) -> TalkerConfig:
     """From the ``talker_config`` section. UnsupportedModel, CorruptFile: a key or value outside its rule."""
-    decoder = _decoder(reader, "text_config", "qwen3_omni_moe_talker_text", ())
-    predictor = _decoder(reader, "code_predictor_config", "qwen3", ("num_code_groups",))
+    groups = reader.integer("num_code_groups", 2, 256)
+    decoder = _decoder(reader, "text_config", "qwen3_omni_moe_talker_text", groups)
+    predictor = _decoder(reader, "code_predictor_config", "qwen3_omni_moe_talker_code_predictor", groups)
     if predictor.hidden_size != decoder.hidden_size:
         rule = f"code_predictor_config: hidden_size must be the talker's {decoder.hidden_size}"
         raise CorruptFile(reader.path, rule, found=predictor.hidden_size)
     config = TalkerConfig(
         decoder=decoder,
         code_predictor=predictor,
-        num_code_groups=reader.integer("num_code_groups", 2, 256),
+        num_code_groups=groups,
         thinker_hidden_size=reader.integer("thinker_hidden_size", 1, 1 << 20),
         accept_hidden_layer=reader.integer("accept_hidden_layer", 0, 4096),
         codec=_codec_tokens(reader, decoder.vocab_size),
@@ -61,21 +62,23 @@ def read_talker(reader: ConfigReader) -> TalkerConfig:
     # Of the media ids and the timing the thinker's own copies are used.
     reader.ignore(
         *(f"{name}_token_id" for name in ("audio", "audio_start", "audio_end", "image", "video", "vision_start")),
-        *("position_id_per_seconds", "seconds_per_chunk", "spatial_merge_size", "output_router_logits", *INERT_KEYS),
+        *("position_id_per_seconds", "seconds_per_chunk", "spatial_merge_size"),
     )
+    reader.forbid("tie_word_embeddings")
     reader.refuse_unread()
     return config
 
 
-def _decoder(reader: ConfigReader, key: str, model_type: str, ignored: tuple[str, ...]) -> DecoderConfig:
-    section = reader.section(key)
-    if section is None:
-        raise CorruptFile(reader.path, f"{key} is missing")
+def _decoder(reader: ConfigReader, key: str, model_type: str, groups: int) -> DecoderConfig:
+    section = reader.required_section(key)
+    # Nothing is tied here: embeddings and heads stand under names of their own.
+    section.forbid("tie_word_embeddings")
     decoder = read_decoder(section, model_type)
-    section.ignore(*ignored, *INERT_KEYS)
+    if section.integer("num_code_groups", 1, 256, default=groups) != groups:
+        rule = f"num_code_groups must be the talker's {groups}"
+        raise CorruptFile(section.path, rule, found=section.raw["num_code_groups"])
     section.refuse_unread()
-    # Neither ties anything: embeddings and heads stand under names of their own.
-    return replace(decoder, tie_word_embeddings=False)
+    return decoder
 
 
 def _codec_tokens(reader: ConfigReader, vocabulary: int) -> CodecTokens:

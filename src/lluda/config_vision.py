@@ -1,22 +1,31 @@
 """What pictures and videos are to the model: the vision encoder's numbers, how pixels become patches, and the limits.
 
 The encoder's numbers come from ``thinker_config.vision_config`` of a ``config.json``, those of the patches from the
-``preprocessor_config.json`` beside it (spec section 4); both are read strictly.
+processor's files beside it (spec section 4; `lluda.weights.media_settings`); both are read strictly.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from lluda.config_decoder import INERT_KEYS
 from lluda.config_reader import ConfigReader
 from lluda.errors import CorruptFile, UnsupportedModel
 
 # Nothing here is tied; image_size and tokens_per_second are read by no released implementation of this encoder.
-_INERT_VISION_KEYS = ("image_size", "tie_word_embeddings", "tokens_per_second")
+_UNUSED_VISION_KEYS = ("image_size", "tie_word_embeddings", "tokens_per_second")
+
+# Names that transformers takes for the same numbers, and two that the released file repeats.
+_OTHER_NAMES = {
+    "depth": "num_hidden_layers",
+    "in_channels": "in_chans",
+    "num_heads": "num_attention_heads",
+    "patch_size": "spatial_patch_size",
+}
+
+_THETA = 10000.0
 
 Triple = tuple[float, float, float]
 
@@ -75,19 +84,16 @@ def read_vision_encoder(reader: ConfigReader) -> VisionEncoderConfig:
     reader.choice("hidden_act", ("gelu_pytorch_tanh",), default="gelu_pytorch_tanh", unsupported=True)
     if not reader.boolean("apply_vit_abs_pos_embed", default=True):
         raise UnsupportedModel(f"{reader.path}: apply_vit_abs_pos_embed false is not supported; supported: true")
+    for name, other in _OTHER_NAMES.items():
+        reader.one_name(name, other)
     depth = reader.integer("depth", 1, 4096)
-    patch_size = reader.integer("patch_size", 1, 1024)
-    channels = reader.integer("in_channels", 3, 3, default=3)
-    for key, value in (("in_chans", channels), ("spatial_patch_size", patch_size)):
-        if reader.integer(key, 1, 1024, default=value) != value:
-            raise CorruptFile(reader.path, f"{key} must be the same as in_channels and patch_size say", expected=value)
     config = VisionEncoderConfig(
         depth=depth,
         hidden_size=reader.integer("hidden_size", 4, 1 << 20),
         intermediate_size=reader.integer("intermediate_size", 1, 1 << 22),
         num_heads=reader.integer("num_heads", 1, 4096),
-        in_channels=channels,
-        patch_size=patch_size,
+        in_channels=reader.integer("in_channels", 3, 3, default=3),
+        patch_size=reader.integer("patch_size", 1, 1024),
         temporal_patch_size=reader.integer("temporal_patch_size", 1, 64),
         spatial_merge_size=reader.integer("spatial_merge_size", 1, 64),
         out_hidden_size=reader.integer("out_hidden_size", 1, 1 << 20),
@@ -96,18 +102,28 @@ def read_vision_encoder(reader: ConfigReader) -> VisionEncoderConfig:
         rope_theta=_rope_theta(reader),
     )
     _check(config, reader)
-    reader.ignore(*_INERT_VISION_KEYS, *INERT_KEYS)
+    reader.ignore(*_UNUSED_VISION_KEYS)
     reader.refuse_unread()
     return config
 
 
 def _rope_theta(reader: ConfigReader) -> float:
-    """10000, or what transformers 5 writes into ``rope_parameters``."""
-    section = reader.section("rope_parameters")
-    if section is None:
-        return 10000.0
-    section.choice("rope_type", ("axial",), default="axial", unsupported=True)
-    theta = section.number("rope_theta", 0, 1e12)
+    """10000, or what the file says, in any of the places transformers looks at (`lluda.config_rope.read_rope`)."""
+    reader.ignore("rope_theta")
+    thetas = [_axial_theta(section, reader) for key in ("rope_scaling", "rope_parameters")
+              if (section := reader.section(key)) and section.raw]  # fmt: skip
+    if len(set(thetas)) > 1:
+        rule = "rope_parameters and rope_scaling are one setting under two names and must not differ"
+        raise CorruptFile(reader.path, rule, found=thetas)
+    return thetas[0] if thetas else reader.number("rope_theta", 1, 1e12, default=_THETA)
+
+
+def _axial_theta(section: ConfigReader, around: ConfigReader) -> float:
+    """transformers takes "default" for "axial", the one kind of this encoder."""
+    section.one_name("rope_type", "type")
+    section.choice("rope_type", ("axial", "default"), default="axial", unsupported=True)
+    outside = around.number("rope_theta", 1, 1e12, default=_THETA)
+    theta = section.number("rope_theta", 1, 1e12, default=outside)
     section.refuse_unread()
     return theta
 
@@ -153,36 +169,97 @@ class VisionInputConfig:
         return self.patch_size * self.merge_size
 
     @classmethod
-    def from_hf(cls, raw: Mapping[str, Any], path: str = "preprocessor_config.json") -> VisionInputConfig:
-        """Read a ``preprocessor_config.json``, whose keys of sound are others' affair.
+    def from_hf(
+        cls,
+        raw: Mapping[str, Any],
+        path: str = "preprocessor_config.json",
+        encoder: VisionEncoderConfig | None = None,
+    ) -> VisionInputConfig:
+        """Read the settings of pictures, whose keys of sound are others' affair. What they leave out has the defaults
+        of transformers' image processor; where there are none (``raw`` is empty or of sound alone), the released values
+        hold. ``encoder`` gives the numbers of patches where they are left out, and must agree where they are not.
 
         Raises:
             UnsupportedModel: another kind of processor or resampling, or one of its steps switched off.
-            CorruptFile: a value outside its rule.
+            CorruptFile: a value outside its rule, or another patch than the encoder's.
         """
         reader = ConfigReader(raw, path)
         kinds = tuple(f"Qwen2VLImageProcessor{suffix}" for suffix in ("", "Fast", "Pil"))
         reader.choice("image_processor_type", kinds, default=kinds[0], unsupported=True)
-        _check_steps(reader)
-        size = reader.section("size") or reader
-        names = ("shortest_edge", "longest_edge") if size is not reader else ("min_pixels", "max_pixels")
-        config = cls(
-            patch_size=reader.integer("patch_size", 1, 1024, default=RELEASED_VISION.patch_size),
-            temporal_patch_size=reader.integer(
-                "temporal_patch_size", 1, 64, default=RELEASED_VISION.temporal_patch_size
-            ),
-            merge_size=reader.integer("merge_size", 1, 64, default=RELEASED_VISION.merge_size),
-            min_pixels=size.integer(names[0], 1, 1 << 30, default=RELEASED_VISION.min_pixels),
-            max_pixels=size.integer(names[1], 1, 1 << 30, default=RELEASED_VISION.max_pixels),
-            image_mean=_triple(reader, "image_mean", RELEASED_VISION.image_mean),
-            image_std=_triple(reader, "image_std", RELEASED_VISION.image_std),
-        )
-        if config.max_pixels < max(config.min_pixels, config.factor**2):
+        config = cls._read(reader, encoder)
+        least, most = _pixels(reader, (config.min_pixels, config.max_pixels))
+        if most < max(least, config.factor**2):
             rule = f"max_pixels must be at least min_pixels and one token's {config.factor**2}"
-            raise CorruptFile(path, rule, found=config.max_pixels)
+            raise CorruptFile(path, rule, found=most)
+        return replace(config, min_pixels=least, max_pixels=most)
+
+    @classmethod
+    def for_video(
+        cls,
+        raw: Mapping[str, Any],
+        path: str = "video_preprocessor_config.json",
+        encoder: VisionEncoderConfig | None = None,
+    ) -> VisionInputConfig:
+        """Read the settings of video, as `from_hf` does. The size of frames is not read: transformers' Omni processor
+        gives its own at every call, and so do we. UnsupportedModel also for frames that the processor is to choose."""
+        reader = ConfigReader(raw, path)
+        kind = "Qwen2VLVideoProcessor"
+        reader.choice("video_processor_type", (kind,), default=kind, unsupported=True)
+        for switch in ("do_sample_frames", "cap_pixels_per_frame"):
+            reader.forbid(switch)
+        return cls._read(reader, encoder)
+
+    @classmethod
+    def _read(cls, reader: ConfigReader, encoder: VisionEncoderConfig | None) -> VisionInputConfig:
+        """Patches and normalisation, which pictures and frames have in common."""
+        _check_steps(reader)
+        named = any(key in reader.raw for key in _NAMES_PICTURES)
+        default = TRANSFORMERS_VISION if named else RELEASED_VISION
+        sizes = {
+            key: getattr(encoder, name) if encoder else getattr(RELEASED_VISION, key) for key, name in _PATCH.items()
+        }
+        config = replace(
+            default,
+            patch_size=reader.integer("patch_size", 1, 1024, default=sizes["patch_size"]),
+            temporal_patch_size=reader.integer("temporal_patch_size", 1, 64, default=sizes["temporal_patch_size"]),
+            merge_size=reader.integer("merge_size", 1, 64, default=sizes["merge_size"]),
+            image_mean=_triple(reader, "image_mean", default.image_mean),
+            image_std=_triple(reader, "image_std", default.image_std),
+        )
         if min(config.image_std) <= 0:
-            raise CorruptFile(path, "image_std must be above 0", found=config.image_std)
+            raise CorruptFile(reader.path, "image_std must be above 0", found=config.image_std)
+        for key, name in _PATCH.items():
+            if encoder and getattr(config, key) != sizes[key]:
+                rule = f"{key} must be the {name} of config.json's vision_config"
+                raise CorruptFile(reader.path, rule, expected=sizes[key], found=getattr(config, key))
         return config
+
+
+_NAMES_PICTURES = ("image_processor_type", "video_processor_type", "patch_size")
+"""Keys that tell settings of pictures from those of sound alone."""
+
+_PATCH = {
+    "patch_size": "patch_size",
+    "temporal_patch_size": "temporal_patch_size",
+    "merge_size": "spatial_merge_size",
+}
+"""Numbers of a patch as the processor and as the encoder call them."""
+
+
+def _pixels(reader: ConfigReader, default: tuple[int, int]) -> tuple[int, int]:
+    """The least and most pixels of a picture: those of ``size``, over which transformers lays ``min_pixels`` and
+    ``max_pixels`` one by one."""
+    size, bounds = reader.section("size"), list(default)
+    edges = ("shortest_edge", "longest_edge")
+    for index, (edge, key) in enumerate(zip(edges, ("min_pixels", "max_pixels"), strict=True)):
+        if reader.raw.get(key) is not None:
+            bounds[index] = reader.integer(key, 1, 1 << 30)
+        elif size is not None:
+            if size.raw.get(edge) is None:
+                rule = f"size must hold {edges[0]} and {edges[1]} (pixels), or {key} must be set beside it"
+                raise CorruptFile(reader.path, rule, found=dict(size.raw))
+            bounds[index] = size.integer(edge, 1, 1 << 30)
+    return bounds[0], bounds[1]
 
 
 def _check_steps(reader: ConfigReader) -> None:
@@ -205,6 +282,14 @@ def _triple(reader: ConfigReader, key: str, default: Triple) -> Triple:
 
 
 RELEASED_VISION = VisionInputConfig()
+
+TRANSFORMERS_VISION = VisionInputConfig(
+    max_pixels=28 * 28 * 1280,
+    image_mean=(0.48145466, 0.4578275, 0.40821073),
+    image_std=(0.26862954, 0.26130258, 0.27577711),
+)
+"""What transformers 5.23's Qwen2VLImageProcessor has for settings that a file leaves out (but for the patch, which must
+be the encoder's)."""
 
 
 @dataclass(frozen=True, slots=True)

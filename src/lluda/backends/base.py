@@ -151,9 +151,9 @@ class ComputeBackend(ABC):
         dtype and rounded once to the compute dtype."""
 
     @abstractmethod
-    def rotary_table(self, positions: Tensor, inverse_frequencies: Tensor) -> RotaryTable:
-        """Cosines and sines ``[rows, frequencies]`` of ``position * frequency`` in the rotary dtype; ``positions``
-        ``[rows, 1]``, or ``[rows, frequencies]`` where each frequency has its own."""
+    def rotary_table(self, positions: Tensor, inverse_frequencies: Tensor, scale: float = 1.0) -> RotaryTable:
+        """Cosines and sines ``[rows, frequencies]`` of ``position * frequency``, times ``scale``, in the rotary dtype;
+        ``positions`` ``[rows, 1]``, or ``[rows, frequencies]`` where each frequency has its own."""
 
     @abstractmethod
     def rotate(self, x: Tensor, table: RotaryTable, norm: Norm | None) -> Tensor:

@@ -131,10 +131,10 @@ class CudaBackend(ReferenceBackend):
             return super().rms_norm(x, norm)
         return triton_rows.rms_norm(x.contiguous(), norm.weight, norm.eps, self.precision.compute, pdl=self._pdl)
 
-    def rotary_table(self, positions: Tensor, inverse_frequencies: Tensor) -> RotaryTable:
+    def rotary_table(self, positions: Tensor, inverse_frequencies: Tensor, scale: float = 1.0) -> RotaryTable:
         if not self._fused:
-            return super().rotary_table(positions, inverse_frequencies)
-        return triton_rows.angles(positions, inverse_frequencies, pdl=self._pdl)
+            return super().rotary_table(positions, inverse_frequencies, scale)
+        return triton_rows.angles(positions, inverse_frequencies, scale, pdl=self._pdl)
 
     def rotate(self, x: Tensor, table: RotaryTable, norm: Norm | None) -> Tensor:
         if not self._fused:

@@ -36,7 +36,7 @@ def _norm(x_ptr, weight_ptr, out_ptr, eps, WIDTH: tl.constexpr, BLOCK: tl.conste
 
 
 @triton.jit
-def _angles(positions_ptr, frequencies_ptr, cos_ptr, sin_ptr, row_stride, column_stride, WIDTH: tl.constexpr,
+def _angles(positions_ptr, frequencies_ptr, cos_ptr, sin_ptr, row_stride, column_stride, scale, WIDTH: tl.constexpr,
             BLOCK: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     r = tl.program_id(0)
     cols = tl.arange(0, BLOCK)
@@ -44,8 +44,8 @@ def _angles(positions_ptr, frequencies_ptr, cos_ptr, sin_ptr, row_stride, column
     take_input(PDL)
     position = tl.load(positions_ptr + r * row_stride + cols * column_stride, mask=cols < WIDTH, other=0)
     angle = position.to(tl.float32) * frequency
-    tl.store(cos_ptr + r * WIDTH + cols, tl.cos(angle), mask=cols < WIDTH)
-    tl.store(sin_ptr + r * WIDTH + cols, tl.sin(angle), mask=cols < WIDTH)
+    tl.store(cos_ptr + r * WIDTH + cols, scale * tl.cos(angle), mask=cols < WIDTH)
+    tl.store(sin_ptr + r * WIDTH + cols, scale * tl.sin(angle), mask=cols < WIDTH)
 
 
 @triton.jit
@@ -118,13 +118,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, *, pdl: 
     return out
 
 
-def angles(positions: Tensor, frequencies: Tensor, *, pdl: bool) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of ``positions [rows, 1 or width] * frequencies [width]``, float32 ``[rows, width]``."""
+def angles(positions: Tensor, frequencies: Tensor, scale: float, *, pdl: bool) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of ``positions [rows, 1 or width] * frequencies [width]``, times ``scale``, float32 ``[rows,
+    width]``."""
     rows, width = len(positions), len(frequencies)
     cos, sin = (torch.empty(rows, width, dtype=torch.float32, device=positions.device) for _ in range(2))
     column = positions.stride(1) if positions.shape[1] > 1 else 0
     _angles[(rows,)](
-        positions, frequencies, cos, sin, positions.stride(0), column, WIDTH=width,
+        positions, frequencies, cos, sin, positions.stride(0), column, float(scale), WIDTH=width,
         BLOCK=triton.next_power_of_2(width), **launch_options(pdl, 1),
     )  # fmt: skip
     return cos, sin

@@ -28,7 +28,7 @@ from lluda.backends.blocks import (
 from lluda.config_decoder import DecoderConfig
 from lluda.layers.linear import Embedding
 from lluda.layers.mixture import RemoteMixture
-from lluda.layers.rotary import Rotary
+from lluda.layers.rotary import Rotary, rotary_frequencies, yarn_frequencies
 from lluda.parameters import ParameterSpec
 
 Observer = Callable[[str, Tensor], None]
@@ -69,8 +69,7 @@ class DecoderStack:
         names = (f"{prefix}layers.{index}." for index in range(config.num_hidden_layers))
         self.layers = DecoderLayers([build.layer(index, name) for index, name in enumerate(names)])
         self.norm = build.norm(f"{prefix}norm")
-        rope = config.rope
-        self.rotary = Rotary(backend, config.head_dim, rope.theta, rope.mrope_section, rope.interleaved)
+        self.rotary = _rotary(config, backend)
 
     def run(
         self,
@@ -143,6 +142,17 @@ class Decoder(DecoderStack):
         if observe:
             observe("embeddings", x)
         return self.run(x, positions, segments, observe, injected)
+
+
+def _rotary(config: DecoderConfig, backend: ComputeBackend) -> Rotary:
+    rope, yarn = config.rope, config.rope.yarn
+    if yarn is None:
+        return Rotary(backend, rotary_frequencies(config.head_dim, rope.theta), rope.mrope_section)
+    trained = yarn.original_max_position_embeddings
+    frequencies = yarn_frequencies(
+        config.head_dim, rope.theta, yarn.factor, trained, yarn.beta_fast, yarn.beta_slow, yarn.truncate
+    )
+    return Rotary(backend, frequencies, rope.mrope_section, yarn.attention_factor)
 
 
 class _LayerBuilder:

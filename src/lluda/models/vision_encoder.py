@@ -16,7 +16,7 @@ from lluda.backends.base import ComputeBackend, RotaryTable
 from lluda.backends.blocks import EncoderBlock, LayerNorm, Parameters, Projection
 from lluda.config_vision import VisionEncoderConfig
 from lluda.layers.linear import Embedding, Linear
-from lluda.layers.rotary import Rotary
+from lluda.layers.rotary import rotary_frequencies
 from lluda.parameters import ParameterSpec
 
 PREFIX = "thinker.visual."
@@ -66,7 +66,7 @@ class VisionEncoder:
             for index, layer in enumerate(config.deepstack_visual_indexes)
         }
         # Half of a head's frequencies turn with the row, half with the column.
-        self._frequencies = Rotary(backend, config.head_dim // 2, config.rope_theta).inverse_frequencies
+        self._frequencies = rotary_frequencies(config.head_dim // 2, config.rope_theta).to(backend.device)
 
     def __call__(self, patches: Tensor, grids: Sequence[Grid], observe: Observer | None = None) -> VisionOutput:
         """Pictures and videos below each other, ``patches [patches, patch_values]`` (float32, slice by slice in the
