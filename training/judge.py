@@ -112,8 +112,9 @@ def clips_of_set(folder: Path, limit: int) -> Iterator[Clip]:
         for number, line in zip(range(limit), lines, strict=False):
             entry = json.loads(line)
             samples = sound[entry["start"] : entry["start"] + entry["samples"]].astype(np.float32) / 32768
-            domain = entry.get("domain", "")
-            yield Clip(f"{folder.name}/{number}", samples, rate, entry["text"], entry.get("slot", ""), domain)
+            # A set to hear has questions: its slots are of their answers, which nobody speaks there.
+            slot = "" if "answer" in entry else entry.get("slot", "")
+            yield Clip(f"{folder.name}/{number}", samples, rate, entry["text"], slot, entry.get("domain", ""))
 
 
 def clips_of_folder(folder: Path, limit: int) -> Iterator[Clip]:
