@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from training.clip import finished
 from training.script import FAMILIES, Line, hearing_lines, speaking_lines
@@ -20,6 +21,7 @@ from training.voices.voice import open_voice
 
 SPEAK_RATE, HEAR_RATE = 24000, 16000
 _HOUR = 3600
+_WINDOW = 16
 
 
 def _spoken(task: tuple[Line, int]) -> tuple[Line, bytes, str]:
@@ -48,47 +50,49 @@ def _resumed(folder: Path) -> tuple[int, int]:
 def make_set(
     folder: Path, lines: Iterator[Line], rate: int, hours: float, seconds: float, jobs: int, clips: int = 0
 ) -> float:
-    """Writes clips until the set has so many hours (or clips), or so many seconds have passed; returns its hours."""
+    """Writes clips until the set has so many hours, or so many clips, or so many seconds have passed.
+
+    Returns:
+        the hours of sound the set has.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     done, samples = _resumed(folder)
-    (folder / "set.json").write_text(
-        json.dumps({"rate": rate, "hours": hours, "clips": clips}) + "\n", encoding="utf-8"
-    )
+    about = {"rate": rate, "hours": hours, "clips": clips}
+    (folder / "set.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
     end, full = time.monotonic() + seconds, hours * _HOUR * rate
     tasks = ((line, rate) for line in itertools.islice(lines, done, clips or None))
-    with (
-        get_context("spawn").Pool(jobs) as pool,
-        (folder / "sound.i16").open("ab") as sound,
-        (folder / "index.jsonl").open("a", encoding="utf-8") as index,
-    ):
-        # A bounded window of tasks: imap alone would read the endless script at once.
-        for window in iter(lambda: list(itertools.islice(tasks, 16 * jobs)), []):
-            for line, clip, phonemes in pool.imap(_spoken, window):
-                sound.write(clip)
-                sound.flush()
-                entry = {
-                    "text": line.text,
-                    "voice": line.voice.partition("@")[0],
-                    "start": samples,
-                    "samples": len(clip) // 2,
-                }
-                entry |= {"split": line.split} | ({"phonemes": phonemes} if phonemes else {}) | line.about
-                index.write(json.dumps(entry, ensure_ascii=False) + "\n")
-                samples += len(clip) // 2
-                if samples >= full:
-                    break
-            index.flush()
+    with (folder / "sound.i16").open("ab") as sound, (folder / "index.jsonl").open("a", encoding="utf-8") as index:
+        for line, clip, phonemes in _all_spoken(tasks, jobs):
             if samples >= full or time.monotonic() >= end:
                 break
-        pool.terminate()
+            sound.write(clip)
+            sound.flush()
+            index.write(json.dumps(_entry(line, samples, len(clip) // 2, phonemes), ensure_ascii=False) + "\n")
+            index.flush()
+            samples += len(clip) // 2
     return samples / rate / _HOUR
+
+
+def _all_spoken(tasks: Iterator[tuple[Line, int]], jobs: int) -> Iterator[tuple[Line, bytes, str]]:
+    if jobs == 1:
+        yield from map(_spoken, tasks)
+        return
+    with get_context("spawn").Pool(jobs) as pool:
+        # In windows: imap alone would read the endless script at once.
+        for window in iter(lambda: list(itertools.islice(tasks, _WINDOW * jobs)), []):
+            yield from pool.imap(_spoken, window)
+
+
+def _entry(line: Line, start: int, samples: int, phonemes: str) -> dict[str, Any]:
+    entry = {"text": line.text, "voice": line.voice.partition("@")[0], "start": start, "samples": samples}
+    return entry | {"split": line.split} | ({"phonemes": phonemes} if phonemes else {}) | line.about
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("speak", "hear"))
-    parser.add_argument("--voice", default="lark", help="of speak: lark or kumo")
+    parser.add_argument("--voice", default="lark", help="of speak: lark or kumo (or tone, which needs no package)")
     parser.add_argument("--family", default="lark", help=f"of hear: {', '.join(FAMILIES)}")
     parser.add_argument("--split", default="train", choices=("train", "test"))
     parser.add_argument("--hours", type=float, default=1000.0)

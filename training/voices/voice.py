@@ -48,4 +48,10 @@ def open_voice(name: str) -> Voice:
         from training.voices.piper_voice import joe
 
         return joe()
-    raise ValueError(f"the voice is {name!r}: known are lark, kumo, blend-N, flite-X, festival-slt, espeak-..., joe")
+    if family == "tone":
+        from training.voices.tone_voice import tone
+
+        return tone
+    raise ValueError(
+        f"the voice is {name!r}: known are lark, kumo, blend-N, flite-X, festival-slt, espeak-X, joe, tone"
+    )

@@ -1,0 +1,110 @@
+"""Augmentation: what each step does to a tone whose pitch, level and length are known."""
+
+import pytest
+import torch
+
+from training import augment, noises
+from training.augment import RATE, Augmentation, Settings
+from training.unclear import NOISES
+
+QUIET = Settings((1, 1), 0, (40, 40), 0, (0.1, 0.6), 0, (4000, 4000), 0, 0, (0, 0), (0, 0))
+"""Settings with which nothing is changed."""
+
+
+def _tones(*hertz, seconds=1.0):
+    time = torch.arange(int(seconds * RATE)) / RATE
+    sound = torch.stack([0.3 * torch.sin(2 * torch.pi * pitch * time) for pitch in hertz])
+    return sound, torch.full((len(hertz),), sound.shape[1])
+
+
+def _pitch(sound):
+    return torch.fft.rfft(sound * torch.hann_window(len(sound))).abs().argmax() * RATE / len(sound)
+
+
+def _changed(**settings):
+    return Settings(**{name: getattr(QUIET, name) for name in Settings.__dataclass_fields__} | settings)
+
+
+def test_nothing_chosen_changes_nothing():
+    sound, lengths = _tones(440, 880)
+    got, got_lengths = Augmentation(1, settings=QUIET)(sound, lengths)
+    assert torch.equal(got_lengths, lengths)
+    torch.testing.assert_close(got, sound, atol=2e-2, rtol=0)
+
+
+def test_speed_moves_length_and_pitch():
+    sound, lengths = _tones(1000, 1000)
+    got, got_lengths = augment.with_speed(sound, lengths, torch.tensor([0.8, 1.25]))
+    assert got_lengths.tolist() == [20000, 12800]
+    assert _pitch(got[0]) == pytest.approx(800, abs=2)
+    assert _pitch(got[1, :12800]) == pytest.approx(1250, abs=2)
+    assert not got[1, 12800:].any()
+
+
+def test_speed_folds_nothing_back():
+    # 7.5 kHz would come out at 9 kHz, above the Nyquist frequency of 8 kHz, and fold back to 7 kHz.
+    sound, lengths = _tones(7500)
+    got, _ = augment.with_speed(sound, lengths, torch.tensor([1.2]))
+    assert got.square().mean() < 0.1 * sound.square().mean()
+
+
+def test_noise_has_its_ratio_to_the_speech():
+    sound, lengths = _tones(*[500] * 16)
+    quieter = Augmentation(2, settings=_changed(noise_share=1.0, decibel_over_noise=(10, 10)))
+    got, _ = quieter(sound, lengths)
+    ratio = 10 * torch.log10(sound.square().mean(1) / (got - sound).square().mean(1))
+    torch.testing.assert_close(ratio, torch.full((16,), 10.0), atol=0.7, rtol=0)
+
+
+def test_low_pass_takes_what_is_above():
+    sound, _ = _tones(1000, 6000)
+    got = augment.low_passed(sound, torch.tensor([3400.0, 3400.0]))
+    assert got[0].square().mean() == pytest.approx(float(sound[0].square().mean()), rel=0.02)
+    assert got[1].square().mean() < 1e-3 * sound[1].square().mean()
+
+
+def test_mu_law_has_few_steps_and_little_error():
+    sound, _ = _tones(300)
+    got = augment.mu_law(sound)
+    assert len(got.unique()) <= 255
+    assert (got - sound).abs().max() < 0.02
+
+
+def test_silence_is_put_before_and_after():
+    sound, lengths = _tones(440, 440)
+    got, got_lengths = Augmentation(3, settings=_changed(silence_seconds=(0.5, 0.5)))(sound, lengths)
+    assert got_lengths.tolist() == [32000, 32000]
+    assert not got[:, :8000].any()
+    torch.testing.assert_close(got[:, 8000:24000], sound, atol=2e-2, rtol=0)
+
+
+def test_the_same_seed_gives_the_same_sound_and_all_stays_in_range():
+    sound = torch.randn(8, 12000, generator=torch.Generator().manual_seed(0)) * 0.2
+    lengths = torch.tensor([12000, 11000, 9000, 8000, 6000, 5000, 4000, 3000])
+    sound *= augment.within(sound, lengths)
+    (one, lengths_one), (other, lengths_other) = (Augmentation(7)(sound, lengths) for _ in range(2))
+    assert torch.equal(one, other)
+    assert torch.equal(lengths_one, lengths_other)
+    assert one.isfinite().all()
+    assert one.abs().max() <= 1
+    assert not (one * ~augment.within(one, lengths_one)).any()
+
+
+def test_masks_are_the_mean_and_within_the_clip():
+    features = torch.randn(3, 128, 200, generator=torch.Generator().manual_seed(0))
+    frames = torch.tensor([200, 100, 20])
+    features *= (torch.arange(200) < frames[:, None])[:, None]
+    got = augment.masked_features(features, frames, torch.Generator().manual_seed(1))
+    changed = got != features
+    assert changed.any()
+    assert not (changed & (torch.arange(200) >= frames[:, None])[:, None]).any()
+    assert changed.float().mean() < 0.5
+
+
+@pytest.mark.parametrize("kind", NOISES)
+def test_every_kind_of_noise_can_be_heard(kind):
+    voices = torch.randn(8, 8000, generator=torch.Generator().manual_seed(0))
+    sound = noises.noise_questions([kind, kind], 0.7, RATE, voices, torch.Generator().manual_seed(1))
+    assert sound.shape == (2, 11200)
+    level = sound.square().mean(1).sqrt()
+    assert (level < 1e-3).all() if kind == "silence" else (level > 1e-3).all()

@@ -1,0 +1,113 @@
+"""Sets of speech: the bytes of a set follow from its arguments, and a set that was cut off goes on where it stopped."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from training.make_sound import main
+from training.script import (
+    ESPEAK_SEEN,
+    ESPEAK_UNSEEN,
+    FAMILIES,
+    SEEN_BLENDS,
+    UNSEEN_BLENDS,
+    hearing_lines,
+    speaking_lines,
+)
+from training.voices.voice import open_voice
+from training.world import split_of
+
+
+def _make(folder, clips, jobs=1):
+    assert main(["speak", "--voice", "tone", "--clips", str(clips), "--jobs", str(jobs), "--out", str(folder)]) == 0
+    lines = (folder / "index.jsonl").read_text(encoding="utf-8").splitlines()
+    return np.fromfile(folder / "sound.i16", "<i2"), [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return _make(tmp_path_factory.mktemp("whole"), 6)
+
+
+def test_the_index_covers_the_sound(whole):
+    sound, index = whole
+    ends = [entry["start"] + entry["samples"] for entry in index]
+    assert [entry["start"] for entry in index] == [0, *ends[:-1]]
+    assert ends[-1] == len(sound)
+    assert {entry["split"] for entry in index} == {"train"}
+
+
+def test_a_clip_has_silence_around_and_its_loudness_inside(whole):
+    sound, index = whole
+    clip = sound[: index[0]["samples"]].astype(np.float64) / 32768
+    assert not clip[:1800].any()
+    assert not clip[-5700:].any()
+    assert 0.01 < np.sqrt(np.square(clip).mean()) < 0.3
+
+
+def test_a_set_cut_off_within_a_clip_goes_on(whole, tmp_path):
+    sound, index = _make(tmp_path, 3)
+    with (tmp_path / "sound.i16").open("ab") as file:
+        file.write(b"\1\2" * 777)
+    with (tmp_path / "index.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"text": "half a li')
+    sound, index = _make(tmp_path, 6)
+    assert index == whole[1]
+    assert np.array_equal(sound, whole[0])
+
+
+def test_two_processes_write_the_same_set(whole, tmp_path):
+    sound, index = _make(tmp_path, 6, jobs=2)
+    assert index == whole[1]
+    assert np.array_equal(sound, whole[0])
+
+
+def test_every_voice_speaks_the_same_texts():
+    lark, kumo = (
+        [line.text for line in itertools.islice(speaking_lines(voice, "train"), 200)] for voice in ("lark", "kumo")
+    )
+    assert lark == kumo
+    assert max(lark.count(text) for text in lark) <= 3
+
+
+def test_held_out_sentences_are_not_spoken_to_train():
+    lines = [
+        line for line in itertools.islice(speaking_lines("lark", "train"), 2000) if line.about["domain"] == "sentence"
+    ]
+    assert len(lines) > 200
+    plain = [line.text[0].lower() + line.text[1:-1] for line in lines]
+    # Sentences that begin with a name or "I" keep their capital: their key has it.
+    splits = {
+        split_of(f"repeat {text}")
+        for text, line in zip(plain, lines, strict=True)
+        if line.text.split()[0] in ("My", "The")
+    }
+    assert splits == {"train"}
+
+
+def test_a_hearing_line_has_its_answer_and_the_turns_before():
+    lines = list(itertools.islice(hearing_lines("flite", "train"), 400))
+    later = [line for line in lines if line.about["before"]]
+    assert later
+    for line in later:
+        place = lines.index(line)
+        assert lines[place - 1].about["conversation"] == line.about["conversation"]
+        assert line.about["before"][-1] == (lines[place - 1].text, lines[place - 1].about["answer"])
+    assert {line.about["instruction"] != "" for line in lines if line.about["domain"] == "transcript"} == {True}
+
+
+def test_held_out_voices_are_in_no_training_family():
+    assert not set(ESPEAK_SEEN) & set(ESPEAK_UNSEEN)
+    assert not set(SEEN_BLENDS) & set(UNSEEN_BLENDS)
+    trained = {
+        line.voice for family in ("flite", "festival") for line in itertools.islice(hearing_lines(family, "train"), 200)
+    }
+    assert trained == {"flite-slt", "flite-rms", "flite-kal16", "festival-slt"}
+    assert {"awb", "joe"} <= set(FAMILIES)
+
+
+def test_an_unknown_voice_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"'robot'.*lark"):
+        open_voice("robot")
