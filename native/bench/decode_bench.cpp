@@ -23,6 +23,9 @@
 
 namespace {
 
+lluda_context *made_context = nullptr;
+lluda_context *context() { return made_context; }
+
 using Clock = std::chrono::steady_clock;
 
 bool cpu_time = false;  // of the calling thread instead of the wall's: with one thread, on a machine that others use
@@ -142,9 +145,9 @@ Matrix make_matrix(Normal &normal, int64_t out, int64_t in) {
     plain.in_features = in;
     plain.values = values;
     int64_t &packed = m.bytes[LLUDA_FORMAT_PACKED_BF16];
-    check(lluda_pack_size(values, out, in, &packed));
+    check(lluda_pack_size(context(), values, out, in, &packed));
     void *buffer = take_memory(packed);
-    check(lluda_pack(values, out, in, buffer, packed));
+    check(lluda_pack(context(), values, out, in, buffer, packed));
     check(lluda_packed_view(buffer, packed, &m.in[LLUDA_FORMAT_PACKED_BF16]));
     make_q8_0(m, normal);
     return m;
@@ -162,8 +165,8 @@ uint64_t sum_of(const uint64_t *p, size_t words, size_t ahead) {
 
 std::atomic<uint64_t> sink{0};
 
-void stream(lluda::Session &session, const std::vector<Matrix> &slice, size_t ahead) {
-    session.run([&](lluda::Lane &lane) {
+void stream(lluda::ThreadPool &pool, const std::vector<Matrix> &slice, size_t ahead) {
+    auto body = [&](lluda::Lane &lane) {
         uint64_t sum = 0;
         for (const Matrix &m : slice) {
             const size_t part = static_cast<size_t>(m.bytes[0]) / 8 / static_cast<size_t>(lane.count);
@@ -171,7 +174,8 @@ void stream(lluda::Session &session, const std::vector<Matrix> &slice, size_t ah
                           ahead);
         }
         sink += sum;
-    });
+    };
+    pool.run([](void *of, lluda::Lane &lane) { (*static_cast<decltype(body) *>(of))(lane); }, &body);
 }
 
 struct Layer {
@@ -190,6 +194,7 @@ struct Bench {
     double bytes[kFormats] = {};
     double bandwidth_quiet = 0, bandwidth_median = 0;
     int repeat = 9, threads = 2;
+    std::string isa = "auto";
 
     void build(int count) {
         Normal normal;
@@ -213,11 +218,10 @@ struct Bench {
     }
 
     void bandwidth() {
-        lluda::ThreadPool::instance().resize(threads);
-        lluda::Session session;
+        lluda::ThreadPool pool(threads);
         for (size_t ahead : {size_t{0}, size_t{1024}, size_t{2048}, size_t{4096}}) {
             const Times t = measure(repeat, static_cast<int>(slices.size()),
-                                    [&](int slice) { stream(session, slices[static_cast<size_t>(slice)], ahead); });
+                                    [&](int slice) { stream(pool, slices[static_cast<size_t>(slice)], ahead); });
             const double quiet = bytes[0] / t.quiet / 1e9, median = bytes[0] / t.median / 1e9;
             std::printf("stream, prefetch %4zu: quiet %6.2f GB/s, median %6.2f\n", ahead, quiet, median);
             bandwidth_quiet = std::max(bandwidth_quiet, quiet);
@@ -242,16 +246,16 @@ struct Bench {
         const Times t = measure(repeat, static_cast<int>(slices.size()), [&](int slice) {
             for (const Matrix &m : slices[static_cast<size_t>(slice)]) {
                 const lluda_weight &w = m.in[format];
-                check(lluda_linear(&w, rows, x.data(), w.in_features, y.data(), LLUDA_DTYPE_F32, w.out_features));
+                check(lluda_linear(context(), &w, rows, x.data(), w.in_features, y.data(), LLUDA_DTYPE_F32, w.out_features));
             }
         });
         report(std::string("products ") + kNames[format], rows, t, bytes[format]);
     }
 
-    // A decode step as the engine runs it: two block calls a layer and the head, after `context` positions of cache,
+    // A decode step as the engine runs it: two block calls a layer and the head, after `length` positions of cache,
     // each row a sequence of its own. Traffic counts weights and cache.
-    void decode(int format, int rows, int64_t context) {
-        const int64_t half = s.head_dim / 2, row_cache = s.kv_heads * (context + 1) * s.head_dim;
+    void decode(int format, int rows, int64_t length) {
+        const int64_t half = s.head_dim / 2, row_cache = s.kv_heads * (length + 1) * s.head_dim;
         const std::vector<float> hidden_norm(static_cast<size_t>(s.hidden), 1.0f),
             head_norm(static_cast<size_t>(s.head_dim), 1.0f);
         const std::vector<float> cos(static_cast<size_t>(rows * half), 0.6f),
@@ -270,21 +274,21 @@ struct Bench {
             for (int r = 0; r < rows; ++r) {
                 uint16_t *keys = cache.data() + (index * static_cast<size_t>(rows) + static_cast<size_t>(r)) * 2 *
                                                     static_cast<size_t>(row_cache);
-                places.push_back({keys, keys + row_cache, (context + 1) * s.head_dim, context});
+                places.push_back({keys, keys + row_cache, (length + 1) * s.head_dim, length + 1, length});
             }
-            check(lluda_attention_block(&a, rows, x.data(), s.hidden, cos.data(), sin.data(), places.data()));
+            check(lluda_attention_block(context(), &a, rows, x.data(), s.hidden, cos.data(), sin.data(), places.data()));
             lluda_mlp m{};
             m.hidden = s.hidden, m.intermediate = s.intermediate, m.norm = hidden_norm.data(), m.norm_eps = 1e-6f;
             m.gate = pick(l.gate), m.up = pick(l.up), m.down = pick(l.down);
-            check(lluda_mlp_block(&m, rows, x.data(), s.hidden));
+            check(lluda_mlp_block(context(), &m, rows, x.data(), s.hidden));
         };
         auto slice = [&](int index) {
             if (index < static_cast<int>(layers.size())) return layer(static_cast<size_t>(index));
-            check(lluda_lm_head(pick(head[static_cast<size_t>(index) - layers.size()]), hidden_norm.data(), 1e-6f, rows,
+            check(lluda_lm_head(context(), pick(head[static_cast<size_t>(index) - layers.size()]), hidden_norm.data(), 1e-6f, rows,
                                 x.data(), s.hidden, logits.data(), s.vocabulary));
         };
         const double traffic = bytes[format] + static_cast<double>(cache.size()) * 2;
-        report(std::string("decode ") + kNames[format] + " @" + std::to_string(context), rows,
+        report(std::string("decode ") + kNames[format] + " @" + std::to_string(length), rows,
                measure(repeat, static_cast<int>(slices.size()), slice), traffic);
     }
 };
@@ -305,7 +309,7 @@ int main(int argc, char **argv) {
         else if (option == "--repeat")
             bench.repeat = std::atoi(value());
         else if (option == "--isa")
-            check(lluda_select_isa(value()));
+            bench.isa = value();
         else if (option == "--cpu-time")
             cpu_time = true;
         else if (option == "--small-pages")
@@ -319,8 +323,9 @@ int main(int argc, char **argv) {
             }
         }
     }
-    check(lluda_set_threads(bench.threads));
-    std::printf("kernels %s, threads %d, %s pages\n", lluda_isa(), lluda_threads(), small_pages ? "small" : "huge");
+    check(lluda_context_create(bench.isa.c_str(), bench.threads, &made_context));
+    std::printf("kernels %s, threads %d, %s pages\n", lluda_context_isa(context()), lluda_context_threads(context()),
+                small_pages ? "small" : "huge");
     bench.build(layers);
     bench.bandwidth();
     for (int n : rows)

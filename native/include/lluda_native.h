@@ -9,7 +9,11 @@
  *   - Inputs and outputs must not overlap, except where one argument is both.
  *   - `rows` is 0 or more; 0 rows is a no-op that still checks its other arguments. Up to LLUDA_FEW_ROWS rows are one
  *     pass over the weights at the speed of memory; of more, up to 512 are one pass at the speed of arithmetic.
- *   - Results do not depend on the number of threads. Calls from several threads are run one after the other.
+ *   - Every call that computes takes a context: the kernels, threads and working memory that it uses. Calls with one
+ *     context are run one after the other; calls with different contexts at the same time. No other state is shared.
+ *   - Results do not depend on the number of threads.
+ *   - Sizes (features, heads, widths, counts) are at most LLUDA_MOST (2^31 - 1) each, and so are heads * head_dim and
+ *     taps * channels; rows at most LLUDA_MOST. Strides of more than one row are at least its width.
  *   - Pointers inside descriptors are only read during the call that is given them; nothing is retained.
  */
 #ifndef LLUDA_NATIVE_H
@@ -27,8 +31,9 @@
 extern "C" {
 #endif
 
-#define LLUDA_ABI_VERSION 3
+#define LLUDA_ABI_VERSION 4
 #define LLUDA_FEW_ROWS 16
+#define LLUDA_MOST 2147483647
 
 enum {
     LLUDA_OK = 0,
@@ -73,16 +78,20 @@ LLUDA_API int64_t lluda_struct_size(const char *name);
 /* Message of this thread's last failed call. Valid until its next failing call. */
 LLUDA_API const char *lluda_last_error(void);
 
-/* Name of the kernels in use: "avx512bf16", "avx512", "avx2" or "portable". The best this machine has, unless chosen.
- */
-LLUDA_API const char *lluda_isa(void);
+/* What calls compute with. A forked child may use its parent's contexts: they start threads of their own there. */
+typedef struct lluda_context lluda_context;
 
-/* Choose kernels by name, or the best with NULL or "auto". LLUDA_UNSUPPORTED if this build or machine lacks them. */
-LLUDA_API int lluda_select_isa(const char *name);
+/* A context with kernels by name ("avx512bf16", "avx512", "avx2", "portable"), or the best this machine has with NULL or
+ * "auto"; LLUDA_UNSUPPORTED if this build or machine lacks them. threads: those that compute, the calling one included,
+ * 1 .. 256; 0: as many as CPUs that this process may run on, at most 256. They start with the first call. */
+LLUDA_API int lluda_context_create(const char *isa, int threads, lluda_context **context);
 
-/* Threads that compute, the calling one included; 1 .. 256. Default: the CPUs this process may run on, at most 256. */
-LLUDA_API int lluda_set_threads(int threads);
-LLUDA_API int lluda_threads(void);
+/* No call may be using the context. NULL is a no-op. */
+LLUDA_API void lluda_context_destroy(lluda_context *context);
+
+/* Name of its kernels, and its threads. "" and 0 of NULL. */
+LLUDA_API const char *lluda_context_isa(const lluda_context *context);
+LLUDA_API int lluda_context_threads(const lluda_context *context);
 
 /* Page-aligned memory, in huge pages where the system grants them (fewer TLB misses when weights stream through). The
  * bytes are zero. NULL if there is none. Free with the same byte count. */
@@ -93,48 +102,52 @@ LLUDA_API void lluda_free(void *memory, int64_t bytes);
 
 /* Bytes of the packed form of BF16 values [out, in] in *bytes. LLUDA_INCOMPRESSIBLE (with *bytes set) if that is 0.85
  * or more of 2 * out * in: keep such a tensor BF16. Reads the tensor once, in parallel. */
-LLUDA_API int lluda_pack_size(const uint16_t *values, int64_t out_features, int64_t in_features, int64_t *bytes);
+LLUDA_API int lluda_pack_size(lluda_context *context, const uint16_t *values, int64_t out_features, int64_t in_features,
+                              int64_t *bytes);
 
 /* Pack BF16 values [out, in] into buffer (64-byte aligned, `bytes` as lluda_pack_size said; LLUDA_BAD_ARGUMENT if they
  * differ). Does pack a tensor that lluda_pack_size calls incompressible. Parallel over rows. */
-LLUDA_API int lluda_pack(const uint16_t *values, int64_t out_features, int64_t in_features, void *buffer,
-                         int64_t bytes);
+LLUDA_API int lluda_pack(lluda_context *context, const uint16_t *values, int64_t out_features, int64_t in_features,
+                         void *buffer, int64_t bytes);
 
 /* Fill *weight with pointers into a packed buffer (64-byte aligned, for example mmapped from a file). Everything a
  * kernel relies on is checked: sizes, row offsets, columns; LLUDA_CORRUPT otherwise. bias is set to NULL. */
 LLUDA_API int lluda_packed_view(const void *buffer, int64_t bytes, lluda_weight *weight);
 
 /* The exact BF16 values [out, in] of a BF16 or packed weight. Parallel over rows. */
-LLUDA_API int lluda_unpack(const lluda_weight *weight, uint16_t *values);
+LLUDA_API int lluda_unpack(lluda_context *context, const lluda_weight *weight, uint16_t *values);
 
 /* ---- Products --------------------------------------------------------------------------------------------------- */
 
 /* Rows `ids` [count] (any count) of a table, widened to F32: y [count, in_features], row stride y_stride. */
-LLUDA_API int lluda_embedding(const lluda_weight *table, int64_t count, const int64_t *ids, float *y, int64_t y_stride);
+LLUDA_API int lluda_embedding(lluda_context *context, const lluda_weight *table, int64_t count, const int64_t *ids,
+                              float *y, int64_t y_stride);
 
 /* y = x W^T + bias, summed in float32 (of exact values: a Q8_0 block's scale multiplies its sum). x BF16 [rows, in],
  * y [rows, out] of y_dtype (rounded once if BF16). */
-LLUDA_API int lluda_linear(const lluda_weight *weight, int64_t rows, const uint16_t *x, int64_t x_stride, void *y,
-                           int32_t y_dtype, int64_t y_stride);
+LLUDA_API int lluda_linear(lluda_context *context, const lluda_weight *weight, int64_t rows, const uint16_t *x,
+                           int64_t x_stride, void *y, int32_t y_dtype, int64_t y_stride);
 
 /* Several products of the same rows (q, k and v; gate and up) in one pass over the threads: y[i] [rows, out of
  * weights[i]], row stride y_strides[i]; all weights have the same in_features. count <= 64. */
-LLUDA_API int lluda_linear_group(int64_t count, const lluda_weight *const *weights, int64_t rows, const uint16_t *x,
-                                 int64_t x_stride, void *const *y, int32_t y_dtype, const int64_t *y_strides);
+LLUDA_API int lluda_linear_group(lluda_context *context, int64_t count, const lluda_weight *const *weights,
+                                 int64_t rows, const uint16_t *x, int64_t x_stride, void *const *y, int32_t y_dtype,
+                                 const int64_t *y_strides);
 
 /* ---- Blocks of a decoder layer ---------------------------------------------------------------------------------- *
  * Each takes the residual stream x F32 [rows, hidden] (row stride x_stride) and adds its result to it:
  *   x += scale * block(RMSNorm(x) * norm)
  * with scale = output_scale F32 [hidden], or 1 if NULL. Matrix inputs are rounded to BF16, all else is float32. */
 
-/* Where one row's keys and values live: [kv_heads, capacity, head_dim] each, in cache_dtype. The row's own are written
- * at `position`; it attends to 0 .. position (or the last `window` of those). Rows of one call may share a cache (then
+/* Where one row's keys and values live: [kv_heads, capacity, head_dim] each, in cache_dtype, heads head_stride elements
+ * apart. The row's own are written at `position`; it attends to 0 .. position (or the last `window` of those). Rows of one call may share a cache (then
  * at different positions; a row sees what earlier positions' rows of this call wrote) or have different ones. */
 typedef struct lluda_cache_row {
     void *keys;
     void *values;
-    int64_t head_stride; /* elements from one kv head to the next: capacity * head_dim >= (position + 1) * head_dim */
-    int64_t position;    /* >= 0 */
+    int64_t head_stride; /* at least capacity * head_dim */
+    int64_t capacity;    /* positions there is memory for */
+    int64_t position;    /* 0 .. capacity - 1 */
 } lluda_cache_row;
 
 typedef struct lluda_attention {
@@ -160,18 +173,19 @@ typedef struct lluda_attention {
 
 /* Causal grouped-query attention with scale 1/sqrt(head_dim). cos and sin: F32 [rows, head_dim / 2], contiguous, for
  * the half-split rotation of the pairs (i, i + head_dim/2). cache: [rows]. */
-LLUDA_API int lluda_attention_block(const lluda_attention *block, int64_t rows, float *x, int64_t x_stride,
-                                    const float *cos, const float *sin, const lluda_cache_row *cache);
+LLUDA_API int lluda_attention_block(lluda_context *context, const lluda_attention *block, int64_t rows, float *x,
+                                    int64_t x_stride, const float *cos, const float *sin, const lluda_cache_row *cache);
 
 /* Convolution along rows: y[r] = W [x[r]; x[r + dilation]; …; x[r + (taps - 1) * dilation]] + bias, rounded to BF16,
  * for r = 0 .. rows-1; x BF16 [rows + (taps - 1) * dilation, in_features / taps]. */
-LLUDA_API int lluda_conv1d(const lluda_weight *weight, int64_t taps, int64_t dilation, int64_t rows, const uint16_t *x,
-                           int64_t x_stride, uint16_t *y, int64_t y_stride);
+LLUDA_API int lluda_conv1d(lluda_context *context, const lluda_weight *weight, int64_t taps, int64_t dilation,
+                           int64_t rows, const uint16_t *x, int64_t x_stride, uint16_t *y, int64_t y_stride);
 
 /* y = x + amplitude * sin(frequency * x)^2, rounded to BF16; x F32 or BF16 [rows, channels], frequency and amplitude
  * F32 [channels]. Angles of a magnitude up to 10^5 are exact to float32's own rounding of them. */
-LLUDA_API int lluda_snake_beta(int64_t rows, int64_t channels, const void *x, int32_t x_dtype, int64_t x_stride,
-                               const float *frequency, const float *amplitude, uint16_t *y, int64_t y_stride);
+LLUDA_API int lluda_snake_beta(lluda_context *context, int64_t rows, int64_t channels, const void *x, int32_t x_dtype,
+                               int64_t x_stride, const float *frequency, const float *amplitude, uint16_t *y,
+                               int64_t y_stride);
 
 /* Two convolutions of a vocoder, each behind a SnakeBeta: x += conv2(snake2(conv1(snake1(x)))). */
 typedef struct lluda_residual_unit {
@@ -186,8 +200,8 @@ typedef struct lluda_residual_unit {
 
 /* x F32 [rows, channels], changed; kept BF16 [(taps - 1) * dilation, channels]: the last rows of snake1 that came before
  * (zeros at the start of a stream), replaced by those of this call. Inputs of products are rounded to BF16 once. */
-LLUDA_API int lluda_residual_unit_block(const lluda_residual_unit *unit, int64_t rows, float *x, int64_t x_stride,
-                                        uint16_t *kept);
+LLUDA_API int lluda_residual_unit_block(lluda_context *context, const lluda_residual_unit *unit, int64_t rows, float *x,
+                                        int64_t x_stride, uint16_t *kept);
 
 typedef struct lluda_mlp {
     int64_t hidden;
@@ -202,7 +216,7 @@ typedef struct lluda_mlp {
 } lluda_mlp;
 
 /* down(silu(gate) * up), the product rounded once to BF16. */
-LLUDA_API int lluda_mlp_block(const lluda_mlp *block, int64_t rows, float *x, int64_t x_stride);
+LLUDA_API int lluda_mlp_block(lluda_context *context, const lluda_mlp *block, int64_t rows, float *x, int64_t x_stride);
 
 enum { LLUDA_GELU_ERF = 0, LLUDA_GELU_TANH = 1 };
 
@@ -227,8 +241,9 @@ typedef struct lluda_encoder {
 
 /* Consecutive runs of lengths[i] >= 1 rows, together `rows`; each row attends to all rows of its run. cos and sin
  * F32 [rows, head_dim / 2] turn queries and keys, or are both NULL. */
-LLUDA_API int lluda_encoder_block(const lluda_encoder *block, int64_t rows, float *x, int64_t x_stride,
-                                  const float *cos, const float *sin, const int64_t *lengths, int64_t runs);
+LLUDA_API int lluda_encoder_block(lluda_context *context, const lluda_encoder *block, int64_t rows, float *x,
+                                  int64_t x_stride, const float *cos, const float *sin, const int64_t *lengths,
+                                  int64_t runs);
 
 typedef struct lluda_moe {
     int64_t hidden;
@@ -254,11 +269,12 @@ typedef struct lluda_moe {
 /* Softmax over all experts in float32, the top_k largest of each row (the lower index first among equals), sum of
  * weight * expert(row) in float32. Only the chosen experts' weights are read, once for all rows that chose them.
  * chosen: int32 [rows, top_k], the experts in descending order of weight, or NULL. */
-LLUDA_API int lluda_moe_block(const lluda_moe *block, int64_t rows, float *x, int64_t x_stride, int32_t *chosen);
+LLUDA_API int lluda_moe_block(lluda_context *context, const lluda_moe *block, int64_t rows, float *x, int64_t x_stride,
+                              int32_t *chosen);
 
 /* logits F32 [rows, out] = (RMSNorm(x) * norm, rounded to BF16) W^T + bias. x F32 [rows, in] is only read. */
-LLUDA_API int lluda_lm_head(const lluda_weight *weight, const float *norm, float norm_eps, int64_t rows, const float *x,
-                            int64_t x_stride, float *logits, int64_t logits_stride);
+LLUDA_API int lluda_lm_head(lluda_context *context, const lluda_weight *weight, const float *norm, float norm_eps,
+                            int64_t rows, const float *x, int64_t x_stride, float *logits, int64_t logits_stride);
 
 /* ---- Whole stacks ----------------------------------------------------------------------------------------------- */
 
@@ -271,8 +287,9 @@ typedef struct lluda_layer {
 
 /* A decode step through `count` layers: what lluda_attention_block and lluda_mlp_block or lluda_moe_block do, one after
  * the other. rows at most LLUDA_FEW_ROWS; cache: [count, rows]; the rest as there. */
-LLUDA_API int lluda_decoder_layers(const lluda_layer *layers, int64_t count, int64_t rows, float *x, int64_t x_stride,
-                                   const float *cos, const float *sin, const lluda_cache_row *cache);
+LLUDA_API int lluda_decoder_layers(lluda_context *context, const lluda_layer *layers, int64_t count, int64_t rows,
+                                   float *x, int64_t x_stride, const float *cos, const float *sin,
+                                   const lluda_cache_row *cache);
 
 /* Passes over the same layers, each with a head and a table of its own: pass g chooses a code of its head's logits, and
  * the code's row of its table is the row of pass g + 1. */
@@ -287,16 +304,16 @@ typedef struct lluda_code_predictor {
     int32_t reserved; /* 0 */
 } lluda_code_predictor;
 
-/* Chooses a code of the logits of `pass`; called on the calling thread, must call nothing of this library. A result
- * that is no code ends the call with LLUDA_STOPPED. */
-typedef int64_t (*lluda_choose)(void *context, int64_t pass);
+/* Chooses a code of the logits of `pass`; called on the calling thread, must not use the call's context. A result that
+ * is no code ends the call with LLUDA_STOPPED. */
+typedef int64_t (*lluda_choose)(void *chooser, int64_t pass);
 
 /* x F32 [2, hidden], changed: the rows of pass 0, positions 0 and 1 (pass g takes position g + 1). cos and sin
  * [passes + 1, head_dim / 2], cache [layer_count, passes + 1], by position. Written: logits F32 [passes, codes] (those
  * of a pass before it is chosen from) and codes [passes]; total F32 [hidden] += each code's row of its table. */
-LLUDA_API int lluda_predict_codes(const lluda_code_predictor *predictor, float *x, const float *cos, const float *sin,
-                                  const lluda_cache_row *cache, lluda_choose choose, void *context, float *logits,
-                                  int64_t *codes, float *total);
+LLUDA_API int lluda_predict_codes(lluda_context *context, const lluda_code_predictor *predictor, float *x,
+                                  const float *cos, const float *sin, const lluda_cache_row *cache, lluda_choose choose,
+                                  void *chooser, float *logits, int64_t *codes, float *total);
 
 #ifdef __cplusplus
 }

@@ -18,9 +18,13 @@ constexpr int64_t kSplit = 512;
 void lluda::check_attention(const lluda_attention *block) {
     require(block, "block must not be NULL");
     const lluda_attention &b = *block;
-    require(b.hidden >= 1, "hidden", b.hidden, "1 or more");
-    require(b.kv_heads >= 1 && b.heads >= 1 && b.heads % b.kv_heads == 0, "heads", b.heads, "a multiple of kv_heads");
-    require(b.head_dim >= 2 && b.head_dim % 2 == 0, "head_dim", b.head_dim, "even");
+    require_size("hidden", b.hidden);
+    require_size("heads", b.heads);
+    require_size("kv_heads", b.kv_heads);
+    require_size("head_dim", b.head_dim, 2);
+    require(b.heads % b.kv_heads == 0, "heads", b.heads, "a multiple of kv_heads");
+    require(b.head_dim % 2 == 0, "head_dim", b.head_dim, "even");
+    require_size("heads * head_dim", b.heads * b.head_dim);
     require(b.window >= 0, "window", b.window, "0 or more");
     require(b.norm, "norm must not be NULL");
     require(b.cache_dtype == LLUDA_DTYPE_F32 || b.cache_dtype == LLUDA_DTYPE_BF16, "cache_dtype", b.cache_dtype,
@@ -35,9 +39,11 @@ void lluda::check_cache(const lluda_attention &b, int64_t rows, const lluda_cach
     require(cache, "cache must not be NULL");
     for (int64_t r = 0; r < rows; ++r) {
         require(cache[r].keys && cache[r].values, "a cache row's keys and values must not be NULL");
-        require(cache[r].position >= 0, "a cache row's position", cache[r].position, "0 or more");
-        require(b.kv_heads == 1 || cache[r].head_stride / b.head_dim > cache[r].position, "a cache row's head_stride",
-                cache[r].head_stride, "at least (position + 1) * head_dim");
+        require_size("a cache row's capacity", cache[r].capacity);
+        require(cache[r].position >= 0 && cache[r].position < cache[r].capacity, "a cache row's position",
+                cache[r].position, "from 0 to its capacity - 1");
+        require(cache[r].head_stride / b.head_dim >= cache[r].capacity, "a cache row's head_stride",
+                cache[r].head_stride, "at least capacity * head_dim");
     }
 }
 
@@ -46,25 +52,26 @@ namespace {
 class AttentionJob : public BlockJob {
 public:
     AttentionJob(Session &session, const lluda_attention &b, const AttentionRows &r)
-        : b_(b),
+        : kernels_(session.kernels()),
+          b_(b),
           rows_(static_cast<int>(r.count)),
           x_(r.x),
           x_stride_(r.x_stride),
           cache_(r.cache),
-          heads_(b, r),
+          heads_(session.kernels(), b, r),
           group_(b.heads / b.kv_heads),
           query_width_(b.heads * b.head_dim),
           key_width_(b.kv_heads * b.head_dim),
           input_(session, rows_, b.hidden, {b.q, b.k, b.v}),
           mixed_(session, rows_, query_width_, {b.o}),
-          projections_(session.threads()),
-          output_(session.threads()) {
+          projections_(session),
+          output_(session) {
         const int lanes = session.threads(), rows = rows_;
         normed_ = session.allocate<float>(rows * b.hidden);
         query_ = session.allocate<float>(rows * query_width_);
         key_ = session.allocate<float>(rows * key_width_);
         value_ = session.allocate<float>(rows * key_width_);
-        workspace_floats_ = kernels().attend_workspace(static_cast<int>(group_), b.head_dim);
+        workspace_floats_ = kernels_.attend_workspace(static_cast<int>(group_), b.head_dim);
         workspace_ = session.allocate<float>(workspace_floats_ * lanes);
         plan_splits();
         partial_ = session.allocate<float>(items_ * group_ * b.head_dim);
@@ -143,7 +150,7 @@ private:
         task.out = partial_ + item * group_ * b_.head_dim;
         task.top = top_ + item * group_;
         task.total = total_ + item * group_;
-        kernels().attend(task);
+        kernels_.attend(task);
     }
 
     // One head's result from its splits: sums under different maxima are brought under the largest.
@@ -153,13 +160,14 @@ private:
         for (int64_t s = 1; s < splits_[row]; ++s) top = std::max(top, top_[at(s)]);
         std::fill(out, out + b_.head_dim, 0.0f);
         for (int64_t s = 0; s < splits_[row]; ++s) {
-            const float factor = top_[at(s)] == top ? 1.0f : kernels().exponential(top_[at(s)] - top);
+            const float factor = top_[at(s)] == top ? 1.0f : kernels_.exponential(top_[at(s)] - top);
             total += factor * total_[at(s)];
-            kernels().add_scaled(out, partial_ + at(s) * b_.head_dim, nullptr, factor, b_.head_dim);
+            kernels_.add_scaled(out, partial_ + at(s) * b_.head_dim, nullptr, factor, b_.head_dim);
         }
-        kernels().scale(out, b_.head_dim, 1.0f / total);
+        kernels_.scale(out, b_.head_dim, 1.0f / total);
     }
 
+    const Kernels &kernels_;
     const lluda_attention &b_;
     const int rows_;
     float *const x_;
@@ -182,9 +190,10 @@ std::unique_ptr<BlockJob> lluda::attention_job(Session &session, const lluda_att
     return std::make_unique<AttentionJob>(session, block, rows);
 }
 
-int lluda_attention_block(const lluda_attention *block, int64_t rows, float *x, int64_t x_stride, const float *cos,
-                          const float *sin, const lluda_cache_row *cache) {
+int lluda_attention_block(lluda_context *context, const lluda_attention *block, int64_t rows, float *x,
+                          int64_t x_stride, const float *cos, const float *sin, const lluda_cache_row *cache) {
     return guarded([&] {
+        lluda_context &c = checked(context);
         check_attention(block);
         check_rows(rows, x, x_stride, block->hidden);
         if (rows == 0) return;
@@ -193,7 +202,7 @@ int lluda_attention_block(const lluda_attention *block, int64_t rows, float *x, 
         for_rows(rows, [&](int64_t from, int64_t count) {
             const int64_t angles = from * (block->head_dim / 2);
             const AttentionRows part{count, x + from * x_stride, x_stride, cos + angles, sin + angles, cache + from};
-            Session session;
+            Session session(c);
             if (count > kFewRows) return attend_many(session, *block, part);
             AttentionJob job(session, *block, part);
             session.run([&](Lane &lane) { job.run(lane); });

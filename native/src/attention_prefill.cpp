@@ -16,13 +16,14 @@ struct TileRows {
 class AttentionPrefill {
 public:
     AttentionPrefill(Session &session, const lluda_attention &b, const AttentionRows &rows)
-        : b_(b),
+        : kernels_(session.kernels()),
+          b_(b),
           r_(rows),
-          heads_(b, rows),
+          heads_(session.kernels(), b, rows),
           query_width_(b.heads * b.head_dim),
           key_width_(b.kv_heads * b.head_dim),
           rounded_(b.cache_dtype == LLUDA_DTYPE_BF16),
-          query_words_(rounded_ ? kernels().words(b.head_dim) : b.head_dim),
+          query_words_(rounded_ ? kernels_.words(b.head_dim) : b.head_dim),
           rooms_(standing_rooms(session, std::max(b.hidden, b.head_dim))),
           input_(session, rows.count, b.hidden),
           mixed_(session, rows.count, query_width_),
@@ -33,7 +34,7 @@ public:
         value_ = session.allocate<float>(rows.count * key_width_);
         standing_query_ = session.allocate<std::uint32_t>(query_words_ * b.heads * input_.groups() * kStandingRows);
         positions_ = session.allocate<std::int64_t>(input_.groups() * kStandingRows);
-        workspace_floats_ = kernels().attend_tile_workspace(b.head_dim);
+        workspace_floats_ = kernels_.attend_tile_workspace(b.head_dim);
         workspace_ = session.allocate<float>(workspace_floats_ * session.threads());
         plan_tiles();
         projections_.add(*b.q, input_, Store::kFloat, query_, query_width_);
@@ -94,10 +95,10 @@ private:
             const void *rows[kStandingRows];
             for (int r = 0; r < count; ++r) {
                 float *query = query_ + (first + r) * query_width_ + head * b_.head_dim;
-                if (rounded_) kernels().words_of_f32(query, b_.head_dim, room.row(r));
+                if (rounded_) kernels_.words_of_f32(query, b_.head_dim, room.row(r));
                 rows[r] = rounded_ ? static_cast<const void *>(room.row(r)) : query;
             }
-            kernels().stand(rows, count, query_words_, standing_query(tile, head) + first % kTileRows,
+            kernels_.stand(rows, count, query_words_, standing_query(tile, head) + first % kTileRows,
                             input_.tile_width(tile));
         }
     }
@@ -108,7 +109,7 @@ private:
         const std::int64_t first = rows.tile * kTileRows + rows.begin;
         AttendTileTask task;
         task.query = standing_query(rows.tile, head);
-        task.out = mixed_.at(rows.tile, kernels().words(head * b_.head_dim));
+        task.out = mixed_.at(rows.tile, kernels_.words(head * b_.head_dim));
         task.width = mixed_.tile_width(rows.tile);
         task.begin = rows.begin;
         task.end = rows.end;
@@ -120,9 +121,10 @@ private:
         task.cache_is_bf16 = b_.cache_dtype == LLUDA_DTYPE_BF16;
         task.scale = 1.0f / std::sqrt(static_cast<float>(b_.head_dim));
         task.workspace = workspace;
-        kernels().attend_tile(task);
+        kernels_.attend_tile(task);
     }
 
+    const Kernels &kernels_;
     const lluda_attention &b_;
     const AttentionRows &r_;
     const HeadRotation heads_;

@@ -5,8 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels.hpp"
-#include "thread_pool.hpp"
+#include "context.hpp"
 
 namespace lluda {
 
@@ -20,7 +19,8 @@ struct AttentionRows {
 
 class HeadRotation {
 public:
-    HeadRotation(const lluda_attention &b, const AttentionRows &rows) : b_(b), rows_(rows) {}
+    HeadRotation(const Kernels &kernels, const lluda_attention &b, const AttentionRows &rows)
+        : kernels_(kernels), b_(b), rows_(rows) {}
 
     std::int64_t per_row() const { return b_.heads + 2 * b_.kv_heads; }
 
@@ -37,11 +37,11 @@ public:
         const lluda_cache_row &place = rows_.cache[row];
         if (head < b_.heads) {
             query += head * b_.head_dim;
-            kernels().rotate(query, b_.q_norm, b_.qk_norm_eps, cos, sin, b_.head_dim);
-            if (b_.cache_dtype == LLUDA_DTYPE_BF16) kernels().round_to_bf16(query, b_.head_dim);
+            kernels_.rotate(query, b_.q_norm, b_.qk_norm_eps, cos, sin, b_.head_dim);
+            if (b_.cache_dtype == LLUDA_DTYPE_BF16) kernels_.round_to_bf16(query, b_.head_dim);
         } else if ((head -= b_.heads) < b_.kv_heads) {
             key += head * b_.head_dim;
-            kernels().rotate(key, b_.k_norm, b_.qk_norm_eps, cos, sin, b_.head_dim);
+            kernels_.rotate(key, b_.k_norm, b_.qk_norm_eps, cos, sin, b_.head_dim);
             write(key, in_cache(place.keys, row, head, place.position));
         } else {
             head -= b_.kv_heads;
@@ -52,12 +52,13 @@ public:
 private:
     void write(const float *head, void *target) const {
         if (b_.cache_dtype == LLUDA_DTYPE_BF16) {
-            kernels().to_bf16(head, b_.head_dim, static_cast<std::uint16_t *>(target));
+            kernels_.to_bf16(head, b_.head_dim, static_cast<std::uint16_t *>(target));
         } else {
             std::copy(head, head + b_.head_dim, static_cast<float *>(target));
         }
     }
 
+    const Kernels &kernels_;
     const lluda_attention &b_;
     const AttentionRows rows_;
 };

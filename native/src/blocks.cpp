@@ -2,21 +2,26 @@
 
 namespace lluda {
 
-void check_rows(std::int64_t rows) { require(rows >= 0, "rows", rows, "0 or more"); }
+void check_rows(std::int64_t rows) { require_size("rows", rows, 0); }
 
 void check_rows(std::int64_t rows, const float *x, std::int64_t x_stride, std::int64_t width) {
     check_rows(rows);
     if (rows == 0) return;
     require(x, "x must not be NULL");
-    require(rows == 1 || x_stride >= width, "x_stride", x_stride, "at least the width of a row");
+    check_stride("x_stride", rows, x_stride, width);
+}
+
+void check_stride(const char *name, std::int64_t rows, std::int64_t stride, std::int64_t width) {
+    require(rows <= 1 || (stride >= width && stride <= LLUDA_MOST), name, stride, "from the width of a row to 2^31 - 1");
 }
 
 void norm_and_prepare(const Lane &lane, int rows, const float *x, std::int64_t x_stride, const float *norm, float eps,
                       std::int64_t width, float *normed, const PreparedRows &prepared) {
+    const Kernels &kernels = prepared.kernels();
     for (int r = lane.index; r < rows; r += lane.count) {
         float *row = normed + r * width;
-        kernels().rms_norm(x + r * x_stride, norm, width, eps, row);
-        kernels().round_to_bf16(row, width);
+        kernels.rms_norm(x + r * x_stride, norm, width, eps, row);
+        kernels.round_to_bf16(row, width);
         prepared.prepare(r, row, width);
     }
 }

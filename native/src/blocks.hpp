@@ -7,7 +7,6 @@
 #include "failure.hpp"
 #include "moe_plan.hpp"
 #include "products.hpp"
-#include "thread_pool.hpp"
 #include "weight.hpp"
 
 namespace lluda {
@@ -15,6 +14,9 @@ namespace lluda {
 void check_rows(std::int64_t rows);
 // And the rows themselves, unless there are none.
 void check_rows(std::int64_t rows, const float *x, std::int64_t x_stride, std::int64_t width);
+
+// Elements from one row to the next, if there is more than one.
+void check_stride(const char *name, std::int64_t rows, std::int64_t stride, std::int64_t width);
 
 // This lane's share of: RMSNorm of the rows of x, rounded to BF16 and prepared for products. `normed` F32 [rows, width]
 // keeps the normalised rows, rounded to BF16.

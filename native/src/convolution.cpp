@@ -32,13 +32,13 @@ struct Output {
 };
 
 // Up to kFewRows rows: one pass over the weights at the speed of memory.
-void convolve_few(const lluda_weight &weight, const Windows &windows, std::int64_t rows, const Output &out) {
-    Session session;
+void convolve_few(lluda_context &context, const lluda_weight &weight, const Windows &windows, std::int64_t rows, const Output &out) {
+    Session session(context);
     const int n = static_cast<int>(rows);
     const PreparedRows prepared(session, n, windows.width(), {&weight});
     std::vector<std::uint16_t *> rooms;
     for (int i = 0; i < session.threads(); ++i) rooms.push_back(session.allocate<std::uint16_t>(windows.width()));
-    Products products(session.threads());
+    Products products(session);
     products.add(weight, prepared, n, Store::kBFloat16, out.y, out.y_stride);
     products.share(session.threads());
     session.run([&](Lane &lane) {
@@ -53,19 +53,20 @@ void convolve_few(const lluda_weight &weight, const Windows &windows, std::int64
 // One lane's memory for standing windows.
 struct WindowRoom {
     WindowRoom(Session &session, std::int64_t width)
-        : standing(session, width), window(session.allocate<std::uint16_t>(width)) {}
+        : kernels(session.kernels()), standing(session, width), window(session.allocate<std::uint16_t>(width)) {}
 
     void stand(const Panel &panel, std::int64_t group, const Windows &windows, std::int64_t first) const {
         const void *rows[kStandingRows];
         const std::int64_t begin = group * kStandingRows;
         const int count = static_cast<int>(std::min<std::int64_t>(kStandingRows, panel.rows - begin));
         for (int r = 0; r < count; ++r) {
-            kernels().words_of_bf16(windows.at(first + begin + r, window), windows.width(), standing.row(r));
+            kernels.words_of_bf16(windows.at(first + begin + r, window), windows.width(), standing.row(r));
             rows[r] = standing.row(r);
         }
         panel.stand(group, rows, count);
     }
 
+    const Kernels &kernels;
     StandingRoom standing;
     std::uint16_t *window;
 };
@@ -77,9 +78,9 @@ std::vector<WindowRoom> window_rooms(Session &session, std::int64_t width) {
 }
 
 // All rows in one panel, the output features shared out: each weight is read once.
-void convolve_by_features(const lluda_weight &weight, const Windows &windows, std::int64_t from, std::int64_t rows,
-                          const Output &out) {
-    Session session;
+void convolve_by_features(lluda_context &context, const lluda_weight &weight, const Windows &windows,
+                          std::int64_t from, std::int64_t rows, const Output &out) {
+    Session session(context);
     const auto rooms = window_rooms(session, windows.width());
     const Panel input(session, rows, windows.width());
     PanelProducts products(session, rows, windows.width());
@@ -98,9 +99,9 @@ class ConvolutionByRows {
 public:
     ConvolutionByRows(Session &session, const lluda_weight &weight, const Windows &windows, std::int64_t rows,
                       const Output &out)
-        : weight_(weight), windows_(windows), rows_(rows), out_(out), rooms_(window_rooms(session, windows.width())) {
+        : kernels_(session.kernels()), weight_(weight), windows_(windows), rows_(rows), out_(out), rooms_(window_rooms(session, windows.width())) {
         for (int i = 0; i < session.threads(); ++i) {
-            tiles_.push_back(session.allocate<std::uint32_t>(kernels().words(windows.width()) * kTileRows));
+            tiles_.push_back(session.allocate<std::uint32_t>(kernels_.words(windows.width()) * kTileRows));
             blocks_.emplace_back(session, kTileRows, windows.width());
         }
         split_.reset((rows + kTileRows - 1) / kTileRows, session.threads());
@@ -111,7 +112,7 @@ public:
         for (std::int64_t tile, end; split_.take(lane.index, tile, end);)
             for (; tile < end; ++tile) {
                 const std::int64_t first = tile * kTileRows;
-                const Panel panel(tiles_[index], std::min<std::int64_t>(kTileRows, rows_ - first), windows_.width());
+                const Panel panel(kernels_, tiles_[index], std::min<std::int64_t>(kTileRows, rows_ - first), windows_.width());
                 for (std::int64_t group = 0; group < panel.groups(); ++group)
                     rooms_[index].stand(panel, group, windows_, first);
                 for (std::int64_t begin = 0; begin < weight_.out_features; begin += kBlockOutputs)
@@ -125,11 +126,12 @@ private:
         room.multiply(&block, 1, panel, [&](std::int64_t, float *sums) {
             void *y[kTileRows];
             for (std::int64_t r = 0; r < panel.rows; ++r) y[r] = out_.y + (first + r) * out_.y_stride + begin;
-            kernels().put_tile({sums, static_cast<int>(block.end - begin), static_cast<int>(panel.rows),
+            kernels_.put_tile({sums, static_cast<int>(block.end - begin), static_cast<int>(panel.rows),
                                 weight_.bias ? weight_.bias + begin : nullptr, nullptr, nullptr, Store::kBFloat16, y});
         });
     }
 
+    const Kernels &kernels_;
     const lluda_weight &weight_;
     const Windows &windows_;
     const std::int64_t rows_;
@@ -140,50 +142,54 @@ private:
     WorkSplit split_;
 };
 
-void convolve(const lluda_weight &weight, const Windows &windows, std::int64_t rows, const Output &out) {
-    if (rows <= kFewRows) return convolve_few(weight, windows, rows, out);
+void convolve(lluda_context &context, const lluda_weight &weight, const Windows &windows, std::int64_t rows, const Output &out) {
+    if (rows <= kFewRows) return convolve_few(context, weight, windows, rows, out);
     {
-        Session session;
+        Session session(context);
         if ((rows + kTileRows - 1) / kTileRows >= 2 * session.threads()) {
             ConvolutionByRows job(session, weight, windows, rows, out);
             return session.run(job);
         }
     }
     for_rows(rows, [&](std::int64_t from, std::int64_t count) {
-        convolve_by_features(weight, windows, from, count, out);
+        convolve_by_features(context, weight, windows, from, count, out);
     });
 }
 
 }  // namespace
 
-int lluda_conv1d(const lluda_weight *weight, int64_t taps, int64_t dilation, int64_t rows, const uint16_t *x,
-                 int64_t x_stride, uint16_t *y, int64_t y_stride) {
+int lluda_conv1d(lluda_context *context, const lluda_weight *weight, int64_t taps, int64_t dilation, int64_t rows,
+                 const uint16_t *x, int64_t x_stride, uint16_t *y, int64_t y_stride) {
     return guarded([&] {
+        lluda_context &c = checked(context);
         check_weight(weight, "weight");
-        require(taps >= 1, "taps", taps, "1 or more");
-        require(dilation >= 1, "dilation", dilation, "1 or more");
+        require_size("taps", taps);
+        require_size("dilation", dilation);
+        require_size("taps * dilation", taps * dilation);
         require(weight->in_features % taps == 0, "in_features", weight->in_features, "a multiple of taps");
         check_rows(rows);
         if (rows == 0) return;
         require(x && y, "x and y must not be NULL");
         const int64_t channels = weight->in_features / taps;
-        require(x_stride >= channels, "x_stride", x_stride, "at least the channels");
-        require(rows == 1 || y_stride >= weight->out_features, "y_stride", y_stride, "at least out_features");
-        convolve(*weight, {x, x_stride, channels, taps, dilation}, rows, {y, y_stride});
+        check_stride("x_stride", rows + (taps - 1) * dilation, x_stride, channels);
+        check_stride("y_stride", rows, y_stride, weight->out_features);
+        convolve(c, *weight, {x, x_stride, channels, taps, dilation}, rows, {y, y_stride});
     });
 }
 
-int lluda_snake_beta(int64_t rows, int64_t channels, const void *x, int32_t x_dtype, int64_t x_stride,
-                     const float *frequency, const float *amplitude, uint16_t *y, int64_t y_stride) {
+int lluda_snake_beta(lluda_context *context, int64_t rows, int64_t channels, const void *x, int32_t x_dtype,
+                     int64_t x_stride, const float *frequency, const float *amplitude, uint16_t *y, int64_t y_stride) {
     return guarded([&] {
+        lluda_context &c = checked(context);
         check_rows(rows);
-        require(channels >= 1, "channels", channels, "1 or more");
+        require_size("channels", channels);
         require(x_dtype == LLUDA_DTYPE_F32 || x_dtype == LLUDA_DTYPE_BF16, "x_dtype", x_dtype, "F32 or BF16");
         require(frequency && amplitude, "frequency and amplitude must not be NULL");
         if (rows == 0) return;
         require(x && y, "x and y must not be NULL");
-        require(rows == 1 || (x_stride >= channels && y_stride >= channels), "strides must be at least the channels");
-        Session session;
+        check_stride("x_stride", rows, x_stride, channels);
+        check_stride("y_stride", rows, y_stride, channels);
+        Session session(c);
         std::vector<float *> rooms;
         for (int i = 0; i < session.threads(); ++i) rooms.push_back(session.allocate<float>(channels));
         WorkSplit split;
@@ -194,10 +200,10 @@ int lluda_snake_beta(int64_t rows, int64_t channels, const void *x, int32_t x_dt
                 for (std::int64_t r = item * kSnakeRows; r < std::min(end * kSnakeRows, rows); ++r) {
                     const float *row = static_cast<const float *>(x) + r * x_stride;
                     if (x_dtype == LLUDA_DTYPE_BF16) {
-                        kernels().from_bf16(static_cast<const std::uint16_t *>(x) + r * x_stride, channels, room);
+                        c.kernels.from_bf16(static_cast<const std::uint16_t *>(x) + r * x_stride, channels, room);
                         row = room;
                     }
-                    kernels().snake_beta(row, frequency, amplitude, channels, y + r * y_stride);
+                    c.kernels.snake_beta(row, frequency, amplitude, channels, y + r * y_stride);
                 }
         });
     });

@@ -19,7 +19,7 @@ void check_layer(const lluda_layer &layer, int64_t hidden) {
 }
 
 void check_layers(const lluda_layer *layers, int64_t count) {
-    require(count >= 1, "count", count, "1 or more");
+    require_size("count", count);
     require(layers, "layers must not be NULL");
     check_attention(layers[0].attention);
     for (int64_t i = 0; i < count; ++i) check_layer(layers[i], layers[0].attention->hidden);
@@ -57,7 +57,8 @@ void check_predictor(const lluda_code_predictor *predictor) {
     require(predictor, "predictor must not be NULL");
     const lluda_code_predictor &p = *predictor;
     check_layers(p.layers, p.layer_count);
-    require(p.passes >= 1 && p.passes < INT32_MAX, "passes", p.passes, "1 or more");
+    require_size("passes", p.passes);
+    require(p.passes < LLUDA_MOST, "passes", p.passes, "less than 2^31 - 1");
     require(p.norm && p.heads && p.embeddings, "norm, heads and embeddings must not be NULL");
     const int64_t hidden = p.layers[0].attention->hidden;
     for (int64_t i = 0; i < p.passes; ++i) {
@@ -71,7 +72,7 @@ struct Frame {
     const float *cos, *sin;
     const lluda_cache_row *cache;
     lluda_choose choose;
-    void *context;
+    void *chooser;
     float *logits;
     int64_t *codes;
     float *total;
@@ -119,14 +120,14 @@ private:
     // By lane 0, while the others wait. Nothing may be thrown across them.
     void finish_pass() noexcept {
         try {
-            const int64_t code = f_.choose(f_.context, pass_);
+            const int64_t code = f_.choose(f_.chooser, pass_);
             if (code < 0 || code >= codes()) {
                 result_ = LLUDA_STOPPED;
                 return;
             }
             f_.codes[pass_] = code;
-            widen_row(p_.embeddings[pass_], code, f_.x);
-            kernels().add_scaled(f_.total, f_.x, nullptr, 1.0f, hidden_);
+            widen_row(session_.kernels(), p_.embeddings[pass_], code, f_.x);
+            session_.kernels().add_scaled(f_.total, f_.x, nullptr, 1.0f, hidden_);
             if (++pass_ < p_.passes) make_ready();
         } catch (...) {
             result_ = LLUDA_OUT_OF_MEMORY;
@@ -146,32 +147,34 @@ private:
 
 }  // namespace
 
-int lluda_decoder_layers(const lluda_layer *layers, int64_t count, int64_t rows, float *x, int64_t x_stride,
-                         const float *cos, const float *sin, const lluda_cache_row *cache) {
+int lluda_decoder_layers(lluda_context *context, const lluda_layer *layers, int64_t count, int64_t rows, float *x,
+                         int64_t x_stride, const float *cos, const float *sin, const lluda_cache_row *cache) {
     return guarded([&] {
+        lluda_context &c = checked(context);
         check_layers(layers, count);
         check_rows(rows, x, x_stride, layers[0].attention->hidden);
         require(rows <= kFewRows, "rows", rows, "at most LLUDA_FEW_ROWS");
         if (rows == 0) return;
         require(cos && sin && cache, "cos, sin and cache must not be NULL");
         for (int64_t i = 0; i < count; ++i) check_cache(*layers[i].attention, rows, cache + i * rows);
-        Session session;
+        Session session(c);
         StackJob job(session, layers, count, {rows, x, x_stride, cos, sin, cache}, rows);
         session.run([&](Lane &lane) { job.run(lane); });
     });
 }
 
-int lluda_predict_codes(const lluda_code_predictor *predictor, float *x, const float *cos, const float *sin,
-                        const lluda_cache_row *cache, lluda_choose choose, void *context, float *logits, int64_t *codes,
-                        float *total) {
+int lluda_predict_codes(lluda_context *context, const lluda_code_predictor *predictor, float *x, const float *cos,
+                        const float *sin, const lluda_cache_row *cache, lluda_choose choose, void *chooser,
+                        float *logits, int64_t *codes, float *total) {
     return guarded([&] {
+        lluda_context &c = checked(context);
         check_predictor(predictor);
         require(x && cos && sin && choose && logits && codes && total, "an argument is NULL");
         const lluda_code_predictor &p = *predictor;
         for (int64_t i = 0; i < p.layer_count; ++i)
             check_cache(*p.layers[i].attention, p.passes + 1, cache ? cache + i * (p.passes + 1) : nullptr);
-        const Frame frame{x, cos, sin, cache, choose, context, logits, codes, total};
-        Session session;
+        const Frame frame{x, cos, sin, cache, choose, chooser, logits, codes, total};
+        Session session(c);
         FrameJob job(session, p, frame);
         session.run(job);
         if (job.result() == LLUDA_STOPPED) throw Failure{LLUDA_STOPPED, "the choice of a code was no code"};

@@ -18,10 +18,12 @@ namespace {
 constexpr std::size_t kLine = 64;
 
 void check(const lluda_encoder &b) {
-    require(b.hidden >= 1, "hidden", b.hidden, "1 or more");
-    require(b.heads >= 1, "heads", b.heads, "1 or more");
-    require(b.head_dim >= 2 && b.head_dim % 2 == 0, "head_dim", b.head_dim, "even");
-    require(b.intermediate >= 1, "intermediate", b.intermediate, "1 or more");
+    require_size("hidden", b.hidden);
+    require_size("heads", b.heads);
+    require_size("head_dim", b.head_dim, 2);
+    require(b.head_dim % 2 == 0, "head_dim", b.head_dim, "even");
+    require_size("heads * head_dim", b.heads * b.head_dim);
+    require_size("intermediate", b.intermediate);
     require(b.norm1 && b.norm1_bias && b.norm2 && b.norm2_bias, "norms and their biases must not be NULL");
     require(b.qkv_count == 1 || b.qkv_count == 3, "qkv_count", b.qkv_count, "1 or 3");
     require(b.gelu == LLUDA_GELU_ERF || b.gelu == LLUDA_GELU_TANH, "gelu", b.gelu, "ERF or TANH");
@@ -77,16 +79,18 @@ struct Rows {
 // Queries as panels, keys and values [heads][rows][head_dim], what attention gives as a panel; of all rows of a call.
 class EncoderCall {
 public:
-    EncoderCall(const lluda_encoder &block, const Rows &rows, const std::int64_t *lengths, std::int64_t runs)
-        : b_(block),
+    EncoderCall(lluda_context &context, const lluda_encoder &block, const Rows &rows, const std::int64_t *lengths, std::int64_t runs)
+        : context_(context),
+          kernels_(context.kernels),
+          b_(block),
           r_(rows),
           width_(block.heads * block.head_dim),
-          query_words_(kernels().words(block.head_dim)),
+          query_words_(kernels_.words(block.head_dim)),
           groups_((rows.count + kStandingRows - 1) / kStandingRows),
           query_(query_words_ * block.heads * groups_ * kStandingRows),
           keys_(width_ * rows.count),
           values_(width_ * rows.count),
-          mixed_(kernels().words(width_) * groups_ * kStandingRows),
+          mixed_(kernels_.words(width_) * groups_ * kStandingRows),
           last_(groups_ * kStandingRows) {
         plan(lengths, runs);
     }
@@ -122,12 +126,12 @@ private:
         return kept.data() + (head * r_.count + row) * b_.head_dim;
     }
     Panel mixed(std::int64_t from, std::int64_t count) const {
-        return {mixed_.data() + from * kernels().words(width_), count, width_};
+        return {kernels_, mixed_.data() + from * kernels_.words(width_), count, width_};
     }
 
     // Norm and projections of a part; its queries, keys and values to where attention looks for them.
     void project(std::int64_t from, std::int64_t count) {
-        Session session;
+        Session session(context_);
         const std::vector<StandingRoom> rooms = standing_rooms(session, std::max(b_.hidden, b_.head_dim));
         const Panel input(session, count, b_.hidden);
         float *qkv = session.allocate<float>(count * 3 * width_);
@@ -160,24 +164,24 @@ private:
                 float *q = qkv + (first + r) * 3 * width_ + head * dim, *k = q + width_, *v = k + width_;
                 turn(q, row);
                 turn(k, row);
-                kernels().words_of_f32(q, dim, room.row(r));
+                kernels_.words_of_f32(q, dim, room.row(r));
                 rows[r] = room.row(r);
-                kernels().to_bf16(k, dim, of_head(keys_, head, row));
-                kernels().to_bf16(v, dim, of_head(values_, head, row));
+                kernels_.to_bf16(k, dim, of_head(keys_, head, row));
+                kernels_.to_bf16(v, dim, of_head(values_, head, row));
             }
-            kernels().stand(rows, count, query_words_, query(tile, head) + (from + first) % kTileRows,
+            kernels_.stand(rows, count, query_words_, query(tile, head) + (from + first) % kTileRows,
                             tile_width(tile));
         }
     }
 
     void turn(float *head, std::int64_t row) const {
         const std::int64_t half = b_.head_dim / 2;
-        if (r_.cos) kernels().rotate(head, nullptr, 0.0f, r_.cos + row * half, r_.sin + row * half, b_.head_dim);
+        if (r_.cos) kernels_.rotate(head, nullptr, 0.0f, r_.cos + row * half, r_.sin + row * half, b_.head_dim);
     }
 
     void attend() {
-        Session session;
-        const std::int64_t floats = kernels().attend_tile_workspace(b_.head_dim);
+        Session session(context_);
+        const std::int64_t floats = kernels_.attend_tile_workspace(b_.head_dim);
         float *workspace = session.allocate<float>(floats * session.threads());
         WorkSplit split;
         split.reset(static_cast<std::int64_t>(tiles_.size()) * b_.heads, session.threads());
@@ -194,8 +198,8 @@ private:
         AttendTileTask task;
         task.query = query(run.tile, head);
         task.width = tile_width(run.tile);
-        task.out = mixed_.data() + run.tile * kTileRows * kernels().words(width_) +
-                   kernels().words(head * b_.head_dim) * task.width;
+        task.out = mixed_.data() + run.tile * kTileRows * kernels_.words(width_) +
+                   kernels_.words(head * b_.head_dim) * task.width;
         task.begin = run.begin;
         task.end = run.end;
         task.positions = last_.data() + run.tile * kTileRows;
@@ -206,12 +210,12 @@ private:
         task.cache_is_bf16 = true;
         task.scale = 1.0f / std::sqrt(static_cast<float>(b_.head_dim));
         task.workspace = workspace;
-        kernels().attend_tile(task);
+        kernels_.attend_tile(task);
     }
 
     // What follows attention, for a part.
     void finish(std::int64_t from, std::int64_t count) {
-        Session session;
+        Session session(context_);
         float *x = r_.x + from * r_.x_stride;
         const std::vector<StandingRoom> rooms = standing_rooms(session, b_.hidden);
         const Panel attended = mixed(from, count), input(session, count, b_.hidden),
@@ -233,6 +237,8 @@ private:
         });
     }
 
+    lluda_context &context_;
+    const Kernels &kernels_;
     const lluda_encoder &b_;
     const Rows &r_;
     const std::int64_t width_, query_words_, groups_;
@@ -245,9 +251,10 @@ private:
 
 }  // namespace
 
-int lluda_encoder_block(const lluda_encoder *block, int64_t rows, float *x, int64_t x_stride, const float *cos,
-                        const float *sin, const int64_t *lengths, int64_t runs) {
+int lluda_encoder_block(lluda_context *context, const lluda_encoder *block, int64_t rows, float *x, int64_t x_stride,
+                        const float *cos, const float *sin, const int64_t *lengths, int64_t runs) {
     return guarded([&] {
+        lluda_context &c = checked(context);
         require(block, "block must not be NULL");
         check(*block);
         check_rows(rows, x, x_stride, block->hidden);
@@ -255,6 +262,6 @@ int lluda_encoder_block(const lluda_encoder *block, int64_t rows, float *x, int6
         check_runs(rows, lengths, runs);
         if (rows == 0) return;
         const Rows all{rows, x, x_stride, cos, sin};
-        EncoderCall(*block, all, lengths, runs).run();
+        EncoderCall(c, *block, all, lengths, runs).run();
     });
 }

@@ -17,6 +17,8 @@ struct Failure {
 void require(bool rule, const char *message);
 // With the value that breaks the rule: "name is 3, must be ...".
 void require(bool rule, const char *name, std::int64_t value, const char *rule_text);
+// A size from `least` to LLUDA_MOST.
+void require_size(const char *name, std::int64_t value, std::int64_t least = 1);
 
 int translate_current_exception() noexcept;
 

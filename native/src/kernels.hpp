@@ -164,7 +164,4 @@ const Kernels *avx2_kernels();
 const Kernels *avx512_kernels();
 const Kernels *avx512bf16_kernels();
 
-// The kernels in use.
-const Kernels &kernels();
-
 }  // namespace lluda

@@ -1,15 +1,13 @@
-// Version, threads and memory of the library.
+// Version, structs and memory of the library.
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 
-#include "failure.hpp"
-#include "thread_pool.hpp"
+#include "lluda_native.h"
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/mman.h>
 #endif
-
-using namespace lluda;
 
 int lluda_abi_version(void) { return LLUDA_ABI_VERSION; }
 
@@ -21,6 +19,7 @@ int64_t lluda_struct_size(const char *name) {
     constexpr Entry kEntries[] = {{"lluda_weight", sizeof(lluda_weight)},
                                   {"lluda_cache_row", sizeof(lluda_cache_row)},
                                   {"lluda_attention", sizeof(lluda_attention)},
+                                  {"lluda_residual_unit", sizeof(lluda_residual_unit)},
                                   {"lluda_mlp", sizeof(lluda_mlp)},
                                   {"lluda_encoder", sizeof(lluda_encoder)},
                                   {"lluda_moe", sizeof(lluda_moe)},
@@ -29,17 +28,6 @@ int64_t lluda_struct_size(const char *name) {
     for (const Entry &entry : kEntries)
         if (name && std::strcmp(name, entry.name) == 0) return static_cast<int64_t>(entry.size);
     return 0;
-}
-
-int lluda_threads(void) { return ThreadPool::instance().size(); }
-
-int lluda_set_threads(int threads) {
-    return guarded([&] {
-        require(threads >= 1 && threads <= kMaxThreads, "threads", threads, "1 .. 256");
-        ThreadPool &pool = ThreadPool::instance();
-        std::lock_guard<std::mutex> lock(pool.call_mutex());
-        pool.resize(threads);
-    });
 }
 
 #if defined(__unix__) || defined(__APPLE__)

@@ -9,8 +9,8 @@ using namespace lluda;
 void lluda::check_mlp(const lluda_mlp *block) {
     require(block, "block must not be NULL");
     const lluda_mlp &b = *block;
-    require(b.hidden >= 1, "hidden", b.hidden, "1 or more");
-    require(b.intermediate >= 1, "intermediate", b.intermediate, "1 or more");
+    require_size("hidden", b.hidden);
+    require_size("intermediate", b.intermediate);
     require(b.norm, "norm must not be NULL");
     check_weight(b.gate, "gate", b.intermediate, b.hidden);
     check_weight(b.up, "up", b.intermediate, b.hidden);
@@ -31,8 +31,8 @@ public:
           up_(session.allocate<float>(rows * b.intermediate)),
           input_(session, rows_, b.hidden, {b.gate, b.up}),
           inner_(session, rows_, b.intermediate, {b.down}),
-          first_(session.threads()),
-          second_(session.threads()) {
+          first_(session),
+          second_(session) {
         first_.add(*b.gate, input_, rows_, Store::kFloat, gate_, b.intermediate);
         first_.add(*b.up, input_, rows_, Store::kFloat, up_, b.intermediate);
         first_.share(session.threads());
@@ -47,7 +47,7 @@ public:
         lane.barrier();
         for (int r = lane.index; r < rows_; r += lane.count) {
             float *gate = gate_ + r * b_.intermediate;
-            kernels().gated_silu(gate, up_ + r * b_.intermediate, b_.intermediate, gate);
+            inner_.kernels().gated_silu(gate, up_ + r * b_.intermediate, b_.intermediate, gate);
             inner_.prepare(r, gate, b_.intermediate);
         }
         lane.barrier();
@@ -64,14 +64,14 @@ private:
     Products first_, second_;
 };
 
-void run_few(const lluda_mlp &b, int64_t rows, float *x, int64_t x_stride) {
-    Session session;
+void run_few(lluda_context &context, const lluda_mlp &b, int64_t rows, float *x, int64_t x_stride) {
+    Session session(context);
     MlpJob job(session, b, rows, x, x_stride);
     session.run([&](Lane &lane) { job.run(lane); });
 }
 
-void run_many(const lluda_mlp &b, int64_t rows, float *x, int64_t x_stride) {
-    Session session;
+void run_many(lluda_context &context, const lluda_mlp &b, int64_t rows, float *x, int64_t x_stride) {
+    Session session(context);
     const std::vector<StandingRoom> rooms = standing_rooms(session, b.hidden);
     const Panel input(session, rows, b.hidden), inner(session, rows, b.intermediate);
     PanelProducts first(session, rows, b.hidden), second(session, rows, b.intermediate);
@@ -98,7 +98,7 @@ public:
           x_stride_(x_stride),
           normed_(session.allocate<float>(rows * head.weight.in_features)),
           input_(session, rows_, head.weight.in_features, {&head.weight}),
-          products_(session.threads()) {
+          products_(session) {
         products_.add(head.weight, input_, rows_, Store::kFloat, logits, logits_stride);
         products_.share(session.threads());
     }
@@ -120,17 +120,17 @@ private:
     Products products_;
 };
 
-void run_head_few(const Head &head, int64_t rows, const float *x, int64_t x_stride, float *logits,
-                  int64_t logits_stride) {
-    Session session;
+void run_head_few(lluda_context &context, const Head &head, int64_t rows, const float *x, int64_t x_stride,
+                  float *logits, int64_t logits_stride) {
+    Session session(context);
     HeadJob job(session, head, rows, x, x_stride, logits, logits_stride);
     session.run([&](Lane &lane) { job.run(lane); });
 }
 
-void run_head_many(const Head &head, int64_t rows, const float *x, int64_t x_stride, float *logits,
-                   int64_t logits_stride) {
+void run_head_many(lluda_context &context, const Head &head, int64_t rows, const float *x, int64_t x_stride,
+                   float *logits, int64_t logits_stride) {
     const lluda_weight &weight = head.weight;
-    Session session;
+    Session session(context);
     const std::vector<StandingRoom> rooms = standing_rooms(session, weight.in_features);
     const Panel input(session, rows, weight.in_features);
     PanelProducts products(session, rows, weight.in_features);
@@ -155,29 +155,30 @@ std::unique_ptr<BlockJob> lluda::head_job(Session &session, const Head &head, in
     return std::make_unique<HeadJob>(session, head, rows, x, x_stride, logits, logits_stride);
 }
 
-int lluda_mlp_block(const lluda_mlp *block, int64_t rows, float *x, int64_t x_stride) {
+int lluda_mlp_block(lluda_context *context, const lluda_mlp *block, int64_t rows, float *x, int64_t x_stride) {
     return guarded([&] {
+        lluda_context &c = checked(context);
         check_mlp(block);
         const lluda_mlp &b = *block;
         check_rows(rows, x, x_stride, b.hidden);
         for_rows(rows, [&](int64_t from, int64_t count) {
-            (count > kFewRows ? run_many : run_few)(b, count, x + from * x_stride, x_stride);
+            (count > kFewRows ? run_many : run_few)(c, b, count, x + from * x_stride, x_stride);
         });
     });
 }
 
-int lluda_lm_head(const lluda_weight *weight, const float *norm, float norm_eps, int64_t rows, const float *x,
-                  int64_t x_stride, float *logits, int64_t logits_stride) {
+int lluda_lm_head(lluda_context *context, const lluda_weight *weight, const float *norm, float norm_eps, int64_t rows,
+                  const float *x, int64_t x_stride, float *logits, int64_t logits_stride) {
     return guarded([&] {
+        lluda_context &c = checked(context);
         check_weight(weight, "lm_head");
         require(norm, "norm must not be NULL");
         check_rows(rows, x, x_stride, weight->in_features);
         if (rows == 0 || weight->out_features == 0) return;
         require(logits, "logits must not be NULL");
-        require(rows == 1 || logits_stride >= weight->out_features, "logits_stride", logits_stride,
-                "at least out_features");
+        check_stride("logits_stride", rows, logits_stride, weight->out_features);
         for_rows(rows, [&](int64_t from, int64_t count) {
-            (count > kFewRows ? run_head_many : run_head_few)({*weight, norm, norm_eps}, count, x + from * x_stride,
+            (count > kFewRows ? run_head_many : run_head_few)(c, {*weight, norm, norm_eps}, count, x + from * x_stride,
                                                               x_stride, logits + from * logits_stride, logits_stride);
         });
     });

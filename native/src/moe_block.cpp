@@ -10,10 +10,10 @@ using namespace lluda;
 void lluda::check_moe(const lluda_moe *block) {
     require(block, "block must not be NULL");
     const lluda_moe &b = *block;
-    require(b.hidden >= 1, "hidden", b.hidden, "1 or more");
+    require_size("hidden", b.hidden);
     require(b.experts >= 1 && b.experts <= 4096, "experts", b.experts, "1 .. 4096");
-    require(b.intermediate >= 1, "intermediate", b.intermediate, "1 or more");
-    require(b.shared_intermediate >= 0, "shared_intermediate", b.shared_intermediate, "0 or more");
+    require_size("intermediate", b.intermediate);
+    require_size("shared_intermediate", b.shared_intermediate, 0);
     require(b.top_k >= 1 && b.top_k <= 64 && b.top_k <= b.experts, "top_k", b.top_k, "1 .. 64 and at most experts");
     require(b.norm && b.router, "norm and router must not be NULL");
     require(b.gate && b.up && b.down, "the experts' gate, up and down must not be NULL");
@@ -33,7 +33,8 @@ namespace {
 class MoeJob : public BlockJob {
 public:
     MoeJob(Session &session, const lluda_moe &b, const MoeRows &rows)
-        : b_(b),
+        : kernels_(session.kernels()),
+          b_(b),
           r_(rows),
           normed_(session.allocate<float>(rows.count * b.hidden)),
           plan_(session, b, rows, normed_),
@@ -41,8 +42,8 @@ public:
           widest_(std::max(b.intermediate, b.shared_intermediate)),
           input_(session, static_cast<int>(rows.count), b.hidden, for_input(b)),
           inner_(session, static_cast<int>(uses_), widest_, for_inner(b)),
-          first_(session.threads()),
-          second_(session.threads()) {
+          first_(session),
+          second_(session) {
         const int lanes = session.threads();
         gate_ = session.allocate<float>(uses_ * widest_);
         up_ = session.allocate<float>(uses_ * widest_);
@@ -123,7 +124,7 @@ private:
     void activate(int64_t use) {
         const int64_t width = plan_.width(use_at(use).expert);
         float *gate = gate_ + use * widest_;
-        kernels().gated_silu(gate, up_ + use * widest_, width, gate);
+        kernels_.gated_silu(gate, up_ + use * widest_, width, gate);
         inner_.prepare(static_cast<int>(use), gate, width);
     }
 
@@ -134,12 +135,13 @@ private:
         float sum[kSumPart] = {};
         for (int64_t use = 0; use < uses_; ++use) {
             const Use &u = use_at(use);
-            if (u.row == row) kernels().add_scaled(sum, out_ + use * b_.hidden + begin, nullptr, u.weight, count);
+            if (u.row == row) kernels_.add_scaled(sum, out_ + use * b_.hidden + begin, nullptr, u.weight, count);
         }
-        kernels().add_scaled(r_.x + row * r_.x_stride + begin, sum, b_.output_scale ? b_.output_scale + begin : nullptr,
+        kernels_.add_scaled(r_.x + row * r_.x_stride + begin, sum, b_.output_scale ? b_.output_scale + begin : nullptr,
                              1.0f, count);
     }
 
+    const Kernels &kernels_;
     const lluda_moe &b_;
     const MoeRows r_;
     float *const normed_;
@@ -151,8 +153,8 @@ private:
     float *gate_, *up_, *out_;
 };
 
-void mix_few(const lluda_moe &block, const MoeRows &rows) {
-    Session session;
+void mix_few(lluda_context &context, const lluda_moe &block, const MoeRows &rows) {
+    Session session(context);
     MoeJob job(session, block, rows);
     session.run([&](Lane &lane) { job.run(lane); });
 }
@@ -163,14 +165,16 @@ std::unique_ptr<BlockJob> lluda::moe_job(Session &session, const lluda_moe &bloc
     return std::make_unique<MoeJob>(session, block, rows);
 }
 
-int lluda_moe_block(const lluda_moe *block, int64_t rows, float *x, int64_t x_stride, int32_t *chosen) {
+int lluda_moe_block(lluda_context *context, const lluda_moe *block, int64_t rows, float *x, int64_t x_stride,
+                    int32_t *chosen) {
     return guarded([&] {
+        lluda_context &c = checked(context);
         check_moe(block);
         check_rows(rows, x, x_stride, block->hidden);
         for_rows(rows, [&](int64_t from, int64_t count) {
             int32_t *chosen_here = chosen ? chosen + from * block->top_k : nullptr;
             const MoeRows part{count, x + from * x_stride, x_stride, chosen_here};
-            (count > kFewRows ? mix_many : mix_few)(*block, part);
+            (count > kFewRows ? mix_many : mix_few)(c, *block, part);
         });
     });
 }

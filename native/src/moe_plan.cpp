@@ -7,7 +7,8 @@
 namespace lluda {
 
 MoePlan::MoePlan(Session &session, const lluda_moe &block, const MoeRows &rows, const float *normed)
-    : b_(block),
+    : kernels_(session.kernels()),
+      b_(block),
       r_(rows),
       normed_(normed),
       per_row_(block.top_k + (block.shared_intermediate > 0)),
@@ -21,7 +22,7 @@ void MoePlan::score(const Lane &lane) {
     for (std::int64_t item, end; split_.take(lane.index, item, end);)
         for (; item < end; ++item) {
             const std::int64_t row = item / b_.experts, expert = item % b_.experts;
-            scores_[item] = kernels().dot(normed_ + row * b_.hidden, b_.router + expert * b_.hidden, b_.hidden);
+            scores_[item] = kernels_.dot(normed_ + row * b_.hidden, b_.router + expert * b_.hidden, b_.hidden);
         }
 }
 
@@ -33,7 +34,7 @@ void MoePlan::choose(const Lane &lane) {
 void MoePlan::choose(int row, std::vector<int> &order) {
     float *scores = scores_ + row * b_.experts;
     Use *uses = uses_.data() + row * per_row_;
-    kernels().softmax(scores, b_.experts);
+    kernels_.softmax(scores, b_.experts);
     std::iota(order.begin(), order.end(), 0);
     std::partial_sort(order.begin(), order.begin() + b_.top_k, order.end(),
                       [&](int a, int b) { return scores[a] > scores[b] || (scores[a] == scores[b] && a < b); });
@@ -49,7 +50,7 @@ void MoePlan::choose(int row, std::vector<int> &order) {
 
 float MoePlan::shared_weight(int row) const {
     if (!b_.shared_expert_gate) return 1.0f;
-    return 1.0f / (1.0f + std::exp(-kernels().dot(normed_ + row * b_.hidden, b_.shared_expert_gate, b_.hidden)));
+    return 1.0f / (1.0f + std::exp(-kernels_.dot(normed_ + row * b_.hidden, b_.shared_expert_gate, b_.hidden)));
 }
 
 void MoePlan::order() {

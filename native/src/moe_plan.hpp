@@ -4,8 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels.hpp"
-#include "thread_pool.hpp"
+#include "context.hpp"
 
 namespace lluda {
 
@@ -47,6 +46,7 @@ private:
     void choose(int row, std::vector<int> &order);
     float shared_weight(int row) const;
 
+    const Kernels &kernels_;
     const lluda_moe &b_;
     const MoeRows r_;
     const float *const normed_;
@@ -58,6 +58,6 @@ private:
 };
 
 // More rows than kFewRows (moe_prefill.cpp).
-void mix_many(const lluda_moe &block, const MoeRows &rows);
+void mix_many(lluda_context &context, const lluda_moe &block, const MoeRows &rows);
 
 }  // namespace lluda

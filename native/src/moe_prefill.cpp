@@ -18,7 +18,8 @@ struct ExpertRows {
 class MoePrefill {
 public:
     MoePrefill(Session &session, const lluda_moe &b, const MoeRows &rows)
-        : b_(b),
+        : kernels_(session.kernels()),
+          b_(b),
           r_(rows),
           normed_(session.allocate<float>(rows.count * b.hidden)),
           plan_(session, b, rows, normed_),
@@ -28,8 +29,8 @@ public:
         const auto uses = static_cast<std::int64_t>(plan_.uses().size());
         most_experts_ = std::min(b.experts + (b.shared_intermediate > 0), uses);
         const std::int64_t standing = uses + (kStandingRows - 1) * most_experts_;
-        input_ = session.allocate<std::uint32_t>(standing * kernels().words(b.hidden));
-        inner_ = session.allocate<std::uint32_t>(standing * kernels().words(widest_));
+        input_ = session.allocate<std::uint32_t>(standing * kernels_.words(b.hidden));
+        inner_ = session.allocate<std::uint32_t>(standing * kernels_.words(widest_));
         experts_.reserve(static_cast<std::size_t>(most_experts_));
         first_.reserve(most_experts_);
         for (int i = 0; i < session.threads(); ++i) down_rooms_.emplace_back(session, rows.count, widest_);
@@ -39,8 +40,8 @@ public:
 
     void operator()(Lane &lane) {
         for (std::int64_t row = lane.index; row < r_.count; row += lane.count) {
-            kernels().rms_norm(r_.x + row * r_.x_stride, b_.norm, b_.hidden, b_.norm_eps, normed_ + row * b_.hidden);
-            kernels().round_to_bf16(normed_ + row * b_.hidden, b_.hidden);
+            kernels_.rms_norm(r_.x + row * r_.x_stride, b_.norm, b_.hidden, b_.norm_eps, normed_ + row * b_.hidden);
+            kernels_.round_to_bf16(normed_ + row * b_.hidden, b_.hidden);
         }
         lane.barrier();
         plan_.score(lane);
@@ -68,7 +69,7 @@ private:
             to = plan_.end_of_expert(from);
             const std::int64_t expert = plan_.uses()[from].expert, rows = static_cast<std::int64_t>(to - from);
             experts_.push_back(
-                {from, to, expert, Panel(input, rows, b_.hidden), Panel(inner, rows, plan_.width(expert))});
+                {from, to, expert, Panel(kernels_, input, rows, b_.hidden), Panel(kernels_, inner, rows, plan_.width(expert))});
             const ExpertRows &last = experts_.back();
             input += last.input.words * last.input.groups() * kStandingRows;
             inner += last.inner.words * last.inner.groups() * kStandingRows;
@@ -85,7 +86,7 @@ private:
             const void *rows[kStandingRows];
             for (int i = 0; i < count; ++i) {
                 const float *row = normed_ + plan_.uses()[first + static_cast<std::size_t>(i)].row * b_.hidden;
-                kernels().words_of_f32(row, b_.hidden, room.row(i));
+                kernels_.words_of_f32(row, b_.hidden, room.row(i));
                 rows[i] = room.row(i);
             }
             e.input.stand(group, rows, count);
@@ -113,10 +114,11 @@ private:
             factors[r] = use.weight;
         }
         const float *bias = part.weight->bias, *scale = b_.output_scale;
-        kernels().put_tile({sums, static_cast<int>(part.end - part.begin), rows, bias ? bias + part.begin : nullptr,
+        kernels_.put_tile({sums, static_cast<int>(part.end - part.begin), rows, bias ? bias + part.begin : nullptr,
                             scale ? scale + part.begin : nullptr, factors, Store::kAdd, y});
     }
 
+    const Kernels &kernels_;
     const lluda_moe &b_;
     const MoeRows r_;
     float *const normed_;
@@ -133,8 +135,8 @@ private:
 
 }  // namespace
 
-void mix_many(const lluda_moe &block, const MoeRows &rows) {
-    Session session;
+void mix_many(lluda_context &context, const lluda_moe &block, const MoeRows &rows) {
+    Session session(context);
     MoePrefill job(session, block, rows);
     session.run(job);
 }

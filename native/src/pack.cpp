@@ -6,10 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "context.hpp"
 #include "failure.hpp"
 #include "packed_layout.hpp"
 #include "packed_tensor.hpp"
-#include "thread_pool.hpp"
 
 namespace lluda {
 namespace {
@@ -172,11 +172,13 @@ void collect_escapes(const std::uint16_t *values, std::int64_t width, std::int64
 
 using namespace lluda;
 
-int lluda_pack_size(const uint16_t *values, int64_t out_features, int64_t in_features, int64_t *bytes) {
+int lluda_pack_size(lluda_context *context, const uint16_t *values, int64_t out_features, int64_t in_features,
+                    int64_t *bytes) {
     return guarded([&] {
+        lluda_context &c = checked(context);
         check_values(values, out_features, in_features);
         require(bytes, "bytes must not be NULL");
-        Session session;
+        Session session(c);
         const Coding coding(take_census(session, values, out_features, in_features));
         *bytes = packed_bytes(out_features, in_features, coding);
         check_countable(coding);
@@ -187,12 +189,14 @@ int lluda_pack_size(const uint16_t *values, int64_t out_features, int64_t in_fea
     });
 }
 
-int lluda_pack(const uint16_t *values, int64_t out_features, int64_t in_features, void *buffer, int64_t bytes) {
+int lluda_pack(lluda_context *context, const uint16_t *values, int64_t out_features, int64_t in_features, void *buffer,
+               int64_t bytes) {
     return guarded([&] {
+        lluda_context &c = checked(context);
         check_values(values, out_features, in_features);
         require(buffer, "buffer must not be NULL");
         require(reinterpret_cast<std::uintptr_t>(buffer) % kSectionAlignment == 0, "buffer must be 64-byte aligned");
-        Session session;
+        Session session(c);
         const Coding coding(take_census(session, values, out_features, in_features));
         check_countable(coding);
         const int64_t expected = packed_bytes(out_features, in_features, coding);

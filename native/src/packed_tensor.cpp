@@ -6,9 +6,9 @@
 #include <cstring>
 #include <string>
 
+#include "context.hpp"
 #include "failure.hpp"
 #include "packed_layout.hpp"
-#include "thread_pool.hpp"
 #include "weight.hpp"
 
 namespace lluda {
@@ -111,13 +111,14 @@ int lluda_packed_view(const void *buffer, int64_t bytes, lluda_weight *weight) {
     });
 }
 
-int lluda_unpack(const lluda_weight *weight, uint16_t *values) {
+int lluda_unpack(lluda_context *context, const lluda_weight *weight, uint16_t *values) {
     return guarded([&] {
+        lluda_context &c = checked(context);
         check_weight(weight, "to unpack");
         require(!is_q8_0(*weight), "a Q8_0 weight has values that BF16 has not");
         if (weight->out_features == 0) return;
         require(values, "values must not be NULL");
-        Session session;
+        Session session(c);
         WorkSplit split;
         constexpr int64_t kRows = 64;
         split.reset((weight->out_features + kRows - 1) / kRows, session.threads());

@@ -15,10 +15,11 @@ std::int64_t rounded_up(std::int64_t n, std::int64_t step) { return (n + step - 
 
 }  // namespace
 
-Panel::Panel(std::uint32_t *memory, std::int64_t rows, std::int64_t columns)
-    : rows(rows), columns(columns), words(kernels().words(columns)), memory(memory) {}
+Panel::Panel(const Kernels &kernels, std::uint32_t *memory, std::int64_t rows, std::int64_t columns)
+    : kernels(&kernels), rows(rows), columns(columns), words(kernels.words(columns)), memory(memory) {}
 
-Panel::Panel(Session &session, std::int64_t rows, std::int64_t columns) : Panel(nullptr, rows, columns) {
+Panel::Panel(Session &session, std::int64_t rows, std::int64_t columns)
+    : Panel(session.kernels(), nullptr, rows, columns) {
     memory = session.allocate<std::uint32_t>(words * rounded_up(rows, kStandingRows));
 }
 
@@ -34,19 +35,20 @@ std::uint32_t *Panel::at(std::int64_t tile, std::int64_t word) const {
 
 void Panel::stand(std::int64_t group, const void *const *rows_of_words, int count) const {
     const std::int64_t row = group * kStandingRows, tile = row / kTileRows;
-    kernels().stand(rows_of_words, count, words, at(tile, 0) + row % kTileRows, tile_width(tile));
+    kernels->stand(rows_of_words, count, words, at(tile, 0) + row % kTileRows, tile_width(tile));
 }
 
 StandingRoom::StandingRoom(Session &session, std::int64_t columns)
-    : words_(session.allocate<std::uint32_t>((columns + kLineWords) * kStandingRows)),
+    : kernels_(&session.kernels()),
+      words_(session.allocate<std::uint32_t>((columns + kLineWords) * kStandingRows)),
       normed_(session.allocate<float>(columns)),
       stride_(columns + kLineWords) {}
 
-void RowNorm::apply(const float *x, std::int64_t width, float *out) const {
+void RowNorm::apply(const Kernels &kernels, const float *x, std::int64_t width, float *out) const {
     if (bias) {
-        kernels().layer_norm(x, weight, bias, width, eps, out);
+        kernels.layer_norm(x, weight, bias, width, eps, out);
     } else {
-        kernels().rms_norm(x, weight, width, eps, out);
+        kernels.rms_norm(x, weight, width, eps, out);
     }
 }
 
@@ -56,8 +58,8 @@ void StandingRoom::norm(const Panel &panel, std::int64_t group, const float *x, 
     const int count = static_cast<int>(std::min<std::int64_t>(kStandingRows, panel.rows - first));
     const void *rows[kStandingRows];
     for (int r = 0; r < count; ++r) {
-        norm.apply(x + (first + r) * x_stride, panel.columns, normed_);
-        kernels().words_of_f32(normed_, panel.columns, row(r));
+        norm.apply(*kernels_, x + (first + r) * x_stride, panel.columns, normed_);
+        kernels_->words_of_f32(normed_, panel.columns, row(r));
         rows[r] = row(r);
     }
     panel.stand(group, rows, count);
@@ -69,7 +71,7 @@ void StandingRoom::stand_bf16(const Panel &panel, std::int64_t group, const std:
     const int count = static_cast<int>(std::min<std::int64_t>(kStandingRows, panel.rows - first));
     const void *rows[kStandingRows];
     for (int r = 0; r < count; ++r) {
-        kernels().words_of_bf16(x + (first + r) * x_stride, panel.columns, row(r));
+        kernels_->words_of_bf16(x + (first + r) * x_stride, panel.columns, row(r));
         rows[r] = row(r);
     }
     panel.stand(group, rows, count);
@@ -93,12 +95,12 @@ void add_bias(const OutputBlock &block, float *sums) {
         for (int r = 0; r < kTileRows; ++r) *sums++ += block.weight->bias[output];
 }
 
-BlockRoom::BlockRoom(Session &session, std::int64_t rows, std::int64_t columns) {
+BlockRoom::BlockRoom(Session &session, std::int64_t rows, std::int64_t columns) : kernels_(&session.kernels()) {
     const std::int64_t chunk = std::min(rounded_up(columns, kBlockWeights), kChunkColumns);
     const std::int64_t tiles = columns > kChunkColumns ? (rows + kTileRows - 1) / kTileRows : 1;
     words_ = session.allocate<std::uint32_t>(kBlockOutputs * (chunk + kLineWords));
     sums_ = session.allocate<float>(tiles * kBlockOutputs * kTileRows);
-    rounded_ = session.allocate<std::uint32_t>(kernels().words(chunk) * kTileRows);
+    rounded_ = session.allocate<std::uint32_t>(kernels_->words(chunk) * kTileRows);
     rounded_scales_ = session.allocate<float>(chunk / kQ8Weights * kTileRows);
 }
 
@@ -108,7 +110,7 @@ BlockRoom::Chunk BlockRoom::load(const OutputBlock *blocks, int count, const Pan
     std::uint32_t *room = words_;
     for (int i = 0; i < count; ++i) {
         const OutputBlock &b = blocks[i];
-        chunk.words[i] = kernels().words_of_weight(*b.weight, b.begin, b.end, from, to, room, &chunk.stride[i],
+        chunk.words[i] = kernels_->words_of_weight(*b.weight, b.begin, b.end, from, to, room, &chunk.stride[i],
                                                    &chunk.scales[i]);
         chunk.rounded |= b.weight->format == LLUDA_FORMAT_Q8_0_ROWS;
         room += (b.end - b.begin) * (rounded_up(to - from, kBlockWeights) + kLineWords);
@@ -118,15 +120,15 @@ BlockRoom::Chunk BlockRoom::load(const OutputBlock *blocks, int count, const Pan
 
 float *BlockRoom::multiply_tile(const Chunk &chunk, const Panel &x, std::int64_t tile) const {
     float *sums = x.columns > kChunkColumns ? sums_ + tile * kBlockOutputs * kTileRows : sums_;
-    const std::int64_t first_word = kernels().words(chunk.from);
+    const std::int64_t first_word = kernels_->words(chunk.from);
     const std::uint32_t *panel = x.at(tile, first_word);
     TileTask task{};
     task.word_stride = 1;
-    task.words = kernels().words(chunk.to - chunk.from);
+    task.words = kernels_->words(chunk.to - chunk.from);
     task.panel_width = task.lanes = x.tile_width(tile);
     task.accumulate = chunk.from > 0;
     task.out = sums;
-    if (chunk.rounded) kernels().round_panel(panel, task.words, task.panel_width, rounded_, rounded_scales_);
+    if (chunk.rounded) kernels_->round_panel(panel, task.words, task.panel_width, rounded_, rounded_scales_);
     for (int i = 0; i < chunk.count; ++i) {
         const OutputBlock &b = chunk.blocks[i];
         const bool rounded = b.weight->format == LLUDA_FORMAT_Q8_0_ROWS;
@@ -139,13 +141,13 @@ float *BlockRoom::multiply_tile(const Chunk &chunk, const Panel &x, std::int64_t
         // This chunk's part of what comes next, with the first tile.
         const std::int64_t part = row_bytes(*b.weight) * chunk.from / x.columns * (b.end - b.begin);
         task.soon = b.next && tile == 0 ? static_cast<const std::byte *>(b.next) + part : nullptr;
-        kernels().multiply_tile(task);
+        kernels_->multiply_tile(task);
         task.out += task.outputs * kTileRows;
     }
     return sums;
 }
 
-PanelProducts::PanelProducts(Session &session, std::int64_t rows, std::int64_t columns) {
+PanelProducts::PanelProducts(Session &session, std::int64_t rows, std::int64_t columns) : kernels_(session.kernels()) {
     for (int i = 0; i < session.threads(); ++i) rooms_.emplace_back(session, rows, columns);
     split_.reset(0, session.threads());
 }
@@ -199,7 +201,7 @@ void PanelProducts::multiply(const Entry &entry, std::int64_t block, const Block
         void *y[kTileRows];
         const int rows = entry.x->tile_rows(tile);
         for (int r = 0; r < rows; ++r) y[r] = entry.y + ((tile * kTileRows + r) * entry.y_stride + begin) * element;
-        kernels().put_tile({sums, static_cast<int>(end - begin), rows, w.bias ? w.bias + begin : nullptr,
+        kernels_.put_tile({sums, static_cast<int>(end - begin), rows, w.bias ? w.bias + begin : nullptr,
                             entry.scale ? entry.scale + begin : nullptr, nullptr, entry.store, y});
     });
 }
@@ -213,8 +215,8 @@ void PanelProducts::multiply_gated(const Entry &entry, std::int64_t block, const
     room.multiply(parts, 2, *entry.x, [&](std::int64_t tile, float *sums) {
         add_bias(parts[0], sums);
         add_bias(parts[1], sums + (end - begin) * kTileRows);
-        kernels().gate_tile(sums, sums + (end - begin) * kTileRows, static_cast<int>(end - begin), out.tile_width(tile),
-                            out.at(tile, kernels().words(begin)), out.tile_width(tile));
+        kernels_.gate_tile(sums, sums + (end - begin) * kTileRows, static_cast<int>(end - begin), out.tile_width(tile),
+                            out.at(tile, kernels_.words(begin)), out.tile_width(tile));
     });
 }
 
@@ -224,8 +226,8 @@ void PanelProducts::multiply_gelu(const Entry &entry, std::int64_t block, const 
     const OutputBlock part{&w, begin, end, weight_row(w, end)};
     const Panel &out = *entry.out;
     room.multiply(&part, 1, *entry.x, [&](std::int64_t tile, float *sums) {
-        kernels().gelu_tile(sums, w.bias ? w.bias + begin : nullptr, entry.tanh, static_cast<int>(end - begin),
-                            out.tile_width(tile), out.at(tile, kernels().words(begin)), out.tile_width(tile));
+        kernels_.gelu_tile(sums, w.bias ? w.bias + begin : nullptr, entry.tanh, static_cast<int>(end - begin),
+                            out.tile_width(tile), out.at(tile, kernels_.words(begin)), out.tile_width(tile));
     });
 }
 

@@ -4,8 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels.hpp"
-#include "thread_pool.hpp"
+#include "context.hpp"
 
 namespace lluda {
 
@@ -14,7 +13,7 @@ struct Panel {
     Panel() = default;
     Panel(Session &session, std::int64_t rows, std::int64_t columns);
     // In memory for its words and rows, these rounded up to a multiple of kStandingRows.
-    Panel(std::uint32_t *memory, std::int64_t rows, std::int64_t columns);
+    Panel(const Kernels &kernels, std::uint32_t *memory, std::int64_t rows, std::int64_t columns);
 
     std::int64_t tiles() const { return (rows + kTileRows - 1) / kTileRows; }
     int tile_rows(std::int64_t tile) const;
@@ -26,6 +25,7 @@ struct Panel {
     // Lays rows of words into group `group` of kStandingRows rows.
     void stand(std::int64_t group, const void *const *rows_of_words, int count) const;
 
+    const Kernels *kernels = nullptr;
     std::int64_t rows = 0, columns = 0, words = 0;
     std::uint32_t *memory = nullptr;
 };
@@ -34,7 +34,7 @@ struct Panel {
 struct RowNorm {
     const float *weight, *bias;
     float eps;
-    void apply(const float *x, std::int64_t width, float *out) const;
+    void apply(const Kernels &kernels, const float *x, std::int64_t width, float *out) const;
 };
 
 // Working memory of one lane: rows of words that wait to stand, and one float row.
@@ -49,6 +49,7 @@ public:
     std::uint32_t *row(int index) const { return words_ + index * stride_; }
 
 private:
+    const Kernels *kernels_;
     std::uint32_t *words_;
     float *normed_;
     std::int64_t stride_;
@@ -117,6 +118,7 @@ private:
     Chunk load(const OutputBlock *blocks, int count, const Panel &x, std::int64_t from) const;
     float *multiply_tile(const Chunk &chunk, const Panel &x, std::int64_t tile) const;
 
+    const Kernels *kernels_;
     std::uint32_t *words_, *rounded_;
     float *sums_, *rounded_scales_;
 };
@@ -154,6 +156,7 @@ private:
     void multiply_gelu(const Entry &entry, std::int64_t block, const BlockRoom &room) const;
     void add(Entry entry);
 
+    const Kernels &kernels_;
     std::vector<Entry> entries_;
     std::vector<BlockRoom> rooms_;
     std::int64_t blocks_ = 0;

@@ -14,22 +14,23 @@ constexpr std::int64_t kRowStep = 6;  // a multiple of the kernels' outputs per 
 }  // namespace
 
 PreparedRows::PreparedRows(Session &session, int rows, std::int64_t width, Preparation preparation)
-    : preparation_(preparation),
-      exact_bytes_(preparation.exact ? kernels().prepared_bytes(width) : 0),
+    : kernels_(session.kernels()),
+      preparation_(preparation),
+      exact_bytes_(preparation.exact ? kernels_.prepared_bytes(width) : 0),
       // One line more, so that the same column of all rows does not fall into one set of the first-level cache.
-      stride_(exact_bytes_ + (preparation.rounded ? kernels().prepared_q8_bytes(width) : 0) + 64),
+      stride_(exact_bytes_ + (preparation.rounded ? kernels_.prepared_q8_bytes(width) : 0) + 64),
       memory_(session.allocate<std::byte>(stride_ * rows)) {}
 
 void PreparedRows::prepare(int index, const float *x, std::int64_t width) const {
     std::byte *row = memory_ + index * stride_;
-    if (preparation_.exact) kernels().prepare_f32(x, width, row);
-    if (preparation_.rounded) kernels().prepare_q8_f32(x, width, row + exact_bytes_);
+    if (preparation_.exact) kernels_.prepare_f32(x, width, row);
+    if (preparation_.rounded) kernels_.prepare_q8_f32(x, width, row + exact_bytes_);
 }
 
 void PreparedRows::prepare(int index, const std::uint16_t *x, std::int64_t width) const {
     std::byte *row = memory_ + index * stride_;
-    if (preparation_.exact) kernels().prepare_bf16(x, width, row);
-    if (preparation_.rounded) kernels().prepare_q8_bf16(x, width, row + exact_bytes_);
+    if (preparation_.exact) kernels_.prepare_bf16(x, width, row);
+    if (preparation_.rounded) kernels_.prepare_q8_bf16(x, width, row + exact_bytes_);
 }
 
 LinearTask &Products::add(const lluda_weight &weight, int rows, Store store) {
@@ -59,7 +60,7 @@ void Products::add(const lluda_weight &weight, const PreparedRows &x, int rows, 
 void Products::share(int lanes) { split_.reset(tiles_, lanes); }
 
 void Products::run(const Lane &lane) {
-    const auto linear = kernels().linear;
+    const auto linear = kernels_.linear;
     std::size_t at = 0;
     for (std::int64_t tile, end; split_.take(lane.index, tile, end);) {
         // Tiles mostly come in order, so the entry is the last one's or follows; after helping, search anew.

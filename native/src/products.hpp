@@ -6,8 +6,7 @@
 #include <initializer_list>
 #include <vector>
 
-#include "kernels.hpp"
-#include "thread_pool.hpp"
+#include "context.hpp"
 
 namespace lluda {
 
@@ -36,7 +35,10 @@ public:
     void prepare(int index, const float *x, std::int64_t width) const;
     void prepare(int index, const std::uint16_t *x, std::int64_t width) const;
 
+    const Kernels &kernels() const { return kernels_; }
+
 private:
+    const Kernels &kernels_;
     const Preparation preparation_;
     const std::int64_t exact_bytes_, stride_;
     std::byte *memory_;
@@ -44,7 +46,7 @@ private:
 
 class Products {
 public:
-    explicit Products(int lanes) { split_.reset(0, lanes); }
+    explicit Products(Session &session) : kernels_(session.kernels()) { split_.reset(0, session.threads()); }
 
     // y[r] = weight x[r] for `rows` rows, to be filled in by the caller through the returned task.
     LinearTask &add(const lluda_weight &weight, int rows, Store store);
@@ -65,6 +67,7 @@ private:
         std::int64_t first_tile;
         std::int64_t tile_rows;
     };
+    const Kernels &kernels_;
     std::vector<Entry> entries_;
     std::int64_t tiles_ = 0;
     WorkSplit split_;

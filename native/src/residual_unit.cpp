@@ -22,9 +22,12 @@ std::int64_t rounded_up(std::int64_t n, std::int64_t step) { return (n + step - 
 
 void check(const lluda_residual_unit *unit) {
     require(unit, "unit must not be NULL");
-    require(unit->channels >= 2 && unit->channels % 2 == 0, "channels", unit->channels, "even");
-    require(unit->taps >= 1, "taps", unit->taps, "1 or more");
-    require(unit->dilation >= 1, "dilation", unit->dilation, "1 or more");
+    require_size("channels", unit->channels, 2);
+    require(unit->channels % 2 == 0, "channels", unit->channels, "even");
+    require_size("taps", unit->taps);
+    require_size("dilation", unit->dilation);
+    require_size("taps * channels", unit->taps * unit->channels);
+    require_size("taps * dilation", unit->taps * unit->dilation);
     require(unit->frequency1 && unit->amplitude1 && unit->frequency2 && unit->amplitude2,
             "frequencies and amplitudes must not be NULL");
     check_weight(unit->conv1, "conv1", unit->channels, unit->taps * unit->channels);
@@ -38,7 +41,8 @@ void check(const lluda_residual_unit *unit) {
 class UnitWeights {
 public:
     UnitWeights(Session &session, const lluda_weight &weight, bool all, std::int64_t block)
-        : weight_(weight),
+        : kernels_(session.kernels()),
+          weight_(weight),
           features_(all ? weight.out_features : block),
           room_(session.allocate<std::uint32_t>(
               features_ * (rounded_up(weight.in_features, kBlockWeights) + kLineWords))) {}
@@ -49,15 +53,16 @@ public:
         if (!words_ || (!all && begin != begin_)) {
             begin_ = all ? 0 : begin;
             const float *scales;  // of no format that is allowed here
-            words_ = kernels().words_of_weight(weight_, begin_, all ? features_ : end, 0, weight_.in_features, room_,
+            words_ = kernels_.words_of_weight(weight_, begin_, all ? features_ : end, 0, weight_.in_features, room_,
                                                &stride_, &scales);
         }
         *stride = stride_;
-        const std::int64_t bytes = (begin - begin_) * stride_ * 4 + column * kernels().words(2) * 2;
+        const std::int64_t bytes = (begin - begin_) * stride_ * 4 + column * kernels_.words(2) * 2;
         return static_cast<const std::byte *>(words_) + bytes;
     }
 
 private:
+    const Kernels &kernels_;
     const lluda_weight &weight_;
     const std::int64_t features_;
     std::uint32_t *const room_;
@@ -70,13 +75,14 @@ class UnitPart {
 public:
     UnitPart(Session &session, const lluda_residual_unit &unit, std::int64_t rows, float *x, std::int64_t x_stride,
              std::uint16_t *kept)
-        : u_(unit),
+        : kernels_(session.kernels()),
+          u_(unit),
           rows_(rows),
           x_(x),
           x_stride_(x_stride),
           kept_(kept),
           context_((unit.taps - 1) * unit.dilation),
-          words_(kernels().words(unit.channels)),
+          words_(kernels_.words(unit.channels)),
           width_(rounded_up(context_ + rows, kStandingRows) + kStandingRows),
           by_tiles_((rows + kTileRows - 1) / kTileRows >= 2 * session.threads()),
           features_(by_tiles_ ? kBlockOutputs
@@ -124,14 +130,14 @@ private:
             const std::uint16_t *values = kept_ + row * channels;
             if (row >= context_) {
                 std::uint16_t *made = halves_[static_cast<std::size_t>(lane)];
-                kernels().snake_beta(x_ + (row - context_) * x_stride_, u_.frequency1, u_.amplitude1, channels, made);
+                kernels_.snake_beta(x_ + (row - context_) * x_stride_, u_.frequency1, u_.amplitude1, channels, made);
                 values = made;
             }
             if (row >= rows_) std::copy_n(values, channels, later_ + (row - rows_) * channels);
-            kernels().words_of_bf16(values, channels, room.row(i));
+            kernels_.words_of_bf16(values, channels, room.row(i));
             rows[i] = room.row(i);
         }
-        kernels().stand(rows, count, words_, input_ + first, width_);
+        kernels_.stand(rows, count, words_, input_ + first, width_);
     }
 
     void convolve_all(int lane, std::int64_t block) {
@@ -142,13 +148,13 @@ private:
     void finish_tile(int lane, std::int64_t tile) {
         for (std::int64_t begin = 0; begin < u_.channels; begin += features_)
             convolve(lane, begin, std::min(begin + features_, u_.channels), tile, tile + 1);
-        const Panel inner(inner_.at(tile, 0), inner_.tile_rows(tile), u_.channels);
+        const Panel inner(kernels_, inner_.at(tile, 0), inner_.tile_rows(tile), u_.channels);
         for (std::int64_t begin = 0; begin < u_.channels; begin += kBlockOutputs) {
             const OutputBlock block{u_.conv2, begin, std::min(begin + kBlockOutputs, u_.channels)};
             rooms_[static_cast<std::size_t>(lane)].multiply(&block, 1, inner, [&](std::int64_t, float *sums) {
                 void *y[kTileRows];
                 for (std::int64_t r = 0; r < inner.rows; ++r) y[r] = x_ + (tile * kTileRows + r) * x_stride_ + begin;
-                kernels().put_tile({sums, static_cast<int>(block.end - begin), static_cast<int>(inner.rows),
+                kernels_.put_tile({sums, static_cast<int>(block.end - begin), static_cast<int>(inner.rows),
                                     u_.conv2->bias ? u_.conv2->bias + begin : nullptr, nullptr, nullptr, Store::kAdd,
                                     y});
             });
@@ -168,9 +174,9 @@ private:
         }
         const float *bias = u_.conv1->bias ? u_.conv1->bias + begin : nullptr;
         for (; tile < last; ++tile, sums += kBlockOutputs * kTileRows)
-            kernels().snake_tile(sums, bias, u_.frequency2 + begin, u_.amplitude2 + begin,
+            kernels_.snake_tile(sums, bias, u_.frequency2 + begin, u_.amplitude2 + begin,
                                  static_cast<int>(end - begin), inner_.tile_width(tile),
-                                 inner_.at(tile, kernels().words(begin)), inner_.tile_width(tile));
+                                 inner_.at(tile, kernels_.words(begin)), inner_.tile_width(tile));
     }
 
     // With the standing rows from `shift` on.
@@ -182,10 +188,11 @@ private:
             task.panel = input_ + tile * kTileRows + shift;
             task.lanes = inner_.tile_width(tile);
             task.out = sums;
-            kernels().multiply_tile(task);
+            kernels_.multiply_tile(task);
         }
     }
 
+    const Kernels &kernels_;
     const lluda_residual_unit &u_;
     const std::int64_t rows_;
     float *const x_;
@@ -208,14 +215,15 @@ private:
 
 }  // namespace
 
-int lluda_residual_unit_block(const lluda_residual_unit *unit, int64_t rows, float *x, int64_t x_stride,
-                              uint16_t *kept) {
+int lluda_residual_unit_block(lluda_context *context, const lluda_residual_unit *unit, int64_t rows, float *x,
+                              int64_t x_stride, uint16_t *kept) {
     return guarded([&] {
+        lluda_context &c = checked(context);
         check(unit);
         check_rows(rows, x, x_stride, unit->channels);
         require(kept || unit->taps == 1, "kept must not be NULL");
         for_rows(rows, [&](std::int64_t from, std::int64_t count) {
-            Session session;
+            Session session(c);
             UnitPart part(session, *unit, count, x + from * x_stride, x_stride, kept);
             session.run(part);
         });

@@ -1,11 +1,8 @@
 #include "thread_pool.hpp"
 
+#include <algorithm>
 #include <chrono>
-#include <new>
 
-#if defined(__unix__) || defined(__APPLE__)
-#include <pthread.h>
-#endif
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -37,8 +34,6 @@ int available_cpus() {
     return count > 0 ? count : 1;
 }
 
-ThreadPool *the_pool = nullptr;
-
 }  // namespace
 
 void Backoff::wait() {
@@ -57,36 +52,9 @@ void Lane::barrier() {
     if (count > 1) pool_.meet();
 }
 
-ThreadPool &ThreadPool::instance() {
-    // Never destroyed: joining threads while the process exits can hang, and they end with it anyway.
-    static ThreadPool *pool = [] {
-        the_pool = new ThreadPool;
-#if defined(__unix__) || defined(__APPLE__)
-        pthread_atfork(nullptr, nullptr, forget_workers_after_fork);
-#endif
-        return the_pool;
-    }();
-    return *pool;
-}
+ThreadPool::ThreadPool(int threads) : size_(threads > 0 ? threads : std::min(available_cpus(), kMaxThreads)) {}
 
-ThreadPool::ThreadPool() {
-    int count = available_cpus();
-    size_ = count < kMaxThreads ? count : kMaxThreads;
-}
-
-// A forked child has no workers and perhaps locked mutexes: it starts with a fresh pool of the same size.
-void ThreadPool::forget_workers_after_fork() {
-    int size = the_pool->size_;
-    // The old members are leaked on purpose: their threads do not exist here and cannot be joined.
-    new (the_pool) ThreadPool;
-    the_pool->size_ = size;
-}
-
-void ThreadPool::resize(int threads) {
-    if (threads == size_) return;
-    stop_workers();
-    size_ = threads;
-}
+ThreadPool::~ThreadPool() { stop_workers(); }
 
 void ThreadPool::start_workers() {
     std::uint64_t seen = job_.load(std::memory_order_relaxed);
@@ -106,8 +74,6 @@ void ThreadPool::stop_workers() {
         wake_.notify_all();
     }
     for (std::thread &worker : workers_) worker.join();
-    workers_.clear();
-    stopping_ = false;
 }
 
 void ThreadPool::run(void (*body)(void *, Lane &), void *context) {

@@ -1,4 +1,4 @@
-// The library's one pool of threads. The calling thread is lane 0 of every job.
+// A context's pool of threads. The calling thread is lane 0 of every job.
 #pragma once
 
 #include <atomic>
@@ -7,10 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
-#include <type_traits>
 #include <vector>
-
-#include "scratch.hpp"
 
 namespace lluda {
 
@@ -42,30 +39,26 @@ private:
 
 class ThreadPool {
 public:
-    static ThreadPool &instance();
+    // 0: as many threads as CPUs this process may run on, at most kMaxThreads. They start with the first job.
+    explicit ThreadPool(int threads);
+    ~ThreadPool();
+    ThreadPool(const ThreadPool &) = delete;
+    ThreadPool &operator=(const ThreadPool &) = delete;
 
     int size() const { return size_; }
-    void resize(int threads);
 
-    // Runs body(Lane &) on every lane and returns when all are done. Only through Session.
+    // Runs body(Lane &) on every lane and returns when all are done. One caller at a time (Session sees to it).
     void run(void (*body)(void *, Lane &), void *context);
-
-    std::mutex &call_mutex() { return call_mutex_; }
-    Scratch &scratch() { return scratch_; }
 
 private:
     friend class Lane;
-    ThreadPool();
     void start_workers();
     void stop_workers();
     void work(int index, std::uint64_t seen);
     void await_job(std::uint64_t seen);
     void meet();
-    static void forget_workers_after_fork();
 
-    std::mutex call_mutex_;
-    Scratch scratch_;
-    int size_ = 1;
+    const int size_;
     std::vector<std::thread> workers_;
 
     void (*body_)(void *, Lane &) = nullptr;
@@ -79,34 +72,6 @@ private:
     alignas(kCacheLine) std::atomic<int> sleepers_{0};
     std::mutex sleep_mutex_;
     std::condition_variable wake_;
-};
-
-// Exclusive use of the pool and its scratch memory for one call.
-class Session {
-public:
-    Session() : pool_(ThreadPool::instance()), lock_(pool_.call_mutex()) { pool_.scratch().reset(); }
-
-    int threads() const { return pool_.size(); }
-
-    template <class T>
-    T *allocate(std::int64_t count) {
-        return static_cast<T *>(pool_.scratch().allocate(static_cast<std::size_t>(count) * sizeof(T)));
-    }
-
-    // Work that runs one after the other may lie in the same memory.
-    Scratch &scratch() { return pool_.scratch(); }
-
-    // body(Lane &) must not throw.
-    template <class Body>
-    void run(Body &&body) {
-        using Plain = std::remove_reference_t<Body>;
-        pool_.run([](void *context, Lane &lane) { (*static_cast<Plain *>(context))(lane); },
-                  const_cast<void *>(static_cast<const void *>(&body)));
-    }
-
-private:
-    ThreadPool &pool_;
-    std::lock_guard<std::mutex> lock_;
 };
 
 // Items 0 .. total-1 shared out among lanes: each lane first takes its own contiguous range in order (so that it

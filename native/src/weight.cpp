@@ -68,12 +68,12 @@ const void *weight_row(const lluda_weight &weight, std::int64_t output) {
     return static_cast<const std::byte *>(weight.values) + output * row_bytes(weight);
 }
 
-void widen_row(const lluda_weight &weight, std::int64_t row, float *out) {
+void widen_row(const Kernels &kernels, const lluda_weight &weight, std::int64_t row, float *out) {
     if (!is_q8_0(weight)) {
         // The values come to the end of the room and are widened from its front.
         auto *halves = reinterpret_cast<std::uint16_t *>(out) + weight.in_features;
         unpack_rows(weight, row, row + 1, halves);
-        return kernels().from_bf16(halves, weight.in_features, out);
+        return kernels.from_bf16(halves, weight.in_features, out);
     }
     const auto *block = static_cast<const std::uint8_t *>(weight_row(weight, row));
     for (std::int64_t at = 0; at < weight.in_features; at += kQ8Weights, block += kQ8Bytes) {

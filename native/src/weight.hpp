@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "lluda_native.h"
+#include "kernels.hpp"
 
 namespace lluda {
 
@@ -21,6 +21,6 @@ std::int64_t row_bytes(const lluda_weight &weight);
 // Where those of `output` begin (or would, after the last).
 const void *weight_row(const lluda_weight &weight, std::int64_t output);
 // Its exact values.
-void widen_row(const lluda_weight &weight, std::int64_t row, float *out);
+void widen_row(const Kernels &kernels, const lluda_weight &weight, std::int64_t row, float *out);
 
 }  // namespace lluda

@@ -2,7 +2,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "lluda_native.h"
+#include "numbers.hpp"
 #include "testing.hpp"
 
 std::vector<Test> &tests() {
@@ -11,15 +11,15 @@ std::vector<Test> &tests() {
 }
 
 int main(int argc, char **argv) {
-    const int chosen = lluda_select_isa(argc > 1 ? argv[1] : "auto");
-    if (chosen == LLUDA_UNSUPPORTED) {
-        std::printf("skipped: %s\n", lluda_last_error());
-        return 77;
+    const char *isa = argc > 1 ? argv[1] : "auto";
+    lluda_context *tried = nullptr;
+    const int made = lluda_context_create(isa, 0, &tried);
+    lluda_context_destroy(tried);
+    if (made != LLUDA_OK) {
+        std::printf("%s%s\n", made == LLUDA_UNSUPPORTED ? "skipped: " : "", lluda_last_error());
+        return made == LLUDA_UNSUPPORTED ? 77 : 2;
     }
-    if (chosen != LLUDA_OK) {
-        std::printf("%s\n", lluda_last_error());
-        return 2;
-    }
+    use_kernels(isa);
     int passed = 0, failed = 0;
     for (const Test &test : tests()) {
         if (argc > 2 && !std::strstr(test.name, argv[2])) continue;
@@ -31,6 +31,6 @@ int main(int argc, char **argv) {
             std::printf("FAILED %s: %s\n", test.name, error.what());
         }
     }
-    std::printf("%s kernels: %d passed, %d failed\n", lluda_isa(), passed, failed);
+    std::printf("%s kernels: %d passed, %d failed\n", lluda_context_isa(context()), passed, failed);
     return failed ? 1 : 0;
 }

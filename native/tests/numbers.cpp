@@ -72,12 +72,12 @@ void TestWeight::pack() {
     plain.format = LLUDA_FORMAT_BF16;
     plain.values = values.data();
     std::int64_t bytes = 0;
-    const int code = lluda_pack_size(values.data(), plain.out_features, plain.in_features, &bytes);
+    const int code = lluda_pack_size(context(), values.data(), plain.out_features, plain.in_features, &bytes);
     expect(code == LLUDA_OK || code == LLUDA_INCOMPRESSIBLE, "lluda_pack_size failed");
     storage_.resize(static_cast<std::size_t>(bytes) + 64);
     auto start = reinterpret_cast<std::uintptr_t>(storage_.data());
     void *buffer = storage_.data() + (64 - start % 64) % 64;
-    check_ok(lluda_pack(values.data(), plain.out_features, plain.in_features, buffer, bytes));
+    check_ok(lluda_pack(context(), values.data(), plain.out_features, plain.in_features, buffer, bytes));
     check_ok(lluda_packed_view(buffer, bytes, &packed));
     if (!bias.empty()) plain.bias = packed.bias = bias.data();
 }
@@ -163,6 +163,34 @@ std::vector<double> rounded_to_q8(const std::vector<double> &row) {
         }
     }
     return out;
+}
+
+namespace {
+
+std::string isa = "auto";
+
+struct Destroy {
+    void operator()(lluda_context *context) const { lluda_context_destroy(context); }
+};
+
+std::unique_ptr<lluda_context, Destroy> current;
+
+}  // namespace
+
+lluda_context *context() {
+    if (!current) use_threads(0);
+    return current.get();
+}
+
+void use_kernels(const char *name) {
+    isa = name;
+    use_threads(0);
+}
+
+void use_threads(int threads) {
+    lluda_context *made = nullptr;
+    check_ok(lluda_context_create(isa.c_str(), threads, &made));
+    current.reset(made);
 }
 
 void check_code(int code, int expected, const std::string &what) {

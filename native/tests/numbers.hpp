@@ -81,6 +81,11 @@ std::uint16_t to_half(double value);  // nearest, ties to even
 // A row of BF16 values rounded to Q8_0, as rows are that are multiplied with LLUDA_FORMAT_Q8_0_ROWS.
 std::vector<double> rounded_to_q8(const std::vector<double> &row);
 
+// What the tests compute with: the kernels that this program was started with, and so many threads.
+lluda_context *context();
+void use_kernels(const char *isa);  // throws if they cannot be had
+void use_threads(int threads);
+
 void check_code(int code, int expected, const std::string &what);
 inline void check_ok(int code) { check_code(code, LLUDA_OK, "call"); }
 

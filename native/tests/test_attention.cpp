@@ -59,7 +59,7 @@ struct Cache {
     lluda_cache_row row(std::int64_t position) {
         void *keys = c.f32_cache ? static_cast<void *>(f32_keys.data()) : bf16_keys.data();
         void *values = c.f32_cache ? static_cast<void *>(f32_values.data()) : bf16_values.data();
-        return {keys, values, capacity * c.head_dim, position};
+        return {keys, values, capacity * c.head_dim, capacity, position};
     }
     float &at(std::vector<float> &all, std::int64_t head, std::int64_t position, std::int64_t i) {
         return all[static_cast<std::size_t>((head * capacity + position) * c.head_dim + i)];
@@ -181,10 +181,10 @@ void expect_block(const Case &c, const std::vector<std::int64_t> &positions, boo
     for (std::int64_t r = 0; r < rows; ++r)
         dense.insert(dense.end(), x.begin() + r * stride, x.begin() + r * stride + c.hidden);
 
-    check_ok(lluda_set_threads(threads));
+    use_threads(threads);
     auto y = x;
     const lluda_attention block = m.block(format);
-    check_ok(lluda_attention_block(&block, rows, y.data(), stride, cos.data(), sin.data(), cache_rows.data()));
+    check_ok(lluda_attention_block(context(), &block, rows, y.data(), stride, cos.data(), sin.data(), cache_rows.data()));
     std::vector<double> truth, added;
     run_truth(m, dense, steps, cos, sin, truth);
     for (std::int64_t r = 0; r < rows; ++r)
@@ -275,7 +275,7 @@ TEST(bad_attention_blocks_are_refused) {
     auto refused = [&](void (*change)(lluda_attention &), lluda_cache_row at, const char *what) {
         lluda_attention block = m.block(LLUDA_FORMAT_BF16);
         if (change) change(block);
-        check_code(lluda_attention_block(&block, 1, x.data(), 64, cos.data(), sin.data(), &at), LLUDA_BAD_ARGUMENT,
+        check_code(lluda_attention_block(context(), &block, 1, x.data(), 64, cos.data(), sin.data(), &at), LLUDA_BAD_ARGUMENT,
                    what);
     };
     refused([](lluda_attention &b) { b.heads = 3; }, row, "heads not a multiple");
@@ -283,8 +283,13 @@ TEST(bad_attention_blocks_are_refused) {
     refused([](lluda_attention &b) { b.hidden = 65; }, row, "hidden of other weights");
     refused([](lluda_attention &b) { b.cache_dtype = 5; }, row, "cache dtype");
     refused([](lluda_attention &b) { b.v = nullptr; }, row, "no v");
-    refused(nullptr, {row.keys, row.values, row.head_stride, 8}, "position beyond the capacity");
-    refused(nullptr, {nullptr, row.values, row.head_stride, 1}, "no keys");
+    refused([](lluda_attention &b) { b.heads = std::int64_t{1} << 40; }, row, "more heads than there can be");
+    refused([](lluda_attention &b) { b.head_dim = std::int64_t{1} << 62; }, row, "a head_dim that overflows");
+    refused(nullptr, {row.keys, row.values, row.head_stride, 8, 8}, "position beyond the capacity");
+    refused(nullptr, {row.keys, row.values, row.head_stride, 8, -1}, "position before the first");
+    refused(nullptr, {row.keys, row.values, row.head_stride, 9, 3}, "head_stride below the capacity");
+    refused(nullptr, {row.keys, row.values, row.head_stride, 0, 0}, "no capacity");
+    refused(nullptr, {nullptr, row.values, row.head_stride, 8, 1}, "no keys");
     const lluda_attention block = m.block(LLUDA_FORMAT_BF16);
-    check_ok(lluda_attention_block(&block, 0, nullptr, 0, nullptr, nullptr, nullptr));
+    check_ok(lluda_attention_block(context(), &block, 0, nullptr, 0, nullptr, nullptr, nullptr));
 }

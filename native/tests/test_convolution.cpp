@@ -12,7 +12,7 @@ struct ConvolutionCase {
 };
 
 void expect_convolution(const ConvolutionCase &c, int threads, int format) {
-    check_ok(lluda_set_threads(threads));
+    use_threads(threads);
     Random random(static_cast<std::uint64_t>(c.rows * 7 + c.channels));
     const TestWeight weight(random, c.out, c.taps * c.channels, 0.05f, true);
     const std::int64_t inputs = c.rows + (c.taps - 1) * c.dilation;
@@ -20,7 +20,7 @@ void expect_convolution(const ConvolutionCase &c, int threads, int format) {
     auto *x = static_cast<std::uint16_t *>(memory.get()), *y = static_cast<std::uint16_t *>(result.get());
     const auto values = random.bf16_normals(inputs * c.channels, 1.0f);
     std::copy(values.begin(), values.end(), x);
-    check_ok(lluda_conv1d(weight.in(format), c.taps, c.dilation, c.rows, x, c.channels, y, c.out));
+    check_ok(lluda_conv1d(context(), weight.in(format), c.taps, c.dilation, c.rows, x, c.channels, y, c.out));
     std::vector<double> found, truth;
     for (std::int64_t r = 0; r < c.rows; ++r) {
         std::vector<double> window;
@@ -45,11 +45,11 @@ TEST(convolutions_refuse) {
     Random random(3);
     const TestWeight weight(random, 4, 12);
     std::uint16_t x[64] = {}, y[64] = {};
-    check_ok(lluda_conv1d(&weight.plain, 3, 2, 0, nullptr, 4, nullptr, 4));
-    check_code(lluda_conv1d(&weight.plain, 5, 1, 1, x, 4, y, 4), LLUDA_BAD_ARGUMENT, "taps that do not divide");
-    check_code(lluda_conv1d(&weight.plain, 3, 0, 1, x, 4, y, 4), LLUDA_BAD_ARGUMENT, "no dilation");
-    check_code(lluda_conv1d(&weight.plain, 3, 1, 1, x, 3, y, 4), LLUDA_BAD_ARGUMENT, "a short stride");
-    check_code(lluda_conv1d(&weight.plain, 3, 1, 1, nullptr, 4, y, 4), LLUDA_BAD_ARGUMENT, "no input");
+    check_ok(lluda_conv1d(context(), &weight.plain, 3, 2, 0, nullptr, 4, nullptr, 4));
+    check_code(lluda_conv1d(context(), &weight.plain, 5, 1, 1, x, 4, y, 4), LLUDA_BAD_ARGUMENT, "taps that do not divide");
+    check_code(lluda_conv1d(context(), &weight.plain, 3, 0, 1, x, 4, y, 4), LLUDA_BAD_ARGUMENT, "no dilation");
+    check_code(lluda_conv1d(context(), &weight.plain, 3, 1, 1, x, 3, y, 4), LLUDA_BAD_ARGUMENT, "a short stride");
+    check_code(lluda_conv1d(context(), &weight.plain, 3, 1, 1, nullptr, 4, y, 4), LLUDA_BAD_ARGUMENT, "no input");
 }
 
 TEST(snake_beta) {
@@ -60,7 +60,7 @@ TEST(snake_beta) {
                    amplitude = random.normals(channels, 1.0f);
         const Aligned memory(rows * channels * 2);
         auto *y = static_cast<std::uint16_t *>(memory.get());
-        check_ok(lluda_snake_beta(rows, channels, x.data(), LLUDA_DTYPE_F32, channels, frequency.data(),
+        check_ok(lluda_snake_beta(context(), rows, channels, x.data(), LLUDA_DTYPE_F32, channels, frequency.data(),
                                   amplitude.data(), y, channels));
         std::vector<double> found, truth;
         for (std::size_t i = 0; i < x.size(); ++i) {
@@ -72,8 +72,8 @@ TEST(snake_beta) {
         expect_close(found, truth, 3e-3, "SnakeBeta");
     }
     const float ones[3] = {1, 1, 1};
-    check_ok(lluda_snake_beta(0, 3, nullptr, LLUDA_DTYPE_F32, 3, ones, ones, nullptr, 3));
-    check_code(lluda_snake_beta(1, 3, ones, 7, 3, ones, ones, nullptr, 3), LLUDA_BAD_ARGUMENT, "another dtype");
+    check_ok(lluda_snake_beta(context(), 0, 3, nullptr, LLUDA_DTYPE_F32, 3, ones, ones, nullptr, 3));
+    check_code(lluda_snake_beta(context(), 1, 3, ones, 7, 3, ones, ones, nullptr, 3), LLUDA_BAD_ARGUMENT, "another dtype");
 }
 
 struct UnitCase {
@@ -87,9 +87,9 @@ double snake(double x, float frequency, float amplitude) {
 
 // In calls of `at_once` rows, as a stream; BF16 rounding of what is multiplied is in the truth too.
 void expect_unit(const UnitCase &c, std::int64_t at_once, int threads, int format) {
-    check_ok(lluda_set_threads(threads));
+    use_threads(threads);
     Random random(static_cast<std::uint64_t>(c.rows * 5 + c.channels));
-    const std::int64_t n = c.channels, context = (c.taps - 1) * c.dilation;
+    const std::int64_t n = c.channels, earlier = (c.taps - 1) * c.dilation;
     const TestWeight first(random, n, c.taps * n, 0.05f, true), second(random, n, n, 0.05f, true);
     const auto input = random.normals(c.rows * n, 1.0f);
     const auto f1 = random.normals(n, 1.0f), a1 = random.normals(n, 0.5f), f2 = random.normals(n, 1.0f),
@@ -97,9 +97,9 @@ void expect_unit(const UnitCase &c, std::int64_t at_once, int threads, int forma
     const lluda_residual_unit unit{n,         c.taps,    c.dilation,       f1.data(),        a1.data(),
                                    f2.data(), a2.data(), first.in(format), second.in(format)};
     std::vector<float> x = input;
-    std::vector<std::uint16_t> kept(static_cast<std::size_t>(context * n));
+    std::vector<std::uint16_t> kept(static_cast<std::size_t>(earlier * n));
     for (std::int64_t from = 0; from < c.rows; from += at_once)
-        check_ok(lluda_residual_unit_block(&unit, std::min(at_once, c.rows - from), x.data() + from * n, n,
+        check_ok(lluda_residual_unit_block(context(), &unit, std::min(at_once, c.rows - from), x.data() + from * n, n,
                                            kept.data()));
     std::vector<double> acted, truth;
     for (std::int64_t i = 0; i < c.rows * n; ++i)
@@ -108,7 +108,7 @@ void expect_unit(const UnitCase &c, std::int64_t at_once, int threads, int forma
         std::vector<double> window, inner;
         for (std::int64_t tap = 0; tap < c.taps; ++tap)
             for (std::int64_t i = 0; i < n; ++i) {
-                const std::int64_t row = r + tap * c.dilation - context;
+                const std::int64_t row = r + tap * c.dilation - earlier;
                 window.push_back(row < 0 ? 0.0 : acted[static_cast<std::size_t>(row * n + i)]);
             }
         for (double v : first.times(window))
@@ -117,8 +117,8 @@ void expect_unit(const UnitCase &c, std::int64_t at_once, int threads, int forma
         for (double v : second.times(inner)) truth.push_back(static_cast<double>(input[i++]) + v);
     }
     expect_close({x.begin(), x.end()}, truth, 2e-3, "residual unit");
-    for (std::int64_t i = 0; i < context * n; ++i) {
-        const std::int64_t at = (c.rows - context) * n + i;
+    for (std::int64_t i = 0; i < earlier * n; ++i) {
+        const std::int64_t at = (c.rows - earlier) * n + i;
         const double want = at < 0 ? 0.0 : acted[static_cast<std::size_t>(at)];
         expect(std::abs(from_bf16(kept[static_cast<std::size_t>(i)]) - want) <= 0.01 * std::abs(want), "a kept row");
     }
@@ -140,14 +140,14 @@ TEST(residual_units_refuse) {
     lluda_residual_unit unit{4, 3, 2, numbers, numbers, numbers, numbers, &first.plain, &second.plain};
     float x[8] = {};
     std::uint16_t kept[16] = {};
-    check_ok(lluda_residual_unit_block(&unit, 0, nullptr, 4, kept));
-    check_code(lluda_residual_unit_block(&unit, 1, x, 4, nullptr), LLUDA_BAD_ARGUMENT, "no memory for kept rows");
-    check_code(lluda_residual_unit_block(nullptr, 1, x, 4, kept), LLUDA_BAD_ARGUMENT, "no unit");
+    check_ok(lluda_residual_unit_block(context(), &unit, 0, nullptr, 4, kept));
+    check_code(lluda_residual_unit_block(context(), &unit, 1, x, 4, nullptr), LLUDA_BAD_ARGUMENT, "no memory for kept rows");
+    check_code(lluda_residual_unit_block(context(), nullptr, 1, x, 4, kept), LLUDA_BAD_ARGUMENT, "no unit");
     unit.taps = 2;
-    check_code(lluda_residual_unit_block(&unit, 1, x, 4, kept), LLUDA_BAD_ARGUMENT, "taps that do not fit");
+    check_code(lluda_residual_unit_block(context(), &unit, 1, x, 4, kept), LLUDA_BAD_ARGUMENT, "taps that do not fit");
     unit.taps = 3;
     unit.frequency2 = nullptr;
-    check_code(lluda_residual_unit_block(&unit, 1, x, 4, kept), LLUDA_BAD_ARGUMENT, "no frequency");
+    check_code(lluda_residual_unit_block(context(), &unit, 1, x, 4, kept), LLUDA_BAD_ARGUMENT, "no frequency");
 }
 
 }  // namespace

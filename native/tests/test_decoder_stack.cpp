@@ -49,9 +49,9 @@ public:
     // What the blocks do one by one; cache [layers][rows].
     void one_by_one(std::int64_t rows, float *x, const float *cos, const float *sin, const lluda_cache_row *cache) {
         for (const lluda_layer &layer : layers) {
-            check_ok(lluda_attention_block(layer.attention, rows, x, kHidden, cos, sin, cache));
-            check_ok(layer.mlp ? lluda_mlp_block(layer.mlp, rows, x, kHidden)
-                               : lluda_moe_block(layer.moe, rows, x, kHidden, nullptr));
+            check_ok(lluda_attention_block(context(), layer.attention, rows, x, kHidden, cos, sin, cache));
+            check_ok(layer.mlp ? lluda_mlp_block(context(), layer.mlp, rows, x, kHidden)
+                               : lluda_moe_block(context(), layer.moe, rows, x, kHidden, nullptr));
             cache += rows;
         }
     }
@@ -93,7 +93,7 @@ struct Cache {
         for (std::int64_t layer = 0; layer < kLayers; ++layer)
             for (std::int64_t position = 0; position < count; ++position) {
                 const std::int64_t at = layer * kKeyHeads * kCapacity * kHeadDim;
-                all.push_back({keys.data() + at, values.data() + at, kCapacity * kHeadDim, position});
+                all.push_back({keys.data() + at, values.data() + at, kCapacity * kHeadDim, kCapacity, position});
             }
         return all;
     }
@@ -116,7 +116,7 @@ TEST(a_stack_is_its_blocks) {
     for (int threads : {1, 2, 3})
         for (int format = LLUDA_FORMAT_BF16; format <= LLUDA_FORMAT_Q8_0_ROWS; ++format)
             for (std::int64_t rows : {1, 2, 7}) {
-                check_ok(lluda_set_threads(threads));
+                use_threads(threads);
                 Random random(static_cast<std::uint64_t>(41 + rows));
                 Stack stack(random, format);
                 const auto x = random.normals(rows * kHidden, 1.0f), cos = random.normals(rows * kHeadDim / 2, 0.7f),
@@ -124,7 +124,7 @@ TEST(a_stack_is_its_blocks) {
                 Cache one, other;
                 auto expected = x, found = x;
                 stack.one_by_one(rows, expected.data(), cos.data(), sin.data(), one.rows(rows).data());
-                check_ok(lluda_decoder_layers(stack.layers, kLayers, rows, found.data(), kHidden, cos.data(),
+                check_ok(lluda_decoder_layers(context(), stack.layers, kLayers, rows, found.data(), kHidden, cos.data(),
                                               sin.data(), other.rows(rows).data()));
                 expect(found == expected && other.keys == one.keys && other.values == one.values, "a stack differs");
             }
@@ -134,7 +134,7 @@ TEST(predicted_codes_are_those_of_pass_after_pass) {
     constexpr std::int64_t kPasses = 5, kCodes = 9, kHalf = kHeadDim / 2;
     for (int threads : {1, 2, 3})
         for (int format = LLUDA_FORMAT_BF16; format <= LLUDA_FORMAT_Q8_0_ROWS; ++format) {
-            check_ok(lluda_set_threads(threads));
+            use_threads(threads);
             Random random(47);
             Stack stack(random, format);
             const auto norm = norm_weights(random, kHidden), cos = random.normals((kPasses + 1) * kHalf, 0.7f),
@@ -156,11 +156,11 @@ TEST(predicted_codes_are_those_of_pass_after_pass) {
                     for (std::int64_t r = 0; r < rows; ++r)
                         places.push_back(all[static_cast<std::size_t>(layer * (kPasses + 1) + begin + r)]);
                 stack.one_by_one(rows, x.data(), cos.data() + begin * kHalf, sin.data() + begin * kHalf, places.data());
-                check_ok(lluda_lm_head(&heads[static_cast<std::size_t>(pass)], norm.data(), 1e-6f, 1,
+                check_ok(lluda_lm_head(context(), &heads[static_cast<std::size_t>(pass)], norm.data(), 1e-6f, 1,
                                        x.data() + (rows - 1) * kHidden, kHidden, expected.data() + pass * kCodes,
                                        kCodes));
                 const std::int64_t code = (5 * pass + 2) % 9;
-                check_ok(lluda_embedding(&embeddings[static_cast<std::size_t>(pass)], 1, &code, x.data(), kHidden));
+                check_ok(lluda_embedding(context(), &embeddings[static_cast<std::size_t>(pass)], 1, &code, x.data(), kHidden));
                 for (std::size_t i = 0; i < kHidden; ++i) sum[i] += x[i];
             }
             // Together.
@@ -173,7 +173,7 @@ TEST(predicted_codes_are_those_of_pass_after_pass) {
             Choice choice{logits.data(), {}, -1};
             const auto places = other.rows(kPasses + 1);
             const auto predict = [&] {
-                return lluda_predict_codes(&p, rows.data(), cos.data(), sin.data(), places.data(), Choice::choose,
+                return lluda_predict_codes(context(), &p, rows.data(), cos.data(), sin.data(), places.data(), Choice::choose,
                                            &choice, logits.data(), codes, total.data());
             };
             check_ok(predict());
@@ -197,7 +197,7 @@ TEST(bad_stacks_are_refused) {
     const auto places = cache.rows(1);
     std::vector<float> x(20 * kHidden), angles(20 * kHeadDim / 2);
     const auto run = [&](std::int64_t count, std::int64_t rows) {
-        return lluda_decoder_layers(stack.layers, count, rows, x.data(), kHidden, angles.data(), angles.data(),
+        return lluda_decoder_layers(context(), stack.layers, count, rows, x.data(), kHidden, angles.data(), angles.data(),
                                     places.data());
     };
     check_ok(run(kLayers, 0));
@@ -210,7 +210,7 @@ TEST(bad_stacks_are_refused) {
     check_ok(run(2, 1));
     lluda_code_predictor p{};
     p.layer_count = 1, p.layers = stack.layers, p.norm = x.data();
-    check_code(lluda_predict_codes(&p, x.data(), angles.data(), angles.data(), places.data(), Choice::choose, nullptr,
+    check_code(lluda_predict_codes(context(), &p, x.data(), angles.data(), angles.data(), places.data(), Choice::choose, nullptr,
                                    x.data(), nullptr, x.data()),
                LLUDA_BAD_ARGUMENT, "no passes");
 }

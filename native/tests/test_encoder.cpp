@@ -69,9 +69,9 @@ public:
     }
 
     std::vector<double> native(int threads) {
-        check_ok(lluda_set_threads(threads));
+        use_threads(threads);
         std::vector<float> y = x_;
-        check_ok(lluda_encoder_block(&block_, rows_, y.data(), c_.hidden, c_.rotary ? cos_.data() : nullptr,
+        check_ok(lluda_encoder_block(context(), &block_, rows_, y.data(), c_.hidden, c_.rotary ? cos_.data() : nullptr,
                                      c_.rotary ? sin_.data() : nullptr, c_.lengths.data(),
                                      static_cast<std::int64_t>(c_.lengths.size())));
         std::vector<double> added;
@@ -171,7 +171,7 @@ TEST(encoder_blocks_refuse) {
     const EncoderCase c{16, 2, 8, 24, {3, 2}, false, false, false};
     Encoder encoder(c, LLUDA_FORMAT_BF16);
     const auto call = [&](const lluda_encoder &block, std::int64_t rows, std::vector<std::int64_t> lengths) {
-        return lluda_encoder_block(&block, rows, encoder.x_.data(), c.hidden, nullptr, nullptr, lengths.data(),
+        return lluda_encoder_block(context(), &block, rows, encoder.x_.data(), c.hidden, nullptr, nullptr, lengths.data(),
                                    static_cast<std::int64_t>(lengths.size()));
     };
     check_ok(call(encoder.block_, 0, {}));

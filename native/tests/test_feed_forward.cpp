@@ -63,8 +63,8 @@ void expect_moe(const MoeCase &c, int threads, int format) {
     const auto x = random.normals(c.rows * c.hidden, 1.0f);
     auto y = x;
     std::vector<std::int32_t> chosen(static_cast<std::size_t>(c.rows * c.top_k), -1);
-    check_ok(lluda_set_threads(threads));
-    check_ok(lluda_moe_block(&b, c.rows, y.data(), c.hidden, chosen.data()));
+    use_threads(threads);
+    check_ok(lluda_moe_block(context(), &b, c.rows, y.data(), c.hidden, chosen.data()));
 
     std::vector<double> truth;
     for (std::int64_t r = 0; r < c.rows; ++r) {
@@ -122,8 +122,8 @@ TEST(mlp_block_of_several_sizes) {
                     if (rows == 2 || rows == 70) b.output_scale = scale.data();
                     const auto x = random.normals(rows * hidden, 1.0f);
                     auto y = x;
-                    check_ok(lluda_set_threads(rows == 7 ? 1 : 2));
-                    check_ok(lluda_mlp_block(&b, rows, y.data(), hidden));
+                    use_threads(rows == 7 ? 1 : 2);
+                    check_ok(lluda_mlp_block(context(), &b, rows, y.data(), hidden));
                     std::vector<double> truth;
                     for (std::int64_t r = 0; r < rows; ++r) {
                         const Row out = swiglu(gate, up, down, normed(x.data() + r * hidden, norm, 1e-6));
@@ -163,7 +163,7 @@ TEST(moe_reads_only_chosen_experts) {
     b.hidden = 32, b.experts = 4, b.intermediate = 16, b.top_k = 2, b.norm = norm.data(), b.router = router.data();
     b.gate = gate.data(), b.up = up.data(), b.down = down.data(), b.norm_eps = 1e-6f;
     std::int32_t chosen[2];
-    check_ok(lluda_moe_block(&b, 1, x.data(), 32, chosen));
+    check_ok(lluda_moe_block(context(), &b, 1, x.data(), 32, chosen));
     expect(chosen[0] == 0 && chosen[1] == 1, "the lower index comes first among equals");
 }
 
@@ -174,7 +174,7 @@ TEST(lm_head_is_norm_and_product) {
     for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16})
         for (std::int64_t rows : {1, 9, 16, 33}) {
             std::vector<float> logits(static_cast<std::size_t>(rows * 301));
-            check_ok(lluda_lm_head(w.in(format), norm.data(), 1e-6f, rows, x.data(), 96, logits.data(), 301));
+            check_ok(lluda_lm_head(context(), w.in(format), norm.data(), 1e-6f, rows, x.data(), 96, logits.data(), 301));
             std::vector<double> truth;
             for (std::int64_t r = 0; r < rows; ++r)
                 for (double v : w.times(normed(x.data() + r * 96, norm, 1e-6))) truth.push_back(v);
@@ -190,7 +190,7 @@ TEST(not_a_number_stays_visible) {
     lluda_mlp b{};
     b.hidden = 32, b.intermediate = 24, b.norm = norm.data(), b.norm_eps = 1e-6f;
     b.gate = &gate.plain, b.up = &up.plain, b.down = &down.plain;
-    check_ok(lluda_mlp_block(&b, 1, x.data(), 32));
+    check_ok(lluda_mlp_block(context(), &b, 1, x.data(), 32));
     for (float v : x) expect(std::isnan(v), "a NaN in the residual vanished");
 }
 
@@ -201,17 +201,17 @@ TEST(bad_feed_forward_blocks_are_refused) {
     lluda_mlp m{};
     m.hidden = 32, m.intermediate = 16, m.norm = norm.data();
     m.gate = m.up = &wide.plain, m.down = &wide.plain;
-    check_code(lluda_mlp_block(&m, 1, x.data(), 32), LLUDA_BAD_ARGUMENT, "down of the wrong shape");
+    check_code(lluda_mlp_block(context(), &m, 1, x.data(), 32), LLUDA_BAD_ARGUMENT, "down of the wrong shape");
     m.down = &narrow.plain;
-    check_code(lluda_mlp_block(&m, 2, x.data(), 31), LLUDA_BAD_ARGUMENT, "overlapping rows");
-    check_code(lluda_mlp_block(nullptr, 1, x.data(), 32), LLUDA_BAD_ARGUMENT, "no block");
+    check_code(lluda_mlp_block(context(), &m, 2, x.data(), 31), LLUDA_BAD_ARGUMENT, "overlapping rows");
+    check_code(lluda_mlp_block(context(), nullptr, 1, x.data(), 32), LLUDA_BAD_ARGUMENT, "no block");
     const lluda_weight gates[] = {wide.plain, wide.plain}, downs[] = {narrow.plain, narrow.plain};
     lluda_moe e{};
     e.hidden = 32, e.experts = 2, e.intermediate = 16, e.top_k = 3, e.norm = norm.data(), e.router = router.data();
     e.gate = e.up = gates, e.down = downs;
-    check_code(lluda_moe_block(&e, 1, x.data(), 32, nullptr), LLUDA_BAD_ARGUMENT, "top_k beyond experts");
+    check_code(lluda_moe_block(context(), &e, 1, x.data(), 32, nullptr), LLUDA_BAD_ARGUMENT, "top_k beyond experts");
     e.top_k = 1, e.shared_intermediate = 8;
-    check_code(lluda_moe_block(&e, 1, x.data(), 32, nullptr), LLUDA_BAD_ARGUMENT, "no shared expert");
-    check_code(lluda_lm_head(&wide.plain, nullptr, 1e-6f, 1, x.data(), 32, x.data(), 16), LLUDA_BAD_ARGUMENT,
+    check_code(lluda_moe_block(context(), &e, 1, x.data(), 32, nullptr), LLUDA_BAD_ARGUMENT, "no shared expert");
+    check_code(lluda_lm_head(context(), &wide.plain, nullptr, 1e-6f, 1, x.data(), 32, x.data(), 16), LLUDA_BAD_ARGUMENT,
                "no norm");
 }

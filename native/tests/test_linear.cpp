@@ -46,9 +46,9 @@ TEST(products_of_all_row_counts_and_tails) {
             for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16})
                 for (int rows = 0; rows <= 16; ++rows) {
                     if (threads == 3 && rows % 5 != 1) continue;
-                    check_ok(lluda_set_threads(threads));
+                    use_threads(threads);
                     std::vector<float> y(static_cast<std::size_t>(16 * y_stride), -77.0f);
-                    check_ok(lluda_linear(w.in(format), rows, x.data(), x_stride, y.data(), LLUDA_DTYPE_F32, y_stride));
+                    check_ok(lluda_linear(context(), w.in(format), rows, x.data(), x_stride, y.data(), LLUDA_DTYPE_F32, y_stride));
                     for (int r = 0; r < rows; ++r)
                         expect_product(w, row_of(x, r, x_stride, s.in), y.data() + r * y_stride,
                                        std::to_string(s.out) + " x " + std::to_string(s.in) + ", format " +
@@ -70,9 +70,9 @@ TEST(products_of_many_rows) {
         const auto x = random.bf16_normals(most * x_stride, 1.0f);
         for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16})
             for (std::int64_t rows : {17, 33, 64, 112, 130}) {
-                check_ok(lluda_set_threads(rows == 33 ? 1 : 3));
+                use_threads(rows == 33 ? 1 : 3);
                 std::vector<float> y(static_cast<std::size_t>(most * y_stride), -77.0f);
-                check_ok(lluda_linear(w.in(format), rows, x.data(), x_stride, y.data(), LLUDA_DTYPE_F32, y_stride));
+                check_ok(lluda_linear(context(), w.in(format), rows, x.data(), x_stride, y.data(), LLUDA_DTYPE_F32, y_stride));
                 for (std::int64_t r : {std::int64_t{0}, rows / 2, rows - 1})
                     expect_product(w, row_of(x, r, x_stride, s.in), y.data() + r * y_stride,
                                    std::to_string(s.out) + " x " + std::to_string(s.in) + ", format " +
@@ -90,9 +90,9 @@ TEST(more_rows_than_one_pass_takes_equal_single_passes) {
     const TestWeight w(random, 21, 66);
     const auto x = random.bf16_normals(1100 * 66, 1.0f);
     std::vector<float> all(1100 * 21), parts(1100 * 21);
-    check_ok(lluda_linear(&w.plain, 1100, x.data(), 66, all.data(), LLUDA_DTYPE_F32, 21));
+    check_ok(lluda_linear(context(), &w.plain, 1100, x.data(), 66, all.data(), LLUDA_DTYPE_F32, 21));
     for (std::int64_t from = 0; from < 1100; from += 100)
-        check_ok(lluda_linear(&w.plain, 100, x.data() + from * 66, 66, parts.data() + from * 21, LLUDA_DTYPE_F32, 21));
+        check_ok(lluda_linear(context(), &w.plain, 100, x.data() + from * 66, 66, parts.data() + from * 21, LLUDA_DTYPE_F32, 21));
     expect(all == parts, "1100 rows and 11 times 100 differ");
 }
 
@@ -102,15 +102,15 @@ TEST(bf16_outputs_are_rounded_once) {
     const auto x = random.bf16_normals(3 * 200, 1.0f);
     std::vector<float> exact(3 * 37);
     std::vector<std::uint16_t> y(3 * 37);
-    check_ok(lluda_linear(&w.packed, 3, x.data(), 200, exact.data(), LLUDA_DTYPE_F32, 37));
-    check_ok(lluda_linear(&w.packed, 3, x.data(), 200, y.data(), LLUDA_DTYPE_BF16, 37));
+    check_ok(lluda_linear(context(), &w.packed, 3, x.data(), 200, exact.data(), LLUDA_DTYPE_F32, 37));
+    check_ok(lluda_linear(context(), &w.packed, 3, x.data(), 200, y.data(), LLUDA_DTYPE_BF16, 37));
     for (std::size_t i = 0; i < y.size(); ++i) expect_equal(int{y[i]}, int{to_bf16(exact[i])}, "BF16 output");
 
     const auto many = random.bf16_normals(40 * 200, 1.0f);
     std::vector<float> exact_many(40 * 37);
     std::vector<std::uint16_t> y_many(40 * 37);
-    check_ok(lluda_linear(&w.packed, 40, many.data(), 200, exact_many.data(), LLUDA_DTYPE_F32, 37));
-    check_ok(lluda_linear(&w.packed, 40, many.data(), 200, y_many.data(), LLUDA_DTYPE_BF16, 37));
+    check_ok(lluda_linear(context(), &w.packed, 40, many.data(), 200, exact_many.data(), LLUDA_DTYPE_F32, 37));
+    check_ok(lluda_linear(context(), &w.packed, 40, many.data(), 200, y_many.data(), LLUDA_DTYPE_BF16, 37));
     for (std::size_t i = 0; i < y_many.size(); ++i)
         expect_equal(int{y_many[i]}, int{to_bf16(exact_many[i])}, "BF16 output of many rows");
 }
@@ -122,10 +122,10 @@ TEST(results_do_not_depend_on_threads) {
     for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16})
         for (int rows : {1, 2, 5, 8, 11, 70}) {
             std::vector<float> one(70 * 301), four(70 * 301);
-            check_ok(lluda_set_threads(1));
-            check_ok(lluda_linear(w.in(format), rows, x.data(), 384, one.data(), LLUDA_DTYPE_F32, 301));
-            check_ok(lluda_set_threads(4));
-            check_ok(lluda_linear(w.in(format), rows, x.data(), 384, four.data(), LLUDA_DTYPE_F32, 301));
+            use_threads(1);
+            check_ok(lluda_linear(context(), w.in(format), rows, x.data(), 384, one.data(), LLUDA_DTYPE_F32, 301));
+            use_threads(4);
+            check_ok(lluda_linear(context(), w.in(format), rows, x.data(), 384, four.data(), LLUDA_DTYPE_F32, 301));
             expect(one == four, "1 and 4 threads differ at " + std::to_string(rows) + " rows");
         }
 }
@@ -139,11 +139,11 @@ TEST(weights_may_start_at_any_two_bytes) {
     odd.values = moved.data() + 1;
     const auto x = random.bf16_normals(2 * 140, 1.0f);
     std::vector<float> y(2 * 9);
-    check_ok(lluda_linear(&odd, 2, x.data(), 140, y.data(), LLUDA_DTYPE_F32, 9));
+    check_ok(lluda_linear(context(), &odd, 2, x.data(), 140, y.data(), LLUDA_DTYPE_F32, 9));
     for (int r = 0; r < 2; ++r) expect_product(w, row_of(x, r, 140, 140), y.data() + r * 9, "moved");
     const auto many = random.bf16_normals(20 * 140, 1.0f);
     std::vector<float> y_many(20 * 9);
-    check_ok(lluda_linear(&odd, 20, many.data(), 140, y_many.data(), LLUDA_DTYPE_F32, 9));
+    check_ok(lluda_linear(context(), &odd, 20, many.data(), 140, y_many.data(), LLUDA_DTYPE_F32, 9));
     for (int r = 0; r < 20; ++r) expect_product(w, row_of(many, r, 140, 140), y_many.data() + r * 9, "moved");
 }
 
@@ -156,9 +156,9 @@ TEST(groups_equal_single_products) {
         const lluda_weight *weights[] = {a.in(format), b.in(format), c.in(format)};
         void *outputs[] = {ya.data(), yb.data(), nullptr};
         const std::int64_t strides[] = {48, 17, 0};
-        check_ok(lluda_linear_group(3, weights, 5, x.data(), 256, outputs, LLUDA_DTYPE_F32, strides));
-        check_ok(lluda_linear(weights[0], 5, x.data(), 256, single_a.data(), LLUDA_DTYPE_F32, 48));
-        check_ok(lluda_linear(weights[1], 5, x.data(), 256, single_b.data(), LLUDA_DTYPE_F32, 17));
+        check_ok(lluda_linear_group(context(), 3, weights, 5, x.data(), 256, outputs, LLUDA_DTYPE_F32, strides));
+        check_ok(lluda_linear(context(), weights[0], 5, x.data(), 256, single_a.data(), LLUDA_DTYPE_F32, 48));
+        check_ok(lluda_linear(context(), weights[1], 5, x.data(), 256, single_b.data(), LLUDA_DTYPE_F32, 17));
         expect(ya == single_a && yb == single_b, "a group differs from its members");
     }
 }
@@ -172,7 +172,7 @@ TEST(denormals_are_negligible_and_not_finite_ones_propagate) {
     const std::vector<std::uint16_t> x(256, 0x3f80);
     for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16}) {
         float y[4];
-        check_ok(lluda_linear(w.in(format), 1, x.data(), 256, y, LLUDA_DTYPE_F32, 4));
+        check_ok(lluda_linear(context(), w.in(format), 1, x.data(), 256, y, LLUDA_DTYPE_F32, 4));
         expect(std::fabs(y[0] - 127.5f) < 1e-4f, "row with a denormal");
         expect(std::isinf(y[1]), "row with an infinity");
         expect(std::isnan(y[2]), "row with a NaN");
@@ -186,14 +186,14 @@ TEST(embedding_rows_are_exact) {
     const std::int64_t ids[] = {49, 0, 7, 7};
     for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16}) {
         std::vector<float> y(4 * 131);
-        check_ok(lluda_embedding(w.in(format), 4, ids, y.data(), 131));
+        check_ok(lluda_embedding(context(), w.in(format), 4, ids, y.data(), 131));
         for (int r = 0; r < 4; ++r)
             for (int i = 0; i < 130; ++i)
                 expect(y[static_cast<std::size_t>(r * 131 + i)] == static_cast<float>(w.at(ids[r], i)), "an embedding");
     }
     const std::int64_t beyond[] = {50};
     float y[130];
-    check_code(lluda_embedding(&w.plain, 1, beyond, y, 130), LLUDA_BAD_ARGUMENT, "id beyond the table");
+    check_code(lluda_embedding(context(), &w.plain, 1, beyond, y, 130), LLUDA_BAD_ARGUMENT, "id beyond the table");
 }
 
 TEST(bad_products_are_refused) {
@@ -201,18 +201,23 @@ TEST(bad_products_are_refused) {
     const TestWeight w(random, 8, 16), other(random, 8, 17);
     std::uint16_t x[17 * 16] = {};
     float y[17 * 8];
-    check_code(lluda_linear(&w.plain, -1, x, 16, y, LLUDA_DTYPE_F32, 8), LLUDA_BAD_ARGUMENT, "-1 rows");
-    check_code(lluda_linear(nullptr, 1, x, 16, y, LLUDA_DTYPE_F32, 8), LLUDA_BAD_ARGUMENT, "no weight");
-    check_code(lluda_linear(&w.plain, 1, nullptr, 16, y, LLUDA_DTYPE_F32, 8), LLUDA_BAD_ARGUMENT, "no x");
-    check_code(lluda_linear(&w.plain, 1, x, 16, y, 7, 8), LLUDA_BAD_ARGUMENT, "dtype 7");
+    check_code(lluda_linear(context(), &w.plain, -1, x, 16, y, LLUDA_DTYPE_F32, 8), LLUDA_BAD_ARGUMENT, "-1 rows");
+    check_code(lluda_linear(context(), nullptr, 1, x, 16, y, LLUDA_DTYPE_F32, 8), LLUDA_BAD_ARGUMENT, "no weight");
+    check_code(lluda_linear(context(), &w.plain, 1, nullptr, 16, y, LLUDA_DTYPE_F32, 8), LLUDA_BAD_ARGUMENT, "no x");
+    check_code(lluda_linear(context(), &w.plain, 1, x, 16, y, 7, 8), LLUDA_BAD_ARGUMENT, "dtype 7");
     lluda_weight strange = w.plain;
     strange.format = 9;
-    check_code(lluda_linear(&strange, 1, x, 16, y, LLUDA_DTYPE_F32, 8), LLUDA_BAD_ARGUMENT, "format 9");
+    check_code(lluda_linear(context(), &strange, 1, x, 16, y, LLUDA_DTYPE_F32, 8), LLUDA_BAD_ARGUMENT, "format 9");
     const lluda_weight *weights[] = {&w.plain, &other.plain};
     void *outputs[] = {y, y};
     const std::int64_t strides[] = {8, 8};
-    check_code(lluda_linear_group(2, weights, 1, x, 16, outputs, LLUDA_DTYPE_F32, strides), LLUDA_BAD_ARGUMENT,
+    check_code(lluda_linear_group(context(), 2, weights, 1, x, 16, outputs, LLUDA_DTYPE_F32, strides), LLUDA_BAD_ARGUMENT,
                "different in_features");
     expect(std::strlen(lluda_last_error()) > 0, "a failed call leaves a message");
-    check_code(lluda_select_isa("nonsense"), LLUDA_BAD_ARGUMENT, "unknown kernels");
+    const std::int64_t rows = LLUDA_MOST;
+    check_code(lluda_linear(context(), &w.plain, rows + 1, x, 16, y, LLUDA_DTYPE_F32, 8), LLUDA_BAD_ARGUMENT,
+               "2^31 rows");
+    check_code(lluda_linear(context(), &w.plain, 2, x, 15, y, LLUDA_DTYPE_F32, 8), LLUDA_BAD_ARGUMENT, "x_stride");
+    check_code(lluda_linear(context(), &w.plain, 2, x, 16, y, LLUDA_DTYPE_F32, 7), LLUDA_BAD_ARGUMENT, "y_stride");
+    check_code(lluda_linear(nullptr, &w.plain, 1, x, 16, y, LLUDA_DTYPE_F32, 8), LLUDA_BAD_ARGUMENT, "no context");
 }

@@ -9,14 +9,14 @@ namespace {
 void expect_round_trip(const std::vector<std::uint16_t> &values, std::int64_t out, std::int64_t in,
                        const std::string &what) {
     std::int64_t bytes = 0;
-    const int code = lluda_pack_size(values.data(), out, in, &bytes);
+    const int code = lluda_pack_size(context(), values.data(), out, in, &bytes);
     expect(code == LLUDA_OK || code == LLUDA_INCOMPRESSIBLE, what + ": lluda_pack_size");
     const Aligned buffer(bytes);
-    check_ok(lluda_pack(values.data(), out, in, buffer.get(), bytes));
+    check_ok(lluda_pack(context(), values.data(), out, in, buffer.get(), bytes));
     lluda_weight weight;
     check_ok(lluda_packed_view(buffer.get(), bytes, &weight));
     std::vector<std::uint16_t> back(values.size(), 0xdead);
-    check_ok(lluda_unpack(&weight, back.data()));
+    check_ok(lluda_unpack(context(), &weight, back.data()));
     expect(back == values, what + ": the values differ after packing and unpacking");
 }
 
@@ -60,7 +60,7 @@ TEST(normal_weights_take_three_quarters) {
     Random random(3);
     const auto values = random.bf16_normals(512 * 1024, 0.02f);
     std::int64_t bytes = 0;
-    check_ok(lluda_pack_size(values.data(), 512, 1024, &bytes));
+    check_ok(lluda_pack_size(context(), values.data(), 512, 1024, &bytes));
     const double share = static_cast<double>(bytes) / (2.0 * 512 * 1024);
     expect(share > 0.75 && share < 0.76, "packed share " + std::to_string(share));
 }
@@ -68,10 +68,10 @@ TEST(normal_weights_take_three_quarters) {
 TEST(zeros_compress_and_random_bits_do_not) {
     std::int64_t bytes = 0;
     const std::vector<std::uint16_t> zeros(64 * 1024, 0);
-    check_ok(lluda_pack_size(zeros.data(), 64, 1024, &bytes));
+    check_ok(lluda_pack_size(context(), zeros.data(), 64, 1024, &bytes));
     Random random(4);
     const auto values = any_bits(random, 64 * 1024);
-    check_code(lluda_pack_size(values.data(), 64, 1024, &bytes), LLUDA_INCOMPRESSIBLE, "random bits");
+    check_code(lluda_pack_size(context(), values.data(), 64, 1024, &bytes), LLUDA_INCOMPRESSIBLE, "random bits");
     expect(bytes > 64 * 1024 * 2, "the size is told also for what does not compress");
 }
 
@@ -79,12 +79,12 @@ TEST(packing_does_not_depend_on_threads) {
     Random random(5);
     const auto values = random.bf16_normals(300 * 200, 0.02f);
     std::int64_t bytes = 0;
-    lluda_pack_size(values.data(), 300, 200, &bytes);
+    lluda_pack_size(context(), values.data(), 300, 200, &bytes);
     const Aligned one(bytes), three(bytes);
-    check_ok(lluda_set_threads(1));
-    check_ok(lluda_pack(values.data(), 300, 200, one.get(), bytes));
-    check_ok(lluda_set_threads(3));
-    check_ok(lluda_pack(values.data(), 300, 200, three.get(), bytes));
+    use_threads(1);
+    check_ok(lluda_pack(context(), values.data(), 300, 200, one.get(), bytes));
+    use_threads(3);
+    check_ok(lluda_pack(context(), values.data(), 300, 200, three.get(), bytes));
     expect(std::memcmp(one.get(), three.get(), static_cast<std::size_t>(bytes)) == 0, "packed bytes differ");
 }
 
@@ -93,16 +93,16 @@ TEST(corrupt_buffers_are_refused) {
     auto values = random.bf16_normals(20 * 300, 0.02f);
     for (std::size_t i = 0; i < values.size(); i += 111) values[i] = 0x0001;
     std::int64_t bytes = 0;
-    lluda_pack_size(values.data(), 20, 300, &bytes);
+    lluda_pack_size(context(), values.data(), 20, 300, &bytes);
     const Aligned buffer(bytes);
     auto *start = static_cast<unsigned char *>(buffer.get());
     lluda_weight weight;
     auto refused = [&](std::int64_t offset, std::vector<unsigned char> with, const char *what) {
-        check_ok(lluda_pack(values.data(), 20, 300, buffer.get(), bytes));
+        check_ok(lluda_pack(context(), values.data(), 20, 300, buffer.get(), bytes));
         std::memcpy(start + offset, with.data(), with.size());
         check_code(lluda_packed_view(buffer.get(), bytes, &weight), LLUDA_CORRUPT, what);
     };
-    check_ok(lluda_pack(values.data(), 20, 300, buffer.get(), bytes));
+    check_ok(lluda_pack(context(), values.data(), 20, 300, buffer.get(), bytes));
     check_ok(lluda_packed_view(buffer.get(), bytes, &weight));
     const auto rows_at = reinterpret_cast<const unsigned char *>(weight.escape_rows) - start;
     const auto columns_at = reinterpret_cast<const unsigned char *>(weight.escape_columns) - start;
@@ -118,5 +118,5 @@ TEST(corrupt_buffers_are_refused) {
     refused(columns_at, {0xff, 0xff, 0, 0}, "column beyond the row");
     check_code(lluda_packed_view(buffer.get(), 63, &weight), LLUDA_CORRUPT, "63 bytes");
     check_code(lluda_packed_view(start + 1, bytes - 1, &weight), LLUDA_BAD_ARGUMENT, "misaligned");
-    check_code(lluda_pack(values.data(), 20, 300, buffer.get(), bytes - 64), LLUDA_BAD_ARGUMENT, "wrong size");
+    check_code(lluda_pack(context(), values.data(), 20, 300, buffer.get(), bytes - 64), LLUDA_BAD_ARGUMENT, "wrong size");
 }

@@ -36,9 +36,9 @@ void test_products(std::int64_t out, std::int64_t in, const std::vector<int> &ro
     const auto x = random.bf16_normals(most * x_stride, 1.0f);
     for (int format : kBoth)
         for (int rows : row_counts) {
-            check_ok(lluda_set_threads(1 + rows % 3));
+            use_threads(1 + rows % 3);
             std::vector<float> y(static_cast<std::size_t>(most * y_stride), -77.0f);
-            check_ok(lluda_linear(w.in(format), rows, x.data(), x_stride, y.data(), LLUDA_DTYPE_F32, y_stride));
+            check_ok(lluda_linear(context(), w.in(format), rows, x.data(), x_stride, y.data(), LLUDA_DTYPE_F32, y_stride));
             for (int r = 0; r < rows; ++r)
                 expect_product(w, row_for(format, x, r, x_stride, in), y.data() + r * y_stride,
                                std::to_string(out) + " x " + std::to_string(in) + ", format " +
@@ -99,7 +99,7 @@ TEST(rows_are_rounded_as_defined) {
         std::vector<std::uint16_t> all;
         for (std::int64_t r = 0; r < rows; ++r) all.insert(all.end(), x.begin(), x.end());
         std::vector<float> y(static_cast<std::size_t>(rows * in));
-        check_ok(lluda_linear(&w, rows, all.data(), in, y.data(), LLUDA_DTYPE_F32, in));
+        check_ok(lluda_linear(context(), &w, rows, all.data(), in, y.data(), LLUDA_DTYPE_F32, in));
         for (std::int64_t i = 0; i < rows * in; ++i)
             if (y[static_cast<std::size_t>(i)] != static_cast<float>(row[static_cast<std::size_t>(i % in)]))
                 throw std::runtime_error("value " + std::to_string(i) + " is rounded to " +
@@ -115,10 +115,10 @@ TEST(q8_results_do_not_depend_on_threads) {
     for (int format : kBoth)
         for (int rows : {1, 2, 5, 8, 11, 70}) {
             std::vector<float> one(70 * 301), four(70 * 301);
-            check_ok(lluda_set_threads(1));
-            check_ok(lluda_linear(w.in(format), rows, x.data(), 384, one.data(), LLUDA_DTYPE_F32, 301));
-            check_ok(lluda_set_threads(4));
-            check_ok(lluda_linear(w.in(format), rows, x.data(), 384, four.data(), LLUDA_DTYPE_F32, 301));
+            use_threads(1);
+            check_ok(lluda_linear(context(), w.in(format), rows, x.data(), 384, one.data(), LLUDA_DTYPE_F32, 301));
+            use_threads(4);
+            check_ok(lluda_linear(context(), w.in(format), rows, x.data(), 384, four.data(), LLUDA_DTYPE_F32, 301));
             expect(one == four, "1 and 4 threads differ at " + std::to_string(rows) + " rows");
         }
 }
@@ -137,10 +137,10 @@ TEST(groups_of_all_formats_equal_single_products) {
             strides.push_back(w->out_features);
             y.emplace_back(static_cast<std::size_t>(rows * w->out_features));
             single.push_back(y.back());
-            check_ok(lluda_linear(w, rows, x.data(), 256, single.back().data(), LLUDA_DTYPE_F32, strides.back()));
+            check_ok(lluda_linear(context(), w, rows, x.data(), 256, single.back().data(), LLUDA_DTYPE_F32, strides.back()));
         }
         for (auto &one : y) outputs.push_back(one.data());
-        check_ok(lluda_linear_group(4, weights, rows, x.data(), 256, outputs.data(), LLUDA_DTYPE_F32, strides.data()));
+        check_ok(lluda_linear_group(context(), 4, weights, rows, x.data(), 256, outputs.data(), LLUDA_DTYPE_F32, strides.data()));
         expect(y == single, "a group differs from its members");
     }
 }
@@ -158,13 +158,13 @@ TEST(q8_scales_and_rows_that_are_not_finite_propagate) {
             std::vector<std::uint16_t> all;
             for (std::int64_t r = 0; r < rows; ++r) all.insert(all.end(), x.begin(), x.end());
             std::vector<float> y(static_cast<std::size_t>(4 * rows));
-            check_ok(lluda_linear(w.in(format), rows, all.data(), 64, y.data(), LLUDA_DTYPE_F32, 4));
+            check_ok(lluda_linear(context(), w.in(format), rows, all.data(), 64, y.data(), LLUDA_DTYPE_F32, 4));
             expect(!std::isfinite(y[0]), "row with an infinite scale");
             expect(std::isnan(y[1]), "row with a scale that is no number");
             expect(std::isfinite(y[2]) && std::isfinite(y[3]), "ordinary rows");
             for (std::uint16_t bad : {std::uint16_t{0x7f80}, std::uint16_t{0x7fc0}}) {
                 all[40] = bad;
-                check_ok(lluda_linear(w.in(format), rows, all.data(), 64, y.data(), LLUDA_DTYPE_F32, 4));
+                check_ok(lluda_linear(context(), w.in(format), rows, all.data(), 64, y.data(), LLUDA_DTYPE_F32, 4));
                 expect(!std::isfinite(y[2]), "a row's value that is not finite");
                 all[40] = 0x3f80;
             }
@@ -177,7 +177,7 @@ TEST(q8_embedding_rows_are_exact) {
     const std::int64_t ids[] = {49, 0, 7, 7};
     for (int format : kBoth) {
         std::vector<float> y(4 * 97);
-        check_ok(lluda_embedding(w.in(format), 4, ids, y.data(), 97));
+        check_ok(lluda_embedding(context(), w.in(format), 4, ids, y.data(), 97));
         for (int r = 0; r < 4; ++r)
             for (int i = 0; i < 96; ++i)
                 expect(y[static_cast<std::size_t>(r * 97 + i)] == static_cast<float>(w.at(ids[r], i)), "an embedding");
@@ -190,10 +190,10 @@ TEST(bad_q8_weights_are_refused) {
     std::uint16_t x[64] = {};
     float y[64];
     std::uint16_t values[4 * 64];
-    check_code(lluda_unpack(&w.exact, values), LLUDA_BAD_ARGUMENT, "unpacking Q8_0");
+    check_code(lluda_unpack(context(), &w.exact, values), LLUDA_BAD_ARGUMENT, "unpacking Q8_0");
     w.exact.in_features = 48;
-    check_code(lluda_linear(&w.exact, 1, x, 64, y, LLUDA_DTYPE_F32, 4), LLUDA_BAD_ARGUMENT, "48 columns");
+    check_code(lluda_linear(context(), &w.exact, 1, x, 64, y, LLUDA_DTYPE_F32, 4), LLUDA_BAD_ARGUMENT, "48 columns");
     w.exact.in_features = 64;
     w.exact.format = 4;
-    check_code(lluda_linear(&w.exact, 1, x, 64, y, LLUDA_DTYPE_F32, 4), LLUDA_BAD_ARGUMENT, "format 4");
+    check_code(lluda_linear(context(), &w.exact, 1, x, 64, y, LLUDA_DTYPE_F32, 4), LLUDA_BAD_ARGUMENT, "format 4");
 }

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import ctypes
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 import torch
 
 from lluda.backends import select_backend
 from lluda.backends.base import Precision
 from lluda.backends.blocks import Segment
-from lluda.backends.cpu import CpuBackend
-from lluda.backends.native_library import ISAS, native_library
+from lluda.backends.cpu import CpuBackend, NativeStep
+from lluda.backends.native_library import DTYPE_BF16, ISAS, STRUCTS, NativeContext, native_library
 from lluda.backends.reference import ReferenceBackend
 from lluda.config import ModelConfig
 from lluda.engine.kv_cache import CacheOptions, KVCache
@@ -35,18 +40,18 @@ def _library():
         native_library()
     except NativeLibraryError as error:
         pytest.skip(f"the native library is not built: {error}")
-    yield
-    native_library().select_isa(b"auto")
 
 
 def available_isas() -> list[str]:
+    return [isa for isa in ISAS if _runs_here(isa)]
+
+
+def _runs_here(isa: str) -> bool:
     try:
-        library = native_library()
+        NativeContext(isa)
     except NativeLibraryError:
-        return []
-    found = [isa for isa in ISAS if library.select_isa(isa.encode()) == 0]
-    library.select_isa(b"auto")
-    return found
+        return False
+    return True
 
 
 class Runner:
@@ -238,7 +243,8 @@ def test_packed_matrices_give_back_the_same_bits(values):
     backend = CpuBackend(CPU, BF16, packed=True)
     weight, reads_values = backend.matrix(values)
     found = torch.empty_like(values)
-    native_library().check(native_library().unpack(weight.struct, found.data_ptr()))
+    native = NativeContext()
+    native.check(native.unpack(weight.struct, found.data_ptr()))
     assert torch.equal(found.view(torch.int16), values.view(torch.int16))
     assert reads_values == (weight.format == "BF16")
 
@@ -249,6 +255,61 @@ def test_random_bits_stay_bf16_and_are_counted():
     weight, _ = backend.matrix(bits)
     assert weight.format == "BF16"
     assert "1 incompressible" in backend.describe()
+
+
+def test_a_packed_matrix_changes_nothing_for_those_after_it():
+    """Each matrix is stored as it came, in whatever order they come."""
+    values, packed = torch.randn(16, 128).bfloat16(), CpuBackend(CPU, BF16, packed=True)
+    stored = packed.matrix(values)[0].memory
+    backend = CpuBackend(CPU, BF16)
+    assert backend.packed_matrix(stored).format == "PACKED_BF16"
+    assert backend.matrix(values)[0].format == "BF16"
+    assert "packed BF16" in backend.describe()
+
+
+def test_a_row_of_the_kv_cache_carries_its_capacity():
+    """The kernels refuse to write where there is no memory."""
+    runner = Runner(TINY_QWEN3, CpuBackend(CPU, BF16))
+    cache = runner.cache()
+    runner.run([ids(3)], [cache])
+    keys, values = cache.room(1)
+    beyond = torch.tensor([[[keys.data_ptr(), values.data_ptr(), keys.stride(1), cache.capacity, cache.capacity]]])
+    step = NativeStep(torch.ones(1, 16), torch.zeros(1, 16), [], beyond, DTYPE_BF16)
+    block = runner.network.decoder.layers.blocks[0][0]
+    with pytest.raises(NativeLibraryError, match="position is 256, must be from 0 to its capacity - 1"):
+        runner.backend.attention_block(torch.zeros(1, 64), block, 0, step)
+
+
+def test_backends_in_several_threads_do_not_disturb_each_other():
+    """Each has kernels and threads of its own: all give what they give alone."""
+    isas = [isa for isa in ("portable", "avx2") if _runs_here(isa)]
+    runners = [Runner(TINY_QWEN3, CpuBackend(CPU, BF16, isa=isa)) for isa in isas for _ in range(2)]
+    alone = [runner.run([ids(20)], [runner.cache()]) for runner in runners]
+    with ThreadPoolExecutor(len(runners)) as pool:
+        found = list(pool.map(lambda runner: [runner.run([ids(20)], [runner.cache()]) for _ in range(10)], runners))
+    assert [runner.backend._native.isa for runner in runners] == [isa for isa in isas for _ in range(2)]
+    for expected, rows in zip(alone, found, strict=True):
+        assert all(torch.equal(row, expected) for row in rows)
+
+
+HEADER = (Path(__file__).parents[2] / "native" / "include" / "lluda_native.h").read_text()
+
+
+def test_every_struct_of_the_interface_is_checked_for_its_size():
+    """What crosses the border is held against its mirror at load, on both sides."""
+    names = set(re.findall(r"^typedef struct (\w+) \{", HEADER, re.MULTILINE))
+    assert names == set(STRUCTS)
+    known = native_library().functions.lluda_struct_size
+    assert {name: known(name.encode()) for name in names} == {name: ctypes.sizeof(STRUCTS[name]) for name in names}
+
+
+def test_every_instruction_that_the_compiler_may_use_is_asked_for_at_run_time():
+    """-m flags of native/CMakeLists.txt against __builtin_cpu_supports in native/src/isa.cpp."""
+    source = Path(__file__).parents[2] / "native"
+    build, choice = (source / "CMakeLists.txt").read_text(), (source / "src" / "isa.cpp").read_text()
+    used = set(re.findall(r"-m(\w+)", " ".join(re.findall(r"set\(avx\w+_flags (.*)\)", build))))
+    assert used == {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "avx512vnni"}
+    assert used == set(re.findall(r'__builtin_cpu_supports\("(\w+)"\)', choice))
 
 
 def test_no_rows_is_no_work():

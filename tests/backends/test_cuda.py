@@ -25,6 +25,7 @@ from lluda.backends.blocks import (
 from lluda.backends.coded_weight import PACKED, Q8_0, pack, split_q8_0
 from lluda.backends.cuda import CudaBackend
 from lluda.backends.cuda_graph import DeviceStore, store_row
+from lluda.backends.native_library import NativeContext
 from lluda.backends.packing import pack_matrix
 from lluda.backends.q8_0 import decode
 from lluda.backends.reference import ReferenceBackend
@@ -202,7 +203,7 @@ def test_a_packed_file_s_matrix_is_taken():
     values = (torch.randn(40, 1000) / 50).bfloat16()
     values[3, 7], values[0, 0] = 1e20, 0.0
     try:
-        stored = pack_matrix(values, WeightMemory())
+        stored = pack_matrix(values, WeightMemory(), NativeContext())
     except NativeLibraryError as error:
         pytest.skip(f"what packs is not built: {error}")
     assert stored is not None

@@ -13,8 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lluda.backends.native_library import native_library
-from lluda.backends.packing import packed_view
+from lluda.backends.native_library import NativeContext
 from lluda.errors import CorruptFile, NativeLibraryError
 from lluda.weights.packed_bf16 import METADATA_KEY, PackedSections
 from lluda.weights.safetensors import SafetensorsFile
@@ -156,13 +155,13 @@ def test_any_changed_bytes_are_refused_or_harmless(tmp_path, at, data):
 
 def _native_unpack() -> Callable[[torch.Tensor], torch.Tensor] | None:
     try:
-        native = native_library()
+        native = NativeContext()
     except NativeLibraryError:
         return None
 
     def unpack(stored: torch.Tensor) -> torch.Tensor:
         values = torch.empty(ROWS, COLUMNS, dtype=torch.bfloat16)
-        native.check(native.unpack(ctypes.byref(packed_view(stored)), values.data_ptr()))
+        native.check(native.unpack(ctypes.byref(native.library.packed_view(stored)), values.data_ptr()))
         return values
 
     return unpack

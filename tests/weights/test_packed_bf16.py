@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lluda.backends.native_library import native_library
-from lluda.backends.packing import pack_matrix, packed_view
+from lluda.backends.native_library import NativeContext
+from lluda.backends.packing import pack_matrix
 from lluda.backends.weight_memory import WeightMemory
 from lluda.errors import NativeLibraryError
 from lluda.weights.entry import TensorEntry
@@ -89,17 +89,17 @@ def test_a_packed_tensor_is_listed_by_its_shape_and_read_as_values(tmp_path):
 @pytest.mark.parametrize(("rows", "columns"), [(16, 128), (64, 1024), (70, 1000), (200, 253)])
 def test_the_native_packer_and_unpacker_agree(tmp_path, rows, columns):
     try:
-        native = native_library()
+        native = NativeContext()
     except NativeLibraryError as error:
         pytest.skip(f"the native library is not built: {error}")
     values = gaussian(rows, columns)
     values.view(torch.int16)[0, :5] = torch.tensor([1, -32768, 0x7F80, 0x7FC1, 0])
     values.view(torch.int16)[-1, -1] = 0x0003
-    stored = pack_matrix(values, WeightMemory())
+    stored = pack_matrix(values, WeightMemory(), native)
     if stored is None:
         pytest.fail("the matrix does not compress")
     assert bytes(stored.tolist()) == bytes(pack_by_hand(values))
     unpacked = torch.empty_like(values)
-    native.check(native.unpack(ctypes.byref(packed_view(stored)), unpacked.data_ptr()))
+    native.check(native.unpack(ctypes.byref(native.library.packed_view(stored)), unpacked.data_ptr()))
     assert same_bits(unpacked, values)
     assert same_bits(opened(stored, (rows, columns), tmp_path).unpacked(), values)

@@ -38,23 +38,24 @@ from lluda.backends.native_library import (
     FORMAT_BF16,
     FORMAT_Q8_0,
     FORMAT_Q8_0_ROWS,
+    NativeContext,
     WeightStruct,
-    native_library,
     pointer,
 )
-from lluda.backends.packing import pack_matrix, packed_view, share_torch_threads
+from lluda.backends.packing import pack_matrix
 from lluda.backends.q8_0 import BLOCK, BLOCK_BYTES
 from lluda.backends.reference import ReferenceBackend
 from lluda.backends.weight_memory import WeightMemory
 from lluda.errors import InvalidRequest
 
 FEW_ROWS = 16
+CACHE_ROW_WIDTH = 5
 """Rows of a product up to which reading the weights is the limit, and torch's product far from it."""
 
 
 @dataclass(frozen=True, slots=True)
 class NativeStep(Step):
-    """Where each row's keys and values of each layer lie: ``lluda_cache_row`` as int64 ``[layers, rows, 4]``."""
+    """Where each row's keys and values of each layer lie: ``lluda_cache_row`` as int64 ``[layers, rows, 5]``."""
 
     cache_rows: Tensor
     cache_dtype: int
@@ -80,20 +81,18 @@ class CpuBackend(ReferenceBackend):
                 f"the cpu backend computes in bf16 on the CPU, not in {precision.compute} on {device}; "
                 "use --backend reference for that"
             )
-        self._native = native_library()
-        self._native.check(self._native.select_isa((isa or "auto").encode()))
-        share_torch_threads()
+        self._native = NativeContext(isa or "auto", torch.get_num_threads())
         self._packed = packed
+        self._formats: set[str] = set()
         self._memory = WeightMemory()
         self._blocks = NativeBlocks()
-        self._has_q8_0 = False
         self._alone = False
         self.incompressible = 0
 
     def describe(self) -> str:
         kept = f" ({self.incompressible} incompressible matrices kept BF16)" if self.incompressible else ""
-        weights = f"packed BF16{kept}" if self._packed else "BF16"
-        if self._has_q8_0:
+        weights = f"packed BF16{kept}" if self._packed or "PACKED_BF16" in self._formats else "BF16"
+        if "Q8_0" in self._formats:
             vnni = "VNNI, " if self._native.isa == "avx512bf16" else ""
             weights += f" and Q8_0 ({vnni}rows rounded)" if self._q8_0_rows else " and Q8_0 (exact)"
         return f"cpu backend ({self._native.isa} kernels), {weights} weights, {self._native.threads} threads"
@@ -103,19 +102,19 @@ class CpuBackend(ReferenceBackend):
     def matrix(self, values: Tensor) -> tuple[Weight, bool]:
         taken = values.to(torch.bfloat16).contiguous()
         if self._packed:
-            packed = pack_matrix(taken, self._memory)
+            packed = pack_matrix(taken, self._memory, self._native)
             if packed is not None:
-                return _packed(packed), False
+                return self.packed_matrix(packed), False
             self.incompressible += 1
         struct = WeightStruct(FORMAT_BF16, 0, *taken.shape, taken.data_ptr())
         return NativeWeight(struct, taken, "BF16"), taken is values
 
-    def packed_matrix(self, stored: Tensor) -> Weight | None:
-        self._packed = True
-        return _packed(stored)
+    def packed_matrix(self, stored: Tensor) -> Weight:
+        self._formats.add("PACKED_BF16")
+        return NativeWeight(self._native.library.packed_view(stored), stored, "PACKED_BF16")
 
     def q8_0_matrix(self, blocks: Tensor) -> Weight | None:
-        self._has_q8_0 = True
+        self._formats.add("Q8_0")
         stored = blocks.contiguous()
         shape = (stored.shape[0], stored.shape[1] // BLOCK_BYTES * BLOCK)
         struct = WeightStruct(FORMAT_Q8_0_ROWS if self._q8_0_rows else FORMAT_Q8_0, 0, *shape, stored.data_ptr())
@@ -209,7 +208,7 @@ class CpuBackend(ReferenceBackend):
             keys, values = segment.store.room(segment.rows)
             layers, dtype = len(keys), keys.dtype
             parts.append(_cache_rows(keys, values, segment.store.length, segment.rows))
-        rows = torch.cat(parts, dim=1) if parts else torch.empty(layers, 0, 4, dtype=torch.int64)
+        rows = torch.cat(parts, dim=1) if parts else torch.empty(layers, 0, CACHE_ROW_WIDTH, dtype=torch.int64)
         cos, sin = (part.contiguous() for part in table)
         return NativeStep(cos, sin, segments, rows, DTYPE_BF16 if dtype is torch.bfloat16 else DTYPE_F32)
 
@@ -303,14 +302,10 @@ def _native_step(step: Step) -> NativeStep:
     return step
 
 
-def _packed(stored: Tensor) -> NativeWeight:
-    return NativeWeight(packed_view(stored), stored, "PACKED_BF16")
-
-
 def _cache_rows(keys: Tensor, values: Tensor, length: int, rows: int) -> Tensor:
     """``lluda_cache_row`` of one sequence's next rows in buffers ``[layers, kv_heads, capacity, head_dim]``."""
-    made = torch.empty(len(keys), rows, 4, dtype=torch.int64)
+    made = torch.empty(len(keys), rows, CACHE_ROW_WIDTH, dtype=torch.int64)
     layer_bytes = torch.arange(len(keys))[:, None] * (keys.stride(0) * keys.itemsize)
     made[..., 0], made[..., 1] = keys.data_ptr() + layer_bytes, values.data_ptr() + layer_bytes
-    made[..., 2], made[..., 3] = keys.stride(1), length + torch.arange(rows)
+    made[..., 2], made[..., 3], made[..., 4] = keys.stride(1), keys.shape[2], length + torch.arange(rows)
     return made

@@ -8,16 +8,17 @@ from __future__ import annotations
 import ctypes
 import os
 import sysconfig
+import weakref
 from collections.abc import Callable
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from torch import Tensor
 
 from lluda.errors import NativeLibraryError
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 FORMAT_BF16, FORMAT_PACKED_BF16, FORMAT_Q8_0, FORMAT_Q8_0_ROWS = 0, 1, 2, 3
 DTYPE_F32, DTYPE_BF16 = 0, 1
 INCOMPRESSIBLE = 4
@@ -46,7 +47,13 @@ class WeightStruct(ctypes.Structure):
 class CacheRowStruct(ctypes.Structure):
     """``lluda_cache_row``."""
 
-    _fields_ = (("keys", c_void_p), ("values", c_void_p), ("head_stride", c_int64), ("position", c_int64))
+    _fields_ = (
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("head_stride", c_int64),
+        ("capacity", c_int64),
+        ("position", c_int64),
+    )
 
 
 class AttentionStruct(ctypes.Structure):
@@ -177,10 +184,11 @@ class CodePredictorStruct(ctypes.Structure):
 CHOOSE = CFUNCTYPE(c_int64, c_void_p, c_int64)
 """``lluda_choose``."""
 
-_STRUCTS = {
+STRUCTS = {
     "lluda_weight": WeightStruct,
     "lluda_cache_row": CacheRowStruct,
     "lluda_attention": AttentionStruct,
+    "lluda_residual_unit": ResidualUnitStruct,
     "lluda_mlp": MlpStruct,
     "lluda_encoder": EncoderStruct,
     "lluda_moe": MoeStruct,
@@ -188,12 +196,9 @@ _STRUCTS = {
     "lluda_code_predictor": CodePredictorStruct,
 }
 
-_SIGNATURES: dict[str, tuple[object, ...]] = {
-    "lluda_select_isa": (c_char_p,),
-    "lluda_set_threads": (c_int,),
+_COMPUTES: dict[str, tuple[object, ...]] = {
     "lluda_pack_size": (c_void_p, c_int64, c_int64, POINTER(c_int64)),
     "lluda_pack": (c_void_p, c_int64, c_int64, c_void_p, c_int64),
-    "lluda_packed_view": (c_void_p, c_int64, POINTER(WeightStruct)),
     "lluda_unpack": (POINTER(WeightStruct), c_void_p),
     "lluda_embedding": (POINTER(WeightStruct), c_int64, c_void_p, c_void_p, c_int64),
     "lluda_linear": (POINTER(WeightStruct), c_int64, c_void_p, c_int64, c_void_p, c_int32, c_int64),
@@ -224,53 +229,88 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
 
 
 class NativeLibrary:
-    """The loaded library. A failed call raises NativeLibraryError with the library's own message."""
+    """The loaded library. NativeLibraryError: it cannot be loaded, or does not fit this lluda."""
 
     def __init__(self, path: Path) -> None:
         try:
-            self._library = ctypes.CDLL(str(path))
+            self.functions = ctypes.CDLL(str(path))
         except OSError as error:
             raise NativeLibraryError(f"{path}: the native library cannot be loaded: {error}") from None
         self.path = path
-        self._library.lluda_last_error.restype = c_char_p
-        self._library.lluda_isa.restype = c_char_p
-        self._library.lluda_struct_size.restype = c_int64
-        self._library.lluda_struct_size.argtypes = (c_char_p,)
+        self._declare("last_error", (), c_char_p)
+        self._declare("struct_size", (c_char_p,), c_int64)
+        self._declare("context_isa", (c_void_p,), c_char_p)
+        self._declare("context_threads", (c_void_p,))
+        self._declare("context_create", (c_char_p, c_int, POINTER(c_void_p)))
+        self._declare("context_destroy", (c_void_p,), None)
+        self._declare("packed_view", (c_void_p, c_int64, POINTER(WeightStruct)))
+        for name, arguments in _COMPUTES.items():
+            self._declare(name.removeprefix("lluda_"), (c_void_p, *arguments))
         self._check_fit()
-        for name, arguments in _SIGNATURES.items():
-            function = getattr(self._library, name)
-            function.argtypes = arguments
-            function.restype = c_int
-            setattr(self, name.removeprefix("lluda_"), function)
-
-    def __getattr__(self, name: str) -> Callable[..., int]:
-        """Every function of the interface, without its prefix; set in ``__init__``."""
-        raise AttributeError(f"the native library has no function {name}")
-
-    @property
-    def isa(self) -> str:
-        """Kernels in use: one of ISAS."""
-        return str(self._library.lluda_isa().decode())
-
-    @property
-    def threads(self) -> int:
-        """Threads that compute."""
-        return int(self._library.lluda_threads())
 
     def check(self, code: int) -> None:
-        """Raise for a result other than LLUDA_OK."""
+        """Raise NativeLibraryError, with the library's own message, for a result other than LLUDA_OK."""
         if code:
-            raise NativeLibraryError(f"native kernel: {self._library.lluda_last_error().decode(errors='replace')}")
+            raise NativeLibraryError(f"native kernel: {self.functions.lluda_last_error().decode(errors='replace')}")
+
+    def packed_view(self, packed: Tensor) -> WeightStruct:
+        """The descriptor of a packed matrix, which reads ``packed``'s memory. NativeLibraryError: it breaks a rule."""
+        struct = WeightStruct()
+        self.check(self.functions.lluda_packed_view(packed.data_ptr(), packed.numel(), ctypes.byref(struct)))
+        return struct
+
+    def _declare(self, name: str, arguments: tuple[object, ...], result: object = c_int) -> None:
+        function = getattr(self.functions, f"lluda_{name}", None)
+        if function is None:
+            raise self._unfit(f"it has no lluda_{name}")
+        function.argtypes, function.restype = arguments, result
 
     def _check_fit(self) -> None:
-        version = int(self._library.lluda_abi_version())
-        sizes = {name: int(self._library.lluda_struct_size(name.encode())) for name in _STRUCTS}
-        wrong = [name for name, struct in _STRUCTS.items() if sizes[name] != ctypes.sizeof(struct)]
-        if version != ABI_VERSION or wrong:
-            raise NativeLibraryError(
-                f"{self.path}: the native library does not fit this lluda (interface {version}, expected "
-                f"{ABI_VERSION}{'; ' + ', '.join(wrong) + ' differ' if wrong else ''}); build it again: make native"
-            )
+        version = int(self.functions.lluda_abi_version())
+        if version != ABI_VERSION:
+            raise self._unfit(f"interface {version}, expected {ABI_VERSION}")
+        sizes = {name: int(self.functions.lluda_struct_size(name.encode())) for name in STRUCTS}
+        wrong = [name for name, struct in STRUCTS.items() if sizes[name] != ctypes.sizeof(struct)]
+        if wrong:
+            raise self._unfit(f"{', '.join(wrong)} differ")
+
+    def _unfit(self, why: str) -> NativeLibraryError:
+        return NativeLibraryError(
+            f"{self.path}: the native library does not fit this lluda ({why}); build it again: make native"
+        )
+
+
+class NativeContext:
+    """Kernels, threads and working memory of one backend: what the library's calls compute with.
+
+    Its methods are the functions that compute, without their prefix and their context; they return a code for
+    :meth:`check`. Calls from several threads take turns.
+
+    Args:
+        isa: one of ISAS, or "auto" for the best of this machine.
+        threads: those that compute, the calling one included; 0: one for each CPU.
+
+    Raises:
+        NativeLibraryError: the library is not built, or the machine cannot run these kernels.
+    """
+
+    def __init__(self, isa: str = "auto", threads: int = 0) -> None:
+        self.library = native_library()
+        self.check = self.library.check
+        functions, handle = self.library.functions, c_void_p()
+        self.check(functions.lluda_context_create(isa.encode(), threads, ctypes.byref(handle)))
+        for name in _COMPUTES:
+            setattr(self, name.removeprefix("lluda_"), partial(getattr(functions, name), handle))
+        self.isa = str(functions.lluda_context_isa(handle).decode())
+        """Kernels in use: one of ISAS."""
+        self.threads = int(functions.lluda_context_threads(handle))
+        """Threads that compute."""
+        # Not while the process exits: its threads end with it anyway.
+        weakref.finalize(self, functions.lluda_context_destroy, handle).atexit = False
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        """Every function that computes; set in ``__init__``."""
+        raise AttributeError(f"the native library has no function {name}")
 
 
 @cache

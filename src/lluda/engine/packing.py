@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from lluda.backends.packing import pack_matrix, share_torch_threads
+from lluda.backends.native_library import NativeContext
+from lluda.backends.packing import pack_matrix
 from lluda.backends.weight_memory import WeightMemory
 from lluda.engine.loading import LoadOptions
 from lluda.weights.checkpoint import CONFIG_NAME, open_checkpoint, read_config
-from lluda.weights.hub import resolve_model
+from lluda.weights.hub import find_source
 from lluda.weights.loader import Progress
 from lluda.weights.packed_folder import DEFAULT_SHARD_BYTES, PackReport, write_packed_folder
 
@@ -34,17 +35,15 @@ def pack_model(
     Errors as `write_packed_folder`; NativeLibraryError: there is no native library; ModelNotFound: no such model.
     """
     threads = LoadOptions(threads=threads).threads
-    if threads is not None:
-        torch.set_num_threads(threads)
-    share_torch_threads()
-    path = resolve_model(name_or_path)
-    is_folder = path.is_dir()
+    native = NativeContext(threads=threads or torch.get_num_threads())
+    source = find_source(name_or_path)
+    path, is_folder = source.path, not source.is_gguf
     beside = tokenizer if tokenizer is not None else path if is_folder else None
     return write_packed_folder(
-        open_checkpoint(path),
+        open_checkpoint(source),
         out_dir,
-        partial(pack_matrix, memory=WeightMemory()),
-        config=path / CONFIG_NAME if is_folder else read_config(path),
+        partial(pack_matrix, memory=WeightMemory(), native=native),
+        config=path / CONFIG_NAME if is_folder else read_config(source),
         extra_files=_extra_files(beside) if beside is not None else [],
         shard_bytes=shard_bytes,
         progress=progress,
