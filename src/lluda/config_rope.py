@@ -47,6 +47,12 @@ class RopeConfig:
     mrope_section: tuple[int, ...] | None = None
     yarn: YarnConfig | None = None
 
+    def describe(self) -> str:
+        """How positions are scaled, in brackets after their number; empty if they are not."""
+        if self.yarn is None:
+            return ""
+        return f" (YaRN, {self.yarn.factor:g} times {self.yarn.original_max_position_embeddings})"
+
 
 def read_rope(
     reader: ConfigReader, head_dim: int, max_position_embeddings: int, *, default_theta: float, multimodal: bool

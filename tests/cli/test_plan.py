@@ -18,7 +18,7 @@ def test_the_table_adds_up(lluda, model):
     printed = lluda("plan", model)
     assert (printed.code, printed.err) == (0, "")
     title, header, *rows, total, available = printed.out.splitlines()
-    assert title == "tiny: qwen3, bf16 on cpu"
+    assert title == f"tiny: qwen3, bf16 on cpu, up to {CONFIG['max_position_embeddings']} positions"
     assert header.split() == ["component", "parameters", "bytes"]
     parts = [int(row.split()[-1].replace(",", "")) for row in rows]
     parameters, nbytes = (int(text.replace(",", "")) for text in total.split()[1:])

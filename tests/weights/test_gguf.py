@@ -442,7 +442,9 @@ def test_missing_keys_are_named(model: Callable[..., Any], key: str) -> None:
 @pytest.mark.parametrize(
     ("keys", "rule"),
     [
-        ({"llama.rope.scaling.type": "yarn"}, "RoPE scaling type 'yarn' is not supported"),
+        ({"llama.rope.scaling.type": "longrope"}, "RoPE scaling type 'longrope' is not supported"),
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.yarn_ext_factor": 0.5}, "yarn_ext_factor 0.5"),
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.yarn_log_multiplier": 0.1}, "yarn_log_multiplier 0.1"),
         ({"llama.rope.scaling.factor": 4.0}, "RoPE scaling type 'linear' is not supported"),
         ({"llama.rope.scale_linear": 2.0}, "RoPE scaling type 'linear' is not supported"),
         ({"llama.rope.dimension_count": 8}, "rope.dimension_count 8 is not supported"),

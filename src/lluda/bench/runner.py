@@ -129,7 +129,7 @@ def run_bench(model: str, settings: Settings, progress: Progress | None = None) 
     files = ModelFiles.find(model)
     _require_voice(files, settings)
     text = files.config.text
-    needed, limit = settings.plan.positions(text.max_position_embeddings), text.max_position_embeddings
+    needed, limit = settings.plan.positions(text.max_context), text.max_context
     if settings.plan.text_tests and needed > limit:
         raise LimitExceeded(
             f"the tests need {needed} positions but the model has {limit}; use smaller --prompt or --gen"
@@ -166,7 +166,7 @@ def _entrants(files: ModelFiles, settings: Settings, threads: int, told: Progres
         device=settings.device,
         threads=threads,
         vocab_size=text.vocab_size,
-        context=text.max_position_embeddings,
+        context=text.max_context,
         plan=settings.plan,
     )
     ours = [_Entrant(replace(job, format=name)) for name in settings.formats]

@@ -41,8 +41,16 @@ def run(args: argparse.Namespace) -> int:
     if args.only is not None:
         plan = _only(plan, args.only)
     totals = {"parameters": plan.parameters, "weight_bytes": plan.weight_bytes, "total": plan.total}
-    document = {"model": str(files.path), **asdict(plan), **totals, "fits": plan.fits}
-    heading = f"{files.path.name}: {files.config.model_type}, {plan.dtype} on {', '.join(plan.available)}"
+    document = {
+        "model": str(files.path),
+        "max_context": files.config.text.max_context,
+        **asdict(plan),
+        **totals,
+        "fits": plan.fits,
+    }
+    text, devices = files.config.text, ", ".join(plan.available)
+    longest = f"up to {text.max_context} positions{text.rope.describe()}"
+    heading = f"{files.path.name}: {files.config.model_type}, {plan.dtype} on {devices}, {longest}"
     publish(args, document, lambda: _print_table(plan, heading))
     plan.require_fit()
     return 0

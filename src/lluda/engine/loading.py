@@ -173,11 +173,14 @@ class ModelFiles:
 
     def context(self, options: LoadOptions) -> int:
         """Positions a sequence may have. LimitExceeded if more are asked for than the model was made for."""
-        limit = self.config.text.max_position_embeddings
+        text = self.config.text
         if options.max_context is None:
-            return min(limit, DEFAULT_CONTEXT)
-        if options.max_context > limit:
-            raise LimitExceeded(f"max_context {options.max_context} exceeds the model's {limit} positions")
+            return min(text.max_context, DEFAULT_CONTEXT)
+        if options.max_context > text.max_context:
+            raise LimitExceeded(
+                f"max_context {options.max_context} exceeds the model's {text.max_context} positions"
+                f"{text.rope.describe()}; take fewer, or more by YaRN (rope_scaling in config.json, docs/numerics.md)"
+            )
         return options.max_context
 
     def backends(self, options: LoadOptions, dtype: DTypeName) -> Backends:

@@ -73,7 +73,8 @@ class Model:
         return (
             f"{self.files.path.name}: {self.config.model_type}, {self.report.describe()}; "
             f"{self.network.describe()}; "
-            f"context {cache.max_length}, {cache.strategy} KV cache in {cache.dtype}, "
+            f"context {cache.max_length}{self.config.text.rope.describe()}, "
+            f"{cache.strategy} KV cache in {cache.dtype}, "
             f"prompts in chunks of {self.generator.prefill_chunk}"
         )
 

@@ -69,7 +69,7 @@ class DecoderStack:
         names = (f"{prefix}layers.{index}." for index in range(config.num_hidden_layers))
         self.layers = DecoderLayers([build.layer(index, name) for index, name in enumerate(names)])
         self.norm = build.norm(f"{prefix}norm")
-        self.rotary = _rotary(config, backend)
+        self.rotary = rotary_of(config, backend)
 
     def run(
         self,
@@ -144,7 +144,8 @@ class Decoder(DecoderStack):
         return self.run(x, positions, segments, observe, injected)
 
 
-def _rotary(config: DecoderConfig, backend: ComputeBackend) -> Rotary:
+def rotary_of(config: DecoderConfig, backend: ComputeBackend) -> Rotary:
+    """The rotary positions that ``config`` asks for."""
     rope, yarn = config.rope, config.rope.yarn
     if yarn is None:
         return Rotary(backend, rotary_frequencies(config.head_dim, rope.theta), rope.mrope_section)

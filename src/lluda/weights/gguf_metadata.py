@@ -5,11 +5,13 @@ and a GGUF file's own keys for another file of its kind.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from lluda.config import ModelConfig
 from lluda.config_decoder import DecoderConfig
+from lluda.config_rope import YarnConfig
 from lluda.errors import UnsupportedModel
 from lluda.weights.gguf import GGUFCheckpoint
 from lluda.weights.gguf_omni import ARCHITECTURE, CONFIG_KEY, SHAPES_KEY, omni_name, shapes_document
@@ -72,6 +74,7 @@ def _decoder_keys(text: DecoderConfig) -> dict[str, Any]:
         "attention.layer_norm_rms_epsilon": float(text.rms_norm_eps),
         "rope.freq_base": float(text.rope.theta),
         "vocab_size": text.vocab_size,
+        **_yarn_keys(text.rope.yarn),
     }
     if text.moe:
         keys |= {
@@ -80,6 +83,20 @@ def _decoder_keys(text: DecoderConfig) -> dict[str, Any]:
             "expert_feed_forward_length": text.moe.moe_intermediate_size,
         }
     return keys
+
+
+def _yarn_keys(yarn: YarnConfig | None) -> dict[str, Any]:
+    """llama.cpp multiplies cosines and sines by what follows from the factor, times attn_factor."""
+    if yarn is None:
+        return {}
+    usual = 0.1 * math.log(yarn.factor) + 1.0
+    scaled = {} if yarn.attention_factor == usual else {"rope.scaling.attn_factor": yarn.attention_factor / usual}
+    return {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": yarn.factor,
+        "rope.scaling.original_context_length": yarn.original_max_position_embeddings,
+        **scaled,
+    }
 
 
 def _require_supported(config: ModelConfig) -> None:
@@ -92,6 +109,8 @@ def _require_supported(config: ModelConfig) -> None:
         "no qk-norm": not text.use_qk_norm,
         "attention biases": text.attention_bias,
         "a sliding window": text.sliding_window is not None,
+        "YaRN with other bounds than its own (beta_fast, beta_slow, truncate)": text.rope.yarn is not None
+        and (text.rope.yarn.beta_fast, text.rope.yarn.beta_slow, text.rope.yarn.truncate) != (32.0, 1.0, True),
         "expert weights that do not sum to one": text.moe is not None and not text.moe.norm_topk_prob,
     }
     found = [reason for reason, holds in reasons.items() if holds]

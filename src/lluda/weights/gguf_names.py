@@ -71,8 +71,14 @@ _KNOWN_KEYS = frozenset(
         "rope.scale_linear",
         "rope.scaling.type",
         "rope.scaling.factor",
+        "rope.scaling.attn_factor",
         "rope.scaling.original_context_length",
         "rope.scaling.finetuned",
+        "rope.scaling.yarn_attn_factor",
+        "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow",
+        "rope.scaling.yarn_ext_factor",
+        "rope.scaling.yarn_log_multiplier",
         "tensor_data_layout",
         "expert_count",
         "expert_used_count",
@@ -196,7 +202,6 @@ def config_from_metadata(
     heads = reader.integer("attention.head_count")
     hidden = reader.integer("embedding_length")
     head_dim = _head_dim(reader, hidden, heads)
-    _refuse_rope_scaling(reader)
     config: dict[str, Any] = {
         "architectures": [reader.hf_class],
         "model_type": reader.model_type,
@@ -210,7 +215,7 @@ def config_from_metadata(
         "max_position_embeddings": reader.integer("context_length"),
         "rms_norm_eps": reader.number("attention.layer_norm_rms_epsilon"),
         "rope_theta": reader.number("rope.freq_base", default=10000.0 if reader.model_type == "llama" else None),
-        "rope_scaling": None,
+        "rope_scaling": _rope_scaling(reader),
         "hidden_act": "silu",
         "attention_bias": any(name.endswith(".attn_q.bias") for name in tensors),
         "tie_word_embeddings": "output.weight" not in tensors,
@@ -300,12 +305,36 @@ def _vocab_size(reader: _MetadataReader) -> int:
     return len(tokens) or reader.integer("vocab_size")
 
 
-def _refuse_rope_scaling(reader: _MetadataReader) -> None:
-    """RoPE scaling has a type, or (in older files) only a factor, which then is linear; 0 and 1 mean none."""
+def _rope_scaling(reader: _MetadataReader) -> dict[str, Any] | None:
+    """RoPE scaling has a type, or (in older files) only a factor, which then is linear; 0 and 1 mean none.
+
+    Of YaRN's keys the converters write yarn_attn_factor, yarn_beta_fast and yarn_beta_slow with transformers' meaning;
+    attn_factor multiplies what follows from the factor, as in llama.cpp.
+    """
     factors = {reader.factor(key) for key in ("rope.scaling.factor", "rope.scale_linear")}
     kind = reader.text("rope.scaling.type", default="none" if factors <= {0.0, 1.0} else "linear")
-    if kind != "none":
-        raise UnsupportedModel(f"{reader.path}: RoPE scaling type {kind!r:.80} is not supported; supported: none")
+    if kind not in ("none", "yarn"):
+        raise UnsupportedModel(f"{reader.path}: RoPE scaling type {kind!r:.80} is not supported; supported: none, yarn")
+    if kind == "none":
+        return None
+    for key, usual in (("yarn_ext_factor", 1.0), ("yarn_log_multiplier", 0.0)):
+        if f"rope.scaling.{key}" in reader and (value := reader.factor(f"rope.scaling.{key}")) != usual:
+            raise UnsupportedModel(
+                f"{reader.path}: {reader.architecture}.rope.scaling.{key} {value:g} is not supported; "
+                f"supported: {usual:g}"
+            )
+    factor = reader.number("rope.scaling.factor")
+    attention = reader.number("rope.scaling.yarn_attn_factor", default=0.1 * math.log(max(factor, 1.0)) + 1.0)
+    return {
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": reader.integer(
+            "rope.scaling.original_context_length", default=reader.integer("context_length")
+        ),
+        "attention_factor": attention * reader.number("rope.scaling.attn_factor", default=1.0),
+        "beta_fast": reader.number("rope.scaling.yarn_beta_fast", default=32.0),
+        "beta_slow": reader.number("rope.scaling.yarn_beta_slow", default=1.0),
+    }
 
 
 def _token_ids(reader: _MetadataReader) -> dict[str, Any]:
