@@ -257,6 +257,23 @@ def test_random_bits_stay_bf16_and_are_counted():
     assert "1 incompressible" in backend.describe()
 
 
+@pytest.mark.parametrize("name", ["qwen3", "moe"])
+@pytest.mark.parametrize("isa", available_isas())
+def test_a_decode_step_of_many_sequences_gives_each_the_bits_it_gets_alone(isa, name):
+    """Up to 16 rows (docs/numerics.md), and prompts of more than 16 rows among themselves."""
+    runner = Runner(CONFIGS[name], CpuBackend(CPU, BF16, isa=isa))
+    prompts, next_ids = [ids(20 + seed, seed) for seed in range(16)], [ids(1, 100 + seed) for seed in range(16)]
+    caches = [runner.cache() for _ in prompts]
+    alone = [runner.run([prompt], [cache])[-1] for prompt, cache in zip(prompts, caches, strict=True)]
+    after = [runner.run([token], [cache]) for token, cache in zip(next_ids, caches, strict=True)]
+    for count in (2, 7, 16):
+        caches = [runner.cache() for _ in range(count)]
+        together = runner.run(prompts[:count], caches)
+        ends = torch.tensor([len(prompt) for prompt in prompts[:count]]).cumsum(0) - 1
+        assert torch.equal(together[ends], torch.stack(alone[:count]))
+        assert torch.equal(runner.run(next_ids[:count], caches), torch.cat(after[:count]))
+
+
 def test_a_packed_matrix_changes_nothing_for_those_after_it():
     """Each matrix is stored as it came, in whatever order they come."""
     values, packed = torch.randn(16, 128).bfloat16(), CpuBackend(CPU, BF16, packed=True)
