@@ -17,6 +17,7 @@ import weakref
 from pathlib import Path
 
 from lluda.errors import CorruptFile, LludaError, ModelNotFound
+from lluda.system_errors import remedy_for
 
 _Identity = tuple[int, int, int, int]
 _KIND = {
@@ -60,12 +61,19 @@ class MappedFile:
 
     def map(self) -> mmap.mmap:
         """The whole file, private copy-on-write: writing to it changes neither the file nor other maps of it.
+        LludaError: the system maps no more.
 
         Never close the map: a torch tensor made by ``frombuffer`` holds a reference to it but no buffer lock, so
         closing would unmap the memory under a living tensor. It is unmapped when its last reference is dropped.
         """
         if self._map is None:
-            self._map = _map_private(self._descriptor, self.size)
+            try:
+                self._map = _map_private(self._descriptor, self.size)
+            except OSError as error:
+                remedy = remedy_for(error) or "copy it to a local disk"
+                raise LludaError(
+                    f"{self.path}: its {self.size:,} bytes cannot be mapped: {error.strerror}; {remedy}"
+                ) from error
         return self._map
 
     def release(self, offset: int, count: int) -> None:

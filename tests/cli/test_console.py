@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import io
-import signal
 import sys
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lluda.cli.console import byte_progress, one_line, plain_interrupt, say
+from lluda.cli.console import byte_progress, one_line, say
 
 
 @given(st.text(st.characters(codec=None)))
@@ -54,23 +52,3 @@ def test_progress_is_not_drawn_elsewhere(monkeypatch, capsys):
     with byte_progress("loading") as progress:
         progress(1, 2)
     assert capsys.readouterr() == ("", "")
-
-
-def test_plain_interrupt_gives_the_handler_back():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(ImportError), plain_interrupt():
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
-            raise ImportError
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_plain_interrupt_leaves_another_handler_alone():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with plain_interrupt():
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 import lluda as package
 from lluda.cli.main import VERBS
+from lluda.cli.main import main as package_main
 
 COMMAND = [sys.executable, "-m", "lluda.cli.main"]
 HEAVY = "torch numpy transformers tokenizers huggingface_hub jinja2 rich".split()
@@ -80,7 +82,15 @@ def test_an_error_shows_control_characters_instead_of_obeying_them(lluda):
         (OSError(errno.ENOSPC, "No space left on device"), 1, "input or output: No space left on device; free disk"),
         (PermissionError(errno.EACCES, "Permission denied", "/x/y"), 1, "/x/y: Permission denied; check its permiss"),
         (OSError("odd"), 1, "input or output: odd"),
+        (
+            OSError(errno.EFBIG, "File too large", "/x"),
+            1,
+            "/x: File too large; raise the limit on the size of files (u",
+        ),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 1, "input or output: Cannot allocate memory; free memory"),
         (MemoryError(), 1, "no memory left; take a smaller --max-context"),
+        (RuntimeError("std::bad_alloc"), 1, "no memory left"),
+        (RuntimeError("can't start new thread"), 1, "no thread can be started; end other processes"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 1, "no memory left"),
         (package.OutOfMemory("too\nbig"), 2, "too big"),
         (package.LludaError("failed"), 1, "failed"),
@@ -130,6 +140,76 @@ def test_a_full_disk_under_stdout_is_one_line_and_1(model):
         )
     assert ended.returncode == 1
     assert ended.stderr == "lluda inspect: input or output: No space left on device; free disk space\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["generate", "--help"]], ids=" ".join)
+def test_help_that_stdout_does_not_take_is_a_failure(monkeypatch, capsys, arguments, buffered):
+    """argparse itself drops the error, and exits with 0."""
+    with Path("/dev/full").open("w") as full:
+        full.reconfigure(write_through=not buffered)
+        monkeypatch.setattr(sys, "stdout", full)
+        assert package_main(arguments) == 1
+    assert capsys.readouterr().err.endswith("input or output: No space left on device; free disk space\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", [[], ["--frob"], ["inspect", "absent"]], ids=str)
+def test_an_error_that_stderr_does_not_take_has_its_code(monkeypatch, arguments):
+    with Path("/dev/full").open("w") as full:
+        full.reconfigure(write_through=True)
+        monkeypatch.setattr(sys, "stderr", full)
+        assert package_main(arguments) == 2
+
+
+def test_a_deleted_working_directory_is_named(lluda, model, tmp_path, monkeypatch):
+    """Intel's MKL ends the process there with a line of its own."""
+    monkeypatch.chdir(tmp_path)
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    os.chdir(gone)
+    gone.rmdir()
+    for arguments in (["inspect", model], ["generate", "-m", model, "hi"], ["bench", "-m", model, "--output", "a"]):
+        printed = lluda(*arguments)
+        assert (printed.code, printed.out, len(printed.lines)) == (1, "", 1)
+        assert "the working directory cannot be used: No such file or directory; change to one that" in printed.err
+    assert lluda("--help").code == 0
+
+
+@pytest.mark.parametrize("verb", ["plan", "generate", "quantize", "bench", "validate", "perplexity"])
+def test_too_little_address_space_is_told_before_torch_is_imported(lluda, model, monkeypatch, verb):
+    """OpenBLAS ends the process there with a line of its own."""
+    monkeypatch.setattr("resource.getrlimit", lambda _: (300 << 20, 300 << 20))
+    more = {
+        "plan": [], "generate": ["hi"], "quantize": ["-o", "x.gguf", "--type", "bf16"], "bench": [], "validate": [],
+        "perplexity": ["--text", str(model / "config.json")],
+    }[verb]  # fmt: skip
+    printed = lluda(verb, "-m", model, *more)
+    assert (printed.code, printed.out, len(printed.lines)) == (1, "", 1)
+    assert "address space is limited to 314,572,800 bytes (ulimit -v), in which torch cannot start" in printed.err
+
+
+def test_an_import_that_fails_under_a_limit_names_the_limit(monkeypatch):
+    from lluda.cli.heavy_imports import heavy_imports
+
+    monkeypatch.setattr("resource.getrlimit", lambda _: (1 << 45, 1 << 45))
+    with pytest.raises(package.LludaError, match="address space is limited"), heavy_imports():
+        raise ImportError("libtorch_cpu.so: failed to map segment from shared object")
+    monkeypatch.setattr("resource.getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    with pytest.raises(ImportError), heavy_imports():
+        raise ImportError("a bug")
+
+
+def test_file_names_leave_as_the_bytes_they_have(model, tmp_path):
+    """In a locale whose encoding is ASCII (the C locale without Python's UTF-8 mode)."""
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    arguments = ["synth", os.fsencode(model), os.fsencode(tmp_path / "\u00f6ut")]
+    ended = subprocess.run([*COMMAND, *arguments], capture_output=True, env=environment, check=False)
+    assert ended.returncode == 0, ended.stderr
+    files = ended.stdout.splitlines()
+    assert os.fsencode(tmp_path / "\u00f6ut" / "config.json") in files
+    assert all(Path(os.fsdecode(file)).is_file() for file in files)
 
 
 def test_a_reader_that_leaves_is_no_error(model):

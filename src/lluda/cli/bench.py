@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lluda.cli import options
 from lluda.cli.console import say
+from lluda.cli.heavy_imports import heavy_imports
 from lluda.cli.report import add_report, publish, require_writable
 from lluda.errors import InvalidRequest
 
@@ -35,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measured = parser.add_mutually_exclusive_group(required=True)
     measured.add_argument("-m", "--model", metavar="MODEL", help="a folder, a .gguf file, or org/name")
     measured.add_argument("--synth", type=Path, metavar="CONFIG_DIR", help=_SYNTH_HELP)
+    options.add_unknown_config(parser)
     parser.add_argument("--no-speech", action="store_true", help="with --synth: without an Omni model's voice")
     parser.add_argument(
         "--against", default="", metavar="PEERS", help="transformers, llama.cpp, mistralrs: any of them, by comma"
@@ -56,10 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and report; 1 if an engine failed."""
-    from lluda.bench.plot import write_plot
-    from lluda.bench.table import print_report
-    from lluda.evaluation.plot_file import require_plot
-
+    with heavy_imports():
+        from lluda.bench.plot import write_plot
+        from lluda.bench.table import print_report
+        from lluda.evaluation.plot_file import require_plot
     require_writable(args.output)
     if args.plot:
         require_plot(args.plot)
@@ -89,13 +92,14 @@ def _settings(args: argparse.Namespace) -> Settings:
         threads=args.threads,
         timeout=args.timeout,
         cache_dir=args.cache_dir,
+        allow_unknown_config=args.allow_unknown_config,
     )
 
 
 def _synth_report(args: argparse.Namespace) -> Report:
     """Of a network that is made on the device."""
-    from lluda.bench.synth import FORMATS, SynthSettings, run_synth_bench
-
+    with heavy_imports():
+        from lluda.bench.synth import FORMATS, SynthSettings, run_synth_bench
     formats, against = _names(args.formats), _names(args.against)
     if len(formats) != 1 or formats[0].lower() not in FORMATS:
         raise InvalidRequest(f"--synth measures one format, BF16, packed or Q8_0, not {args.formats!r:.40}")
@@ -111,13 +115,14 @@ def _synth_report(args: argparse.Namespace) -> Report:
         generate=args.gen,
         repeat=args.repeat,
         threads=args.threads,
+        allow_unknown_config=args.allow_unknown_config,
     )
     return run_synth_bench(args.synth, settings, lambda told: say(told, "lluda bench"))
 
 
 def _report(args: argparse.Namespace) -> Report:
-    from lluda.bench.runner import run_bench
-
+    with heavy_imports():
+        from lluda.bench.runner import run_bench
     settings = _settings(args)
     with _turn_progress() as progress:
         return run_bench(args.model, settings, progress)

@@ -1,13 +1,13 @@
 """The ``lluda`` command: finds the verb, prints errors as one line, sets the exit code.
 
 0: done. 1: the work failed (disk full, no memory left, a comparison that fails). 2: bad input (a file, a request).
-130: stopped by Ctrl-C.
+130: stopped by Ctrl-C. 143, 129: by SIGTERM, SIGHUP.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
+import codecs
 import gc
 import io
 import os
@@ -15,11 +15,13 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lluda import __version__
 from lluda.cli.console import one_line, say
+from lluda.cli.interrupts import Terminated, terminating_signals
 from lluda.errors import LludaError
+from lluda.system_errors import remedy_for
 
 VERBS = {
     "generate": "answer one prompt",
@@ -39,14 +41,8 @@ _COLLECT_EVERY = 200_000
 """Objects made between two collections. Imports and a tokenizer make a million that all stay: looking through them
 again and again took 0.7 s of a start (journal/08-benchmarks.md)."""
 
+_ESCAPING = "lluda.escaping"
 _EPILOG = "'lluda VERB --help' lists a verb's options. Try: lluda generate \"What is the capital of France?\""
-_REMEDIES = {
-    errno.ENOSPC: "free disk space",
-    errno.EDQUOT: "free disk space",
-    errno.EACCES: "check its permissions",
-    errno.EPERM: "check its permissions",
-    errno.EMFILE: "allow more open files (ulimit -n)",
-}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,6 +50,13 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """argparse drops errors here; help that stdout does not take is a failure."""
+        if file is sys.stdout:
+            file.write(message)
+        else:
+            super()._print_message(message, file)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,27 +67,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     _prepare_streams()
     gc.set_threshold(_COLLECT_EVERY, *gc.get_threshold()[1:])
     try:
-        code = _run(arguments, verb)
-        sys.stdout.flush()
+        with terminating_signals():
+            code = _run(arguments, verb)
+            sys.stdout.flush()
         return code
-    except LludaError as error:
-        say(str(error), name)
-        return error.exit_code
-    except KeyboardInterrupt:
-        say("stopped", name)
-        return 130
-    except BrokenPipeError:  # whoever reads our output has seen enough
-        return 0
-    except OSError as error:
-        say(_system_error(error), name)
-        return 1
-    except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        ending = _ending(error)
+        if ending is None:  # our own bug
             raise
-        say("no memory left; take a smaller --max-context or model (lluda plan shows what a model takes)", name)
-        return 1
+        code, message = ending
+        if message:
+            say(message, name)
+        return code
     finally:
         _drop_unwritable_output()
+
+
+def _ending(error: BaseException) -> tuple[int, str | None] | None:
+    """The exit code of a run that ended with ``error``, and what to say; None for what nobody raises on purpose."""
+    ending: tuple[int, str | None] | None = None
+    match error:
+        case LludaError() | Terminated():
+            ending = error.exit_code, str(error)
+        case KeyboardInterrupt():
+            ending = 130, "stopped"
+        case BrokenPipeError():  # whoever reads our output has seen enough
+            ending = 0, None
+        case OSError():
+            ending = 1, _system_error(error)
+        case _ if _out_of_memory(error):
+            ending = 1, "no memory left; take a smaller --max-context or model (lluda plan shows what a model takes)"
+        case RuntimeError() if "can't start new thread" in str(error):
+            ending = 1, "no thread can be started; end other processes, or raise their limits (ulimit -u, ulimit -v)"
+    return ending
 
 
 def _run(arguments: list[str], verb: str) -> int:
@@ -115,42 +130,68 @@ def _run(arguments: list[str], verb: str) -> int:
     if args.verb is None:
         parser.print_help(sys.stderr)
         return 2
+    _require_working_directory()
     return int(args.run(args))
 
 
+def _require_working_directory() -> None:
+    """LludaError: it was deleted. Libraries that ask for it end the process with messages of their own."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise LludaError(
+            f"the working directory cannot be used: {error.strerror}; change to one that exists (cd)"
+        ) from None
+
+
 def _prepare_streams() -> None:
-    """Streams that were closed read and write nothing, and leave their descriptors to no other file. What the
-    terminal's encoding lacks is printed as an escape instead of ending the run."""
+    """Streams that were closed read and write nothing, and leave their descriptors to no other file. What their
+    encoding lacks is printed as an escape instead of ending the run; a file's name leaves as the bytes it has."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (as long as the process)
+    codecs.register_error(_ESCAPING, _bytes_or_escape)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=_ESCAPING)
+
+
+def _bytes_or_escape(error: UnicodeError) -> tuple[bytes, int]:
+    """Python's ``surrogateescape`` where that has an answer, else its ``backslashreplace``."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    escaped = [
+        bytes([ord(character) - 0xDC00]) if "\udc80" <= character <= "\udcff" else ascii(character)[1:-1].encode()
+        for character in text
+    ]
+    return b"".join(escaped), error.end
 
 
 def _system_error(error: OSError) -> str:
     """An OSError no deeper layer explained, with its file where it names one."""
-    remedy = _REMEDIES.get(error.errno or 0)
+    remedy = remedy_for(error)
     thing = "input or output" if error.filename is None else os.fsdecode(error.filename)
     return f"{thing}: {error.strerror or error}" + (f"; {remedy}" if remedy else "")
 
 
-def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    """Whether Python, torch's CPU allocator or its CUDA one (OutOfMemoryError) found no memory."""
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether Python, C++, torch's CPU allocator or its CUDA one (OutOfMemoryError) found no memory."""
+    signs = ("can't allocate memory", "not enough memory", "bad_alloc")
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
+        or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))
     )
 
 
 def _drop_unwritable_output() -> None:
-    """If stdout takes nothing more (closed pipe, full disk), let it go, or Python would complain at its exit."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Let a stream go that takes nothing more (closed pipe, full disk), or Python would complain at its exit, and end
+    with code 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

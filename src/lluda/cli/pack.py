@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from lluda.cli import options
-from lluda.cli.console import byte_progress, plain_interrupt, say
+from lluda.cli.console import byte_progress, say
+from lluda.cli.heavy_imports import heavy_imports
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the folder, name its files on stdout, and say what it came to."""
     source = options.find_model(args.model, args)
-    with plain_interrupt():  # torch: what is refused above is refused without it
+    with heavy_imports():  # torch: what is refused above is refused without it
         from lluda.engine.packing import pack_model
         from lluda.weights.loader import listed
     with byte_progress("packing") as progress:
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         say(f"warning: {warning}")
     if report.incompressible:
         say(f"kept BF16, as they do not compress: {listed(report.incompressible)}")
-    if source.suffix == ".gguf" and args.tokenizer is None:
+    if source.is_gguf and args.tokenizer is None:
         say("a .gguf file's tokenizer is not copied: name tokenizer files with --tokenizer to generate text")
     before, after = report.bytes_before / 1e6, report.bytes_after / 1e6
     sizes = f"{before:,.1f} MB to {after:,.1f} MB ({after / before:.3f})"

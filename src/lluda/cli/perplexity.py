@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lluda.cli import options
 from lluda.cli.console import byte_progress, count_progress, say
+from lluda.cli.heavy_imports import heavy_imports
 from lluda.cli.report import add_report, publish, require_writable
 from lluda.errors import InvalidRequest
 
@@ -57,10 +58,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _text(args: argparse.Namespace, text: str) -> int:
-    from lluda.engine.loading import LoadOptions, ModelFiles, load_tokenizer
-    from lluda.evaluation.perplexity import compare_predictions, text_chunks
-    from lluda.evaluation.perplexity_plot import plot_predictions
-
+    with heavy_imports():
+        from lluda.engine.loading import LoadOptions, ModelFiles, load_tokenizer
+        from lluda.evaluation.perplexity import compare_predictions, text_chunks
+        from lluda.evaluation.perplexity_plot import plot_predictions
     files = ModelFiles.find(args.model, allow_unknown_config=args.allow_unknown_config)
     tokenizer = load_tokenizer(files.source)
     prefix = list(tokenizer.prefix_ids)
@@ -107,12 +108,12 @@ def _base(args: argparse.Namespace, text: str, files: ModelFiles, load: LoadOpti
 
 
 def _speech(args: argparse.Namespace, text: str) -> int:
-    from lluda.engine.frames import SpeechParams
-    from lluda.engine.sampling_params import SamplingParams
-    from lluda.engine.speech_model import load_speech
-    from lluda.evaluation.perplexity_plot import plot_voices
-    from lluda.evaluation.speech_agreement import compare_voices
-
+    with heavy_imports():
+        from lluda.engine.frames import SpeechParams
+        from lluda.engine.sampling_params import SamplingParams
+        from lluda.engine.speech_model import load_speech
+        from lluda.evaluation.perplexity_plot import plot_voices
+        from lluda.evaluation.speech_agreement import compare_voices
     params = SpeechParams(sampling=SamplingParams(seed=args.seed), max_frames=args.max_frames)
     model, base = (load_speech(name, **options.load_options(args)) for name in (args.model, args.against))
     for voice in (model, base):

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from lluda.cli import options
-from lluda.cli.console import plain_interrupt
+from lluda.cli.heavy_imports import heavy_imports
 from lluda.cli.report import add_report, publish, require_writable
 from lluda.errors import InvalidRequest
 
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan; exit 2 (OutOfMemory) if it does not fit what is available."""
     require_writable(args.output)
     path = options.find_model(options.model_argument(args), args)
-    with plain_interrupt():
+    with heavy_imports():
         from lluda.engine.loading import LoadOptions, ModelFiles
 
     files = ModelFiles.find(path, allow_unknown_config=args.allow_unknown_config)

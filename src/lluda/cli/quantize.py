@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lluda.cli import options
-from lluda.cli.console import byte_progress, plain_interrupt, say
+from lluda.cli.console import byte_progress, say
+from lluda.cli.heavy_imports import heavy_imports
 from lluda.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the file, name it on stdout, and say what it came to."""
     components = _components(args.component)
     source = options.find_model(args.model, args)
-    with plain_interrupt():  # torch: what is refused above is refused without it
+    with heavy_imports():  # torch: what is refused above is refused without it
         from lluda.engine.quantizing import quantize_model
         from lluda.weights.checkpoint import read_gguf_metadata
         from lluda.weights.quantize import TypeChoice
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
             tokenizer=args.tokenizer,
             split_bytes=args.split_bytes,
             threads=args.threads,
+            allow_unknown_config=args.allow_unknown_config,
             progress=progress,
         )
     for file in report.files:

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from lluda.cli import options
-from lluda.cli.console import byte_progress, plain_interrupt, say
+from lluda.cli.console import byte_progress, say
+from lluda.cli.heavy_imports import heavy_imports
 from lluda.errors import InvalidRequest
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     raw["dtype" if "dtype" in raw else "torch_dtype"] = _CONFIG_DTYPES[args.dtype]
     config = ModelConfig.from_hf(raw, str(source / CONFIG_NAME), allow_unknown=args.allow_unknown_config)
     extra = _extra_files(args.config_dir, args.tokenizer)
-    with plain_interrupt():  # torch: what is refused above is refused without it
+    with heavy_imports():  # torch: what is refused above is refused without it
         from lluda.models.build import all_parameters
     with byte_progress("writing") as progress:
         files = synthesize(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lluda.cli import options
 from lluda.cli.ask import add_media, media_content
 from lluda.cli.console import say
+from lluda.cli.heavy_imports import heavy_imports
 from lluda.cli.report import add_report, publish, require_writable
 from lluda.errors import InvalidRequest
 
@@ -60,10 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Validate, print, judge."""
-    from lluda.engine.loading import LoadOptions, ModelFiles
-    from lluda.evaluation.parity_plot import plot_parity
-    from lluda.evaluation.plot_file import require_plot
-
+    with heavy_imports():
+        from lluda.engine.loading import LoadOptions, ModelFiles
+        from lluda.evaluation.parity_plot import plot_parity
+        from lluda.evaluation.plot_file import require_plot
     require_writable(args.output)
     if args.plot:
         require_plot(args.plot)

@@ -21,8 +21,8 @@ from lluda.weights.checkpoint import (
     GENERATION_CONFIG_NAME,
     open_checkpoint,
     read_config,
+    read_document,
     read_generation_config,
-    read_preprocessor_config,
 )
 from lluda.weights.gguf import GGUFCheckpoint
 from lluda.weights.gguf_metadata import copied_metadata, omni_metadata, text_metadata
@@ -38,6 +38,7 @@ def quantize_model(
     tokenizer: Path | None = None,
     split_bytes: int | None = None,
     threads: int | None = None,
+    allow_unknown_config: bool = False,
     progress: Progress | None = None,
 ) -> QuantizeReport:
     """Write a folder, .gguf file or hub model as the GGUF file ``out``, its matrices in the types of ``choice``.
@@ -51,8 +52,8 @@ def quantize_model(
     threads = LoadOptions(threads=threads).threads
     if threads is not None:
         torch.set_num_threads(threads)
-    files = ModelFiles.find(name_or_path)
-    checkpoint = open_checkpoint(files.path)
+    files = ModelFiles.find(name_or_path, allow_unknown_config=allow_unknown_config)
+    checkpoint = open_checkpoint(files.source)
     try:
         is_gguf = isinstance(checkpoint, GGUFCheckpoint)
         if is_gguf and tokenizer is not None:
@@ -77,23 +78,22 @@ def quantize_model(
 
 
 def _folder_metadata(files: ModelFiles, choice: TypeChoice, tokenizer: Path) -> Mapping[str, Any]:
-    name, config = files.path.name, files.config
+    # A name in the file is UTF-8, whatever that of the folder is.
+    name, config = files.path.name.encode(errors="replace").decode(), files.config
     if config.omni is None:
         keys = text_metadata(config, name, choice.default)
     else:
         shapes = {spec.name: spec.shape for spec in all_parameters(config)}
-        keys = omni_metadata(read_config(files.path), shapes, name, choice.default)
-    documents = {
-        GENERATION_CONFIG_NAME: _generation_config(files),
-        "preprocessor_config.json": read_preprocessor_config(files.path),
-    }
+        keys = omni_metadata(read_config(files.source), shapes, name, choice.default)
+    documents = {name: read_document(files.source, name) for name in DOCUMENT_KEYS}
+    documents[GENERATION_CONFIG_NAME] = _generation_config(files)
     found = {DOCUMENT_KEYS[file]: json.dumps(value, ensure_ascii=False) for file, value in documents.items() if value}
     return {**keys, **found, **_tokenizer_keys(config, tokenizer)}
 
 
 def _generation_config(files: ModelFiles) -> dict[str, Any]:
     """The generation_config.json, with the config's ends of text where there are several: GGUF has a key for one."""
-    found, ends = read_generation_config(files.path), files.config.eos_token_ids
+    found, ends = read_generation_config(files.source), files.config.eos_token_ids
     return found if len(ends) < 2 or "eos_token_id" in found else {**found, "eos_token_id": list(ends)}
 
 

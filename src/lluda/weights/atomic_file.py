@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,17 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lluda.errors import InvalidRequest, LludaError
+from lluda.system_errors import remedy_for
 from lluda.weights.claimed_file import claim_file
-
-_REMEDIES = {
-    errno.ENOSPC: "free disk space, or choose another folder",
-    errno.EDQUOT: "free disk space, or choose another folder",
-    errno.EFBIG: "raise the limit on the size of files (ulimit -f), write smaller ones (--shard-bytes, --split-bytes), "
-    "or choose a folder on a disk that holds files of this size",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EROFS: "choose a folder that is not on a read-only disk",
-    errno.EMFILE: "allow more open files (ulimit -n)",
-}
 
 
 @contextmanager
@@ -63,10 +53,11 @@ def require_absent(path: Path) -> None:
 
 def write_error(path: Path, error: OSError) -> LludaError:
     """The error to raise when ``path`` could not be written, with the remedy for the commonest causes."""
-    remedy = _REMEDIES.get(error.errno or 0, "check that the folder is writable, or choose another folder")
+    remedy = remedy_for(error) or "check that the folder is writable"
     # What is in the way may be another file, such as a folder of the partial file's name.
     other = "" if error.filename in (None, str(path)) else f"{os.fsdecode(error.filename)}: "
-    return LludaError(f"{path}: cannot be written: {other}{error.strerror or error}; {remedy}")
+    reason = f"{other}{error.strerror or error}"
+    return LludaError(f"{path}: cannot be written: {reason}; {remedy}, or choose another folder")
 
 
 def _publish(partial: Path, path: Path, replace: bool) -> None:

@@ -1,0 +1,42 @@
+"""Importing torch and all that needs it: seconds, 200 MB, and libraries that know no way to fail but their own."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lluda.cli.interrupts import plain_signals
+from lluda.errors import LludaError
+
+_ADDRESS_SPACE, _OF_A_THREAD = 1 << 30, 64 << 20
+"""Bytes that the libraries map to start: with fewer, OpenBLAS ends the process, or an import fails halfway."""
+
+
+@contextmanager
+def heavy_imports() -> Iterator[None]:
+    """Around imports of torch. A signal ends the process at once (`plain_signals`), so nothing must be at stake.
+
+    LludaError: the limit on this process's address space leaves them no room.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    least = _ADDRESS_SPACE + _OF_A_THREAD * (os.cpu_count() or 1)
+    if limit == resource.RLIM_INFINITY:
+        with plain_signals():
+            yield
+        return
+    if limit < least:
+        raise _too_little(limit, least)
+    try:
+        with plain_signals():
+            yield
+    except (ImportError, SystemError, OSError, MemoryError) as error:
+        raise _too_little(limit, least) from error
+
+
+def _too_little(limit: int, least: int) -> LludaError:
+    return LludaError(
+        f"address space is limited to {limit:,} bytes (ulimit -v), in which torch cannot start: it takes about "
+        f"{least:,}, and the model's files come on top; raise the limit"
+    )
