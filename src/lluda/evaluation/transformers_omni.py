@@ -34,7 +34,10 @@ from lluda.evaluation.transformers_reference import (
     widen_while_running,
 )
 from lluda.inputs.media_positions import VideoSpan
+from lluda.models.causal_lm import EMBEDDING, HEAD
 from lluda.models.decoder import InjectedRows
+from lluda.models.thinker import PREFIX as THINKER
+from lluda.weights.saved_names import released_name
 
 Stages = dict[str, Tensor]
 Pick = Callable[[Tensor], Tensor]
@@ -178,12 +181,17 @@ class TransformersOmni:
         config = self.config.thinker_config.text_config
         decoder = self.load(self.models.Qwen3OmniMoeThinkerTextModel, config, "thinker.model.")
         head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device="meta")
-        head.load_state_dict({"weight": self.tensor("thinker.lm_head.weight")}, assign=True)
+        weight = self.tensor(f"{THINKER}{HEAD}", f"{THINKER}{EMBEDDING}")  # the table's, where they are tied
+        head.load_state_dict({"weight": weight}, assign=True)
         return nn.ModuleDict({"decoder": decoder, "head": head.requires_grad_(False)})
 
-    def tensor(self, name: str) -> Tensor:
-        """One tensor."""
-        return next(values for found, values in _tensors(self.path, name) if not found).to(DTYPES[self.dtype])
+    def tensor(self, *names: str) -> Tensor:
+        """The first of ``names`` that is stored. LludaError: none is."""
+        for name in names:
+            for rest, values in _tensors(self.path, name):
+                if not rest:
+                    return values.to(DTYPES[self.dtype])
+        raise LludaError(f"{self.path}: holds no {' or '.join(names)}")
 
     def code2wav(self, codes: Tensor) -> Iterator[Stages]:
         """Every stage of int64 ``codes [codebooks, frames]`` in one forward (not ``chunked_decode``)."""
@@ -349,7 +357,7 @@ def watch(module: Any, seen: Observe, stage: str, *, given: bool = False, of: Pi
 
 
 def _tensors(path: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor whose name begins with ``prefix``, by the rest of its name."""
+    """Every tensor whose released name begins with ``prefix``, by the rest of that; fused experts as they are."""
     from safetensors import safe_open
 
     index = path / "model.safetensors.index.json"
@@ -357,8 +365,8 @@ def _tensors(path: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
     for file in files or ["model.safetensors"]:
         with safe_open(path / file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118  (safe_open is no mapping)
-                if name.startswith(prefix):
-                    yield name.removeprefix(prefix), opened.get_tensor(name)
+                if (released := released_name(name)).startswith(prefix):
+                    yield released.removeprefix(prefix), opened.get_tensor(name)
 
 
 def _place(state: Stages, shapes: dict[str, torch.Size], name: str, values: Tensor) -> None:
