@@ -62,7 +62,7 @@ class ModelConfig:
         config = cls(
             model_type=model_type,
             text=decoder,
-            dtype=_released_dtype(reader),
+            dtype=_released_dtype(reader, is_omni=is_omni),
             # The released Omni configs name the end of a turn, and no end of text.
             eos_token_ids=reader.token_ids("im_end_token_id" if is_omni else "eos_token_id"),
             omni=omni,
@@ -81,9 +81,16 @@ def resolve_dtype(requested: str, released: DTypeName) -> DTypeName:
     raise InvalidRequest(f"dtype {requested!r} is not one of auto, {', '.join(DTYPE_NAMES)}")
 
 
-def _released_dtype(reader: ConfigReader) -> DTypeName:
-    """bfloat16 checkpoints compute in BF16; float16 and float32 ones in F32, which holds both exactly."""
-    name = reader.choice("dtype", ("bfloat16", "float32", "float16"), default="") or reader.choice(
-        "torch_dtype", ("bfloat16", "float32", "float16"), default="bfloat16"
-    )
-    return "bf16" if name == "bfloat16" else "f32"
+def _released_dtype(reader: ConfigReader, *, is_omni: bool) -> DTypeName:
+    """bfloat16 checkpoints compute in BF16; float16 and float32 ones in F32, which holds both exactly. An Omni config
+    may say it in its thinker's section, or in that one's text alone."""
+    places = [reader]
+    if is_omni:
+        thinker = reader.required_section("thinker_config")
+        places += [thinker, thinker.required_section("text_config")]
+    for section in places:
+        for key in ("dtype", "torch_dtype"):
+            name = section.choice(key, ("bfloat16", "float32", "float16"), default="")
+            if name:
+                return "bf16" if name == "bfloat16" else "f32"
+    return "bf16"

@@ -8,7 +8,7 @@ from lluda.config_audio import AudioEncoderConfig, read_audio_encoder
 from lluda.config_code2wav import Code2WavConfig, read_code2wav
 from lluda.config_decoder import DecoderConfig, read_decoder
 from lluda.config_reader import ConfigReader
-from lluda.config_talker import TalkerConfig, read_talker
+from lluda.config_talker import POSITIONS_PER_SECOND, TalkerConfig, read_talker
 from lluda.config_vision import VisionEncoderConfig, read_vision_encoder
 from lluda.errors import CorruptFile
 
@@ -83,7 +83,7 @@ def read_omni(reader: ConfigReader) -> tuple[DecoderConfig, OmniConfig]:
         audio=audio,
         vision=vision,
         tokens=_media_tokens(thinker),
-        position_id_per_seconds=thinker.integer("position_id_per_seconds", 1, 1 << 16),
+        position_id_per_seconds=thinker.integer("position_id_per_seconds", 1, 1 << 16, default=POSITIONS_PER_SECOND),
         speech=_speech(reader, decoder),
     )
     thinker.ignore("seconds_per_chunk", "user_token_id")

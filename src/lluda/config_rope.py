@@ -112,9 +112,11 @@ class _Rope:
         """The kind of scaling; transformers reads ``type``, its older name, only where ``rope_type`` is not set."""
         section.ignore("rope_type", "type")
         kind = section.raw.get("rope_type") or section.raw.get("type") or "default"
-        if any(isinstance(value, dict) for value in section.raw.values()):
+        by_type = [key for key in section.raw if str(key).endswith("_attention")]
+        if by_type:
             raise UnsupportedModel(
-                f"{section.path}: rotary settings for each layer type are not supported; supported: one for all layers"
+                f"{section.path}: settings by layer type ({', '.join(by_type[:4]):.80}) are not supported; "
+                "supported: one for all layers"
             )
         if kind in _UNSCALED_AT_FACTOR_ONE and section.raw.get("factor") == 1:
             return "default"

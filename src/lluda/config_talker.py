@@ -12,6 +12,9 @@ from lluda.errors import CorruptFile
 
 _MAX_ID = 1 << 24
 
+POSITIONS_PER_SECOND = 25
+"""What transformers' classes of thinker and talker have where position_id_per_seconds is absent."""
+
 
 @dataclass(frozen=True, slots=True)
 class CodecTokens:
@@ -29,7 +32,8 @@ class CodecTokens:
 class TalkerConfig:
     """``decoder`` writes codebook 0; ``code_predictor`` the other ``num_code_groups - 1`` of each frame.
 
-    ``accept_hidden_layer``: the thinker's layer whose input rows stand for media; ``thinker_hidden_size`` their width.
+    ``accept_hidden_layer``: the thinker's layer whose input rows stand for media; ``thinker_hidden_size`` their width;
+    ``position_id_per_seconds``: as the thinker's, for the talker's own positions.
     ``speakers``: id by lower-case name, in the config's order.
     """
 
@@ -38,6 +42,7 @@ class TalkerConfig:
     num_code_groups: int
     thinker_hidden_size: int
     accept_hidden_layer: int
+    position_id_per_seconds: int
     codec: CodecTokens
     speakers: Mapping[str, int]
 
@@ -56,13 +61,14 @@ def read_talker(reader: ConfigReader) -> TalkerConfig:
         num_code_groups=groups,
         thinker_hidden_size=reader.integer("thinker_hidden_size", 1, 1 << 20),
         accept_hidden_layer=reader.integer("accept_hidden_layer", 0, 4096),
+        position_id_per_seconds=reader.integer("position_id_per_seconds", 1, 1 << 16, default=POSITIONS_PER_SECOND),
         codec=_codec_tokens(reader, decoder.vocab_size),
         speakers=_speakers(reader, decoder.vocab_size),
     )
-    # Of the media ids and the timing the thinker's own copies are used.
+    # Of the media ids and the merging of patches the thinker's own copies are used.
     reader.ignore(
         *(f"{name}_token_id" for name in ("audio", "audio_start", "audio_end", "image", "video", "vision_start")),
-        *("position_id_per_seconds", "seconds_per_chunk", "spatial_merge_size"),
+        *("seconds_per_chunk", "spatial_merge_size"),
     )
     reader.forbid("tie_word_embeddings")
     reader.refuse_unread()

@@ -65,7 +65,8 @@ class Plan:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One engine's turn: ``model`` (what the engine opens: a folder, or a .gguf file), ``format`` and ``backend`` for
-    lluda, ``started`` the parent's monotonic clock in seconds just before the process was made."""
+    lluda, ``allow_unknown_config`` as `lluda.load` takes it, ``started`` the parent's monotonic clock in seconds just
+    before the process was made."""
 
     engine: str
     model: str
@@ -75,6 +76,7 @@ class Job:
     threads: int = 1
     vocab_size: int = 2
     context: int = 2048
+    allow_unknown_config: bool = False
     plan: Plan = field(default_factory=Plan)
     started: float = 0.0
 

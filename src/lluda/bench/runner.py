@@ -42,6 +42,7 @@ class Settings:
     threads: int | None = None
     timeout: float = 900.0
     cache_dir: Path | None = None
+    allow_unknown_config: bool = False
 
     def __post_init__(self) -> None:
         for name in self.against:
@@ -126,7 +127,7 @@ def run_bench(model: str, settings: Settings, progress: Progress | None = None) 
         InvalidRequest: tests of speech or sound of a model without a voice, or on another device than the CPU.
     """
     told: Progress = progress or (lambda _what, _done, _total: None)
-    files = ModelFiles.find(model)
+    files = ModelFiles.find(model, allow_unknown_config=settings.allow_unknown_config)
     _require_voice(files, settings)
     text = files.config.text
     needed, limit = settings.plan.positions(text.max_context), text.max_context
@@ -167,6 +168,7 @@ def _entrants(files: ModelFiles, settings: Settings, threads: int, told: Progres
         threads=threads,
         vocab_size=text.vocab_size,
         context=text.max_context,
+        allow_unknown_config=settings.allow_unknown_config,
         plan=settings.plan,
     )
     ours = [_Entrant(replace(job, format=name)) for name in settings.formats]

@@ -57,7 +57,8 @@ Samples = dict[str, tuple[str, list[float]]]
 class SynthSettings:
     """``backend``: as `select_backend` takes it; ``against``: ``transformers`` or nothing; ``weights``: a key of
     `FORMATS`; ``speech``: whether to measure a voice where there is one; ``prompts``: tokens of the prefills;
-    ``generate``: tokens decoded after 128; ``repeat``: rounds; ``threads`` of the CPU, None: all cores."""
+    ``generate``: tokens decoded after 128; ``repeat``: rounds; ``threads`` of the CPU, None: all cores;
+    ``allow_unknown_config`` as `lluda.load` takes it."""
 
     device: str = "cuda"
     backend: str = "auto"
@@ -68,6 +69,7 @@ class SynthSettings:
     generate: int = 128
     repeat: int = 5
     threads: int | None = None
+    allow_unknown_config: bool = False
 
     def __post_init__(self) -> None:
         if self.weights not in FORMATS:
@@ -90,7 +92,7 @@ def run_synth_bench(config_dir: Path, settings: SynthSettings, told: Callable[[s
         InvalidRequest: a device that cannot be used.
         OutOfMemory: a device that is too small; the message says by how much.
     """
-    config, held = read_synth_config(config_dir), FORMATS[settings.weights]
+    config, held = read_synth_config(config_dir, allow_unknown=settings.allow_unknown_config), FORMATS[settings.weights]
     threads = settings.threads or available_cores()
     torch.set_num_threads(threads)
     backend = _backend(settings)
@@ -153,10 +155,10 @@ def _peer(config_dir: Path, settings: SynthSettings) -> tuple[Samples, EngineSta
     return samples, EngineState("transformers", "BF16", None, "ok", "BF16, sdpa, dynamic cache, random weights")
 
 
-def read_synth_config(config_dir: Path) -> ModelConfig:
+def read_synth_config(config_dir: Path, *, allow_unknown: bool = False) -> ModelConfig:
     """The config.json of a folder."""
     path = config_dir / "config.json"
-    return ModelConfig.from_hf(read_json_object(path), str(path))
+    return ModelConfig.from_hf(read_json_object(path), str(path), allow_unknown=allow_unknown)
 
 
 def device_bandwidth(device: torch.device, rounds: int, threads: int) -> Bandwidth | None:

@@ -128,7 +128,7 @@ class TalkerPromptBuilder:
         found = media_positions(
             [*spans, TextSpan(HEADER + 6)],
             merge_size=self._omni.vision.spatial_merge_size,
-            positions_per_second=self._omni.position_id_per_seconds,
+            positions_per_second=self._speech.talker.position_id_per_seconds,
         )
         return torch.tensor(found.rows, dtype=torch.float32)
 

@@ -33,7 +33,7 @@ class LludaSession(SteppingSession):
             threads=job.threads,
             **load_options(job.format),
         )
-        files = ModelFiles.find(job.model)
+        files = ModelFiles.find(job.model, allow_unknown_config=job.allow_unknown_config)
         self._generator, report = _generator(files, options)
         text = files.config.text
         # An Omni model's decoder has the names of a text model's after its thinker's.

@@ -46,7 +46,7 @@ class LludaSpeech(StreamingSession):
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._files = ModelFiles.find(job.model)
+        self._files = ModelFiles.find(job.model, allow_unknown_config=job.allow_unknown_config)
         self._options = LoadOptions(
             device=job.device, backend=job.backend, threads=job.threads, **load_options(job.format)
         )

@@ -50,7 +50,8 @@ class TransformersSpeech(SpeechSession):
     @property
     def traffic(self) -> VoiceTraffic:
         """See ``SpeechSession``."""
-        omni = ModelFiles.find(self._job.model).config.omni
+        job = self._job
+        omni = ModelFiles.find(job.model, allow_unknown_config=job.allow_unknown_config).config.omni
         assert omni is not None and omni.speech is not None, "the run has looked at the config"
         sizes = {spec.name: 2 * spec.elements for spec in speech_parameters(omni.speech)}
         config = omni.speech.talker
