@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from lluda.engine.generation_config import DONE, IGNORED, REFUSED
 from lluda.engine.sampling_params import SamplingParams
+from lluda.errors import InvalidRequest
 from tests.conftest import RELEASED_CONFIGS
 
 QWEN3 = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "eos_token_id": [151645, 151643]}
@@ -61,6 +63,49 @@ def test_one_stop_string_is_wrapped():
 
 def test_equal_requests_are_equal_and_hashable():
     assert hash(SamplingParams(temperature=1, stop=["a"])) == hash(SamplingParams(temperature=1.0, stop=("a",)))
+
+
+MATTERING = {
+    **dict.fromkeys(("token_healing",), True),
+    **{key: [[1, 2]] for key in ("bad_words_ids", "constraints", "force_words_ids", "sequence_bias")},
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "max_time", "min_length", "num_beams"), 7),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "num_beam_groups", "top_h"), 3),
+    **dict.fromkeys(("typical_p", "epsilon_cutoff", "eta_cutoff", "guidance_scale", "penalty_alpha"), 0.5),
+    **dict.fromkeys(("encoder_repetition_penalty", "diversity_penalty"), 1.3),
+    "assistant_early_exit": 4,
+    "dola_layers": "low",
+    "exponential_decay_length_penalty": [10, 1.2],
+    "num_return_sequences": 2,
+    "watermarking_config": {"greenlist_ratio": 0.25},
+}
+"""A value of each key that is refused, with which transformers would generate something else."""
+
+
+def test_every_key_of_transformers_is_done_refused_or_changes_no_token():
+    """The keys are those of the installed transformers, so that a new one fails here until it is looked at."""
+    transformers = pytest.importorskip("transformers", reason="transformers is the reference here")
+    theirs = transformers.GenerationConfig().to_dict()
+    assert theirs.keys() - DONE.keys() - REFUSED.keys() - IGNORED == set()
+    assert len(DONE) + len(REFUSED) + len(IGNORED) == len({*DONE, *REFUSED, *IGNORED})
+    assert SamplingParams().with_defaults(theirs) == SamplingParams().with_defaults({})
+    assert MATTERING.keys() == REFUSED.keys()
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_a_method_that_is_not_there_is_refused_by_name_and_its_neutral_values_pass(key):
+    with pytest.raises(InvalidRequest, match=f"{key} .* asks for a method that is not implemented"):
+        SamplingParams().with_defaults({key: MATTERING[key]})
+    for harmless in (None, *REFUSED[key]):
+        SamplingParams().with_defaults({key: harmless})
+
+
+def test_stop_strings_of_the_model_hold_until_the_request_has_its_own():
+    config = {"stop_strings": "###", "min_new_tokens": 3, "max_length": 50, "suppress_tokens": [7]}
+    params = SamplingParams().with_defaults(config)
+    assert (params.stop, params.min_tokens, params.max_length, params.suppress_tokens) == (("###",), 3, 50, (7,))
+    assert SamplingParams(stop=["a"]).with_defaults(config).stop == ("a",)  # type: ignore[arg-type]
+    assert SamplingParams(stop=()).with_defaults(config).stop == ()
+    assert SamplingParams().with_defaults({"stop_strings": ["a", "b"]}).stop == ("a", "b")
 
 
 def test_every_released_file_is_read():

@@ -24,11 +24,15 @@ INTEGERS = {
     "top_k": [-1, 1 << 31, 1.5, 2.0, math.nan],
     "seed": [-1, 1 << 64, 0.5, 10**5000],
     "max_tokens": [0, -5, 1 << 31, 1.5, math.inf],
+    "max_length": [0, 1 << 31, 1.5],
+    "min_tokens": [-1, 1 << 31, 0.5],
     "logprobs": [-1, 65, 1.0, True],
 }
 OTHERS = {
     "stop": ["", [""], ["ok", ""], [1], [None], 7, {"a": 1}, ["x"] * 65],
     "stop_token_ids": [5, [-1], [1.5], [True], ["1"], "12", [1 << 31], [0] * 65],
+    "suppress_tokens": [5, [-1], ["1"], [True], [1 << 31]],
+    "begin_suppress_tokens": ["12", [None]],
     "ignore_eos": [1, 0, "true", None],
 }
 
@@ -77,6 +81,12 @@ def test_the_message_has_the_value_and_the_range():
         ({"typical_p": 0.9}, "typical_p 0.9"),
         ({"bad_words_ids": [[1]]}, "bad_words_ids"),
         ({"no_repeat_ngram_size": {}}, "no_repeat_ngram_size"),
+        ({"num_beams": True}, "num_beams True"),
+        ({"stop_strings": 5}, "stop_strings must be a string or a list of strings; got 5"),
+        ({"stop_strings": ["a", ""]}, "stop_strings must hold strings that are not empty"),
+        ({"min_new_tokens": "3"}, "min_new_tokens must be an integer"),
+        ({"max_length": 0}, "max_length must be an integer from 1"),
+        ({"suppress_tokens": [-1]}, "suppress_tokens must hold integers"),
     ],
 )
 def test_a_bad_generation_config_is_named(config, found):

@@ -7,7 +7,7 @@ step, so that the weights are read once for all of them. ``generate`` is the fol
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -143,18 +143,22 @@ class Generator:
         params: SamplingParams,
         cache: KVCache | None = None,
         observe: ObserverAt | None = None,
+        *,
+        end_ids: Iterable[int] | None = None,
     ) -> Iterator[Token | Completion]:
         """Yields every token as it is sampled and each sequence's Completion after its last one.
 
         ``params`` has no None left (``SamplingParams.with_defaults``). ``cache``, for a single prompt, may already hold
         the first positions of that prompt; only the rest is computed. ``observe`` is told of the prompts' prefill.
+        ``end_ids`` end these answers in place of the generator's ``eos_ids``.
 
         Raises:
             InvalidRequest: an empty prompt or ids outside the vocabulary.
             LimitExceeded: prompt and max_tokens do not fit the context.
         """
         rows = [_rows_of(prompt) for prompt in prompts]
-        waiting = [self._sequence(index, prompt, params, cache, observe) for index, prompt in enumerate(rows)]
+        ends = frozenset(self.eos_ids if end_ids is None else end_ids)
+        waiting = [self._sequence(index, prompt, params, cache, observe, ends) for index, prompt in enumerate(rows)]
         return _told_of_memory(self._run(waiting[::-1]))
 
     @torch.inference_mode()
@@ -256,6 +260,7 @@ class Generator:
         params: SamplingParams,
         cache: KVCache | None,
         observe: ObserverAt | None,
+        end_ids: frozenset[int],
     ) -> _Sequence:
         vocabulary = self.model.config.vocab_size
         limit = self.cache_options.max_length
@@ -267,21 +272,28 @@ class Generator:
         if len(prompt) >= limit:
             raise LimitExceeded(f"the prompt has {len(prompt)} tokens but the context holds {limit}; shorten it")
         room = limit - len(prompt)
+        if params.max_tokens is None and params.max_length is not None:
+            room = min(room, params.max_length - len(prompt))
+        if room < 1:
+            raise LimitExceeded(
+                f"the prompt has {len(prompt)} tokens but max_length (of generation_config.json, where the request has "
+                f"none) is {params.max_length} for prompt and answer together; ask for a number of max_tokens instead"
+            )
         if params.max_tokens is not None and params.max_tokens > room:
             raise LimitExceeded(
                 f"max_tokens {params.max_tokens} after a prompt of {len(prompt)} tokens exceeds the context of "
                 f"{limit}; ask for at most {room}"
             )
-        ending = () if params.ignore_eos else self.eos_ids
+        stop_ids = frozenset(params.stop_token_ids).union(() if params.ignore_eos else end_ids)
         return _Sequence(
             index=index,
             prompt=prompt,
             params=params,
             cache=cache if cache is not None else self.new_cache(),
-            sampler=Sampler(params, prompt.ids, vocabulary),
+            sampler=Sampler(params, prompt.ids, vocabulary, end_ids=frozenset(i for i in stop_ids if i < vocabulary)),
             observe=observe,
-            text=TextStream(self.tokenizer, params.stop),
-            stop_ids=frozenset((*params.stop_token_ids, *ending)),
+            text=TextStream(self.tokenizer, params.stop or ()),
+            stop_ids=stop_ids,
             max_tokens=params.max_tokens if params.max_tokens is not None else room,
         )
 

@@ -45,8 +45,15 @@ from lluda.models.code_predictor import CodePredictor
 from lluda.models.talker import Talker
 from lluda.models.thinker import PREFIX as THINKER_PREFIX
 from lluda.parameters import ParameterSpec
-from lluda.weights.checkpoint import open_checkpoint, read_config, read_generation_config, read_gguf_metadata
-from lluda.weights.hub import resolve_model
+from lluda.weights.checkpoint import (
+    ModelSource,
+    Source,
+    open_checkpoint,
+    read_config,
+    read_generation_config,
+    read_gguf_metadata,
+)
+from lluda.weights.hub import find_source
 from lluda.weights.loader import CheckTensors, LoadReport, Progress, load_tensors
 
 _log = logging.getLogger(__name__)
@@ -119,7 +126,7 @@ class LoadOptions:
 class ModelFiles:
     """What a checkpoint says of itself, before any weight is touched."""
 
-    path: Path
+    source: ModelSource
     config: ModelConfig
     generation_config: Mapping[str, Any]
     notices: tuple[str, ...] = ()
@@ -128,18 +135,23 @@ class ModelFiles:
     @classmethod
     def find(cls, name_or_path: str | os.PathLike[str], *, allow_unknown_config: bool = False) -> ModelFiles:
         """Resolve a folder, .gguf file or hub name ``org/name[@revision]`` and read its configs."""
-        path = resolve_model(name_or_path)
-        config = ModelConfig.from_hf(read_config(path), _config_name(path), allow_unknown=allow_unknown_config)
-        config, notices = with_stored_head(path, config)
+        source = find_source(name_or_path)
+        config = ModelConfig.from_hf(read_config(source), _config_name(source), allow_unknown=allow_unknown_config)
+        config, notices = with_stored_head(source, config)
         for notice in notices:
-            _log.warning("%s: %s", path, notice)
-        return cls(path, config, read_generation_config(path), notices)
+            _log.warning("%s: %s", source.path, notice)
+        return cls(source, config, read_generation_config(source), notices)
+
+    @property
+    def path(self) -> Path:
+        """The folder or .gguf file."""
+        return self.source.path
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """End-of-text ids: generation_config.json's where it names some, else config.json's."""
+        """Ids that end a text, of generation_config.json and config.json."""
         reader = ConfigReader(self.generation_config, str(self.path / "generation_config.json"))
-        return reader.token_ids("eos_token_id") or self.config.eos_token_ids
+        return tuple(dict.fromkeys((*reader.token_ids("eos_token_id"), *self.config.eos_token_ids)))
 
     def plan(self, options: LoadOptions, *, speech: bool = False) -> MemoryPlan:
         """The memory this model will take under ``options``, with what speaks if ``speech``."""
@@ -164,7 +176,7 @@ class ModelFiles:
         if options.weights in _KEEPS_PACKED and dtype == "bf16" and options.backend in ("auto", "cpu", "cuda"):
             formats.add("PACKED_BF16")
         try:
-            checkpoint = open_checkpoint(self.path)
+            checkpoint = open_checkpoint(self.source)
         except LludaError:  # a config alone can be planned; what is wrong is said when it is loaded
             return {}
         found = {name: entry.nbytes for name, entry in checkpoint.entries.items() if entry.dtype in formats}
@@ -275,7 +287,7 @@ def _load(
     dtype = resolve_dtype(options.dtype, files.config.dtype)
     backends = files.backends(options, dtype)
     placed, report = load_tensors(
-        open_checkpoint(files.path),
+        open_checkpoint(files.source),
         specs,
         skip=skip,
         place=lambda spec, values: _place(backends.of_parameter(spec.name), spec, values),
@@ -322,14 +334,15 @@ def _kept_bf16(placed: Mapping[str, Weight | Tensor]) -> tuple[str, ...]:
     return tuple(n for n, form in formats.items() if form == "BF16") if "PACKED_BF16" in formats.values() else ()
 
 
-def _config_name(path: Path) -> str:
-    return str(path if path.suffix == ".gguf" else path / "config.json")
+def _config_name(source: ModelSource) -> str:
+    return str(source.path if source.is_gguf else source.path / "config.json")
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(source: Source) -> Tokenizer:
     """The tokenizer of a model folder or .gguf file."""
-    is_gguf = path.suffix == ".gguf"
-    tokenizer = Tokenizer.from_gguf(read_gguf_metadata(path), path) if is_gguf else Tokenizer.from_folder(path)
+    path = Path(source)
+    is_folder = path.is_dir()
+    tokenizer = Tokenizer.from_folder(path) if is_folder else Tokenizer.from_gguf(read_gguf_metadata(source), path)
     return_freed_memory()
     return tokenizer
 
@@ -341,8 +354,9 @@ def return_freed_memory() -> None:
         trim(0)
 
 
-def load_chat_template(path: Path) -> ChatTemplate | None:
+def load_chat_template(source: Source) -> ChatTemplate | None:
     """The chat template of a model folder or .gguf file; None if it has none."""
-    if path.suffix == ".gguf":
-        return ChatTemplate.from_gguf(read_gguf_metadata(path), path)
-    return ChatTemplate.from_folder(path)
+    path = Path(source)
+    if path.is_dir():
+        return ChatTemplate.from_folder(path)
+    return ChatTemplate.from_gguf(read_gguf_metadata(source), path)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from lluda.config import resolve_dtype
+from lluda.engine.answer_ends import AnswerEnds
 from lluda.engine.frames import SpeechParams
 from lluda.engine.generation import Completion, Generator, Token
 from lluda.engine.kv_cache import KVCache
@@ -18,8 +19,9 @@ from lluda.engine.sampling_params import SamplingParams
 from lluda.engine.speech import SpeechEvent, Voice, speak
 from lluda.engine.talker_prompt import MediaRows
 from lluda.errors import InvalidRequest, UnsupportedModel
+from lluda.inputs.chat_options import ChatOptions
 from lluda.inputs.media_parts import take_media
-from lluda.inputs.prompt import build_chat_prompt
+from lluda.inputs.prompt import build_chat_prompt, with_answer
 from lluda.models.thinker import Thinker
 from lluda.weights.loader import Progress
 
@@ -55,28 +57,36 @@ class Model:
         self._voice: Voice | None = None
         self.config = files.config
         self.dtype = resolve_dtype(options.dtype, files.config.dtype)
-        self.tokenizer = load_tokenizer(files.path)
-        self.chat_template = load_chat_template(files.path)
+        self.tokenizer = load_tokenizer(files.source)
+        self.chat_template = load_chat_template(files.source)
+        files.source.release_vocabulary()
         self.tokenizer.check_fits(files.config.text.vocab_size)
+        SamplingParams().with_defaults(files.generation_config)  # what is refused there is refused before it is loaded
         if self.chat_template is not None:
             # The process that renders it starts while the weights are read.
             self.chat_template.start()
         self.network, self.report = load_network(files, options, progress)
-        self.media = MediaReader(self.network, files.path) if isinstance(self.network, Thinker) else None
+        self.media = MediaReader(self.network, files.source) if isinstance(self.network, Thinker) else None
+        self.ends = AnswerEnds.find(files.eos_ids, self.tokenizer, self.chat_template)
         self.generator = Generator(
-            self.network, self.tokenizer, files.eos_ids, files.cache_options(options, self.dtype), options.prefill_rows
+            self.network, self.tokenizer, self.ends.text, files.cache_options(options, self.dtype), options.prefill_rows
         )
 
     def describe(self) -> str:
-        """What was chosen: model, backend, dtype, context."""
+        """What was chosen: model, backend, dtype, context, ends of an answer."""
         cache = self.generator.cache_options
         return (
             f"{self.files.path.name}: {self.config.model_type}, {self.report.describe()}; "
             f"{self.network.describe()}; "
             f"context {cache.max_length}{self.config.text.rope.describe()}, "
             f"{cache.strategy} KV cache in {cache.dtype}, "
-            f"prompts in chunks of {self.generator.prefill_chunk}"
+            f"prompts in chunks of {self.generator.prefill_chunk}, {self.ends.describe(self.tokenizer)}"
         )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should be told of this checkpoint."""
+        return (*self.report.suspicious, *self.ends.warnings)
 
     def generate(
         self, prompt: str | Sequence[str] | Sequence[int], params: SamplingParams | None = None, **sampling: Any
@@ -101,33 +111,31 @@ class Model:
         self,
         messages: Sequence[Message],
         params: SamplingParams | None = None,
-        *,
-        enable_thinking: bool | None = None,
-        **sampling: Any,
+        **options: Any,
     ) -> Completion:
-        """Answer a conversation through the checkpoint's chat template. ``enable_thinking`` is Qwen3's switch."""
-        events = self.chat_stream(messages, params, enable_thinking=enable_thinking, **sampling)
+        """Answer a conversation through the checkpoint's chat template. Further arguments are the fields of
+        :class:`ChatOptions` (``tools``, ``enable_thinking``, ``continue_final_message``, …) and of SamplingParams."""
+        events = self.chat_stream(messages, params, **options)
         return next(event for event in events if isinstance(event, Completion))
 
     def chat_stream(
         self,
         messages: Sequence[Message],
         params: SamplingParams | None = None,
-        *,
-        enable_thinking: bool | None = None,
-        **sampling: Any,
+        **options: Any,
     ) -> Iterator[Token | Completion]:
         """The answer as events."""
-        prompt = self.chat_prompt(messages, enable_thinking=enable_thinking)
-        return self.generator.stream([prompt], self._sampling(params, sampling))
+        chat, chosen = self._chosen(params, options)
+        prompt, _ = self._read_prompt(messages, chat, {})
+        return self.generator.stream([prompt], chosen, end_ids=self.ends.turn)
 
-    def chat_prompt(self, messages: Sequence[Message], *, enable_thinking: bool | None = None) -> PromptRows:
-        """The rows of a conversation, ready for the answer, its media encoded. Special tokens typed inside messages
-        stay text."""
-        return self._read_prompt(messages, enable_thinking, {})[0]
+    def chat_prompt(self, messages: Sequence[Message], **options: Any) -> PromptRows:
+        """The rows of a conversation, ready for the answer, its media encoded; ``options`` are the fields of
+        ChatOptions. Special tokens typed inside messages stay text."""
+        return self._read_prompt(messages, _fields(ChatOptions(), options), {})[0]
 
     def _read_prompt(
-        self, messages: Sequence[Message], enable_thinking: bool | None, known: Mapping[object, EncodedMedia]
+        self, messages: Sequence[Message], chat: ChatOptions, known: Mapping[object, EncodedMedia]
     ) -> tuple[PromptRows, dict[object, EncodedMedia]]:
         """Also the media, for the next turn's ``known``."""
         if self.chat_template is None:
@@ -138,7 +146,7 @@ class Model:
         if parts and self.media is None:
             first, kind = parts[0], self.config.model_type
             raise InvalidRequest(f"{first.where}: a {kind} model takes text only; {first.kind} needs an Omni model")
-        ids = build_chat_prompt(self.tokenizer, self.chat_template, stripped, enable_thinking=enable_thinking)
+        ids = build_chat_prompt(self.tokenizer, self.chat_template, stripped, chat)
         if self.media is None:
             return PromptRows(ids), {}
         return read_media(self.media, ids, parts, self.generator.cache_options.max_length, known)
@@ -156,13 +164,15 @@ class Model:
         speech: SpeechParams | None = None,
         *,
         speaker: str | None = None,
-        **sampling: Any,
+        **options: Any,
     ) -> Iterator[SpeechEvent]:
         """Answer a conversation in text and speech at once: Tokens and SpeechChunks as they are made, the text's
-        Completion, last a SpeechCompletion. ``speaker`` is a name of the config (None: its first)."""
-        voice, prompt = self.voice(), self.chat_prompt(messages)
+        Completion, last a SpeechCompletion. ``speaker`` is a name of the config (None: its first); ``options`` as in
+        `chat`. Of a message that is continued only the rest is spoken."""
+        chat, chosen = self._chosen(params, options)
+        voice, (prompt, _) = self.voice(), self._read_prompt(messages, chat, {})
         media = MediaRows(prompt, voice.talker.config.accept_hidden_layer)
-        answer = self.generator.stream([prompt], self._sampling(params, sampling), observe=media.observer)
+        answer = self.generator.stream([prompt], chosen, observe=media.observer, end_ids=self.ends.turn)
         return self._speech(voice, answer, speech, prompt, media, speaker)
 
     def _speech(
@@ -175,11 +185,13 @@ class Model:
         speaker: str | None,
     ) -> Iterator[SpeechEvent]:
         chosen = (speech or SpeechParams()).with_defaults(self.files.generation_config)
-        return speak(voice, answer, frozenset(self.generator.eos_ids), chosen, prompt, media, speaker)
+        return speak(voice, answer, frozenset(self.ends.turn), chosen, prompt, media, speaker)
 
-    def conversation(self, system: str | None = None) -> Conversation:
-        """A multi-turn chat that keeps its KV cache from turn to turn."""
-        return Conversation(self, [{"role": "system", "content": system}] if system else [])
+    def conversation(self, system: str | None = None, **options: Any) -> Conversation:
+        """A multi-turn chat that keeps its KV cache from turn to turn; ``options`` are the fields of ChatOptions for
+        all its turns."""
+        messages: list[Message] = [{"role": "system", "content": system}] if system else []
+        return Conversation(self, messages, _fields(ChatOptions(), options))
 
     def _encode(self, prompt: str | Sequence[str] | Sequence[int]) -> list[list[int]]:
         if not isinstance(prompt, Sequence):
@@ -195,11 +207,28 @@ class Model:
         return [prefix + self.tokenizer.encode(text, allow_special=False) for text in prompts]
 
     def _sampling(self, params: SamplingParams | None, sampling: Mapping[str, Any]) -> SamplingParams:
-        try:
-            chosen = replace(params, **sampling) if params else SamplingParams(**sampling)
-        except TypeError as error:
-            raise InvalidRequest(f"sampling: {str(error).replace('SamplingParams.__init__() ', '')}") from None
-        return chosen.with_defaults(self.files.generation_config)
+        return _fields(params or SamplingParams(), sampling).with_defaults(self.files.generation_config)
+
+    def _chosen(
+        self, params: SamplingParams | None, options: Mapping[str, Any], chat: ChatOptions | None = None
+    ) -> tuple[ChatOptions, SamplingParams]:
+        """Keyword arguments of a chat, sorted; ``chat`` has the values that they do not replace."""
+        names = {one.name for one in fields(ChatOptions)}
+        for_chat = {name: value for name, value in options.items() if name in names}
+        sampling = {name: value for name, value in options.items() if name not in names}
+        return _fields(chat or ChatOptions(), for_chat), self._sampling(params, sampling)
+
+
+_Params = TypeVar("_Params", ChatOptions, SamplingParams)
+
+
+def _fields(params: _Params, changes: Mapping[str, Any]) -> _Params:
+    """``params`` with ``changes``. InvalidRequest: it has no such field."""
+    try:
+        return replace(params, **changes)
+    except TypeError as error:
+        name = type(params).__name__
+        raise InvalidRequest(f"{name}: {str(error).replace(f'{name}.__init__() ', '')}") from None
 
 
 @dataclass(slots=True)
@@ -208,6 +237,7 @@ class Conversation:
 
     model: Model
     messages: list[Message]
+    options: ChatOptions = field(default_factory=ChatOptions)
     _cache: KVCache | None = None
     _prompt: PromptRows = field(default_factory=lambda: PromptRows(()))
     _answer_ids: list[int] = field(default_factory=list)
@@ -218,17 +248,25 @@ class Conversation:
         self,
         content: str | Sequence[Mapping[str, Any]],
         params: SamplingParams | None = None,
-        *,
-        enable_thinking: bool | None = None,
-        **sampling: Any,
+        **options: Any,
     ) -> Iterator[Token | Completion]:
         """Add a user message, a text or parts with media, and stream the answer. An answer that is broken off (the
-        iterator is closed) is kept as far as it came; a request that is refused leaves the conversation as it was."""
-        messages, prompt, media = self._next_turn(content, enable_thinking)
+        iterator is closed) is kept as far as it came; a request that is refused leaves the conversation as it was.
+        ``options`` as in `Model.chat`, for this turn alone."""
+        return self.send([{"role": "user", "content": content}], params, **options)
+
+    def send(
+        self, new: Sequence[Message], params: SamplingParams | None = None, **options: Any
+    ) -> Iterator[Token | Completion]:
+        """As `ask`, for messages of any role: results of tools that the answer before called, or an assistant message
+        whose rest is wanted (``continue_final_message``)."""
+        chat, chosen = self.model._chosen(params, options, self.options)
+        messages = [*self.messages, *new]
+        prompt, media = self.model._read_prompt(messages, chat, self._media)
         cache = self._reusable_cache(prompt)
-        events = self.model.generator.stream([prompt], self.model._sampling(params, sampling), cache)
+        events = self.model.generator.stream([prompt], chosen, cache, end_ids=self.model.ends.turn)
         self._cache, self._prompt, self._answer_ids, self._media = cache, prompt, [], media
-        return self._answer(messages, events)
+        return self._answer(messages, chat, events)
 
     def speak(
         self,
@@ -237,27 +275,23 @@ class Conversation:
         speech: SpeechParams | None = None,
         *,
         speaker: str | None = None,
-        **sampling: Any,
+        **options: Any,
     ) -> Iterator[SpeechEvent]:
         """As `ask`, the answer spoken too: the events of `Model.speak`. Turns may be asked and spoken in any order,
         each by a speaker of its own. Errors as `Model.speak`."""
         voice = self.model.voice()
         voice.prompts.speaker_id(speaker)
-        messages, prompt, media = self._next_turn(content, None)
+        chat, chosen = self.model._chosen(params, options, self.options)
+        messages = [*self.messages, {"role": "user", "content": content}]
+        prompt, media = self.model._read_prompt(messages, chat, self._media)
         heard = MediaRows(prompt, voice.talker.config.accept_hidden_layer)
         cache = self._reusable_cache(prompt, heard)
-        chosen = self.model._sampling(params, sampling)
-        answer = self.model.generator.stream([prompt], chosen, cache, observe=heard.observer)
+        ends = self.model.ends.turn
+        answer = self.model.generator.stream([prompt], chosen, cache, observe=heard.observer, end_ids=ends)
         self._cache, self._prompt, self._answer_ids, self._media, self._heard = cache, prompt, [], media, heard
-        return self._answer(messages, self.model._speech(voice, answer, speech, prompt, heard, speaker))
+        return self._answer(messages, chat, self.model._speech(voice, answer, speech, prompt, heard, speaker))
 
-    def _next_turn(
-        self, content: str | Sequence[Mapping[str, Any]], enable_thinking: bool | None
-    ) -> tuple[list[Message], PromptRows, dict[object, EncodedMedia]]:
-        messages = [*self.messages, {"role": "user", "content": content}]
-        return messages, *self.model._read_prompt(messages, enable_thinking, self._media)
-
-    def _answer(self, messages: list[Message], events: Iterator[_Event]) -> Iterator[_Event]:
+    def _answer(self, messages: list[Message], chat: ChatOptions, events: Iterator[_Event]) -> Iterator[_Event]:
         parts: list[str] = []
         try:
             for event in events:
@@ -266,7 +300,7 @@ class Conversation:
                     self._answer_ids.append(event.id)
                 yield event
         finally:
-            self.messages = [*messages, {"role": "assistant", "content": "".join(parts)}]
+            self.messages = with_answer(messages, "".join(parts), chat.continued_key)
 
     def _reusable_cache(self, prompt: PromptRows, heard: MediaRows | None = None) -> KVCache:
         """The cache cut back to the longest prefix it shares with ``prompt``, the last id always left to compute.

@@ -44,10 +44,11 @@ class Sampler:
         params: Nones take the defaults of a model without a ``generation_config.json``.
         prompt_ids: ids the repetition penalty counts as seen; those of ``vocab`` and above are ignored.
         vocab: number of logits.
-        suppress: ids never to choose.
+        suppress: ids never to choose, beside those of ``params``.
+        end_ids: ids not to choose as the first ``min_tokens`` tokens.
 
     Raises:
-        InvalidRequest: ``suppress`` names ids outside the vocabulary or all of it; a negative prompt id.
+        InvalidRequest: ids to suppress outside the vocabulary, or all of it; a negative prompt id.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Sampler:
         vocab: int,
         *,
         suppress: frozenset[int] = frozenset(),
+        end_ids: frozenset[int] = frozenset(),
     ) -> None:
         params = params.with_defaults({})
         self.vocab = vocab
@@ -72,7 +74,15 @@ class Sampler:
         self._generator = torch.Generator().manual_seed(self.seed)
         self._seen = _mask(prompt_ids, vocab) if self._repetition != 1.0 else None
         self._counts = torch.zeros(vocab) if self._presence or self._frequency else None
-        self._suppressed = _suppressed(suppress, vocab) if suppress else None
+        self._count = 0
+        always = suppress.union(params.suppress_tokens or ())
+        first = frozenset(params.begin_suppress_tokens or ())
+        # Masks of ids not to choose, each while fewer tokens than this have been chosen.
+        self._suppressed = [
+            (until, _suppressed(ids | always, vocab))
+            for until, ids in ((math.inf, always), (params.min_tokens or 0, end_ids), (1, first))
+            if until and ids
+        ]
 
     def sample(self, logits: Tensor) -> SampledToken:
         """The next token from ``logits`` [vocab] (any float dtype and device), which is remembered as generated.
@@ -93,13 +103,13 @@ class Sampler:
     @property
     def takes_likeliest(self) -> bool:
         """Whether it takes the largest of the model's logits as they are, and reports nothing of the others."""
-        plain = self._seen is None and self._counts is None and self._suppressed is None
-        return not self._temperature and plain and self._logprobs is None
+        return not self._temperature and self._takes_raw and self._logprobs is None
 
     def likeliest(self, token: int, peak: float) -> SampledToken:
         """What :meth:`sample` gives where the largest logit, ``peak`` (NaN if any is), was found on the device."""
         assert self.takes_likeliest, "this sampler looks at all logits"
         _require_finite(peak)
+        self._count += 1
         return SampledToken(token)
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -117,7 +127,7 @@ class Sampler:
         """The logits as float32, and with penalties and suppression (the same tensor if there are none)."""
         assert logits.shape == (self.vocab,), f"logits {tuple(logits.shape)} for a vocabulary of {self.vocab}"
         raw = logits.detach().float()
-        if self._seen is None and self._counts is None and self._suppressed is None:
+        if self._takes_raw:
             return raw, raw
         _require_finite(float(raw.max()))  # the steps below could hide a NaN
         scores = raw
@@ -128,10 +138,16 @@ class Sampler:
         if self._counts is not None:
             self._counts = self._counts.to(raw.device)
             scores = scores - self._frequency * self._counts - self._presence * (self._counts > 0)
-        if self._suppressed is not None:
-            self._suppressed = self._suppressed.to(raw.device)
-            scores = scores.masked_fill(self._suppressed, -math.inf)
+        self._suppressed = [(until, mask.to(raw.device)) for until, mask in self._suppressed if self._count < until]
+        for _, mask in self._suppressed:
+            scores = scores.masked_fill(mask, -math.inf)
         return raw, scores
+
+    @property
+    def _takes_raw(self) -> bool:
+        """Whether the next token is chosen from the model's logits as they are."""
+        suppresses = any(self._count < until for until, _ in self._suppressed)
+        return self._seen is None and self._counts is None and not suppresses
 
     def _kept(self, scores: Tensor) -> tuple[Tensor | None, Tensor]:
         """Ids in ascending order (None: all) and their weights: probabilities over that of the most likely, with
@@ -161,6 +177,7 @@ class Sampler:
         return index if ids is None else int(ids[index])
 
     def _remember(self, token: int) -> None:
+        self._count += 1
         if self._seen is not None:
             self._seen[token] = True
         if self._counts is not None:

@@ -85,12 +85,16 @@ class ChatTemplate:
     def from_gguf(cls, metadata: Mapping[str, Any], path: Path) -> ChatTemplate | None:
         """From ``tokenizer.chat_template`` (and ``….tool_use``); None if there is none. CorruptFile: not a string."""
         names = {"default": "tokenizer.chat_template", "tool_use": "tokenizer.chat_template.tool_use"}
-        keys = GGUFKeys(metadata, Path(path))
+        keys = GGUFKeys.of(metadata, Path(path))
         found = {name: keys.text(key) for name, key in names.items() if key in keys}
         if "default" not in found:
             return None
         source, tool_source = _default_and_tool(found, Path(path))
         return cls(source, Path(path), special_token_texts(metadata, Path(path)), tool_source=tool_source)
+
+    def source_for(self, has_tools: bool) -> str:
+        """The template of conversations with tools, or without."""
+        return self.tool_source if has_tools and self.tool_source is not None else self.source
 
     def render(
         self,
@@ -98,6 +102,7 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The conversation as text. ``variables`` are passed to the template as they are (JSON values).
@@ -106,20 +111,18 @@ class ChatTemplate:
         `MAX_SECONDS`, `MAX_OUTPUT` or the worker's memory. LimitExceeded: the messages exceed `MAX_REQUEST`.
         """
         request: dict[str, Any] = {
-            "source": self.tool_source if tools and self.tool_source is not None else self.source,
+            "source": self.source_for(bool(tools)),
             "seconds": MAX_SECONDS,
             "max_output": MAX_OUTPUT,
             "variables": {
-                "tools": None,
-                "documents": None,
+                "tools": None if tools is None else list(tools),
+                "documents": None if documents is None else list(documents),
                 **self.special_tokens,
                 **(variables or {}),
                 "messages": list(messages),
                 "add_generation_prompt": add_generation_prompt,
             },
         }
-        if tools is not None:
-            request["variables"]["tools"] = list(tools)
         with self._lock:
             answer = self._started().ask(request)
         if isinstance(answer.get("text"), str):

@@ -5,19 +5,27 @@ What the values of ``tokenizer.ggml.pre`` and ``token_type`` stand for is llama.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lluda.errors import CorruptFile, UnsupportedModel
+from lluda.gguf_keys import GGUFKeys
 from lluda.inputs.added_tokens import AddedToken
 from lluda.inputs.splitting import LLAMA3, QWEN2, SPLITTINGS, Splitting
-from lluda.inputs.vocabulary import MAX_TOKENS, Vocabulary, merge_pairs, separate_added
+from lluda.inputs.vocabulary import MAX_TOKENS, Vocabulary, mark_special, merge_pairs, separate_added
 
 NFC_KEY = "lluda.tokenizer.nfc"
 """Whether text is brought into Unicode form NFC first: lluda's own, as GGUF does not say."""
 
 _SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+_END_KEYS = ("eos", "eot", "eom")
+_END_TEXTS = frozenset(
+    {"<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<EOT>"}
+)
+"""Spellings that end an answer whatever the keys say, as llama.cpp has it: a GGUF key names one end, and models have
+several."""
+
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5  # 6, single bytes, is not for byte-level BPE
 
 
@@ -27,9 +35,10 @@ def vocabulary_from_gguf(metadata: Mapping[str, Any], path: Path) -> Vocabulary:
     CorruptFile: a key missing, of the wrong kind, or breaking a rule. UnsupportedModel: another kind of tokenizer, or
     a ``tokenizer.ggml.pre`` that is none of `splitting.SPLITTINGS`.
     """
-    splitting = _splitting(metadata, path)
-    spellings = _strings(metadata, "tokenizer.ggml.tokens", path)
-    kinds = _integers(metadata, "tokenizer.ggml.token_type", path)
+    keys = GGUFKeys.of(metadata, path)
+    splitting = _splitting(keys)
+    spellings = keys.strings("tokenizer.ggml.tokens")
+    kinds = keys.integers("tokenizer.ggml.token_type")
     if len(spellings) > MAX_TOKENS or len(spellings) != len(kinds):
         raise CorruptFile(
             path, f"tokenizer.ggml.tokens and token_type must be equally long, at most {MAX_TOKENS}",
@@ -45,17 +54,21 @@ def vocabulary_from_gguf(metadata: Mapping[str, Any], path: Path) -> Vocabulary:
             added.append(AddedToken(number, text, special=kind != _USER_DEFINED))
         elif kind != _UNUSED:
             raise CorruptFile(path, f"tokenizer.ggml.token_type of token {number} must be 1 to 5", found=kind)
-    tokens, separate = separate_added(path, tokens, added)
+    merges = merge_pairs(keys.strings("tokenizer.ggml.merges"), path)
+    # Converters mark some as ordinary text.
+    special = {*special_token_texts(metadata, path).values(), *_END_TEXTS}
+    tokens, separate = separate_added(path, tokens, mark_special(added, special, tokens, merges))
     return Vocabulary(
         path,
         tokens,
-        merge_pairs(_strings(metadata, "tokenizer.ggml.merges", path), path),
+        merges,
         separate,
         splitting,
         # llama.cpp leaves text as it is; the released Qwen tokenizers normalise it.
-        nfc=metadata.get(NFC_KEY, splitting is QWEN2) is True,
+        nfc=keys.boolean(NFC_KEY, default=splitting is QWEN2),
         ignore_merges=splitting is LLAMA3,
-        prefix_ids=_prefix(metadata, splitting, len(spellings), path),
+        prefix_ids=_prefix(keys, splitting, len(spellings)),
+        end_ids=_ends(keys, separate, len(spellings)),
         unused=frozenset(number for number, kind in enumerate(kinds) if kind == _UNUSED),
     )
 
@@ -95,57 +108,43 @@ def tokenizer_metadata(vocabulary: Vocabulary, rows: int, special: Mapping[str, 
 
 def special_token_texts(metadata: Mapping[str, Any], path: Path) -> dict[str, str]:
     """``bos_token``, ``eos_token`` … as chat templates name them. CorruptFile: an id outside the vocabulary."""
-    tokens = metadata.get("tokenizer.ggml.tokens", [])
+    keys = GGUFKeys.of(metadata, path)
+    tokens = keys.strings("tokenizer.ggml.tokens") if "tokenizer.ggml.tokens" in keys else []
     found = {}
     for key, name in _SPECIAL.items():
-        number = _token_id(metadata, f"tokenizer.ggml.{key}_token_id", len(tokens), path)
+        number = keys.token_id(f"tokenizer.ggml.{key}_token_id", len(tokens))
         if number is not None:
-            found[name] = str(tokens[number])
+            found[name] = tokens[number]
     return found
 
 
-def _splitting(metadata: Mapping[str, Any], path: Path) -> Splitting:
-    kind, rule = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-    if kind is None:
-        raise CorruptFile(path, "no tokenizer: the key tokenizer.ggml.model is missing")
+def _ends(keys: GGUFKeys, added: Sequence[AddedToken], count: int) -> tuple[int, ...]:
+    """Ids that end an answer."""
+    named = [keys.token_id(f"tokenizer.ggml.{key}_token_id", count) for key in _END_KEYS]
+    listed = keys.integers("tokenizer.ggml.eos_token_ids") if "tokenizer.ggml.eos_token_ids" in keys else []
+    outside = next((number for number in listed if not 0 <= number < count), None)
+    if outside is not None:
+        raise CorruptFile(keys.path, f"tokenizer.ggml.eos_token_ids must hold ids below {count}", found=outside)
+    spelled = [token.id for token in added if token.text in _END_TEXTS]
+    return tuple(dict.fromkeys([*(number for number in named if number is not None), *listed, *spelled]))
+
+
+def _splitting(keys: GGUFKeys) -> Splitting:
+    kind = keys.text("tokenizer.ggml.model")
     if kind == "none":
-        raise CorruptFile(path, "no tokenizer: tokenizer.ggml.model is none; write the file again with a tokenizer")
+        rule = "no tokenizer: tokenizer.ggml.model is none; write the file again with a tokenizer"
+        raise CorruptFile(keys.path, rule)
     if kind != "gpt2":
-        raise UnsupportedModel(f"{path}: tokenizer.ggml.model {kind!r:.60} is not implemented; only gpt2 (BPE) is")
+        raise UnsupportedModel(f"{keys.path}: tokenizer.ggml.model {kind!r:.60} is not implemented; only gpt2 (BPE) is")
+    rule = keys.text("tokenizer.ggml.pre", default="(absent)")
     if rule not in SPLITTINGS:
         raise UnsupportedModel(
-            f"{path}: tokenizer.ggml.pre {rule!r:.60} is not implemented; those that are: {', '.join(SPLITTINGS)}"
+            f"{keys.path}: tokenizer.ggml.pre {rule!r:.60} is not implemented; those that are: {', '.join(SPLITTINGS)}"
         )
     return SPLITTINGS[rule]
 
 
-def _prefix(metadata: Mapping[str, Any], splitting: Splitting, count: int, path: Path) -> tuple[int, ...]:
-    wanted = metadata.get("tokenizer.ggml.add_bos_token", splitting is LLAMA3)
-    number = _token_id(metadata, "tokenizer.ggml.bos_token_id", count, path)
-    return (number,) if wanted is True and number is not None else ()
-
-
-def _token_id(metadata: Mapping[str, Any], key: str, count: int, path: Path) -> int | None:
-    value = metadata.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
-        raise CorruptFile(path, f"{key} must be an id below {count}", found=value)
-    return value
-
-
-def _strings(metadata: Mapping[str, Any], key: str, path: Path) -> list[str]:
-    values = metadata.get(key)
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise CorruptFile(path, f"{key} must be an array of strings", found="nothing" if values is None else None)
-    return values
-
-
-def _integers(metadata: Mapping[str, Any], key: str, path: Path) -> list[int]:
-    values = metadata.get(key)
-    if values is None:
-        raise CorruptFile(path, f"the key {key} is missing; convert the model again", expected="one integer per token")
-    listed = values.tolist() if hasattr(values, "tolist") else values  # numeric arrays come as numpy's
-    if not isinstance(listed, list) or not all(type(value) is int for value in listed):
-        raise CorruptFile(path, f"{key} must be an array of integers")
-    return listed
+def _prefix(keys: GGUFKeys, splitting: Splitting, count: int) -> tuple[int, ...]:
+    wanted = keys.boolean("tokenizer.ggml.add_bos_token", default=splitting is LLAMA3)
+    number = keys.token_id("tokenizer.ggml.bos_token_id", count)
+    return (number,) if wanted and number is not None else ()

@@ -9,56 +9,81 @@ template itself assembles around a value, as in ``'<|' + name + '|>'``, is the t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lluda.errors import InvalidRequest
+from lluda.errors import CorruptFile, InvalidRequest, TemplateError
+from lluda.inputs.chat_options import ChatOptions
 from lluda.inputs.chat_template import ChatTemplate
 from lluda.inputs.media_parts import KINDS
 from lluda.inputs.tokenizer import Tokenizer, check_text
 
 ROLES = ("system", "user", "assistant", "tool")
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+"""Keys of a message for what the assistant thought; of several the first counts, and templates read it as the first, or
+as the second, as transformers has it."""
+
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
-_OWN_VARIABLES = ("messages", "tools", "add_generation_prompt", "enable_thinking")
+
+_CONTROL = re.compile(r"<\|[\w.\-/]{1,64}\|>|<｜[^｜<>\s]{1,64}｜>")
+"""How control tokens are spelled: ``<|im_start|>``, ``<｜end▁of▁sentence｜>``."""
+
+_ROLE_WORDS = ("system", "user", "assistant", "tool", "function", "developer", "model", "human", "bot", "observation")
+_PLAIN_MARKERS = frozenset(f"<|{word}|>" for word in _ROLE_WORDS)
+"""What released models (Zephyr, Tulu, OLMo) write before a turn as ordinary text, without a token for it."""
 
 
 def build_chat_prompt(
     tokenizer: Tokenizer,
     template: ChatTemplate,
     messages: Sequence[Mapping[str, Any]],
+    options: ChatOptions | None = None,
     *,
     add_generation_prompt: bool = True,
-    enable_thinking: bool | None = None,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    extra: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """Token ids of a conversation, by default ready for the assistant's answer.
+    """Token ids of a conversation, by default ready for the assistant's answer, or for the rest of its last message
+    where ``options`` continue that.
 
     A message is ``{"role": …, "content": …}``; the role one of `ROLES`, the content a str or a list of parts
     ``{"type": "text", "text": …}``, which are joined, or stay parts beside ``{"type": "audio"}``, ``image`` and
     ``video`` for templates that write placeholders for those (see `media_parts.take_media`). An assistant message with
-    ``tool_calls`` may have none. Other keys are the template's; keys whose value is None are dropped.
-    ``enable_thinking`` (Qwen3's switch) and ``extra`` become variables of the template, the former only where given. In
-    what an assistant said, added tokens that are not special (``<think>``) keep their meaning; all other spellings of
-    added tokens become ordinary text.
+    ``tool_calls`` or a thought (`REASONING_KEYS`) may have none. Other keys are the template's; keys whose value is
+    None are dropped. In what an assistant said, added tokens that are not special (``<think>``) keep their meaning; all
+    other spellings of added tokens become ordinary text.
 
-    InvalidRequest: messages, tools or extra of another form. TemplateError, LimitExceeded: as `ChatTemplate.render`,
-    and LimitExceeded as `Tokenizer.encode`.
+    InvalidRequest: messages or options of another form, or options that the template does not take. CorruptFile: the
+    template writes a control token that the tokenizer does not know. TemplateError, LimitExceeded: as
+    `ChatTemplate.render`, and LimitExceeded as `Tokenizer.encode`.
     """
-    checked = check_messages(messages)
-    _check_tools_and_extra(tools, extra)
-    said = _plain({"messages": checked, "tools": tools, "extra": dict(extra or {})})
-    marker = _Marker(tokenizer, said, f"{template.source}{template.tool_source}")
-    variables = marker.disarm(said["extra"])
-    if enable_thinking is not None:
-        variables["enable_thinking"] = enable_thinking
+    options = options or ChatOptions()
+    checked = [_with_thought(message) for message in check_messages(messages)]
+    said = _plain({"messages": checked, "tools": options.tools, "documents": options.documents,
+                   "variables": options.variables()})  # fmt: skip
+    _check_template_takes(template, options)
+    marker = _Marker(tokenizer, said, template)
+    said["messages"] = [marker.disarm(one, special_only=one["role"] == "assistant") for one in said["messages"]]
+    open_end = _Continuation(marker, template, said["messages"], options.continued_key)
     text = template.render(
-        [marker.disarm(message, special_only=message["role"] == "assistant") for message in said["messages"]],
-        add_generation_prompt=add_generation_prompt,
+        open_end.messages,
+        add_generation_prompt=add_generation_prompt and not open_end.is_wanted,
         tools=marker.disarm(said["tools"]),
-        variables=variables,
+        documents=marker.disarm(said["documents"]),
+        variables=marker.disarm(said["variables"]),
     )
-    return marker.encode(text)
+    return marker.encode(open_end.cut(text))
+
+
+def with_answer(
+    messages: Sequence[Mapping[str, Any]], answer: str, continued_key: str | None
+) -> list[Mapping[str, Any]]:
+    """The messages with the assistant's answer behind them, or in the last one where that was continued."""
+    if continued_key is None:
+        return [*messages, {"role": "assistant", "content": answer}]
+    last = messages[-1]
+    before = last[continued_key]
+    joined = before + answer if isinstance(before, str) else [*before, {"type": "text", "text": answer}]
+    return [*messages[:-1], {**last, continued_key: joined}]
 
 
 def check_messages(messages: object) -> list[dict[str, Any]]:
@@ -78,7 +103,7 @@ def _checked(message: object, where: str) -> dict[str, Any]:
     role, content = found.get("role"), found.get("content")
     if role not in ROLES:
         raise InvalidRequest(f"{where}: role must be one of {', '.join(ROLES)}, not {role!r:.60}")
-    if content is None and role == "assistant" and found.get("tool_calls"):
+    if content is None and role == "assistant" and any(found.get(key) for key in ("tool_calls", *REASONING_KEYS)):
         return found
     if isinstance(content, Sequence) and not isinstance(content, str | bytes):
         parts = [_checked_part(part, f"{where}.content[{index}]") for index, part in enumerate(content)]
@@ -99,16 +124,21 @@ def _checked_part(part: object, where: str) -> dict[str, str]:
     return {"type": "text", "text": str(part["text"])}
 
 
-def _check_tools_and_extra(tools: object, extra: object) -> None:
-    if tools is not None and not (
-        isinstance(tools, Sequence) and not isinstance(tools, str) and all(isinstance(tool, Mapping) for tool in tools)
-    ):
-        raise InvalidRequest(f"tools must be a list of JSON objects (function schemas), not {tools!r:.80}")
-    if extra is not None and not (isinstance(extra, Mapping) and all(isinstance(name, str) for name in extra)):
-        raise InvalidRequest(f"extra must map names of template variables to values, not {extra!r:.80}")
-    for name in _OWN_VARIABLES:
-        if name in (extra or ()):
-            raise InvalidRequest(f"extra must not name {name}; it is an argument of its own")
+def _with_thought(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with its thought under the names that templates read."""
+    thought = next((message[key] for key in REASONING_KEYS if key in message), None)
+    return message if thought is None else {"thinking": thought, **message, "reasoning_content": thought}
+
+
+def _check_template_takes(template: ChatTemplate, options: ChatOptions) -> None:
+    """InvalidRequest: what the request gives would be dropped without a word."""
+    source = template.source_for(bool(options.tools))
+    lists = [name for name in ("tools", "documents") if getattr(options, name)]
+    # The switch of thinking is asked for whatever the model is, and a model without it does not think.
+    variables = [name for name in options.chat_template_kwargs or () if name != "enable_thinking"]
+    for name in (*lists, *variables):
+        if name not in source:
+            raise InvalidRequest(f"{template.path}: the chat template does not read {name}; leave {name} out")
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +149,9 @@ def _plain(value: dict[str, Any]) -> dict[str, Any]:
     except UnicodeEncodeError:
         raise InvalidRequest("messages or tools hold half a surrogate pair; decode them as UTF-8 first") from None
     except (TypeError, ValueError, RecursionError):
-        raise InvalidRequest("messages, tools and extra must be JSON values (text, numbers, lists, objects)") from None
+        raise InvalidRequest(
+            "messages, tools and variables must be JSON values (text, numbers, lists, objects)"
+        ) from None
     plain: dict[str, Any] = json.loads(text)
     return plain
 
@@ -127,22 +159,27 @@ def _plain(value: dict[str, Any]) -> dict[str, Any]:
 class _Marker:
     """Marks spellings of added tokens in what was ``said`` and takes the marks out again."""
 
-    def __init__(self, tokenizer: Tokenizer, said: Mapping[str, Any], template: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, said: Mapping[str, Any], template: ChatTemplate) -> None:
         """The mark is none that ``said`` or the ``template`` has, so that all that is taken out was put in here."""
-        self._tokenizer = tokenizer
-        text = json.dumps(said, ensure_ascii=False) + template
+        self._tokenizer, self._template = tokenizer, template
+        text = f"{json.dumps(said, ensure_ascii=False)}{template.source}{template.tool_source}"
         # A template may write JSON in ASCII, so the mark's escape must be as unmistakable as the mark.
-        free = (mark for mark in _MARKS if mark not in text and f"ufdd{ord(mark) - 0xFDD0:x}" not in text.lower())
-        found = next(free, None)
-        if found is None:
+        self._free = [mark for mark in _MARKS if mark not in text and f"{ord(mark):04x}" not in text.lower()]
+        self._mark = self.another()
+        self._escape = f"\\u{ord(self._mark):04x}"
+
+    def another(self) -> str:
+        """A mark that is nowhere yet. InvalidRequest: there is none left."""
+        if not self._free:
             raise InvalidRequest("messages and template hold all 32 noncharacters U+FDD0 to U+FDEF; take one out")
-        self._mark = found
-        self._escape = f"\\u{ord(found):04x}"
+        return self._free.pop(0)
 
     def disarm(self, value: Any, *, special_only: bool = False) -> Any:
         """``value`` with the spellings in all its texts disarmed, at any depth, keys included."""
         if isinstance(value, str):
-            return self._tokenizer.added_tokens.disarm(value, self._mark, special_only=special_only)
+            disarmed = self._tokenizer.added_tokens.disarm(value, self._mark, special_only=special_only)
+            known = self._tokenizer.added_tokens.by_text
+            return _CONTROL.sub(lambda found: found[0] if found[0] in known else self._broken(found[0]), disarmed)
         if isinstance(value, dict):
             return {
                 self.disarm(key, special_only=special_only): self.disarm(item, special_only=special_only)
@@ -159,6 +196,71 @@ class _Marker:
             if isinstance(piece, int):
                 ids.append(piece)
             else:
+                self._check_plain(piece)
                 text = piece.replace(self._mark, "").replace(self._escape, "")
                 ids += self._tokenizer.encode(text, allow_special=False)
         return ids
+
+    def _broken(self, spelling: str) -> str:
+        return spelling[0] + self._mark + spelling[1:]
+
+    def _check_plain(self, piece: str) -> None:
+        """CorruptFile: the template, not a user, wrote a control token there for which there is none."""
+        unknown = next((found for found in _CONTROL.findall(piece) if found not in _PLAIN_MARKERS), None)
+        if unknown is not None:
+            raise CorruptFile(
+                self._template.path,
+                f"the chat template writes {unknown}, which {self._tokenizer.path} and the files beside it do not "
+                "know as a token, so the model would read it as letters; copy the tokenizer files that belong to the "
+                "template (tokenizer.json, or vocab.json with added_tokens.json)",
+            )
+
+
+class _Continuation:
+    """The last message left open, as transformers does it: a mark is put where it ends, and the rendered text cut
+    there. ``key`` names what is continued; nothing is, if None."""
+
+    def __init__(
+        self, marker: _Marker, template: ChatTemplate, messages: Sequence[dict[str, Any]], key: str | None
+    ) -> None:
+        self.is_wanted = key is not None
+        self.messages = list(messages)
+        self._end, self._template = "", template
+        if key is not None:
+            self._end = marker.another()
+            self.messages[-1] = self._opened(messages[-1], key)
+
+    def cut(self, rendered: str) -> str:
+        """``rendered`` up to the mark. TemplateError: the template leaves the message out."""
+        if not self.is_wanted:
+            return rendered
+        place = rendered.rfind(self._end)
+        if place < 0:
+            raise TemplateError(
+                f"{self._template.path}: template_error: the chat template leaves the last message out, so it cannot "
+                "be continued (continue_final_message)"
+            )
+        kept = rendered[:place]
+        # The space that was put after the mark is gone where the template trims.
+        return kept if rendered.startswith(self._end + " ", place) else kept.rstrip()
+
+    def _opened(self, message: dict[str, Any], key: str) -> dict[str, Any]:
+        same = [one for one in REASONING_KEYS if key in REASONING_KEYS and message.get(one) == message.get(key)] or [
+            key
+        ]
+        if not any(one in self._template.source for one in same):
+            raise InvalidRequest(
+                f"{self._template.path}: the chat template does not read {key}, so it cannot be continued"
+            )
+        return message | {one: self._extended(message.get(one), key) for one in same}
+
+    def _extended(self, value: Any, key: str) -> Any:
+        if isinstance(value, str):
+            return f"{value}{self._end} "
+        texts = [place for place, part in enumerate(value or ()) if isinstance(part, dict) and "text" in part]
+        if not texts:
+            raise InvalidRequest(
+                f"continue_final_message: the last message has no {key} to continue; give it some text"
+            )
+        last = texts[-1]
+        return [*value[:last], value[last] | {"text": f"{value[last]['text']}{self._end} "}, *value[last + 1 :]]

@@ -23,6 +23,7 @@ MAX_CONFIG_BYTES = 16 * 2**20
 """Limit of each of the two files: the largest released have about 2 MB."""
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_ENDS = ("eos_token", "eot_token", "eom_token")
 _EXTRA = ("extra_special_tokens", "additional_special_tokens")
 
 
@@ -38,6 +39,11 @@ class SpecialTokens:
     def texts(self) -> tuple[str, ...]:
         """All spellings, each once."""
         return tuple(dict.fromkeys((*self.named.values(), *self.extra)))
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """Spellings of the tokens that end a text, a turn or a message."""
+        return tuple(self.named[name] for name in _ENDS if name in self.named)
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:

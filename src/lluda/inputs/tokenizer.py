@@ -37,6 +37,8 @@ class Tokenizer:
         """Ids in use: the highest that stands for something, plus one. The embedding may have more rows."""
         self.prefix_ids = vocabulary.prefix_ids
         """Ids a plain text (not a chat) starts with; never added by `encode`. Empty for Qwen."""
+        self.end_ids = vocabulary.end_ids
+        """Ids that end an answer, as far as the tokenizer's files name them."""
         self._plain = tokenizers.Tokenizer(vocabulary.model())
         self._plain.pre_tokenizer = vocabulary.splitting.pre_tokenizer()
         if vocabulary.nfc:

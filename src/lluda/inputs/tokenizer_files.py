@@ -14,7 +14,7 @@ from lluda.inputs.added_tokens import AddedToken
 from lluda.inputs.special_tokens import CONFIG_NAME, SpecialTokens, read_special_tokens, read_tokenizer_config
 from lluda.inputs.splitting import QWEN2
 from lluda.inputs.text_file import read_text
-from lluda.inputs.tokenizer_json import MAX_FILE_BYTES, added_token, field, vocabulary_from_tokenizer_json
+from lluda.inputs.tokenizer_json import MAX_FILE_BYTES, added_token, field, named_ids, vocabulary_from_tokenizer_json
 from lluda.inputs.vocabulary import Vocabulary, mark_special, merge_pairs, separate_added
 from lluda.json_file import read_json_object
 
@@ -45,10 +45,10 @@ def _from_vocab_and_merges(folder: Path, config: dict[str, Any], special: Specia
     tokens, merges = read_json_object(path, max_bytes=MAX_FILE_BYTES), _merge_lines(merges_path)
     added = mark_special(_added_beside(folder, config, special), special.texts, tokens, merges)
     tokens, separate = separate_added(_added_path(folder, config), tokens, added)
-    start = special.named.get("bos_token") if config.get("add_bos_token") is True else None
+    starts = [special.named.get("bos_token", "")] if config.get("add_bos_token") is True else []
     return Vocabulary(
         path, tokens, merges, separate, QWEN2, nfc=True, merges_path=merges_path,
-        prefix_ids=tuple(token.id for token in separate if token.text == start),
+        prefix_ids=named_ids(starts, separate, {}), end_ids=named_ids(special.ends, separate, tokens),
     )  # fmt: skip
 
 

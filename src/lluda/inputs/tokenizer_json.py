@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,14 @@ def vocabulary_from_tokenizer_json(path: Path, more: Sequence[AddedToken], speci
         nfc=_is_nfc(content.get("normalizer"), path),
         ignore_merges=flag(model, "ignore_merges", path),
         prefix_ids=_prefix(content.get("post_processor"), path),
+        end_ids=named_ids(special.ends, separate, tokens),
     )
+
+
+def named_ids(texts: Iterable[str], added: Iterable[AddedToken], tokens: Mapping[str, int]) -> tuple[int, ...]:
+    """Ids of the tokens so spelled, those of them that there are."""
+    ids = {**tokens, **{token.text: token.id for token in added}}
+    return tuple(dict.fromkeys(ids[text] for text in texts if text in ids))
 
 
 def added_token(fields: Any, path: Path) -> AddedToken:

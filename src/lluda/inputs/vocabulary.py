@@ -36,6 +36,7 @@ class Vocabulary:
     tokens matched by their spelling; not among ``tokens``. ``unused``: ids that stand for nothing (padding of the
     embedding). ``nfc``: text is brought into Unicode form NFC first. ``ignore_merges``: a word that is a token is taken
     whole. ``prefix_ids``: ids a text that is not a chat starts with (the begin-of-text id, where the model wants one).
+    ``end_ids``: ids that end an answer, as far as the tokenizer's files name them.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Vocabulary:
     ignore_merges: bool = False
     prefix_ids: tuple[int, ...] = ()
     unused: frozenset[int] = frozenset()
+    end_ids: tuple[int, ...] = ()
     merges_path: Path | None = None
     """Where the merges come from, if not from ``path``; for messages."""
 
