@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 
 from training.clip import resampled
+from training.speech_folder import clips_of
 from training.word_errors import Errors, contains, count_errors, normalised
 
 RATE = 16000
@@ -106,21 +108,14 @@ def judge(clips: Iterator[Clip], report: Any = None) -> dict[str, Any]:
 
 def clips_of_set(folder: Path, limit: int) -> Iterator[Clip]:
     """The first clips of a set of `make_sound`."""
-    rate = json.loads((folder / "set.json").read_text(encoding="utf-8"))["rate"]
-    sound = np.memmap(folder / "sound.i16", "<i2", "r")
-    with (folder / "index.jsonl").open(encoding="utf-8") as lines:
-        for number, line in zip(range(limit), lines, strict=False):
-            entry = json.loads(line)
-            samples = sound[entry["start"] : entry["start"] + entry["samples"]].astype(np.float32) / 32768
-            # A set to hear has questions: its slots are of their answers, which nobody speaks there.
-            slot = "" if "answer" in entry else entry.get("slot", "")
-            yield Clip(f"{folder.name}/{number}", samples, rate, entry["text"], slot, entry.get("domain", ""))
+    for number, (samples, rate, entry) in enumerate(clips_of(folder, limit)):
+        # A set to hear has questions: its slots are of their answers, which nobody speaks there.
+        slot = "" if "answer" in entry else entry.get("slot", "")
+        yield Clip(f"{folder.name}/{number}", samples, rate, entry["text"], slot, entry.get("domain", ""))
 
 
 def clips_of_folder(folder: Path, limit: int) -> Iterator[Clip]:
     """The WAV files that texts.jsonl in the folder names."""
-    import soundfile
-
     with (folder / "texts.jsonl").open(encoding="utf-8") as lines:
         for _, line in zip(range(limit), lines, strict=False):
             entry = json.loads(line)
