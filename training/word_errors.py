@@ -24,6 +24,7 @@ _SAME = {
 _NUMBER_WORDS = frozenset((*UNITS, *TENS, "hundred"))
 _NUMBER = re.compile(r"\d+")
 _TIMES = re.compile(r"(?<=\d) ?[x×*] ?(?=\d)")
+_MINUS = re.compile(r"(?<![-\d])(\d+) ?[-−–] ?(\d+)(?![-\d])")
 _LETTERS = re.compile(r"\b(?!OK\b)[A-Z]{2,}\b")
 _NOT_WORD = re.compile(r"[^a-z' ]+")
 
@@ -66,11 +67,12 @@ def normalised(text: str) -> str:
     """Lower case, digits as words, no marks, one spelling of a word: "47 + 36?" -> "forty seven plus thirty six".
 
     A clock time in digits ("3:30") becomes "three thirty": the world says "half past three", which is another word
-    error, as it should be. Letters joined by hyphens ("E-L-E"), dots or nothing ("ELE") become letters apart.
+    error, as it should be. A hyphen between two numbers is "minus", in a row of more it is none. Letters joined by hyphens ("E-L-E"), dots or nothing ("ELE") become letters apart.
     """
     text = _LETTERS.sub(lambda found: " ".join(found.group()), text)
     text = _TIMES.sub(" times ", text.lower()).replace("’", "'").replace("+", " plus ").replace("=", " is ")
-    text = re.sub(r"(?<=[\w])-(?=[\w])", " ", text).replace(" - ", " minus ")
+    text = _MINUS.sub(r"\1 minus \2", text)
+    text = re.sub(r"(?<=[\w])-(?=[\w])", " ", text)
     text = re.sub(r"\b(\d+):00\b", r"\1 oclock", text)
     text = _NUMBER.sub(_in_words, text.replace(",", " ").replace(".", " "))
     text = _NOT_WORD.sub(" ", text).replace("o'clock", "oclock").replace("o clock", "oclock")

@@ -9,6 +9,8 @@ from training.word_errors import Errors, contains, count_errors, normalised
     ("text", "expected"),
     [
         ("47 + 36 is 83.", "forty seven plus thirty six is eighty three"),
+        ("65-49 is 16.", "sixty five minus forty nine is sixteen"),
+        ("10-11-12", "ten eleven twelve"),
         ("7x1 is 7.", "seven times one is seven"),
         ("It is five o'clock.", "it is five oclock"),
         ("It's 5:00.", "it's five oclock"),
