@@ -113,7 +113,7 @@ GENERATION = {
 
 
 def tiny_config(released: Mapping[str, Any], vocabulary: Mapping[str, int]) -> dict[str, Any]:
-    """The tiny model's config.json. ``vocabulary``: the tiny tokenizer's vocab.json, where the roles have one id each."""
+    """The tiny config.json. ``vocabulary``: the tiny tokenizer's vocab.json, where the roles have one id each."""
     raw = copy.deepcopy(dict(released))
     thinker, talker = raw["thinker_config"], raw["talker_config"]
     thinker["text_config"] |= _THINKER

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from training.codec import Encoder, PhonemeHead, Quantiser, encode_all
 from training.config import read_config
 from training.discriminators import Discriminators, deceived, halves, hinge
+from training.optimizer import adamw, clip
 from training.sound_set import FRAME, Clip, SoundSet, read_sets
 from training.spectrum import MelDistance
 from training.stage import ROUNDED_SHARE, Limits, Stage, autocast, load_weights, rounded
@@ -52,12 +53,12 @@ class Pieces:
         rows, frames = [], []
         for index in range(count):
             row, end, begin = [], 0, clips[index].first
-            for clip in clips[index : index + 16]:
+            for one in clips[index : index + 16]:
                 # One clip's frames less: a segment may begin up to a frame late.
-                if clip.first + clip.frames - begin >= SEGMENT or clip.first < begin + end:
+                if one.first + one.frames - begin >= SEGMENT or one.first < begin + end:
                     break
-                row += [ids[symbol] for symbol in clip.phonemes]
-                end = clip.first + clip.frames - begin
+                row += [ids[symbol] for symbol in one.phonemes]
+                end = one.first + one.frames - begin
             rows.append(row)
             frames.append(end)
         lengths = torch.tensor([len(row) for row in rows])
@@ -100,21 +101,6 @@ class Pieces:
         return torch.where(unheard, true, made)
 
 
-def adamw(modules: Sequence[nn.Module], rate: float, betas: tuple[float, float], decay: float) -> torch.optim.AdamW:
-    """One optimiser over modules; matrices and kernels decay, vectors do not."""
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    groups = [
-        {"params": [one for one in parameters if one.dim() > 1], "weight_decay": decay},
-        {"params": [one for one in parameters if one.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=parameters[0].is_cuda)
-
-
-def clip(modules: Sequence[nn.Module], norm: float) -> None:
-    """Bound the gradients' length."""
-    nn.utils.clip_grad_norm_([one for module in modules for one in module.parameters()], norm, foreach=True)
-
-
 def quieten(network: Code2Wav) -> None:
     """Begin with small sounds: the last convolution at a tenth, so that the first steps do not clip."""
     with torch.no_grad():
@@ -139,15 +125,15 @@ def train_a(sound: SoundSet, limits: Limits, batch: int, frames: int, rate: floa
     distance = MelDistance().to(device)
     stage = Stage("codec_a", limits, modules, [optimizer])
     compiled = limits.compile
-    encode, frames_of, waveform = compiled(encoder.forward), compiled(vocoder.frames), compiled(vocoder.waveform)
-    far = compiled(distance.forward)
+    frames_of, waveform = compiled(vocoder.frames), compiled(vocoder.waveform)
+    far = distance
     for progress in stage:
         drawn, chosen, piece = pieces.draw()
         segment = pieces.segments(chosen)
         begin = piece[:, None] * FRAME + torch.arange(frames * FRAME - config.look_ahead, device=device)
         true = segment.gather(1, begin)
         with rounded([vocoder], progress > 1 - ROUNDED_SHARE), autocast(device):
-            latent = encode(segment)
+            latent = encoder(segment)
             if stage.step % PLACE_EVERY == 0 and progress < 0.7:
                 quantiser.place(latent.detach(), math.inf if stage.step == 0 else 1.0)
             used = torch.randint(2, config.num_quantizers + 1, (batch,), device=device)
@@ -192,7 +178,7 @@ def train_b(sound: SoundSet, limits: Limits, batch: int, frames: int, rate: floa
     stage = Stage("codec_b", limits, {"code2wav": vocoder, "discriminators": discriminators}, [optimizer, against])
     compiled = limits.compile
     frames_of, waveform = compiled(vocoder.frames), compiled(vocoder.waveform)
-    judge, far = compiled(discriminators.forward), compiled(MelDistance().to(device).forward)
+    judge, far = discriminators, MelDistance().to(device)
     for progress in stage:
         _, chosen, piece = pieces.draw()
         true = pieces.true(chosen, piece)

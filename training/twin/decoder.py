@@ -30,9 +30,9 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Causal attention with rotary positions and, where the config has them, norms of each head's query and key."""
 
-    def __init__(self, config: DecoderConfig, window: int | None) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.config, self.window = config, window
+        self.config = config
         query, key = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
         self.q_proj = nn.Linear(config.hidden_size, query, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, key, bias=config.attention_bias)
@@ -42,8 +42,8 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """``[batch, rows, hidden]`` -> the same."""
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """``[batch, rows, hidden]`` -> the same. ``mask`` as `visible` gives it; None is causal."""
         batch, rows, _ = x.shape
         query, key, value = (
             layer(x).view(batch, rows, -1, self.config.head_dim) for layer in (self.q_proj, self.k_proj, self.v_proj)
@@ -53,16 +53,22 @@ class Attention(nn.Module):
         query, key = (rotate(part.float(), rotation).to(value.dtype).transpose(1, 2) for part in (query, key))
         shared = self.config.num_attention_heads // self.config.num_key_value_heads
         key, value = (part.repeat_interleave(shared, dim=1) for part in (key, value.transpose(1, 2)))
-        whole = self.window is None or rows <= self.window
-        mask = None if whole else windowed(rows, self.window, x.device)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=whole)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
         return self.o_proj(out.transpose(1, 2).reshape(batch, rows, -1))
 
 
-def windowed(rows: int, window: int | None, device: torch.device) -> Tensor:
-    """Which rows each row sees: itself and the ``window - 1`` before it, ``[rows, rows]``."""
-    ages = torch.arange(rows, device=device)[:, None] - torch.arange(rows, device=device)
-    return (ages >= 0) & (ages < (window or rows))
+def visible(rows: int, window: int | None, ahead: Tensor | None, device: torch.device) -> Tensor | None:
+    """Which rows each row sees, bool ``[rows, rows]`` or ``[batch, 1, rows, rows]``: itself and those before it, of a
+    ``window`` the last ones, without the first ``ahead [batch]`` rows, which are padding. None is all before it."""
+    if ahead is None and (window is None or rows <= window):
+        return None
+    places = torch.arange(rows, device=device)
+    ages = places[:, None] - places
+    seen = (ages >= 0) & (ages < (window or rows))
+    if ahead is None:
+        return seen
+    # Padding sees itself, since a softmax over nothing has no value.
+    return (seen & (places >= ahead[:, None])[:, None] | (ages == 0))[:, None]
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
@@ -147,7 +153,8 @@ class Layer(nn.Module):
     def __init__(self, config: DecoderConfig, index: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, config.window(index))
+        self.self_attn = Attention(config)
+        self.window = config.window(index)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.sparse = config.is_sparse(index)
         if self.sparse and config.moe is not None:
@@ -158,9 +165,10 @@ class Layer(nn.Module):
         self.self_attn_layer_scale = LayerScale(config.hidden_size) if scaled else nn.Identity()
         self.mlp_layer_scale = LayerScale(config.hidden_size) if scaled else nn.Identity()
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], ahead: Tensor | None) -> tuple[Tensor, Tensor]:
         """Rows -> rows, and the router's loss (0 of a dense layer)."""
-        x = x + self.self_attn_layer_scale(self.self_attn(self.input_layernorm(x), rotation)).float()
+        mask = visible(x.shape[1], self.window, ahead, x.device)
+        x = x + self.self_attn_layer_scale(self.self_attn(self.input_layernorm(x), rotation, mask)).float()
         normed = self.post_attention_layernorm(x)
         added, loss = self.mlp(normed) if self.sparse else (self.mlp(normed), x.new_zeros(()))
         return x + self.mlp_layer_scale(added).float(), loss
@@ -177,13 +185,14 @@ class DecoderStack(nn.Module):
         exponents = torch.arange(0, config.head_dim, 2).float() / config.head_dim
         self.register_buffer("frequencies", 1.0 / config.rope.theta**exponents, persistent=False)
 
-    def forward(self, x: Tensor, first: int = 0, end: int | None = None) -> tuple[Tensor, Tensor]:
-        """Rows ``[batch, rows, hidden]`` at positions 0, 1, … through the layers from ``first`` to before ``end`` ->
-        residual rows before the final norm, and the sum of the routers' losses."""
+    def forward(self, x: Tensor, end: int | None = None, ahead: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Rows ``[batch, rows, hidden]`` through the layers before ``end`` -> residual rows before the final norm, and
+        the sum of the routers' losses. The first ``ahead`` (int64 ``[batch]``) rows are padding, which shifts all
+        positions of an example by the same number, so that none of its rows changes."""
         angles = torch.arange(x.shape[1], device=x.device)[:, None] * self.frequencies
         rotation, loss = (angles.cos(), angles.sin()), x.new_zeros(())
-        for layer in list(self.layers)[first:end]:
-            x, added = layer(x, rotation)
+        for layer in list(self.layers)[:end]:
+            x, added = layer(x, rotation, ahead)
             loss = loss + added
         return x, loss
 

@@ -1,0 +1,105 @@
+"""Conversations as the ids that the engine makes of them, with the ids that the thinker must learn to write marked.
+
+Written out here because the template's renderer takes a hundred times as long; a test compares both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from multiprocessing import get_context
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lluda.inputs.tokenizer import Tokenizer
+from training.config import TOKENIZER
+from training.phrasing import typed
+from training.world import Conversation, sample
+
+LEARNT = 1 << 14
+"""Added to an id that is written by the assistant."""
+
+PAD = 0
+SIZES = (64, 160)
+"""Rows of a batch's examples; what is longer than the last is left out."""
+
+
+class PromptWriter:
+    """Conversations to ids."""
+
+    def __init__(self) -> None:
+        self.tokenizer = Tokenizer.from_folder(TOKENIZER)
+        found = {name: self.tokenizer.id_of(name) for name in ("<|im_start|>", "<|im_end|>")}
+        self.start, self.end = (int(found[name] or 0) for name in ("<|im_start|>", "<|im_end|>"))
+        (self.line,) = self.plain("\n")
+
+    def plain(self, text: str) -> list[int]:
+        """The ids of text in which nothing is special."""
+        return self.tokenizer.encode(text, allow_special=False)
+
+    def turn(self, role: str, content: list[int], learnt: bool = False) -> list[int]:
+        """A whole turn; its content and end ``LEARNT`` or not."""
+        written = [one | LEARNT for one in (*content, self.end)] if learnt else [*content, self.end]
+        return [self.start, *self.plain(role), self.line, *written, self.line]
+
+    def conversation(self, found: Conversation, rng: Random) -> list[int]:
+        """All turns as typed ones; where a turn has an instruction, it and what it is about are one question."""
+        ids = self.turn("system", self.plain(found.system)) if found.system else []
+        for turn in found.turns:
+            asked = typed(turn.question, rng)
+            ids += self.turn("user", self.plain(f"{turn.instruction} {asked}" if turn.instruction else asked))
+            ids += self.turn("assistant", self.plain(turn.answer), learnt=True)
+        return ids[:-1]
+
+    def question(self, text: str, system: str | None = None) -> list[int]:
+        """A prompt up to the header of the answer."""
+        ids = self.turn("system", self.plain(system)) if system else []
+        return [*ids, *self.turn("user", self.plain(text)), *self.header]
+
+    @property
+    def header(self) -> list[int]:
+        """What opens the assistant's turn."""
+        return [self.start, *self.plain("assistant"), self.line]
+
+
+@lru_cache(maxsize=1)
+def writer() -> PromptWriter:
+    """One for each process."""
+    return PromptWriter()
+
+
+def padded(rows: list[list[int]], size: int) -> np.ndarray:
+    """int16 ``[len(rows), size]``."""
+    out = np.full((len(rows), size), PAD, np.int16)
+    for index, row in enumerate(rows):
+        out[index, : len(row)] = row
+    return out
+
+
+def _typed_part(count: int, split: str, seed: int) -> list[np.ndarray]:
+    rng = Random(f"{split} {seed}")
+    rows = [writer().conversation(sample(split, rng), rng) for _ in range(count)]
+    return _sized(rows)
+
+
+def _sized(rows: list[list[int]]) -> list[np.ndarray]:
+    """The rows by the least of ``SIZES`` that holds them."""
+    bounds = [0, *SIZES]
+    return [padded([row for row in rows if bounds[index] < len(row) <= size], size) for index, size in enumerate(SIZES)]
+
+
+def typed_conversations(count: int, split: str, seed: int, jobs: int) -> list[Tensor]:
+    """So many conversations of a split as ids, int16 ``[n, size]`` for each of ``SIZES``, by ``jobs`` processes."""
+    return _in_parts(partial(_typed_part, -(-count // (4 * jobs)), split), range(seed, seed + 4 * jobs), jobs)
+
+
+def _in_parts(make: Callable[[int], list[np.ndarray]], seeds: range, jobs: int) -> list[Tensor]:
+    if jobs == 1:
+        parts = [make(seed) for seed in seeds]
+    else:
+        with get_context("fork").Pool(jobs) as pool:
+            parts = pool.map(make, seeds, chunksize=1)
+    return [torch.from_numpy(np.concatenate([part[index] for part in parts])) for index in range(len(SIZES))]

@@ -1,0 +1,207 @@
+"""The talker and its code predictor on clips as codes, with the table of tokens of the text stage.
+
+``python -m training.train_talker --codes FOLDER --weights FOLDER --out FOLDER --seconds 1000``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lluda.config_omni import SpeechConfig
+from training.code_set import CodeSet
+from training.config import read_config
+from training.optimizer import adamw, clip
+from training.prompts import PromptWriter
+from training.stage import LOG_EVERY, ROUNDED_SHARE, Limits, Stage, autocast, rounded
+from training.talker_examples import Examples, examples_of, user_turns
+from training.twin.talker import Talker
+
+FRAMES_AT_ONCE = 128 * 32
+OPENING = 9
+"""Rows between the user's turns and frame 0's: the header, four of the prompt's own, tts_bos, the first token."""
+
+TURNS = 20_000
+_ALONE, _TYPED = 0.5, 0.25
+_SMOOTHING = 0.05
+_OTHERS = 2.0
+_WRONG_FRAME, _WRONG_CODE, _OTHER_FRAME = 0.1, 0.4, 0.03
+_VALIDATE_EVERY = 10 * LOG_EVERY
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Examples of one size with the user's turns before them.
+
+    ``user [batch, rows]``: token ids, -1 padding before them; ``heard`` bool of the same shape: rows of sound."""
+
+    text: Tensor
+    codes: Tensor
+    own: Tensor
+    speaker: Tensor
+    user: Tensor
+    heard: Tensor
+
+
+class TalkerTrainer(nn.Module):
+    """The talker with the frozen table of tokens: a batch -> its losses."""
+
+    def __init__(self, config: SpeechConfig, table: Tensor) -> None:
+        super().__init__()
+        self.config, self.talker = config, Talker(config.talker)
+        self.register_buffer("table", table, persistent=False)
+        codec, tokens = config.talker.codec, config.tokens
+        text = [tokens.im_start, tokens.assistant, 0, *[tokens.tts_pad] * 4, tokens.tts_bos]
+        self.register_buffer("opening", torch.tensor(text), persistent=False)
+        self.codes = [codec.nothink, codec.think_bos, codec.think_eos, 0, codec.pad, codec.bos]
+
+    def rows(self, batch: Batch, heard: Tensor | None, seen: Tensor) -> Tensor:
+        """All rows of the examples: the user's, the opening, the frames with the codes ``seen``."""
+        count, device = len(batch.text), batch.text.device
+        talker = self.talker
+        text = talker.text_projection(
+            F.embedding(torch.cat((self.opening.expand(count, -1), batch.text), dim=1), self.table)
+        )
+        codes = torch.tensor(self.codes, device=device).repeat(count, 1)
+        codes[:, 3] = batch.speaker
+        added = talker.model.codec_embedding(codes).float()
+        frames = talker.frame_rows(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
+        own = torch.cat((text[:, :3], text[:, 3:OPENING] + added, text[:, OPENING:] + frames), dim=1)
+        if not batch.user.shape[1]:
+            return own
+        user = talker.text_projection(F.embedding(batch.user.clamp(min=0), self.table))
+        if heard is not None:
+            user = torch.where(batch.heard[..., None], talker.hidden_projection(heard), user)
+        return torch.cat((user, own), dim=1)
+
+    def forward(self, batch: Batch, heard: Tensor | None, seen: Tensor) -> dict[str, Tensor]:
+        """The losses; ``seen`` are the batch's codes with mistakes, as generation will make them."""
+        ahead = (batch.user < 0).sum(1) if batch.user.shape[1] else None
+        hidden, logits, routing = self.talker(self.rows(batch, heard, seen), ahead)
+        first = batch.user.shape[1] + OPENING - 1
+        length = batch.own.sum(1)
+        wanted = F.pad(batch.codes[..., 0], (0, 1))
+        places = torch.arange(wanted.shape[1], device=wanted.device)
+        wanted = torch.where(places == length[:, None], self.config.talker.codec.eos, wanted)
+        wanted = torch.where(places > length[:, None], -100, wanted)
+        firsts = F.cross_entropy(
+            logits[:, first:].flatten(0, 1).float(), wanted.flatten(), label_smoothing=_SMOOTHING * self.training
+        )
+        rows, codes = hidden[:, first:-1].flatten(0, 1), batch.codes.flatten(0, 1)
+        predictor = self.talker.code_predictor
+        found = predictor(rows, self.talker.model.codec_embedding(codes[:, 0]), predictor.tables(codes[:, 1:-1]))
+        targets = torch.where(batch.own.flatten()[:, None], codes[:, 1:], -100)
+        others = F.cross_entropy(found.flatten(0, 1).float(), targets.flatten())
+        return {"first": firsts, "others": others, "routing": routing}
+
+
+class Batches:
+    """Draws batches of one split."""
+
+    def __init__(self, codes: CodeSet, examples: Sequence[Examples], turns: tuple[Tensor, Tensor]) -> None:
+        device = turns[0].device
+        self.codes, self.examples, self.turns = codes.codes.to(device).T.contiguous(), examples, turns
+        self.shares = torch.tensor([float(len(one) * one.size) for one in examples])
+
+    def draw(self, frames: int) -> Batch:
+        """About so many frames of one size: half of the batches without a turn of the user."""
+        chosen = self.examples[int(torch.multinomial(self.shares, 1))]
+        device, count = chosen.text.device, max(1, frames // chosen.size)
+        index = torch.randint(len(chosen), (count,), device=device)
+        places = chosen.frames[index]
+        codes = self.codes[places.clamp(min=0)].long()
+        user, heard = self.turns
+        if torch.rand(()) < _ALONE:
+            user, heard = user.new_zeros(count, 0), heard.new_zeros(count, 0)
+        else:
+            turn = torch.randint(len(user), (count,), device=device)
+            sounds = torch.rand(count, 1, device=device) < (1 - _ALONE - _TYPED) / (1 - _ALONE)
+            user, heard = user[turn], heard[turn] & sounds
+        return Batch(chosen.text[index], codes, places >= 0, chosen.speaker[index], user, heard)
+
+
+def mistaken(codes: Tensor, own: Tensor, size: int) -> Tensor:
+    """Codes ``[batch, frames, groups]`` with mistakes in a tenth of the frames, and some frames of other examples."""
+    device = codes.device
+    frames = torch.rand(codes.shape[:2], device=device)[..., None]
+    wrong = (frames < _WRONG_FRAME) & (torch.rand(codes.shape, device=device) < _WRONG_CODE)
+    codes = torch.where(wrong, torch.randint(size, codes.shape, device=device), codes)
+    other = codes.flatten(0, 1)[torch.randperm(codes.shape[0] * codes.shape[1], device=device)].view_as(codes)
+    return torch.where((frames > 1 - _OTHER_FRAME) & own[..., None], other, codes)
+
+
+def heard_rows(batch: Batch, table: Tensor) -> Tensor | None:
+    """Rows that stand for sound before the thinker can hear: random ones, as long as those of tokens. The talker learns
+    that what the user said does not change how the answer is pronounced."""
+    if not batch.user.shape[1]:
+        return None
+    noise = torch.randn(*batch.user.shape, table.shape[1], device=table.device)
+    return noise * table.std() * (0.5 + 3 * torch.rand(len(noise), 1, 1, device=table.device))
+
+
+def train(codes: CodeSet, weights: Path, limits: Limits, frames: int, rate: float) -> None:
+    """The talker and the code predictor together."""
+    config, device = read_config()[1].omni, limits.device
+    assert config is not None and config.speech is not None
+    speech = config.speech
+    torch.manual_seed(3)
+    table = load_file(weights / "text.thinker.safetensors")["model.embed_tokens.weight"].bfloat16().float().to(device)
+    writer, ends = PromptWriter(), (speech.tokens.tts_eos, speech.tokens.tts_pad)
+    trainer = TalkerTrainer(speech, table)
+    trainer.opening[2] = writer.line
+    trainer.to(device).train()
+    turns = user_turns(writer, TURNS if frames >= FRAMES_AT_ONCE else 50, device)
+    speakers = dict(speech.talker.speakers)
+    batches, held_out = (
+        Batches(codes, examples_of(codes, split, writer, speakers, ends, device), turns) for split in ("train", "test")
+    )
+    print([(one.size, len(one)) for one in batches.examples], flush=True)
+    optimizer = adamw([trainer], rate, (0.9, 0.98), 0.1)
+    stage = Stage("talker", limits, {"talker": trainer.talker}, [optimizer])
+    forward, size = limits.compile(trainer.forward), speech.talker.code_predictor.vocab_size
+    for progress in stage:
+        batch = batches.draw(frames)
+        with rounded([trainer], progress > 1 - ROUNDED_SHARE), autocast(device):
+            losses = forward(batch, heard_rows(batch, table), mistaken(batch.codes, batch.own, size))
+            optimizer.zero_grad(set_to_none=True)
+            (losses["first"] + _OTHERS * losses["others"] + losses["routing"]).backward()
+        clip([trainer], 1.0)
+        optimizer.step()
+        stage.report(**losses)
+        if (stage.step + 1) % _VALIDATE_EVERY == 0 and held_out.examples:
+            validate(trainer, held_out, frames, device, stage)
+
+
+@torch.no_grad()
+def validate(trainer: TalkerTrainer, held_out: Batches, frames: int, device: str, stage: Stage) -> None:
+    """Print the losses of held-out texts, from true codes."""
+    trainer.eval()
+    with autocast(device):
+        batches = [held_out.draw(frames) for _ in range(8)]
+        found = [trainer(batch, heard_rows(batch, trainer.table), batch.codes) for batch in batches]
+    means = {name: round(float(torch.stack([one[name] for one in found]).mean()), 4) for name in ("first", "others")}
+    trainer.train()
+    stage.curve.append({"step": stage.step, **{f"held_out_{name}": value for name, value in means.items()}})
+    print(f"talker {stage.step} held out {means}", flush=True)
+
+
+def main() -> None:
+    """The command line."""
+    parser = Limits.parser(__doc__)
+    parser.add_argument("--codes", type=Path, required=True, help="folder of training.code_set")
+    parser.add_argument("--weights", type=Path, required=True, help="folder with the text stage's weights")
+    parser.add_argument("--frames", type=int, default=FRAMES_AT_ONCE, help="frames of a step")
+    parser.add_argument("--rate", type=float, default=1e-3)
+    options = parser.parse_args()
+    torch.set_float32_matmul_precision("high")
+    train(CodeSet.load(options.codes), options.weights, Limits.of(options), options.frames, options.rate)
+
+
+if __name__ == "__main__":
+    main()
