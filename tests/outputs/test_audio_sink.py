@@ -2,6 +2,7 @@
 
 import io
 import struct
+import subprocess
 import sys
 
 import numpy as np
@@ -87,6 +88,52 @@ def test_a_target_that_cannot_be_is_refused(tmp_path, target, encoding, rule):
     with pytest.raises(InvalidRequest, match=rule):
         open_audio_sink(str(tmp_path / target), 24000, encoding)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac"])
+def test_a_request_that_fails_before_its_first_sound_leaves_the_folder_as_it_was(tmp_path, name):
+    for before in (None, b"an older recording"):
+        if before:
+            (tmp_path / name).write_bytes(before)
+        with pytest.raises(LludaError, match="no voice"), open_audio_sink(str(tmp_path / name), 24000):
+            raise LludaError("no voice")
+        assert (tmp_path / name).read_bytes() == before if before else not list(tmp_path.iterdir())
+
+
+def test_what_was_said_before_an_error_is_kept(tmp_path):
+    with pytest.raises(KeyboardInterrupt), open_audio_sink(str(tmp_path / "a.wav"), 24000) as sink:
+        sink.write(TONE[:1000])
+        raise KeyboardInterrupt
+    assert len(soundfile.read(tmp_path / "a.wav")[0]) == 1000
+
+
+def test_a_speech_without_a_sound_is_an_empty_recording(tmp_path):
+    with open_audio_sink(str(tmp_path / "a.wav"), 24000):
+        pass
+    samples, rate = soundfile.read(tmp_path / "a.wav")
+    assert (len(samples), rate) == (0, 24000)
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(20, False), (4000, True)])
+def test_a_disk_that_takes_no_more_is_told_and_leaves_no_empty_file(tmp_path, limit, kept):
+    """A limit on the size of files (setrlimit, RLIMIT_FSIZE) stands for a full disk: both fail in write(2)."""
+    code = f"""
+import resource
+import numpy as np
+from lluda.errors import LludaError
+from lluda.outputs.audio_sink import open_audio_sink
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+try:
+    with open_audio_sink("a.wav", 24000) as sink:
+        for _ in range(10):
+            sink.write(np.zeros(1000, np.float32))
+except LludaError as error:
+    print(error)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert ended.stdout.startswith("a.wav: writing failed: ")
+    assert ended.stdout.endswith("; free disk space, or raise the limit on the size of files (ulimit -f)\n")
+    assert (tmp_path / "a.wav").exists() is kept
 
 
 def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path):

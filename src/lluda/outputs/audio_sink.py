@@ -6,14 +6,18 @@ whole, playable recording.
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from lluda.errors import InvalidRequest, LludaError, MissingDependency
+from lluda.system_errors import remedy_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,37 +68,69 @@ def open_audio_sink(target: str, rate: int, encoding: str = "pcm16") -> AudioSin
 
 
 class _FileSink(AudioSink):
-    """A file whose header is brought up to date with every write, so that it can be played while it grows."""
+    """A file whose header is brought up to date with every write, so that it can be played while it grows.
+
+    It is made with the first samples, or at a close that no error led to: so a request that fails before it has said
+    anything leaves no empty recording, and one of before under that name stays.
+    """
 
     def __init__(self, path: Path, rate: int, encoding: str) -> None:
-        import soundfile
-
         container = _CONTAINERS.get(path.suffix.lower())
         if container is None:
             raise InvalidRequest(f"{path}: speech is written as {' or '.join(_CONTAINERS)}; choose such a name")
         if container == "FLAC" and encoding == "float":
             raise InvalidRequest(f"{path}: flac stores no floats; choose .wav, or the encoding pcm16")
-        if not path.parent.is_dir():
-            raise InvalidRequest(f"{path}: the folder {path.parent} does not exist")
+        _require_writable(path)
         self._path = path
-        try:
-            self._file = soundfile.SoundFile(path, "w", rate, 1, ENCODINGS[encoding], format=container)
-        except (soundfile.SoundFileError, OSError) as error:
-            raise InvalidRequest(
-                f"{path}: the file cannot be written ({type(error).__name__}); check its rights"
-            ) from None
+        self._format = {"samplerate": rate, "channels": 1, "subtype": ENCODINGS[encoding], "format": container}
+        self._file: Any = None
+        self._samples = 0
+        self._closed = False
 
     def write(self, samples: NDArray[np.float32]) -> None:
         import soundfile
 
-        try:
+        with self._told():
+            if self._file is None:
+                self._file = soundfile.SoundFile(self._path, "w", **self._format)
             self._file.write(samples)
             self._file.flush()
-        except (soundfile.SoundFileError, OSError) as error:
-            raise LludaError(f"{self._path}: writing failed ({type(error).__name__}); is the disk full?") from None
+        self._samples += len(samples)
 
     def close(self) -> None:
-        self._file.close()
+        if self._closed:
+            return
+        import numpy as np
+
+        if self._file is None:
+            self.write(np.empty(0, np.float32))  # nothing was said: an empty recording
+        self._closed = True
+        with self._told():
+            self._file.close()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+            return
+        self._closed = True
+        # The error that led here is the one to tell.
+        if self._file is not None:
+            with suppress(LludaError), self._told():
+                self._file.close()
+            if not self._samples:
+                self._path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """LludaError for whatever goes wrong with the file."""
+        import soundfile
+
+        try:
+            yield
+        except (soundfile.SoundFileError, OSError) as error:
+            reason = str(error).rstrip(".")
+            remedy = "free disk space, or raise the limit on the size of files (ulimit -f)"
+            raise LludaError(f"{self._path}: writing failed: {reason}; {remedy}") from error
 
 
 class _StreamSink(AudioSink):
@@ -127,23 +163,46 @@ class _DeviceSink(AudioSink):
     def __init__(self, rate: int) -> None:
         try:
             import sounddevice
-        except (ImportError, OSError):  # OSError: the package without the PortAudio library
+        except ImportError:
             raise MissingDependency(
-                "playing sound needs the sounddevice package and PortAudio: pip install 'lluda[speakers]'"
+                "playing sound needs the sounddevice package: pip install 'lluda[speakers]'; or write to a file"
             ) from None
+        except OSError:  # its wheels for Linux are without the library
+            raise MissingDependency(
+                "playing sound needs the PortAudio library (on Debian: apt install libportaudio2); or write to a file"
+            ) from None
+        self._error: type[Exception] = sounddevice.PortAudioError
         try:
             self._stream: Any = sounddevice.OutputStream(samplerate=rate, channels=1, dtype="float32")
             self._stream.start()
-        except sounddevice.PortAudioError:
-            raise LludaError("there is no sound device that plays this rate; write to a file with -o FILE") from None
+        except self._error:
+            raise LludaError("there is no sound device that plays this rate; write to a file instead") from None
 
     def write(self, samples: NDArray[np.float32]) -> None:
-        self._stream.write(samples[:, None])
+        try:
+            self._stream.write(samples[:, None])
+        except self._error as error:
+            raise LludaError(f"the sound device plays no more: {error}; is it still connected?") from None
 
     def close(self) -> None:
         if not self._stream.closed:
             self._stream.stop()
             self._stream.close()
+
+
+def _require_writable(path: Path) -> None:
+    """InvalidRequest if no file of that name can be written; what is there is left as it is."""
+    if not path.parent.is_dir():
+        raise InvalidRequest(f"{path}: the folder {path.parent} does not exist; make it first")
+    try:
+        if path.exists():
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        else:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            path.unlink()
+    except OSError as error:
+        remedy = remedy_for(error) or "choose another name"
+        raise InvalidRequest(f"{path}: the file cannot be written: {error.strerror}; {remedy}") from None
 
 
 def _wav_header(rate: int, *, floats: bool) -> bytes:
