@@ -40,6 +40,7 @@ class Clip:
     text: str
     slot: str = ""
     domain: str = ""
+    voice: str = ""
 
 
 def _model_folder() -> Path:
@@ -80,15 +81,17 @@ def transcript(samples: np.ndarray, rate: int) -> str:
 
 
 class Verdict:
-    """Word errors of all clips, of those with letters and of the others, and the slots found."""
+    """Word errors of all clips, of those with letters and of the others, of each voice, and the slots found."""
 
     def __init__(self) -> None:
         self._errors = {"all": Errors(), "words": Errors(), "letters": Errors()}
+        self._voices: dict[str, Errors] = {}
         self._clips = self._right = self._slots = self._found = 0
 
-    def add(self, text: str, heard: str, slot: str, domain: str) -> Errors:
+    def add(self, text: str, heard: str, slot: str, domain: str, voice: str = "") -> Errors:
         """Counts one clip; returns its errors."""
         errors = count_errors(text, heard)
+        self._voices[voice] = self._voices.get(voice, Errors()) + errors
         self._errors["all"] += errors
         self._errors["letters" if domain in _LETTERS else "words"] += errors
         self._clips += 1
@@ -101,7 +104,10 @@ class Verdict:
         """As a JSON object: clips, words, clips without an error, word error rates, slots and slots found."""
         counts = {"clips": self._clips, "words": self._errors["all"].words, "clips_right": self._right}
         rates = {f"wer_{name}": round(errors.rate, 4) for name, errors in self._errors.items() if errors.words}
-        return counts | rates | {"slots": self._slots, "slots_right": self._found}
+        summary = counts | rates | {"slots": self._slots, "slots_right": self._found}
+        if len(self._voices) > 1:
+            summary["wer_by_voice"] = {voice: round(found.rate, 4) for voice, found in sorted(self._voices.items())}
+        return summary
 
 
 def judge(clips: Iterator[Clip], report: Any = None) -> dict[str, Any]:
@@ -114,9 +120,10 @@ def judge(clips: Iterator[Clip], report: Any = None) -> dict[str, Any]:
     verdict = Verdict()
     for clip in clips:
         heard = transcript(clip.samples, clip.rate)
-        errors = verdict.add(clip.text, heard, clip.slot, clip.domain)
+        about = {"slot": clip.slot, "domain": clip.domain, "voice": clip.voice}
+        errors = verdict.add(clip.text, heard, **about)
         if report is not None:
-            entry = {"name": clip.name, "text": clip.text, "heard": heard, "slot": clip.slot, "domain": clip.domain}
+            entry = {"name": clip.name, "text": clip.text, "heard": heard} | about
             report.write(json.dumps(entry | {"errors": errors.total, "words": errors.words}) + "\n")
             report.flush()
     return verdict.summary()
@@ -127,7 +134,7 @@ def recount(report: Path) -> dict[str, Any]:
     verdict = Verdict()
     for line in report.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
-        verdict.add(entry["text"], entry["heard"], entry["slot"], entry["domain"])
+        verdict.add(*(entry[name] for name in ("text", "heard", "slot", "domain", "voice")))
     return verdict.summary()
 
 
@@ -136,7 +143,8 @@ def clips_of_set(folder: Path, limit: int) -> Iterator[Clip]:
     for number, (samples, rate, entry) in enumerate(clips_of(folder, limit)):
         # A set to hear has questions: its slots are of their answers, which nobody speaks there.
         slot = "" if "answer" in entry else entry.get("slot", "")
-        yield Clip(f"{folder.name}/{number}", samples, rate, entry["text"], slot, entry.get("domain", ""))
+        about = slot, entry.get("domain", ""), entry["voice"]
+        yield Clip(f"{folder.name}/{number}", samples, rate, entry["text"], *about)
 
 
 def clips_of_folder(folder: Path, limit: int) -> Iterator[Clip]:

@@ -40,7 +40,14 @@ def test_letters_are_counted_apart_and_slots_found(monkeypatch, tmp_path):
 def test_a_set_of_questions_has_no_slot_to_hear(tmp_path):
     np.zeros(100, "<i2").tofile(tmp_path / "sound.i16")
     (tmp_path / "set.json").write_text('{"rate": 16000}', encoding="utf-8")
-    entry = {"text": "One plus one?", "start": 0, "samples": 100, "slot": "two", "domain": "sum"}
+    entry = {"text": "One plus one?", "start": 0, "samples": 100, "slot": "two", "domain": "sum", "voice": "lark"}
     for about, slot in (({}, "two"), ({"answer": "Two."}, "")):
         (tmp_path / "index.jsonl").write_text(json.dumps(entry | about) + "\n", encoding="utf-8")
         assert next(judge.clips_of_set(tmp_path, 1)).slot == slot
+
+
+def test_voices_are_counted_apart():
+    verdict = judge.Verdict()
+    for voice, heard in (("a", "one two"), ("b", "one"), ("b", "one two")):
+        verdict.add("One two.", heard, "", "", voice)
+    assert verdict.summary()["wer_by_voice"] == {"a": 0.0, "b": 0.25}
