@@ -13,6 +13,7 @@ SAMPLE_RATE = 24000
 """Samples a second of the released vocoder: from the model card, as no config says it."""
 
 _MAX_SAMPLES_PER_FRAME = 1 << 16
+_MAX_STAGES = 16
 
 # What the released section holds beside the numbers that are used: how it was trained, and its quantiser's sizes.
 _UNUSED_KEYS = (
@@ -84,6 +85,9 @@ def read_code2wav(reader: ConfigReader) -> Code2WavConfig:
 
 
 def _check(config: Code2WavConfig, path: str) -> None:
+    for name in ("upsampling_ratios", "upsample_rates"):
+        if len(getattr(config, name)) > _MAX_STAGES:
+            raise CorruptFile(path, f"{name} must hold at most {_MAX_STAGES} numbers", found=len(getattr(config, name)))
     if not config.upsample_rates:
         raise CorruptFile(path, "upsample_rates must hold at least one rate")
     if config.samples_per_frame > _MAX_SAMPLES_PER_FRAME:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,7 +70,7 @@ class ConfigReader:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise CorruptFile(self.path, f"{self._spelled.get(key, key)} must be a number", found=value)
-        if not math.isfinite(value) or not above < value <= maximum:
+        if not above < value <= maximum:  # no NaN is
             raise CorruptFile(
                 self.path,
                 f"{self._spelled.get(key, key)} must be a number above {above:g}, up to {maximum:g}",
@@ -165,7 +164,7 @@ class ConfigReader:
             if value is not None and key not in self._read and not is_inert(str(key))
         )
         if unknown and not self.allow_unknown:
-            shown = ", ".join(f"{key:.60}" for key in unknown[:10])
+            shown = ", ".join(repr(key)[1:-1][:60] for key in unknown[:10])  # may hold line ends and half surrogates
             raise UnsupportedModel(
                 f"{self.path}: unknown keys that may change the maths: {shown}; "
                 "pass --allow-unknown-config (allow_unknown_config=True) to ignore them"
