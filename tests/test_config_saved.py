@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import transformers
 
 from lluda.config import ModelConfig
+from lluda.errors import CorruptFile
 
 RELEASED = [
     "Qwen3-0.6B", "Qwen3-1.7B", "Qwen3-4B", "Qwen3-8B", "Qwen3-30B-A3B", "Qwen3-Omni-30B-A3B-Instruct",
@@ -69,6 +72,56 @@ def test_a_config_made_by_transformers_has_the_numbers_of_its_object(tmp_path: P
     config.save_pretrained(tmp_path)
     text = ModelConfig.from_hf(json.loads((tmp_path / "config.json").read_text())).text
     assert_same_decoder(text, config)
+
+
+LEAST = {key: value for key, value in TEXT.items() if key != "num_key_value_heads"}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [
+        ("qwen3", LEAST | {"num_key_value_heads": 2}),
+        ("qwen3", LEAST | {"num_key_value_heads": None}),
+        ("qwen3_moe", LEAST | EXPERTS | {"num_key_value_heads": 2}),
+        ("llama", LEAST),
+        ("llama", LEAST | {"head_dim": None, "num_key_value_heads": None}),
+    ],
+)
+def test_what_a_file_leaves_out_is_what_transformers_class_has(model_type: str, settings: dict[str, Any]) -> None:
+    """The file itself is read here, not what transformers would make of it."""
+    config = getattr(transformers, CLASSES[model_type])(**copy.deepcopy(settings))
+    assert_same_decoder(ModelConfig.from_hf(settings | {"model_type": model_type}).text, config)
+
+
+def test_what_an_omni_file_leaves_out_is_what_transformers_classes_have(tmp_path: Path) -> None:
+    settings = json.loads(tiny_omni().to_json_string())
+    sections = [settings["thinker_config"]["text_config"], settings["talker_config"]["text_config"]]
+    sections += [settings["talker_config"]["code_predictor_config"], settings["code2wav_config"]]
+    for section in sections:
+        for name in ("rope_parameters", "rms_norm_eps", "max_position_embeddings", "norm_topk_prob", "head_dim",
+                     "tie_word_embeddings", "attention_bias", "decoder_sparse_step", "mlp_only_layers", "hidden_act",
+                     "layer_types", "max_window_layers"):  # fmt: skip
+            section.pop(name, None)
+    for section in (settings["thinker_config"], settings["talker_config"]):
+        section.pop("position_id_per_seconds")
+    read = ModelConfig.from_hf(copy.deepcopy(settings))
+    assert read.omni is not None and read.omni.speech is not None
+    config, speech = transformers.Qwen3OmniMoeConfig(**settings), read.omni.speech
+    assert_same_decoder(dataclasses.replace(read.text, tie_word_embeddings=False), config.thinker_config.text_config)
+    assert_same_decoder(speech.talker.decoder, config.talker_config.text_config)
+    assert_same_decoder(speech.talker.code_predictor, config.talker_config.code_predictor_config)
+    config.code2wav_config.vocab_size = 40 * 4
+    assert_same_decoder(speech.code2wav.transformer, config.code2wav_config)
+    assert read.omni.position_id_per_seconds == config.thinker_config.position_id_per_seconds
+    assert speech.talker.position_id_per_seconds == config.talker_config.position_id_per_seconds
+
+
+@pytest.mark.parametrize("key", [*TEXT, *EXPERTS])
+def test_a_missing_size_is_not_guessed(key: str) -> None:
+    """transformers' classes have the sizes of one model each; its own files always name them."""
+    settings = {"model_type": "qwen3_moe"} | TEXT | EXPERTS
+    with pytest.raises(CorruptFile, match=f"{key} is missing"):
+        ModelConfig.from_hf({name: value for name, value in settings.items() if name != key})
 
 
 def assert_same_decoder(text: Any, config: Any) -> None:
