@@ -7,25 +7,48 @@ type here, so that a wrong one is an error with the key's name and never reaches
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lluda.errors import CorruptFile
 
 
+_LONG = 1000
+_RELEASED = object()
+
+
 class GGUFKeys(Mapping[str, Any]):
     """Keys and raw values of the file ``path`` (int, float, bool, str, list, numpy array), with readers by type.
 
     A reader's default holds where the key is absent; without one the key is required. Every error is CorruptFile.
+    ``read_again`` reads one value from the file; with it, `release` can let go of long arrays until they are asked for.
     """
 
-    def __init__(self, values: Mapping[str, Any], path: Path) -> None:
-        self._values = values
+    def __init__(self, values: Mapping[str, Any], path: Path, read_again: Callable[[str], Any] | None = None) -> None:
+        self._values = dict(values)
+        self._read_again = read_again
         self.path = path
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any], path: Path) -> GGUFKeys:
+        """``values`` of the file ``path``; as it is if it has readers by type already."""
+        return values if isinstance(values, cls) else cls(values, path)
+
+    def release(self) -> None:
+        """Let go of long arrays of strings (a vocabulary takes some 20 MB); asked for again, they are read again."""
+        if self._read_again is None:
+            return
+        for key, value in self._values.items():
+            if isinstance(value, list) and len(value) > _LONG:
+                self._values[key] = _RELEASED
+
     def __getitem__(self, key: str) -> Any:
-        return self._values[key]
+        value = self._values[key]
+        if value is not _RELEASED:
+            return value
+        assert self._read_again is not None
+        return self._read_again(key)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -71,7 +94,7 @@ class GGUFKeys(Mapping[str, Any]):
 
     def token_id(self, key: str, below: int) -> int | None:
         """A token's id below ``below``; None where the key is absent."""
-        value = self._values.get(key)
+        value = self.get(key)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < below:
@@ -80,7 +103,7 @@ class GGUFKeys(Mapping[str, Any]):
 
     def strings(self, key: str) -> list[str]:
         """An array of strings."""
-        value = self._values.get(key)
+        value = self.get(key)
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
             raise self._wrong(key, "an array of strings", value)
         return value
@@ -94,7 +117,7 @@ class GGUFKeys(Mapping[str, Any]):
         return listed
 
     def _value(self, key: str, default: Any) -> Any:
-        value = self._values.get(key, default)
+        value = self.get(key, default)
         if value is None:
             raise CorruptFile(self.path, f"{key} is missing; convert the model again with a current converter")
         return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,19 @@ about 20 times its bytes, so this also bounds the memory a hostile file can take
 MAX_DEPTH = 64
 """Default limit of nesting: released configs use 5 levels."""
 
+MAX_CONTAINERS = 2**20
+"""Limit of objects and arrays, empty ones and brackets inside strings counted: a tokenizer.json has half as many."""
+
+MAX_VALUES = 2**21
+"""Limit of values, counted by their commas: the largest released tokenizer.json has 1.4 million."""
+
 MAX_DIGITS = 40
 """Longest integer taken: 2^64 has 20 digits."""
 
 
-def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES, max_depth: int = MAX_DEPTH) -> dict[str, Any] | list[Any]:
+def read_json(
+    path: Path, *, max_bytes: int = MAX_JSON_BYTES, max_depth: int = MAX_DEPTH, max_values: int = MAX_VALUES
+) -> dict[str, Any] | list[Any]:
     """The object or array in the JSON file ``path``.
 
     CorruptFile: any rule broken (see `parse_json`) or more than ``max_bytes`` bytes, told by the file's size before
@@ -41,31 +50,39 @@ def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES, max_depth: int = M
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:  # it grew since
         raise CorruptFile(path, "the JSON file is too large", expected=f"at most {max_bytes} bytes", found="more")
-    value = parse_json(data, path, max_depth=max_depth)
+    value = parse_json(data, path, max_depth=max_depth, max_values=max_values)
     if not isinstance(value, dict | list):
         raise CorruptFile(path, "the JSON is neither an object nor an array", found=value)
     return value
 
 
-def read_json_object(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+def read_json_object(path: Path, *, max_bytes: int = MAX_JSON_BYTES, max_values: int = MAX_VALUES) -> dict[str, Any]:
     """As `read_json`; CorruptFile also if the file holds an array."""
-    value = read_json(path, max_bytes=max_bytes)
+    value = read_json(path, max_bytes=max_bytes, max_values=max_values)
     if not isinstance(value, dict):
         raise CorruptFile(path, "the JSON must be an object", found="an array")
     return value
 
 
-def parse_json(data: bytes | bytearray | str, path: Path, *, part: str = "", max_depth: int = MAX_DEPTH) -> Any:
+def parse_json(
+    data: bytes | bytearray | str,
+    path: Path,
+    *,
+    part: str = "",
+    max_depth: int = MAX_DEPTH,
+    max_values: int = MAX_VALUES,
+) -> Any:
     """The JSON value in ``data``, which is ``part`` of the file ``path`` (both only for messages).
 
     CorruptFile: not UTF-8, a byte order mark, not JSON, NaN or Infinity or a number too large for float64, an integer
-    of more than `MAX_DIGITS` digits, a duplicate key, half a surrogate pair in a text, or nesting deeper than
-    ``max_depth``.
+    of more than `MAX_DIGITS` digits, a duplicate key, half a surrogate pair in a text, nesting deeper than
+    ``max_depth``, more than `MAX_CONTAINERS` objects and arrays, or more than ``max_values`` values.
     """
     where = f"{part}: " if part else ""
     text = data if isinstance(data, str) else decode_utf8(data, path, where)
+    _refuse_too_many(text, path, where, max_values)
     try:
-        value = _DECODER.decode(text)
+        value = (_STRICT if _LARGE_NUMBER.search(text) else _QUICK).decode(text)
     except json.JSONDecodeError as error:
         raise CorruptFile(path, f"{where}not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
     except _RefusedError as error:
@@ -120,9 +137,23 @@ def _constant(word: str) -> float:
     raise _RefusedError(f"{word} is not a JSON number")
 
 
-_DECODER = json.JSONDecoder(
+_STRICT = json.JSONDecoder(
     object_pairs_hook=_object, parse_float=_float, parse_int=_int, parse_constant=_constant, strict=True
 )
+_QUICK = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, strict=True)
+"""The same where no number can be too long or too large: a call for each number takes longer than all the rest."""
+
+_LARGE_NUMBER = re.compile(rf"\d{{{MAX_DIGITS + 1}}}|\d[eE][+-]?\d{{3}}", re.ASCII)
+
+
+def _refuse_too_many(text: str, path: Path, where: str, max_values: int) -> None:
+    """CorruptFile for a text whose values would take far more memory than itself: told by counting, before any is
+    made."""
+    for what, marks, limit in (("objects and arrays", "{[", MAX_CONTAINERS), ("values", ",", max_values)):
+        count = sum(map(text.count, marks)) if len(text) > limit else 0
+        if count > limit:
+            rule = f"{where}too many {what} in one JSON text"
+            raise CorruptFile(path, rule, expected=f"at most {limit}", found=count)
 
 
 def _check_depth(value: Any, path: Path, where: str, max_depth: int) -> None:
@@ -131,9 +162,8 @@ def _check_depth(value: Any, path: Path, where: str, max_depth: int) -> None:
         level = [
             child
             for parent in level
-            if isinstance(parent, dict | list)
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(child, dict | list)
+            for child in (parent.values() if type(parent) is dict else parent if type(parent) is list else ())
+            if type(child) is dict or type(child) is list
         ]
         if not level:
             return

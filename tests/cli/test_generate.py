@@ -241,7 +241,7 @@ def test_without_m_the_demo_model_answers(lluda, smollm2, monkeypatch):
     asked = []
 
     def load(path, **options):
-        asked.append(path)
+        asked.append(path.path)
         raise package.InvalidRequest("enough")
 
     monkeypatch.setattr("lluda.load", load, raising=False)

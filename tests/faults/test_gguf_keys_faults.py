@@ -19,7 +19,11 @@ from lluda.errors import CorruptFile, LludaError, UnsupportedModel
 from lluda.gguf_keys import GGUFKeys, same_value
 from lluda.inputs.chat_template import ChatTemplate
 from lluda.inputs.tokenizer import Tokenizer
-from lluda.weights.checkpoint import DOCUMENT_KEYS, open_checkpoint, read_generation_config, read_preprocessor_config
+from lluda.weights.checkpoint import (
+    DOCUMENT_KEYS,
+    open_checkpoint,
+    read_document,
+)
 from lluda.weights.gguf import GGUFCheckpoint
 from tests.faults.test_gguf_faults import (
     ARRAY,
@@ -132,8 +136,8 @@ def read_all(path: Path) -> None:
         assert isinstance(checkpoint, GGUFCheckpoint)
         if "qwen3-omni" not in str(checkpoint.metadata["general.architecture"]):
             ModelConfig.from_hf(checkpoint.config, str(path), allow_unknown=True)
-        read_generation_config(path)
-        read_preprocessor_config(path)
+        for name in DOCUMENT_KEYS:
+            read_document(path, name)
         if "tokenizer.ggml.tokens" in checkpoint.metadata:
             Tokenizer.from_gguf(checkpoint.metadata, path)
         ChatTemplate.from_gguf(checkpoint.metadata, path)

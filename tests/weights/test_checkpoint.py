@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from lluda.errors import CorruptFile, ModelNotFound
-from lluda.weights.checkpoint import open_checkpoint, read_config, read_generation_config, read_gguf_metadata
+from lluda.weights import safetensors
+from lluda.weights.checkpoint import (
+    ModelSource,
+    open_checkpoint,
+    read_config,
+    read_generation_config,
+    read_gguf_metadata,
+)
+from lluda.weights.hub import find_source, resolve_model
 
 gguf = pytest.importorskip("gguf")
 
@@ -89,3 +97,44 @@ def test_neither(folder: Path) -> None:
         read_config(folder / "x.gguf")
     with pytest.raises(ModelNotFound, match="no such file"):
         open_checkpoint(folder / "absent.gguf")
+
+
+@pytest.mark.parametrize("name", ["TINY.GGUF", "tiny.Gguf"])
+def test_b4_a_gguf_file_named_in_capitals(gguf_file: Path, name: str) -> None:
+    path = gguf_file.rename(gguf_file.with_name(name))
+    assert resolve_model(path) == path
+    assert len(open_checkpoint(path).entries) == len(SHAPES)
+    assert read_config(find_source(path))["model_type"] == "qwen3"
+
+
+def test_a_folder_is_not_taken_for_a_file_by_its_name(folder: Path) -> None:
+    named = folder.rename(folder.with_name("folder.gguf"))
+    assert not find_source(named).is_gguf
+    assert read_config(find_source(named))["model_type"] == "qwen3"
+
+
+def test_c6_the_heads_of_a_folder_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, count = safetensors.read_header, 0
+
+    def counted(*arguments: object) -> object:
+        nonlocal count
+        count += 1
+        return read(*arguments)
+
+    monkeypatch.setattr(safetensors, "read_header", counted)
+    source = ModelSource(folder)
+    first, second = open_checkpoint(source), open_checkpoint(source)
+    assert count == 1
+    first.close()  # each user has files of its own
+    assert second.tensor("model.norm.weight").tolist() == [7]
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf_file"])
+def test_c6_a_source_that_changed_is_not_opened_again(kind: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(kind)
+    source = ModelSource(path)
+    open_checkpoint(source).close()
+    file = path if path.is_file() else path / "model.safetensors"
+    file.write_bytes(file.read_bytes() + b"\0")
+    with pytest.raises(CorruptFile, match="changed its size after it was opened"):
+        open_checkpoint(source)

@@ -14,6 +14,7 @@ from lluda.errors import InvalidRequest, ModelNotFound
 
 if TYPE_CHECKING:
     from lluda.engine.sampling_params import SamplingParams
+    from lluda.weights.checkpoint import ModelSource
 
 _MODEL_HELP = "a folder, a .gguf file, or org/name[@revision]"
 _LOAD_OPTIONS = (
@@ -54,19 +55,19 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", metavar="MODEL", help="the same")
 
 
-def find_model(name: str | None, args: argparse.Namespace) -> Path:
+def find_model(name: str | None, args: argparse.Namespace) -> ModelSource:
     """The local folder or .gguf file of the model that was named (None: the demo model), with its config judged.
 
     All that can be refused without torch is refused here, before its import takes seconds and 200 MB.
     """
     from lluda.config import ModelConfig
     from lluda.weights.checkpoint import CONFIG_NAME, read_config
-    from lluda.weights.hub import resolve_model
+    from lluda.weights.hub import find_source
 
-    path = resolve_model(model_or_demo(name))
-    file = path if path.suffix == ".gguf" else path / CONFIG_NAME
-    ModelConfig.from_hf(read_config(path), str(file), allow_unknown=args.allow_unknown_config)
-    return path
+    source = find_source(model_or_demo(name))
+    file = source.path if source.is_gguf else source.path / CONFIG_NAME
+    ModelConfig.from_hf(read_config(source), str(file), allow_unknown=args.allow_unknown_config)
+    return source
 
 
 def model_or_demo(name: str | None) -> str:

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from lluda.cli import options
-from lluda.cli.console import byte_progress, plain_interrupt, say
+from lluda.cli.console import byte_progress, say
 from lluda.cli.generate import read_prompt
+from lluda.cli.heavy_imports import heavy_imports
 from lluda.errors import InvalidRequest
 from lluda.outputs.audio_sink import ENCODINGS, AudioSink, open_audio_sink
 
@@ -45,17 +46,18 @@ def run(args: argparse.Namespace) -> int:
     if args.json and args.output == "-":
         raise InvalidRequest("--json and -o - both want stdout; write the speech to a file")
     text, params = read_prompt(args.text), speech_params(args)
-    path = options.find_model(args.model, args)
-    with plain_interrupt():
+    source = options.find_model(args.model, args)
+    with heavy_imports():
         from lluda.engine.speech_model import load_speech
     with byte_progress("loading") as progress:
-        model = load_speech(path, progress=progress, **options.load_options(args))
+        model = load_speech(source, progress=progress, **options.load_options(args))
     say(model.describe())
     events = model.speak(text, params, speaker=args.speaker)
     with open_audio_sink(args.output, model.sample_rate, args.encoding) as sink:
         completion = write_speech(events, sink)
     if args.json:
-        options.print_json({"model": str(path), "run": model.describe(), "output": args.output, **asdict(completion)})
+        made = {"model": str(source.path), "run": model.describe(), "output": args.output}
+        options.print_json({**made, **asdict(completion)})
     else:
         say(spoken(completion, model.sample_rate))
     return 0

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from lluda.config import ModelConfig
 from lluda.errors import LludaError
 from lluda.models.build import text_prefix
 from lluda.models.causal_lm import EMBEDDING, HEAD
-from lluda.weights.checkpoint import open_checkpoint
+from lluda.weights.checkpoint import Source, open_checkpoint
 from lluda.weights.tied_weights import stored_alike
 
 
-def with_stored_head(path: Path, config: ModelConfig) -> tuple[ModelConfig, tuple[str, ...]]:
-    """``config`` with its head untied where ``path`` stores one of other values than the embedding's, and a sentence
+def with_stored_head(source: Source, config: ModelConfig) -> tuple[ModelConfig, tuple[str, ...]]:
+    """``config`` with its head untied where ``source`` stores one of other values than the embedding's, and a sentence
     that says so. transformers uses the stored one too (5.23, ``tie_weights``). Reads both where both are stored."""
     if not config.text.tie_word_embeddings:
         return config, ()
     head, embedding = f"{text_prefix(config)}{HEAD}", f"{text_prefix(config)}{EMBEDDING}"
     try:
-        checkpoint = open_checkpoint(path, prefix=(head, embedding))
+        checkpoint = open_checkpoint(source, prefix=(head, embedding))
     except LludaError:  # a config alone can be planned; what is wrong is said when it is loaded
         return config, ()
     try:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lluda.errors import LludaError, MissingDependency, UnsupportedModel
 from lluda.evaluation.trace import Observe, Step
+from lluda.weights.checkpoint import is_gguf
 
 _GGML_TYPE_F32 = 0
 
@@ -71,7 +72,7 @@ class LlamaCppReference:
 
 def require_llama_cpp(path: Path) -> Any:
     """The package, for a file it can read. Errors as ``LlamaCppReference``."""
-    if path.suffix != ".gguf":
+    if not is_gguf(path):
         raise UnsupportedModel(f"{path}: llama.cpp reads only .gguf files; use --reference transformers")
     try:
         import llama_cpp

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lluda.errors import LludaError, MissingDependency, UnsupportedModel
 from lluda.evaluation.trace import Observe, Step
+from lluda.weights.checkpoint import is_gguf
 
 DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32, "f64": torch.float64}
 _LISTED = 5
@@ -165,7 +166,7 @@ def _load(path: Path, dtype: torch.dtype) -> tuple[str, Any]:
     transformers = require_transformers()
     source: dict[str, Any] = {"local_files_only": True}
     folder = path
-    if path.suffix == ".gguf":
+    if is_gguf(path):
         folder, source["gguf_file"] = path.parent, path.name
     with silence(transformers):
         try:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Mapping
+from copy import copy
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ from lluda.errors import CorruptFile, ModelNotFound, UnsupportedModel
 from lluda.gguf_keys import GGUFKeys, described, same_value
 from lluda.mapped_file import MappedFile
 from lluda.weights.entry import TensorEntry
-from lluda.weights.gguf_header import STORAGE_TYPES, read_header
+from lluda.weights.gguf_header import STORAGE_TYPES, read_header, read_value
 from lluda.weights.gguf_names import (
     ROPE_FACTORS,
     config_from_metadata,
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
 SMALLEST_FILE = 24
 _PLAIN = {"F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)}
 _ROW_BYTES = {name: (block, block_bytes) for name, block, block_bytes in STORAGE_TYPES.values()}
-_PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+_PART_NAME = re.compile(
+    r"(?P<stem>.+)-(?P<number>\d{5})(?P<of>-of-)(?P<count>\d{5})(?P<suffix>\.gguf)", re.DOTALL | re.IGNORECASE
+)
 _MAX_PARTS = 99999
 
 
@@ -61,9 +65,16 @@ class GGUFFile:
             raise
         self.version = header.version
         self.alignment = header.alignment
-        self.metadata = GGUFKeys(header.metadata, path)
+        self.metadata = GGUFKeys(header.metadata, path, partial(_read_again, self._file, header.spans))
         self.entries: Mapping[str, TensorEntry] = header.entries
         self._spans = header.spans
+
+    def again(self) -> GGUFFile:
+        """The same file opened once more, its head not read again. CorruptFile: it changed since it was first."""
+        other = copy(self)
+        other._file = MappedFile(self.path)
+        self._file.check_unchanged()
+        return other
 
     def encoded_key(self, key: str) -> bytes:
         """A metadata key with its value as they are stored, types and all."""
@@ -186,6 +197,14 @@ class GGUFCheckpoint:
             self.close()
             raise
 
+    def again(self) -> GGUFCheckpoint:
+        """The same files opened once more, for a user who closes them; nothing is parsed again. CorruptFile: one of
+        them changed since it was first opened."""
+        other = copy(self)
+        other.files = tuple(file.again() for file in self.files)
+        other._by_path = {file.path: file for file in other.files}
+        return other
+
     def tensor(self, name: str) -> torch.Tensor:
         """The values of ``name``, as `GGUFFile.tensor`. The query and key rows of a llama file lie interleaved and are
         put into the half-split order, which is a copy."""
@@ -248,6 +267,11 @@ class GGUFCheckpoint:
                     f"{entry.file}: {name} scales the rotary frequencies, which lluda does not do; "
                     "supported: none, or factors of one"
                 )
+
+
+def _read_again(file: MappedFile, spans: Mapping[str, tuple[int, int]], key: str) -> Any:
+    file.check_unchanged()
+    return read_value(file.map(), spans[key], file.path)
 
 
 def _half_split(rows: torch.Tensor, heads: int, entry: TensorEntry) -> torch.Tensor:
@@ -327,7 +351,7 @@ def _part_path(path: Path, index: int, count: int) -> Path | None:
     match = _PART_NAME.fullmatch(path.name)
     if match is None or int(match["count"]) != count:
         return None
-    return path.with_name(f"{match['stem']}-{index + 1:05}-of-{count:05}.gguf")
+    return path.with_name(f"{match['stem']}-{index + 1:05}{match['of']}{count:05}{match['suffix']}")
 
 
 def _refuse_foreign(part: GGUFFile, first: GGUFFile, index: int, count: int) -> None:

@@ -131,6 +131,14 @@ def read_header(data: mmap.mmap, size: int, path: Path) -> GGUFHeader:
     return GGUFHeader(version, alignment, metadata, spans, _entries(infos, data_start, alignment, size, path))
 
 
+def read_value(data: mmap.mmap, span: tuple[int, int], path: Path) -> Any:
+    """The value of the key at ``span`` (as in `GGUFHeader`) once more, of a file whose head was read before."""
+    cursor = _Cursor(data, span[1], path)
+    cursor.position = span[0]
+    key = cursor.string("a key")
+    return _value(cursor, key, cursor.number(_U32, key), 0)
+
+
 def _version(data: mmap.mmap, path: Path) -> int:
     if data[:4] != _MAGIC:
         raise CorruptFile(path, "not a GGUF file: its first bytes are wrong", expected=_MAGIC, found=data[:4])

@@ -236,7 +236,7 @@ class _MetadataReader:
     """Keys of one architecture, by their names behind its own."""
 
     def __init__(self, metadata: Mapping[str, Any], path: Path) -> None:
-        self.keys = GGUFKeys(metadata, path)
+        self.keys = GGUFKeys.of(metadata, path)
         self.path = path
         self.architecture = self.keys.text("general.architecture")
         if self.architecture not in ARCHITECTURES:

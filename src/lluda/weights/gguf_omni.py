@@ -135,7 +135,7 @@ def document(metadata: Mapping[str, Any], key: str, path: Path) -> dict[str, Any
     """The JSON object in the metadata's ``key``; None if there is none. CorruptFile: not a string of such."""
     if key not in metadata:
         return None
-    text = GGUFKeys(metadata, path).text(key)
+    text = GGUFKeys.of(metadata, path).text(key)
     if len(text) > MAX_JSON_BYTES:
         rule = f"{key} must be JSON of at most {MAX_JSON_BYTES} characters"
         raise CorruptFile(path, rule, found=f"{len(text)} characters")

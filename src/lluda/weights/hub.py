@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lluda.errors import InvalidRequest, LludaError, ModelNotFound, UnsupportedModel
 from lluda.mapped_file import open_regular, unreadable
-from lluda.weights.checkpoint import CONFIG_NAME
+from lluda.weights.checkpoint import CONFIG_NAME, ModelSource, is_gguf
 from lluda.weights.shards import INDEX_NAME, PICKLE_SUFFIXES, SINGLE_NAME, missing_shards, pickle_only, read_index
 
 ALLOWED = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "*.tiktoken")
@@ -25,6 +25,11 @@ ALLOWED = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "*.tiktoken
 _TIMEOUT_S = 10.0
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _log = logging.getLogger(__name__)
+
+
+def find_source(name_or_path: str | os.PathLike[str]) -> ModelSource:
+    """What ``name_or_path`` means (see `resolve_model`), its files read once; as it is if it was found before."""
+    return name_or_path if isinstance(name_or_path, ModelSource) else ModelSource(resolve_model(name_or_path))
 
 
 def resolve_model(name_or_path: str | os.PathLike[str], *, revision: str | None = None) -> Path:
@@ -76,7 +81,7 @@ def _local(path: Path, status: os.stat_result) -> Path:
     """``path`` if it is a readable .gguf file or model folder; each other case has its own message."""
     if stat.S_ISDIR(status.st_mode):
         _check_folder(path)
-    elif path.suffix == ".gguf":
+    elif is_gguf(path):
         os.close(open_regular(path)[0])
     elif path.suffix == ".safetensors":
         raise ModelNotFound(f"{path}: a lone safetensors file; give the folder that holds it and {CONFIG_NAME}")

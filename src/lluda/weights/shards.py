@@ -30,6 +30,7 @@ INDEX_NAME = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 _MAX_INDEX_BYTES = 16 * 2**20  # the index of Qwen3-Omni's 28,010 tensors has 3 MB
+_MAX_INDEX_VALUES = 2**18  # the largest released has 70,000
 _LISTED = 5
 
 
@@ -136,7 +137,7 @@ class ShardIndex:
     def __init__(self, path: Path) -> None:
         """Read ``path``. CorruptFile: not strict JSON, or a value of the wrong kind, or a shard name with a folder."""
         self.path = path
-        content = read_json_object(path, max_bytes=_MAX_INDEX_BYTES)
+        content = read_json_object(path, max_bytes=_MAX_INDEX_BYTES, max_values=_MAX_INDEX_VALUES)
         weight_map = content.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CorruptFile(path, "weight_map must be an object of shard names by tensor name", found=weight_map)
