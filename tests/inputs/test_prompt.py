@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lluda.errors import InvalidRequest, LimitExceeded, TemplateError
+from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded, TemplateError
 from lluda.inputs import tokenizer as tokenizer_module
 from lluda.inputs.chat_options import ChatOptions
 from lluda.inputs.chat_template import ChatTemplate
 from lluda.inputs.prompt import build_chat_prompt
+from lluda.inputs.tokenizer import Tokenizer
 from tests.inputs.conftest import SPECIAL
 
 
@@ -264,3 +266,133 @@ def test_what_the_template_refuses_is_told_in_its_words(tiny):
     template = ChatTemplate("{{ raise_exception('only one turn') }}", Path("t.jinja"))
     with pytest.raises(TemplateError, match=r"t\.jinja: template_error: .*only one turn"):
         prompt_ids(tiny, template, [user("x")])
+
+
+TERSE = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", Path("t"))
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [user("1+1?"), assistant("The answer is")],
+        [user("1+1?"), assistant("Of course  ")],
+        [user("1+1?"), assistant("<think>\nOne and one")],
+        [system("Count."), user("1+1?"), assistant("<think>\nhm\n</think>\n\nIt")],
+        [user("1+1?"), assistant("2"), user("and 2+2?"), assistant("\n\nIt is <|im_end|> 4\n")],
+        [user("x"), assistant([{"type": "text", "text": "a"}, {"type": "text", "text": "b "}])],
+    ],
+)
+def test_a_continued_message_is_left_open_as_in_transformers(qwen, qwen_template, transformers_qwen, messages):
+    expected = transformers_ids(transformers_qwen, messages, qwen_template.source, continue_final_message=True)
+    found = prompt_ids(qwen, qwen_template, messages, continue_final_message=True)
+    assert qwen.decode(found, skip_special=False) == qwen.decode(expected, skip_special=False)
+    if "<|im_end|>" not in str(messages):  # typed, it is text here and a token there
+        assert found == expected
+
+
+def test_a_continued_thought_is_left_open_as_in_transformers(qwen, qwen_template, transformers_qwen):
+    messages = [user("1+1?"), assistant("", reasoning_content="Let me see: one")]
+    expected = transformers_ids(
+        transformers_qwen, messages, qwen_template.source, continue_final_message="reasoning_content"
+    )
+    assert prompt_ids(qwen, qwen_template, messages, continue_final_message="reasoning_content") == expected
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_a_thought_is_read_under_the_names_that_transformers_knows(qwen, qwen_template, transformers_qwen, key):
+    messages = [user("a"), {"role": "assistant", key: "because", "content": "b"}, user("c")]
+    messages.append({"role": "assistant", key: "so", "content": "d"})
+    expected = transformers_ids(transformers_qwen, messages, qwen_template.source, add_generation_prompt=True)
+    assert prompt_ids(qwen, qwen_template, messages) == expected
+
+
+def test_a_template_that_trims_keeps_no_space_before_what_follows(tiny):
+    trims = ChatTemplate("{% for m in messages %}{{ m.content | trim }}|{% endfor %}", Path("t"))
+    ids = prompt_ids(tiny, trims, [user("a "), assistant(" he  ")], continue_final_message=True)
+    assert tiny.decode(ids) == "a|he"
+
+
+@pytest.mark.parametrize(
+    ("source", "messages", "key", "rule"),
+    [
+        ("{{ messages[0].content }}", [user("x"), assistant("y")], True, "leaves the last message out"),
+        ("{{ messages[0].role }}", [assistant("y")], True, "does not read content"),
+        ("{{ messages[0].content }}", [assistant("y")], "thought", "does not read thought"),
+        (TERSE.source, [{"role": "assistant", "tool_calls": [CALL]}], True, "has no content to continue"),
+        (TERSE.source, [assistant("y")], 7, "continue_final_message must be true, false or a key"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused(tiny, source, messages, key, rule):
+    with pytest.raises(InvalidRequest, match=rule):
+        prompt_ids(tiny, ChatTemplate(source, Path("t")), messages, continue_final_message=key)
+
+
+def test_documents_and_variables_are_given_as_in_transformers(tiny):
+    transformers = pytest.importorskip("transformers")
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    source = "{% for d in documents %}[{{ d.title }}: {{ d.text }}]{% endfor %}{{ level }}{{ messages[0].content }}"
+    documents = [{"title": "a", "text": "hello"}, {"title": "b", "text": "w"}]
+    (expected,), _ = render_jinja_template(
+        [[user("x")]], documents=documents, chat_template=source, add_generation_prompt=True, level=3
+    )
+    assert transformers
+    options = {"documents": documents, "chat_template_kwargs": {"level": 3}}
+    assert tiny.decode(prompt_ids(tiny, ChatTemplate(source, Path("t")), [user("x")], **options)) == expected
+
+
+@pytest.mark.parametrize(
+    "options", [{"tools": TOOLS}, {"documents": [{"text": "x"}]}, {"chat_template_kwargs": {"levle": 3}}]
+)
+def test_what_the_template_would_drop_is_refused_by_name(tiny, options):
+    name = next(iter(options.get("chat_template_kwargs", options)))
+    with pytest.raises(InvalidRequest, match=f"does not read {name}; leave {name} out"):
+        prompt_ids(tiny, TERSE, [user("x")], **options)
+
+
+def test_thinking_may_be_switched_by_either_name(qwen, qwen_template):
+    by_argument = prompt_ids(qwen, qwen_template, [user("x")], enable_thinking=False)
+    by_variable = prompt_ids(qwen, qwen_template, [user("x")], chat_template_kwargs={"enable_thinking": False})
+    assert by_argument == by_variable != prompt_ids(qwen, qwen_template, [user("x")])
+
+
+UNKNOWN = (
+    "{% for m in messages %}<|turn_start|>{{ m.content }}{% if m.role == 'tool' %}<|tool_end|>{% endif %}{% endfor %}"
+)
+
+
+def test_a_control_token_that_the_tokenizer_does_not_know_is_refused(tiny):
+    """What the template writes would reach the model as letters, and the answer would be noise."""
+    with pytest.raises(CorruptFile, match=r"t: the chat template writes <\|turn_start\|>.*added_tokens\.json"):
+        prompt_ids(tiny, ChatTemplate(UNKNOWN, Path("t")), [user("x")])
+
+
+def test_a_branch_that_is_not_taken_refuses_nothing(tiny):
+    template = ChatTemplate(UNKNOWN.replace("<|turn_start|>", SPECIAL), Path("t"))
+    assert prompt_ids(tiny, template, [user("he")]) == tiny.encode(f"{SPECIAL}he")
+    with pytest.raises(CorruptFile, match=r"<\|tool_end\|>"):
+        prompt_ids(tiny, template, [user("he"), {"role": "tool", "content": "x"}])
+
+
+def test_a_user_may_type_a_control_token_of_another_model(tiny):
+    said = "a <|eot_id|> <|im_end|>"
+    for message in (user(said), assistant(said), system(said)):
+        assert tiny.decode(prompt_ids(tiny, TERSE, [message])) == said
+
+
+def test_role_markers_of_models_without_control_tokens_are_text(tiny):
+    """Tulu 3 and Zephyr write <|user|> with no token for it; their eos_token is all they have."""
+    source = "{% for m in messages %}{{ '<|' + m.role + '|>' }}\n{{ m.content }}{% endfor %}<|assistant|>\n"
+    found = prompt_ids(tiny, ChatTemplate(source, Path("t")), [user("x")])
+    # jinja drops the last line end of a template, as transformers has it drop it
+    assert found == tiny.encode("<|user|>\nx<|assistant|>", allow_special=False)
+
+
+def test_the_released_template_with_a_tokenizer_that_lost_its_added_tokens(qwen_folder, qwen_template, tmp_path):
+    raw = json.loads((qwen_folder / "tokenizer_config.json").read_text())
+    raw.pop("added_tokens_decoder")
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes((qwen_folder / name).read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(raw))
+    with pytest.raises(CorruptFile, match=r"chat_template\.json: the chat template writes <\|im_start\|>"):
+        prompt_ids(Tokenizer.from_folder(tmp_path), qwen_template, [user("x")])
