@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from lluda import gguf_keys
-from lluda.weights import gguf
+from lluda.weights import gguf_file
 from tests.cli.conftest import Printed
 
 
 @pytest.fixture(scope="module")
-def gguf_file(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_file(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small model with its tokenizer and template in one file, named in capitals."""
     from lluda.engine.quantizing import quantize_model
     from lluda.weights.quantize import TypeChoice
@@ -27,13 +27,13 @@ def gguf_file(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def parses(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files whose heads were read."""
-    read, seen = gguf.read_header, []
+    read, seen = gguf_file.read_header, []
 
     def counted(data: Any, size: int, path: Path) -> Any:
         seen.append(path)
         return read(data, size, path)
 
-    monkeypatch.setattr(gguf, "read_header", counted)
+    monkeypatch.setattr(gguf_file, "read_header", counted)
     return seen
 
 
@@ -50,28 +50,28 @@ def parses(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def test_c6_the_head_of_a_file_is_read_once(
     lluda: Callable[..., Printed],
     parses: list[Path],
-    gguf_file: Path,
+    tiny_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     verb: str,
     arguments: list[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    printed = lluda(verb, "-m", gguf_file, *arguments)
+    printed = lluda(verb, "-m", tiny_file, *arguments)
     assert printed.code == 0, printed.err
-    assert parses == [gguf_file]
+    assert parses == [tiny_file]
 
 
 def test_c6_a_model_keeps_no_vocabulary_it_does_not_use(
-    parses: list[Path], gguf_file: Path, monkeypatch: pytest.MonkeyPatch
+    parses: list[Path], tiny_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import lluda
 
     monkeypatch.setattr(gguf_keys, "_LONG", 100)
-    model = lluda.load(gguf_file, backend="reference")
+    model = lluda.load(tiny_file, backend="reference")
     keys = model.files.source.opened().metadata
     assert "tokenizer.ggml.tokens" in keys
     assert not any(len(value) > 100 for value in keys._values.values() if isinstance(value, list))
     # Asked for again, it is read again, without the head.
     assert len(keys.strings("tokenizer.ggml.tokens")) == model.config.text.vocab_size
-    assert parses == [gguf_file]
+    assert parses == [tiny_file]

@@ -102,7 +102,9 @@ def keys_of(architecture: str) -> dict[str, Any]:
     if architecture == "qwen3moe":
         numbers |= {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32}
         numbers |= {"expert_weights_norm": True, "expert_gating_func": 1}
-    config = {"model_type": "qwen3_omni_moe"} if architecture == "lluda-qwen3-omni" else {}
+    config = {}
+    if architecture == "lluda-qwen3-omni":  # says all by its config.json
+        numbers, config = {}, {"model_type": "qwen3_omni_moe"}
     keys = {
         "general.architecture": architecture,
         "general.type": "model",

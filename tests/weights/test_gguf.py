@@ -17,7 +17,8 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 
 from lluda.config import ModelConfig
 from lluda.errors import CorruptFile, UnsupportedModel
-from lluda.weights.gguf import GGUFCheckpoint, GGUFFile
+from lluda.weights.gguf import GGUFCheckpoint
+from lluda.weights.gguf_file import GGUFFile
 from lluda.weights.gguf_header import STORAGE_TYPES
 from lluda.weights.gguf_names import ARCHITECTURES, config_from_metadata, hugging_face_name
 

@@ -10,7 +10,7 @@ import pytest
 
 from lluda.errors import InvalidRequest, LludaError, UnsupportedModel
 from lluda.weights import gguf_writer
-from lluda.weights.gguf import GGUFFile
+from lluda.weights.gguf_file import GGUFFile
 from lluda.weights.gguf_writer import EncodedKey, NewTensor, write_gguf
 
 VALUES = {
