@@ -27,6 +27,20 @@ def test_the_table_adds_up(lluda, model):
     assert int(available.split()[1].replace(",", "")) > nbytes
 
 
+def test_yarn_stretches_what_may_be_planned(lluda, model):
+    """To the trained positions times the factor, as vLLM's limit."""
+    scaling = json.dumps({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1000})
+    longer = lluda("plan", model, "--rope-scaling", scaling, "--max-context", 4000)
+    assert longer.code == 0
+    assert longer.out.splitlines()[0].endswith("up to 4000 positions (YaRN, 4 times 1000)")
+    assert "KV cache, 4000 positions" in longer.out
+    assert json.loads(lluda("plan", model, "--rope-scaling", scaling, "--json").out)["max_context"] == 4000
+    refused = lluda("plan", model, "--max-context", 4000)
+    assert refused.code == 2
+    assert "exceeds the model's 1024 positions; take fewer, or stretch them by YaRN" in refused.err
+    assert lluda("plan", model, "--rope-scaling", "yarn").code == 2
+
+
 def test_json_has_the_same_numbers_and_the_context_decides_the_cache(lluda, model):
     def cache(context):
         return json.loads(lluda("plan", model, "--json", "--max-context", context).out)["kv_cache"]["nbytes"]

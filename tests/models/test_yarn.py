@@ -13,9 +13,10 @@ import lluda
 from lluda.backends import select_backend
 from lluda.config import ModelConfig
 from lluda.config_decoder import DecoderConfig
-from lluda.errors import CorruptFile, LimitExceeded
+from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded
 from lluda.layers.rotary import Rotary
 from lluda.models.decoder import rotary_of
+from lluda.weights.config_override import with_rope_scaling
 from tests.cli.conftest import write_model
 from tests.conftest import TINY_LLAMA, TINY_MOE, TINY_QWEN3, TinyModel
 from tests.models.test_causal_lm import prompt, transformers_model
@@ -188,7 +189,35 @@ def test_a_model_takes_the_longer_context_and_says_so(tmp_path: Any) -> None:
         lluda.load(folder, max_context=257)
     model = lluda.load(folder, max_context=256)
     assert "context 256 (YaRN, 4 times 64)" in model.describe()
-    assert len(model.generate(list(range(1, 200)), temperature=0, max_tokens=57).token_ids) <= 57
+    answer = model.generate(list(range(1, 200)), temperature=0, max_tokens=57, ignore_eos=True)
+    assert len(answer.token_ids) == 57
+
+
+def test_an_option_does_what_an_edited_config_does(tmp_path: Any) -> None:
+    """For text models in both forms of config.json, and for a file whose own scaling it replaces."""
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 100}
+    forms = (
+        TINY_QWEN3,
+        TINY_QWEN3 | {"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+        TINY_QWEN3 | {"rope_scaling": {"type": "yarn", "factor": 9.0, "beta_fast": 8}},
+        TINY_QWEN3 | {"original_max_position_embeddings": 7},
+    )
+    expected = ModelConfig.from_hf(TINY_QWEN3 | {"rope_scaling": scaling})
+    for raw in forms:
+        for given in (scaling, json.dumps(scaling)):
+            assert ModelConfig.from_hf(with_rope_scaling(raw, given)) == expected
+        assert with_rope_scaling(raw, None) == raw
+    omni = copy.deepcopy(OMNI)
+    omni["thinker_config"]["text_config"]["rope_scaling"] |= scaling
+    assert ModelConfig.from_hf(with_rope_scaling(OMNI, scaling)) == ModelConfig.from_hf(omni)
+    folder = write_model(tmp_path / "tiny")
+    assert "(YaRN, 4 times 100)" in lluda.load(folder, rope_scaling=scaling, max_context=400).describe()
+
+
+@pytest.mark.parametrize("given", ["yarn", "[1]", 4, '{"rope_type": "yarn", "factor": 1e999}', "{"])
+def test_an_option_that_is_no_object_is_refused(given: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"rope.scaling"):
+        with_rope_scaling(TINY_QWEN3, given)
 
 
 @pytest.mark.parametrize(

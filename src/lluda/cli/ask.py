@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document instead of streamed text")
     options.add_sampling(parser)
     options.add_loading(parser)
+    options.add_rope_scaling(parser)
 
 
 def add_media(parser: argparse.ArgumentParser) -> None:

@@ -31,7 +31,7 @@ _LOAD_OPTIONS = (
         "backend",
         "threads",
     ),
-    *("allow_unexpected", "allow_unknown_config"),
+    *("rope_scaling", "allow_unexpected", "allow_unknown_config"),
 )
 _NUMBERS = {
     "top-p": "keep the likeliest tokens that make up this probability; 1 is off",
@@ -62,11 +62,13 @@ def find_model(name: str | None, args: argparse.Namespace) -> ModelSource:
     """
     from lluda.config import ModelConfig
     from lluda.weights.checkpoint import CONFIG_NAME, read_config
+    from lluda.weights.config_override import with_rope_scaling
     from lluda.weights.hub import find_source
 
     source = find_source(model_or_demo(name))
     file = source.path if source.is_gguf else source.path / CONFIG_NAME
-    ModelConfig.from_hf(read_config(source), str(file), allow_unknown=args.allow_unknown_config)
+    raw = with_rope_scaling(read_config(source), getattr(args, "rope_scaling", None))
+    ModelConfig.from_hf(raw, str(file), allow_unknown=args.allow_unknown_config)
     return source
 
 
@@ -98,6 +100,15 @@ def model_argument(args: argparse.Namespace) -> str:
 def add_unknown_config(parser: argparse.ArgumentParser) -> None:
     """The way past a refused config.json."""
     parser.add_argument("--allow-unknown-config", action="store_true", help="ignore config keys lluda does not know")
+
+
+def add_rope_scaling(parser: argparse.ArgumentParser) -> None:
+    """Longer contexts than a model was trained for."""
+    parser.add_argument(
+        "--rope-scaling", metavar="JSON",
+        help="in place of rope_scaling in config.json, as in "
+        '\'{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}\' (Qwen3: 131,072 tokens)',
+    )  # fmt: skip
 
 
 def add_memory(parser: argparse.ArgumentParser) -> None:

@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_report(parser)
     options.add_memory(parser)
+    options.add_rope_scaling(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     with heavy_imports():
         from lluda.engine.loading import LoadOptions, ModelFiles
 
-    files = ModelFiles.find(path, allow_unknown_config=args.allow_unknown_config)
+    files = ModelFiles.find(path, allow_unknown_config=args.allow_unknown_config, rope_scaling=args.rope_scaling)
     plan = files.plan(LoadOptions(**options.load_options(args)), speech=args.speech or args.only is not None)
     if args.only is not None:
         plan = _only(plan, args.only)

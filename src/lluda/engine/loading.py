@@ -53,6 +53,7 @@ from lluda.weights.checkpoint import (
     read_generation_config,
     read_gguf_metadata,
 )
+from lluda.weights.config_override import with_rope_scaling
 from lluda.weights.hub import find_source
 from lluda.weights.loader import CheckTensors, LoadReport, Progress, load_tensors
 
@@ -82,8 +83,9 @@ class LoadOptions:
     multiply, exact rows or rows rounded to q8_0 as in llama.cpp. ``max_context``: positions a sequence may have
     (default: the model's limit, at most 8192). ``kv_cache``: growing or preallocated; ``kv_dtype``: auto (as dtype),
     bf16, f32. ``prefill_chunk``: prompt rows computed at once (default: 2048 on a GPU, 512 elsewhere).
-    ``threads``: CPU threads. ``check_tensors``: look at every value, and warn, fail, or off. ``allow_*``
-    accept what is refused by default."""
+    ``threads``: CPU threads. ``check_tensors``: look at every value, and warn, fail, or off. ``rope_scaling``: in place
+    of the checkpoint's own, an object as in config.json, or that as JSON (docs/numerics.md, YaRN). ``allow_*`` accept
+    what is refused by default."""
 
     dtype: str = "auto"
     device: str = "cpu"
@@ -97,6 +99,7 @@ class LoadOptions:
     prefill_chunk: int | None = None
     threads: int | None = None
     check_tensors: CheckTensors = "warn"
+    rope_scaling: str | Mapping[str, Any] | None = None
     allow_unexpected: bool = False
     allow_unknown_config: bool = False
 
@@ -133,10 +136,18 @@ class ModelFiles:
     """What is done otherwise than a config says, a sentence each; logged when it is found."""
 
     @classmethod
-    def find(cls, name_or_path: str | os.PathLike[str], *, allow_unknown_config: bool = False) -> ModelFiles:
-        """Resolve a folder, .gguf file or hub name ``org/name[@revision]`` and read its configs."""
+    def find(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        allow_unknown_config: bool = False,
+        rope_scaling: str | Mapping[str, Any] | None = None,
+    ) -> ModelFiles:
+        """Resolve a folder, .gguf file or hub name ``org/name[@revision]`` and read its configs. ``rope_scaling``: see
+        `LoadOptions`."""
         source = find_source(name_or_path)
-        config = ModelConfig.from_hf(read_config(source), _config_name(source), allow_unknown=allow_unknown_config)
+        raw = with_rope_scaling(read_config(source), rope_scaling)
+        config = ModelConfig.from_hf(raw, _config_name(source), allow_unknown=allow_unknown_config)
         config, notices = with_stored_head(source, config)
         for notice in notices:
             _log.warning("%s: %s", source.path, notice)
@@ -191,7 +202,7 @@ class ModelFiles:
         if options.max_context > text.max_context:
             raise LimitExceeded(
                 f"max_context {options.max_context} exceeds the model's {text.max_context} positions"
-                f"{text.rope.describe()}; take fewer, or more by YaRN (rope_scaling in config.json, docs/numerics.md)"
+                f"{text.rope.describe()}; take fewer, or stretch them by YaRN (docs/numerics.md)"
             )
         return options.max_context
 

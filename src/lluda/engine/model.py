@@ -45,7 +45,10 @@ def load(name_or_path: str | os.PathLike[str], *, progress: Progress | None = No
         chosen = LoadOptions(**options)
     except TypeError as error:
         raise InvalidRequest(f"load: {str(error).replace('LoadOptions.__init__() ', '')}") from None
-    return Model(ModelFiles.find(name_or_path, allow_unknown_config=chosen.allow_unknown_config), chosen, progress)
+    files = ModelFiles.find(
+        name_or_path, allow_unknown_config=chosen.allow_unknown_config, rope_scaling=chosen.rope_scaling
+    )
+    return Model(files, chosen, progress)
 
 
 class Model:

@@ -24,9 +24,10 @@ def load_speech(
     """Load talker, code predictor and code2wav of an Omni checkpoint. Options and errors as :func:`lluda.load`;
     UnsupportedModel also for a checkpoint that does not speak."""
     chosen = LoadOptions(**options)
-    return SpeechModel(
-        ModelFiles.find(name_or_path, allow_unknown_config=chosen.allow_unknown_config), chosen, progress
+    files = ModelFiles.find(
+        name_or_path, allow_unknown_config=chosen.allow_unknown_config, rope_scaling=chosen.rope_scaling
     )
+    return SpeechModel(files, chosen, progress)
 
 
 class SpeechModel:

@@ -15,6 +15,9 @@ from lluda.errors import InvalidRequest
 _OUTER_SECTIONS = ("thinker_config", "talker_config")
 _SHOWN_NEIGHBOURS = 12
 
+# Settings of rotary positions that are the model's own, however they are scaled.
+_UNSCALED = ("rope_theta", "mrope_section", "mrope_interleaved", "interleaved", "partial_rotary_factor")
+
 
 def override_config(config: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """A copy of ``config`` with each ``PATH=VALUE`` of ``settings`` applied in turn.
@@ -37,6 +40,33 @@ def override_config(config: Mapping[str, Any], settings: Sequence[str]) -> dict[
     return result
 
 
+def with_rope_scaling(config: Mapping[str, Any], scaling: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """A copy of ``config`` with ``scaling`` in place of its own scaling of positions, if it is not None: an object as
+    ``rope_scaling`` of a config.json holds it, or that as JSON. The base and axes stay; of an Omni model it is the
+    thinker's. InvalidRequest: not an object."""
+    result: dict[str, Any] = copy.deepcopy(dict(config))
+    if scaling is None:
+        return result
+    given = _value(scaling, "rope-scaling") if isinstance(scaling, str) else scaling
+    if not isinstance(given, Mapping):
+        raise InvalidRequest(
+            "rope_scaling must be a JSON object such as "
+            '{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, '
+            f"not {given!r:.80}"
+        )
+    text = result
+    for name in ("thinker_config", "text_config"):
+        text = text[name] if isinstance(text.get(name), dict) else text
+    own: dict[str, Any] = {}
+    for name in ("rope_parameters", "rope_scaling"):
+        before = text.pop(name, None)
+        own |= before if isinstance(before, dict) else {}
+    if "original_max_position_embeddings" in given:
+        text.pop("original_max_position_embeddings", None)
+    text["rope_scaling"] = {name: value for name, value in own.items() if name in _UNSCALED} | dict(given)
+    return result
+
+
 def _apply(config: dict[str, Any], setting: str) -> None:
     target, separator, text = setting.partition("=")
     new = target.startswith("+")
@@ -44,7 +74,7 @@ def _apply(config: dict[str, Any], setting: str) -> None:
     parts = path.split(".")
     if not separator or not all(parts):
         raise InvalidRequest(f"--set {setting:.80}: must be PATH=VALUE, as in text.num_hidden_layers=4")
-    value = _value(text.strip(), setting)
+    value = _value(text.strip(), f"set {setting}")
     section = _section(config, parts[:-1], path, create=new)
     key = parts[-1]
     if not new:
@@ -82,14 +112,14 @@ def _child(node: dict[str, Any], part: str, *, top: bool) -> dict[str, Any] | No
     return node if top and part == "text" and part not in node else None
 
 
-def _value(text: str, setting: str) -> Any:
+def _value(text: str, option: str) -> Any:
     try:
         return json.loads(text, parse_constant=_finite, parse_float=_finite)
     except OverflowError:
-        raise InvalidRequest(f"--set {setting:.80}: the value holds a number that is not finite") from None
+        raise InvalidRequest(f"--{option:.84}: the value holds a number that is not finite") from None
     except (ValueError, RecursionError):
         if text[:1] in ("{", "[", '"'):
-            raise InvalidRequest(f"--set {setting:.80}: the value is not valid JSON") from None
+            raise InvalidRequest(f"--{option:.84}: the value is not valid JSON") from None
         return text
 
 
