@@ -253,10 +253,10 @@ def _mask(ids: Iterable[int], vocab: int) -> Tensor:
 def _suppressed(ids: frozenset[int], vocab: int) -> Tensor:
     if min(ids) < 0 or max(ids) >= vocab:
         raise InvalidRequest(
-            f"suppress holds ids from {min(ids)} to {max(ids)}; they must be in the vocabulary, 0 to {vocab - 1}"
+            f"suppress_tokens holds ids from {min(ids)} to {max(ids)}; they must be in the vocabulary, 0 to {vocab - 1}"
         )
     if len(ids) == vocab:
-        raise InvalidRequest(f"suppress holds all {vocab} tokens; at least one must be left to choose")
+        raise InvalidRequest(f"suppress_tokens holds all {vocab} tokens; at least one must be left to choose")
     return _mask(ids, vocab)
 
 
