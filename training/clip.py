@@ -9,6 +9,7 @@ SILENCE_BEFORE, SILENCE_AFTER = 0.08, 0.24
 """Seconds of silence around a clip to speak from: three frames of 80 ms after it tell the talker to stop."""
 
 _PEAK = 0.97
+_LOUDEST = 8.0
 _K_FILTERS = (
     (1681.974450955533, 0.7071752369554196, 3.999843853973347),
     (38.13547087602444, 0.5003270373238773, None),
@@ -24,8 +25,10 @@ def trimmed(samples: np.ndarray, rate: int) -> np.ndarray:
     """The clip without what is quieter than 46 dB below its loudest 5 ms at both edges, with 15 ms kept and faded.
 
     Raises:
-        ValueError: the clip is silent.
+        ValueError: the clip is silent, or is no sound at all: a number that is not finite, or above 8 full scales.
     """
+    if not np.abs(samples).max(initial=0) < _LOUDEST:
+        raise ValueError(f"the clip of {len(samples)} samples has one of {np.abs(samples).max()}")
     window = int(_WINDOW_SECONDS * rate)
     frames = len(samples) // window
     power = np.square(samples[: frames * window].reshape(frames, window)).mean(1) if frames else np.zeros(0)

@@ -24,15 +24,19 @@ _HOUR = 3600
 _WINDOW = 16
 
 
-def _spoken(task: tuple[Line, int]) -> tuple[Line, bytes, str]:
-    """A line as the bytes of its clip, with its phonemes."""
-    line, rate = task
+def _spoken(task: tuple[int, Line, int]) -> tuple[int, Line, bytes, str]:
+    """A numbered line as the bytes of its clip, with its phonemes; no bytes where the voice made no sound of it."""
+    number, line, rate = task
     spoken = open_voice(line.voice)(line.text, line.seed)
-    return line, finished(spoken.samples, spoken.rate, rate).tobytes(), spoken.phonemes
+    try:
+        return number, line, finished(spoken.samples, spoken.rate, rate).tobytes(), spoken.phonemes
+    except ValueError as error:
+        print(f"left out: {line.voice}, {line.text!r}: {error}", file=sys.stderr, flush=True)
+        return number, line, b"", ""
 
 
 def _resumed(folder: Path) -> tuple[int, int]:
-    """How many clips a set has and how many samples; what was written of a clip without a line is cut off."""
+    """The script's next line and the samples so far; what was written of a clip without an index line is cut off."""
     index, sound = folder / "index.jsonl", folder / "sound.i16"
     if not index.exists():
         index.touch()
@@ -40,17 +44,16 @@ def _resumed(folder: Path) -> tuple[int, int]:
         return 0, 0
     whole = index.read_bytes()
     whole = whole[: whole.rfind(b"\n") + 1]
-    lines = whole.splitlines()
-    last = json.loads(lines[-1]) if lines else {"start": 0, "samples": 0}
+    last = json.loads(whole.splitlines()[-1]) if whole else {"line": -1, "start": 0, "samples": 0}
     os.truncate(index, len(whole))
     os.truncate(sound, 2 * (last["start"] + last["samples"]))
-    return len(lines), last["start"] + last["samples"]
+    return last["line"] + 1, last["start"] + last["samples"]
 
 
 def make_set(
     folder: Path, lines: Iterator[Line], rate: int, hours: float, seconds: float, jobs: int, clips: int = 0
 ) -> float:
-    """Writes clips until the set has so many hours, or so many clips, or so many seconds have passed.
+    """Writes clips until the set has so many hours, or so many lines are said, or so many seconds have passed.
 
     Returns:
         the hours of sound the set has.
@@ -60,20 +63,23 @@ def make_set(
     about = {"rate": rate, "hours": hours, "clips": clips}
     (folder / "set.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
     end, full = time.monotonic() + seconds, hours * _HOUR * rate
-    tasks = ((line, rate) for line in itertools.islice(lines, done, clips or None))
+    tasks = ((number, line, rate) for number, line in itertools.islice(enumerate(lines), done, clips or None))
     with (folder / "sound.i16").open("ab") as sound, (folder / "index.jsonl").open("a", encoding="utf-8") as index:
-        for line, clip, phonemes in _all_spoken(tasks, jobs):
+        for number, line, clip, phonemes in _all_spoken(tasks, jobs):
             if samples >= full or time.monotonic() >= end:
                 break
+            if not clip:
+                continue
             sound.write(clip)
             sound.flush()
-            index.write(json.dumps(_entry(line, samples, len(clip) // 2, phonemes), ensure_ascii=False) + "\n")
+            entry = {"line": number} | _entry(line, samples, len(clip) // 2, phonemes)
+            index.write(json.dumps(entry, ensure_ascii=False) + "\n")
             index.flush()
             samples += len(clip) // 2
     return samples / rate / _HOUR
 
 
-def _all_spoken(tasks: Iterator[tuple[Line, int]], jobs: int) -> Iterator[tuple[Line, bytes, str]]:
+def _all_spoken(tasks: Iterator[tuple[int, Line, int]], jobs: int) -> Iterator[tuple[int, Line, bytes, str]]:
     if jobs == 1:
         yield from map(_spoken, tasks)
         return
@@ -96,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--family", default="lark", help=f"of hear: {', '.join(FAMILIES)}")
     parser.add_argument("--split", default="train", choices=("train", "test"))
     parser.add_argument("--hours", type=float, default=1000.0)
-    parser.add_argument("--clips", type=int, default=0, help="stop at so many clips")
+    parser.add_argument("--clips", type=int, default=0, help="say so many lines of the script")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after so many seconds of work")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, required=True)

@@ -40,6 +40,14 @@ def test_silence_is_refused():
         clip.trimmed(np.zeros(RATE, np.float32), RATE)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e20])
+def test_what_is_no_sound_is_refused(value):
+    sound = _tone(1)
+    sound[500] = value
+    with pytest.raises(ValueError, match="has one of"):
+        clip.trimmed(sound, RATE)
+
+
 def test_another_rate_keeps_the_tone():
     lower = clip.resampled(_tone(1, 24000), 24000, 16000)
     assert len(lower) == 16000

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from training import make_sound
 from training.make_sound import main
 from training.script import (
     ESPEAK_SEEN,
@@ -16,6 +17,7 @@ from training.script import (
     hearing_lines,
     speaking_lines,
 )
+from training.voices.tone_voice import tone
 from training.voices.voice import open_voice
 from training.world import split_of
 
@@ -56,6 +58,19 @@ def test_a_set_cut_off_within_a_clip_goes_on(whole, tmp_path):
     sound, index = _make(tmp_path, 6)
     assert index == whole[1]
     assert np.array_equal(sound, whole[0])
+
+
+def test_a_line_of_which_no_sound_came_is_left_out_and_not_said_again(monkeypatch, tmp_path, capsys):
+    def broken_at_three(text, seed):
+        spoken = tone(text, seed)
+        return spoken._replace(samples=spoken.samples * np.inf) if seed == 3 else spoken
+
+    monkeypatch.setattr(make_sound, "open_voice", lambda _: broken_at_three)
+    _, index = _make(tmp_path, 4)
+    assert [entry["line"] for entry in index] == [0, 1, 2]
+    assert "left out: tone" in capsys.readouterr().err
+    _, index = _make(tmp_path, 6)
+    assert [entry["line"] for entry in index] == [0, 1, 2, 4, 5]
 
 
 def test_two_processes_write_the_same_set(whole, tmp_path):
