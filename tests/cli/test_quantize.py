@@ -122,12 +122,12 @@ def test_an_omni_file_becomes_another(lluda, speaking, alone, tmp_path):
 
 
 def test_the_preprocessor_config_goes_along(lluda, speaking, tmp_path):
-    from lluda.weights.checkpoint import read_preprocessor_config
+    from lluda.weights.checkpoint import PREPROCESSOR_CONFIG_NAME, read_document
 
     folder = shutil.copytree(speaking, tmp_path / "m")
     (folder / "preprocessor_config.json").write_text('{"hop_length": 160}')
     assert lluda("quantize", "-m", folder, "-o", tmp_path / "q.gguf", "--type", "bf16").code == 0
-    assert read_preprocessor_config(tmp_path / "q.gguf") == {"hop_length": 160}
+    assert read_document(tmp_path / "q.gguf", PREPROCESSOR_CONFIG_NAME) == {"hop_length": 160}
 
 
 def test_a_folder_without_a_tokenizer_takes_one_from_elsewhere(lluda, model, tmp_path):

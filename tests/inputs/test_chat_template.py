@@ -50,17 +50,67 @@ def in_another_process(code: str) -> str:
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, env=environment).stdout
 
 
-def test_found_in_the_order_jinja_file_json_file_tokenizer_config(tmp_path):
+FILES = {
+    "tokenizer_config.json": json.dumps({"chat_template": "from config", "eos_token": {"content": "<e>"}}),
+    "chat_template.jinja": "from jinja\r\n",
+    "additional_chat_templates/tool_use.jinja": "tools",
+    "chat_template.json": json.dumps({"chat_template": "from json"}),
+    "processor_config.json": json.dumps({"chat_template": "from processor"}),
+}
+
+
+def write_templates(folder, names):
+    (folder / "additional_chat_templates").mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(FILES[name].encode())
+
+
+def test_the_later_file_counts(tmp_path):
     assert ChatTemplate.from_folder(tmp_path) is None
-    config = {"chat_template": "from config", "eos_token": {"content": "<e>"}}
-    for name, source, content in [
-        ("tokenizer_config.json", "from config", json.dumps(config)),
-        ("chat_template.json", "from json", json.dumps({"chat_template": "from json"})),
-        ("chat_template.jinja", "from jinja", "from jinja"),
+    for name, source in [
+        ("tokenizer_config.json", "from config"),
+        ("chat_template.jinja", "from jinja\n"),
+        ("processor_config.json", "from processor"),
     ]:
-        (tmp_path / name).write_text(content)
+        write_templates(tmp_path, [name])
         found = ChatTemplate.from_folder(tmp_path)
         assert (found.source, found.path, found.special_tokens) == (source, tmp_path / name, {"eos_token": "<e>"})
+
+
+@pytest.mark.parametrize("tool", [False, True], ids=["", "tool_use"])
+@pytest.mark.parametrize("jinja", [False, True], ids=["", "jinja"])
+@pytest.mark.parametrize("legacy", [False, True], ids=["", "json"])
+@pytest.mark.parametrize("processor", [False, True], ids=["", "processor"])
+def test_files_count_as_for_transformers_processors_and_tokenizers(tmp_path, processor, legacy, jinja, tool):
+    """What both would take, or an error where they, or transformers itself, would not agree."""
+    processing = pytest.importorskip("transformers.processing_utils", reason="transformers is the reference here")
+    flags = {"chat_template.jinja": jinja, "additional_chat_templates/tool_use.jinja": tool}
+    flags |= {"chat_template.json": legacy, "processor_config.json": processor}
+    write_templates(tmp_path, [name for name, wanted in flags.items() if wanted])
+    if not (legacy and tool):
+        expected = processing.ProcessorMixin.get_processor_dict(tmp_path)[0].get("chat_template")
+    if processor and not (legacy and tool):
+        assert ChatTemplate.from_folder(tmp_path).source == expected
+    elif processor:
+        with pytest.raises(ValueError, match="conflicting files"):
+            processing.ProcessorMixin.get_processor_dict(tmp_path)
+    elif legacy and (jinja or tool):
+        with pytest.raises(UnsupportedModel, match=r"chat_template\.json and .* both hold a chat template"):
+            ChatTemplate.from_folder(tmp_path)
+    elif tool and not jinja:
+        assert set(expected) == {"tool_use"}
+        with pytest.raises(UnsupportedModel, match="none is named default"):
+            ChatTemplate.from_folder(tmp_path)
+    else:
+        found = ChatTemplate.from_folder(tmp_path)
+        named = expected if isinstance(expected, dict) else {"default": expected}
+        assert (found and found.source, found and found.tool_source) == (named["default"], named.get("tool_use"))
+
+
+def test_a_jinja_file_that_repeats_the_older_one_is_fine(tmp_path):
+    write_templates(tmp_path, ["chat_template.json"])
+    (tmp_path / "chat_template.jinja").write_text("from json")
+    assert ChatTemplate.from_folder(tmp_path).source == "from json"
 
 
 def test_named_templates_default_and_tool_use(tmp_path):

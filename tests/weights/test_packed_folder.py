@@ -74,10 +74,12 @@ def test_packed_tensors_are_aligned_and_other_readers_list_them(tmp_path):
 
 def test_extra_files_are_copied_and_a_config_may_be_given_as_values(tmp_path):
     (tmp_path / "t.json").write_text("[1]")
-    report = written(tmp_path, extra_files=[tmp_path / "t.json"], config={"x": 1})
+    extra = {"t.json": tmp_path / "t.json", "folder/u.json": {"y": 2}}
+    report = written(tmp_path, extra_files=extra, config={"x": 1})
+    assert json.loads((tmp_path / "out" / "folder" / "u.json").read_text()) == {"y": 2}
     assert (tmp_path / "out" / "t.json").read_text() == "[1]"
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"x": 1}
-    assert [file.name for file in report.files] == ["model.safetensors", "t.json", "config.json"]
+    assert [file.name for file in report.files] == ["model.safetensors", "t.json", "u.json", "config.json"]
 
 
 def test_progress_ends_at_the_total(tmp_path):

@@ -9,16 +9,8 @@ from lluda.cli import options
 from lluda.cli.console import byte_progress, say
 from lluda.cli.heavy_imports import heavy_imports
 from lluda.errors import InvalidRequest
+from lluda.weights.model_folder import VOCABULARIES, settings_files, tokenizer_files
 
-_VOCABULARIES = ("tokenizer.json", "vocab.json")
-_TOKENIZER_FILES = (
-    *_VOCABULARIES,
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.json",
-    "chat_template.jinja",
-)
 _CONFIG_DTYPES = {"bf16": "bfloat16", "f32": "float32"}
 
 
@@ -72,16 +64,14 @@ def run(args: argparse.Namespace) -> int:
         )
     for file in files:
         print(file)
-    if not any(name in extra for name in _VOCABULARIES):
+    if not any(name in extra for name in VOCABULARIES):
         say("no tokenizer in the config's folder: name one with --tokenizer to generate text")
     return 0
 
 
 def _extra_files(config_dir: Path, tokenizer_dir: Path | None) -> dict[str, Path]:
-    """What is copied along: configs beside the config, and tokenizer files of either folder."""
-    folder = config_dir if tokenizer_dir is None else tokenizer_dir
-    found = {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
-    if tokenizer_dir is not None and not any(name in found for name in _VOCABULARIES):
-        raise InvalidRequest(f"--tokenizer {tokenizer_dir}: holds neither {' nor '.join(_VOCABULARIES)}")
-    along = (config_dir / name for name in ("generation_config.json", "preprocessor_config.json"))
-    return found | {file.name: file for file in along if file.is_file()}
+    """What is copied along: settings beside the config, and tokenizer files of either folder."""
+    found = tokenizer_files(config_dir if tokenizer_dir is None else tokenizer_dir)
+    if tokenizer_dir is not None and not any(name in found for name in VOCABULARIES):
+        raise InvalidRequest(f"--tokenizer {tokenizer_dir}: holds neither {' nor '.join(VOCABULARIES)}")
+    return found | settings_files(config_dir)

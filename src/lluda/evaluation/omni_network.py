@@ -25,7 +25,7 @@ from lluda.models.code2wav import Code2Wav, code2wav_parameters
 from lluda.models.thinker import PREFIX, Thinker
 from lluda.models.vision_encoder import VisionEncoder, VisionOutput, vision_encoder_parameters
 from lluda.parameters import ParameterSpec
-from lluda.weights.checkpoint import PREPROCESSOR_CONFIG_NAME, read_preprocessor_config
+from lluda.weights.media_settings import read_media_settings
 
 
 class _Parts(Thinker):
@@ -48,9 +48,9 @@ class OmniNetwork:
         self.cache_options = files.cache_options(options, self.dtype)
         self.backend_of = files.backends(options, self.dtype).of
         self.backend = self.backend_of("thinker")
-        self.reader = MediaReader(_Parts(files, self.backend), files.path)
-        raw = read_preprocessor_config(files.path)
-        self.vision_input = VisionInputConfig.from_hf(raw, str(files.path / PREPROCESSOR_CONFIG_NAME))
+        self.reader = MediaReader(_Parts(files, self.backend), files.source)
+        image = read_media_settings(files.source, "image")
+        self.vision_input = VisionInputConfig.from_hf(image.raw, image.where, self.omni.vision)
 
     @property
     def speech(self) -> SpeechConfig:
@@ -74,7 +74,8 @@ class OmniNetwork:
         seen: Sequence[VisionOutput | None],
     ) -> PromptRows:
         """The prompt's rows, with what the encoders made of its media."""
-        parts = [EncodedMedia(each.span, sound, sight) for each, sound, sight in zip(media, heard, seen, strict=True)]
+        made = zip(media, heard, seen, strict=True)
+        parts = [EncodedMedia(each.key, each.span, sound, sight) for each, sound, sight in made]
         return self.reader.prompt_rows(self.reader.expand(given.ids, parts), parts)
 
     @torch.inference_mode()

@@ -16,19 +16,15 @@ from typing import Any
 from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded, TemplateError, UnsupportedModel
 from lluda.gguf_keys import GGUFKeys
 from lluda.inputs import template_worker
+from lluda.inputs.chat_template_files import find_chat_template
 from lluda.inputs.gguf_tokenizer import special_token_texts
-from lluda.inputs.special_tokens import CONFIG_NAME, read_special_tokens, read_tokenizer_config
-from lluda.inputs.text_file import read_text
-from lluda.json_file import read_json_object
+from lluda.inputs.special_tokens import read_special_tokens
 
 MAX_SECONDS = 2.0
 """Time a rendering may take, compiling included; not the start of the process (about 0.2 s, once)."""
 
 MAX_OUTPUT = 2**22
 """Characters a rendering may produce."""
-
-MAX_SOURCE = 2**22
-"""Bytes of a template file."""
 
 MAX_REQUEST = 2**25
 """Bytes of the messages and tools of one rendering."""
@@ -62,24 +58,16 @@ class ChatTemplate:
 
     @classmethod
     def from_folder(cls, folder: Path) -> ChatTemplate | None:
-        """From chat_template.jinja, or else chat_template.json or tokenizer_config.json; None if there is none.
+        """From the file of ``folder`` that counts (`chat_template_files`); None if there is no template.
 
-        CorruptFile: a file breaks its format. UnsupportedModel: named templates, none of them ``default``.
+        CorruptFile: a file breaks its format. UnsupportedModel: two files that contradict each other, or named
+        templates, none of them ``default``.
         """
-        folder = Path(folder)
-        config_path, config = folder / CONFIG_NAME, read_tokenizer_config(folder)
-        for name in ("chat_template.jinja", "chat_template.json", config_path.name):
-            path = folder / name
-            found: Any = None
-            if path.suffix == ".jinja" and path.exists():
-                found = read_text(path, MAX_SOURCE)
-            elif path.exists():
-                content = config if path == config_path else read_json_object(path, max_bytes=2 * MAX_SOURCE)
-                found = content.get("chat_template")
-            if found is not None:
-                source, tool_source = _default_and_tool(found, path)
-                return cls(source, path, read_special_tokens(folder).named, tool_source=tool_source)
-        return None
+        found = find_chat_template(Path(folder))
+        if found is None:
+            return None
+        source, tool_source = _default_and_tool(*found)
+        return cls(source, found[1], read_special_tokens(folder).named, tool_source=tool_source)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], path: Path) -> ChatTemplate | None:

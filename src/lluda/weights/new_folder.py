@@ -31,9 +31,10 @@ class NewFolder:
         self._marker = marker
 
     def add(self, name: str) -> Path:
-        """The path of a file that the caller is about to write."""
+        """The path of a file that the caller is about to write; it may stand in a folder of its own, which is made."""
         os.write(self._marker, os.fsencode(name) + b"\0")
         self.written.append(self.path / name)
+        self.written[-1].parent.mkdir(exist_ok=True)
         return self.written[-1]
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
@@ -76,7 +77,7 @@ def new_folder(path: Path) -> Iterator[NewFolder]:
             except BaseException:
                 # As far as the disk lets it: the error that led here is the one to tell.
                 with suppress(OSError):
-                    _remove(folder.written)
+                    _remove(path, folder.written)
                 raise
     except BaseException as error:
         if created:
@@ -107,10 +108,19 @@ def _require_empty(path: Path) -> None:
 def _remove_leftovers(marker: Path) -> None:
     """Remove the files that a killed writer listed."""
     names = [os.fsdecode(name) for name in marker.read_bytes().split(b"\0")[:-1]]
-    _remove([marker.parent / name for name in names if Path(name).name == name])
+    _remove(marker.parent, [marker.parent / name for name in names if _is_inside(name)])
 
 
-def _remove(files: list[Path]) -> None:
+def _is_inside(name: str) -> bool:
+    """Whether ``name`` is a file of the folder, or of a folder in it."""
+    parts = Path(name).parts
+    return len(parts) in (1, 2) and ".." not in parts and not Path(name).is_absolute()
+
+
+def _remove(folder: Path, files: list[Path]) -> None:
     for file in files:
         for path in (file, partial_of(file)):
             path.unlink(missing_ok=True)
+        if file.parent != folder:
+            with suppress(OSError):  # not empty yet, or gone
+                file.parent.rmdir()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -12,7 +12,7 @@ from lluda.errors import InvalidRequest, LludaError, UnsupportedModel
 from lluda.weights.atomic_file import atomic_file
 from lluda.weights.components import component_of
 from lluda.weights.entry import Checkpoint, TensorEntry
-from lluda.weights.new_folder import NewFolder, new_folder
+from lluda.weights.new_folder import new_folder
 from lluda.weights.packed_bf16 import ALIGNMENT, DTYPE, METADATA_KEY, PackedSections, packed_matrix
 from lluda.weights.safetensors_header import DTYPE_BITS
 from lluda.weights.safetensors_writer import StoredTensor, safetensors_header
@@ -50,7 +50,7 @@ def write_packed_folder(
     pack: Pack,
     *,
     config: Mapping[str, Any] | Path,
-    extra_files: Iterable[Path] = (),
+    extra_files: Mapping[str, Path | Mapping[str, Any]] | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     progress: Progress | None = None,
 ) -> PackReport:
@@ -64,7 +64,7 @@ def write_packed_folder(
         pack: makes the packed bytes.
         config: written as ``config.json``, last, so that an unfinished folder is not taken for a model; a file is
             copied as it is.
-        extra_files: copied under their names.
+        extra_files: by name, files that are copied and objects that are written as JSON.
         shard_bytes: largest sum of unpacked tensor bytes in one file; a larger tensor has a file of its own.
         progress: called after each tensor.
 
@@ -79,9 +79,10 @@ def write_packed_folder(
     if shard_bytes < 1:
         raise InvalidRequest(f"shard_bytes must be at least 1; got {shard_bytes}")
     groups = _groups(entries, shard_bytes)
-    extra = list(extra_files)
+    extra = {**(extra_files or {}), "config.json": config}
     with new_folder(out_dir) as folder:
-        needed = sum(_least_bytes(entry) for entry in entries) + sum(file.stat().st_size for file in extra)
+        copied = sum(file.stat().st_size for file in extra.values() if isinstance(file, Path))
+        needed = sum(_least_bytes(entry) for entry in entries) + copied
         folder.require_space(needed, "remove what the disk can spare")
         writer = _Writer(checkpoint, pack, sum(entry.nbytes for entry in entries), progress)
         weight_map: dict[str, str] = {}
@@ -93,18 +94,13 @@ def write_packed_folder(
         if len(groups) > 1:
             metadata = {"total_size": writer.report.bytes_after}
             folder.write_json(INDEX_NAME, {"metadata": metadata, "weight_map": weight_map})
-        _finish(folder, extra, config)
+        for name, content in extra.items():
+            if isinstance(content, Path):
+                folder.copy(content, name)
+            else:
+                folder.write_json(name, content)
         writer.report.files = folder.written
     return writer.report
-
-
-def _finish(folder: NewFolder, extra: Sequence[Path], config: Mapping[str, Any] | Path) -> None:
-    for file in extra:
-        folder.copy(file, file.name)
-    if isinstance(config, Path):
-        folder.copy(config, "config.json")
-    else:
-        folder.write_json("config.json", config)
 
 
 def _refuse_unpackable(path: Path, entries: Sequence[TensorEntry]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lluda.errors import InvalidRequest
 from lluda.parameters import ParameterSpec
 from lluda.weights.config_override import override_config
+from lluda.weights.model_folder import TOOL_TEMPLATE
 from lluda.weights.new_folder import new_folder
 from lluda.weights.safetensors_writer import StoredTensor, write_safetensors
 
@@ -238,7 +239,8 @@ def _check_arguments(stored: list[ParameterSpec], seed: int, dtype: str, shard_b
 
 def _check_extra_files(extra_files: Mapping[str, Path]) -> None:
     for name, source in extra_files.items():
-        if Path(name).name != name or name in ("", ".", "..", "config.json") or name.startswith("model"):
+        plain = Path(name).name == name or name == TOOL_TEMPLATE
+        if not plain or name in ("", ".", "..", "config.json") or name.startswith("model"):
             raise InvalidRequest(
                 f"extra file {name!r:.80} must be a plain file name, and not config.json or model*, which synth writes"
             )
