@@ -84,7 +84,7 @@ def test_a5_a_value_outside_its_rule_names_field_and_value(change, words):
         ({"rope_scaling": {"rope_type": "default", "factor": 4.0}}, "factor"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"mlp_bias": True}, "mlp_bias"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ({"quantization_config": {"quant_method": "fp8"}}, r"quantization_config \('fp8'\) is not supported"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )

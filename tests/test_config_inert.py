@@ -139,5 +139,5 @@ def test_what_does_change_the_maths_is_refused_in_every_section_and_not_let_past
             for name in path:
                 target = target[name]
             target[key] = value
-            with pytest.raises(UnsupportedModel, match=f"{key} .*is not supported"):
+            with pytest.raises(UnsupportedModel, match=rf"{key} .*is not supported"):
                 ModelConfig.from_hf(section, allow_unknown=True)

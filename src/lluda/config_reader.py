@@ -174,8 +174,11 @@ class ConfigReader:
         """UnsupportedModel if the section says that its weights are quantised by another tool."""
         for key in _QUANTIZATION_KEYS:
             self._read.add(key)
-            if self.raw.get(key):
-                raise UnsupportedModel(f"{self.path}: {key} is not supported; use the BF16 release of this model")
+            said = self.raw.get(key)
+            if said:
+                method = said.get("quant_method", said.get("mode")) if isinstance(said, Mapping) else None
+                named = f" ({method!r:.40})" if method else ""
+                raise UnsupportedModel(f"{self.path}: {key}{named} is not supported; use the BF16 release of this model")
 
     def _value(self, key: str, default: Any) -> Any:
         self._read.add(key)

@@ -31,6 +31,7 @@ CONFIGS = {
     "biased": TINY_QWEN3 | {"attention_bias": True},
     "windowed": TINY_QWEN3 | {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
     "odd sizes": ODD,
+    "yarn": TINY_QWEN3 | {"max_position_embeddings": 32, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
 }
 
 

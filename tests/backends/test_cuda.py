@@ -244,11 +244,13 @@ def test_forms_that_it_does_not_take(options, message):
         CudaBackend(DEVICE, Precision.of("f32"), **options)
 
 
-def test_rotation_far_from_the_start(pair):
+@pytest.mark.parametrize("scale", [1.0, 1.25], ids=["plain", "scaled"])
+def test_rotation_far_from_the_start(pair, scale):
     cuda, reference = pair
     positions = torch.tensor([[3.0], [65000.0], [1234.5]]).to(DEVICE)
     frequencies = (1e6 ** (-torch.arange(0, 64, 2) / 64)).to(DEVICE)
-    table, expected = (backend.rotary_table(positions, frequencies) for backend in pair)
+    table, expected = (backend.rotary_table(positions, frequencies, scale) for backend in pair)
+    assert float(expected[0].max()) > 0.9 * scale
     for part, right in zip(table, expected, strict=True):
         torch.testing.assert_close(part, right, rtol=0, atol=2e-6)
     x, norm = torch.randn(3, 2, 64).to(DEVICE), Norm(vector(64), 1e-6)
