@@ -98,6 +98,12 @@ LLUDA_API int lluda_context_threads(const lluda_context *context);
 LLUDA_API void *lluda_allocate(int64_t bytes);
 LLUDA_API void lluda_free(void *memory, int64_t bytes);
 
+/* Until lluda_unwatch_mapped_file: a bus error in the mapped file [begin, begin + bytes), which another program has
+ * shortened or whose disk fails, writes `line` (4096 bytes at most, copied) to stderr and ends the process with
+ * `exit_code`. Bus errors elsewhere meet the handler that was there before. NULL where it cannot be done. No context. */
+LLUDA_API void *lluda_watch_mapped_file(const void *begin, int64_t bytes, const char *line, int exit_code);
+LLUDA_API void lluda_unwatch_mapped_file(void *watch);
+
 /* ---- Packed BF16 ------------------------------------------------------------------------------------------------ */
 
 /* Bytes of the packed form of BF16 values [out, in] in *bytes. LLUDA_INCOMPRESSIBLE (with *bytes set) if that is 0.85

@@ -1,22 +1,25 @@
 """A file opened once for reading: positioned reads, a private memory map, and a watch on whether it changed since.
 
 What a map cannot promise: its pages are read from the file when first touched. If another process shortens the file
-after `MappedFile.check_unchanged` passed, touching a lost page kills the process (SIGBUS); if it rewrites bytes in
-place, untouched pages show the new bytes. Both are told apart only before and after use, so whoever copies weights out
-of a map calls ``check_unchanged`` again at the end. Replacing a file by rename, as the Hub client and lluda's own
-writers do, is always safe: the map keeps the old file.
+after `MappedFile.check_unchanged` passed, touching a lost page ends this process: with a line that names the file and
+the exit code of a CorruptFile where the native library is built, else by a bare SIGBUS. If it rewrites bytes in place,
+untouched pages show the new bytes; so whoever copies weights out of a map calls ``check_unchanged`` again at the end.
+Replacing a file by rename, as the Hub client and lluda's own writers do, is always safe: the map keeps the old file.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import stat
 import sys
 import weakref
+from functools import cache
 from pathlib import Path
 
-from lluda.errors import CorruptFile, LludaError, ModelNotFound
+from lluda.errors import CorruptFile, LludaError, ModelNotFound, NativeLibraryError
+from lluda.native_file import native_file
 from lluda.system_errors import remedy_for
 
 _Identity = tuple[int, int, int, int]
@@ -74,6 +77,7 @@ class MappedFile:
                 raise LludaError(
                     f"{self.path}: its {self.size:,} bytes cannot be mapped: {error.strerror}; {remedy}"
                 ) from error
+            _watch(self._map, self.path)
         return self._map
 
     def release(self, offset: int, count: int) -> None:
@@ -143,6 +147,32 @@ def _map_private(descriptor: int, size: int) -> mmap.mmap:
         flags = mmap.MAP_PRIVATE | _NORESERVE
         return mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
+
+
+def _watch(mapped: mmap.mmap, path: Path) -> None:
+    """See to it that a lost page is told, for as long as the map lives."""
+    library = _native_library()
+    if library is None:
+        return
+    shown = str(path) if str(path).isprintable() else ascii(str(path))
+    line = f"lluda: {shown}: the file was shortened while it was in use, or its disk fails; restore the file"
+    begin = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+    watch = library.lluda_watch_mapped_file(begin, len(mapped), f"{line}\n".encode(), CorruptFile.exit_code)
+    weakref.finalize(mapped, library.lluda_unwatch_mapped_file, watch).atexit = False
+
+
+@cache
+def _native_library() -> ctypes.CDLL | None:
+    """None where it is not built, or is older than this file: what needs its kernels says so."""
+    try:
+        library = ctypes.CDLL(str(native_file()))
+        library.lluda_watch_mapped_file.restype = ctypes.c_void_p
+        library.lluda_watch_mapped_file.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p, ctypes.c_int)
+        library.lluda_unwatch_mapped_file.restype = None
+        library.lluda_unwatch_mapped_file.argtypes = (ctypes.c_void_p,)
+    except (NativeLibraryError, OSError, AttributeError):
+        return None
+    return library
 
 
 def _identity(status: os.stat_result) -> _Identity:

@@ -17,6 +17,7 @@ _REMEDIES = {
     errno.ENFILE: "close other programs: the system has too many open files",
     errno.ENOMEM: "free memory, or raise its limit (ulimit -v)",
     errno.EAGAIN: "end other processes, or raise their limit (ulimit -u)",
+    errno.EFAULT: "a file that is copied was shortened meanwhile: restore it and run this again",
     errno.EIO: "its disk may be failing: look into the system's log",
 }
 

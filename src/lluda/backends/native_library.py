@@ -6,8 +6,6 @@ A C interface through ctypes: no dependency on torch's C++ ABI, and calls releas
 from __future__ import annotations
 
 import ctypes
-import os
-import sysconfig
 import weakref
 from collections.abc import Callable
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
@@ -17,14 +15,13 @@ from pathlib import Path
 from torch import Tensor
 
 from lluda.errors import NativeLibraryError
+from lluda.native_file import native_file
 
 ABI_VERSION = 4
 FORMAT_BF16, FORMAT_PACKED_BF16, FORMAT_Q8_0, FORMAT_Q8_0_ROWS = 0, 1, 2, 3
 DTYPE_F32, DTYPE_BF16 = 0, 1
 INCOMPRESSIBLE = 4
 ISAS = ("avx512bf16", "avx512", "avx2", "portable")
-
-_FILE_NAMES = ("liblluda_native.so", "liblluda_native.dylib")
 
 
 class WeightStruct(ctypes.Structure):
@@ -316,23 +313,7 @@ class NativeContext:
 @cache
 def native_library() -> NativeLibrary:
     """The library that was built with the package. NativeLibraryError says where it was looked for."""
-    places = _places()
-    for place in places:
-        for name in _FILE_NAMES:
-            if (place / name).is_file():
-                return NativeLibrary(place / name)
-    raise NativeLibraryError(
-        f"the native library is not built (looked in {', '.join(map(str, places))}); "
-        "install lluda with a C++ compiler at hand, or use --backend reference"
-    )
-
-
-def _places() -> list[Path]:
-    """``LLUDA_NATIVE_DIR`` if set; else beside the package, which an editable install splits in two places."""
-    forced = os.environ.get("LLUDA_NATIVE_DIR")
-    if forced:
-        return [Path(forced)]
-    return [Path(__file__).parents[1] / "_native", Path(sysconfig.get_path("platlib")) / "lluda" / "_native"]
+    return NativeLibrary(native_file())
 
 
 def pointer(tensor: Tensor | None) -> int | None:
