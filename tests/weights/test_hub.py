@@ -18,6 +18,7 @@ import pytest
 from lluda.errors import CorruptFile, InvalidRequest, LludaError, ModelNotFound, UnsupportedModel
 from lluda.weights import hub
 from lluda.weights.hub import resolve_model
+from lluda.weights.model_folder import TOOL_TEMPLATE
 from tests.conftest import watchdog
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -286,7 +287,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.startswith("/api/models/org/name"):
             listing = {"id": "org/name", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.server.files]}
             return self._answer(200, json.dumps(listing), {})
-        file = self.path.rsplit("/", 1)[1]
+        file = self.path.split("/", 5)[5]  # /org/name/resolve/<revision>/<file>
         if file in self.server.broken or file not in self.server.files:
             return self._answer(404, "", {"X-Error-Code": "EntryNotFound"})
         content = self.server.files[file]
@@ -321,9 +322,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 def test_a_model_is_fetched_then_found_offline(server: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.files |= {"modeling_x.py": "x", "pytorch_model.bin": "x", "sub/extra.json": "{}", "merges.txt": "m"}
+    server.files[TOOL_TEMPLATE] = "tools"
     folder = resolve_model("org/name")
     assert folder == cache / "models--org--name" / "snapshots" / COMMIT
-    assert {path.name for path in folder.iterdir()} == {*FILES, "merges.txt"}
+    assert {path.name for path in folder.iterdir()} == {*FILES, "merges.txt", "additional_chat_templates"}
+    assert (folder / TOOL_TEMPLATE).read_text() == "tools"
     assert (folder / B).read_text() == "b"
     assert not any(path.endswith((".py", ".bin", "extra.json")) for path in server.asked)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

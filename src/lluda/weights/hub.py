@@ -17,10 +17,11 @@ from pathlib import Path
 from lluda.errors import InvalidRequest, LludaError, ModelNotFound, UnsupportedModel
 from lluda.mapped_file import open_regular, unreadable
 from lluda.weights.checkpoint import CONFIG_NAME, ModelSource, is_gguf
+from lluda.weights.model_folder import TOOL_TEMPLATE
 from lluda.weights.shards import INDEX_NAME, PICKLE_SUFFIXES, SINGLE_NAME, missing_shards, pickle_only, read_index
 
 ALLOWED = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "*.tiktoken")
-"""What is fetched of a repository, from its top folder only."""
+"""What is fetched of a repository: from its top folder, and `TOOL_TEMPLATE`."""
 
 _TIMEOUT_S = 10.0
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -161,7 +162,8 @@ def _download(repository: _Repository, files: list[str]) -> Path:
     def fetch(file: str, revision: str | None) -> Path:
         return Path(hf_hub_download(repository.name, file, revision=revision, etag_timeout=_TIMEOUT_S))
 
-    wanted = [file for file in files if "/" not in file and any(fnmatchcase(file, glob) for glob in ALLOWED)]
+    top = [file for file in files if "/" not in file and any(fnmatchcase(file, glob) for glob in ALLOWED)]
+    wanted = [*top, *(file for file in files if file == TOOL_TEMPLATE)]
     try:
         folder = fetch(CONFIG_NAME, repository.revision).parent
         for file in wanted:
