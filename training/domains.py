@@ -56,6 +56,7 @@ REPEAT_ASKS = (
     "please say",
     "repeat this",
 )
+CONSONANTS, VOWELS = "bdfgklmnprstz", "aeiou"
 WRITE_DOWN = ("Write what you hear.", "Write down the words.", "What did you hear?")
 
 
@@ -153,8 +154,7 @@ def month_after(month: int, steps: int) -> Item:
     told = MONTHS[(month + steps) % 12]
     count = {1: ""}.get(abs(steps), f"{words(abs(steps))} months ")
     full = f"{told} comes {count}{'after' if steps > 0 else 'before'} {MONTHS[month]}."
-    key = None if abs(steps) == 1 else f"month {month} {steps}"
-    return Item("month", "", full, f"{told}.", key, ((month + steps) % 12,), told)
+    return Item("month", "", full, f"{told}.", None, ((month + steps) % 12,), told)
 
 
 def _month(rng: Random) -> Item:
@@ -244,14 +244,19 @@ def spelled(word: str, form: str) -> Item:
 
 
 def _spell(rng: Random) -> Item:
-    word = rng.choice(SPELLING)
     if rng.random() < 0.25:
-        word = rng.choice(SHORT_WORDS)
-        form = rng.choice(SPELLS_ASKS)
+        word, form = _short_word(rng), rng.choice(SPELLS_ASKS)
         full = f"{letters(word)} spells {word}."
         return Item("unspell", ask(form.format(letters(word)), rng), full, sentence(word), f"unspell {word}", (), word)
-    form = rng.choice(SPELL_ASKS)
+    word, form = rng.choice(SPELLING), rng.choice(SPELL_ASKS)
     return with_question(spelled(word, form), ask(form.format(word), rng))
+
+
+def _short_word(rng: Random) -> str:
+    """A word of three letters, every second time one that is none ("bof"): putting letters together is then learned."""
+    if rng.random() < 0.5:
+        return rng.choice(SHORT_WORDS)
+    return rng.choice(CONSONANTS) + rng.choice(VOWELS) + rng.choice(CONSONANTS)
 
 
 def _letter(rng: Random) -> Item:

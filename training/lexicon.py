@@ -100,7 +100,7 @@ SOUNDS = dict(
         "cat meows, dog barks, cow moos, horse neighs, sheep bleats, pig grunts, duck quacks, lion roars, wolf "
         "howls, snake hisses, bee buzzes, frog croaks, owl hoots, mouse squeaks, bird sings, hen clucks, donkey "
         "brays, elephant trumpets, crow caws, dove coos, cricket chirps, monkey chatters, bear growls, goose "
-        "honks, goat bleats"
+        "honks, turkey gobbles"
     ).split(", ")
 )
 

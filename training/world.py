@@ -1,8 +1,8 @@
 """Conversations of the closed world, in a training and a held-out split.
 
 Content is held out by a hash of itself: a fifth of the pairs of numbers, of the (time, span) pairs, of the (way to ask,
-fact) pairs, of the sentences. Tables (products to twelve times twelve, days, letters) are in both splits, since a table
-cannot be guessed. A conversation is of one split with all its turns.
+fact) pairs, of the sentences. Tables (products to twelve times twelve, days, months, letters) are in both splits, since
+a table cannot be guessed. A conversation is of one split with all its turns.
 """
 
 import hashlib

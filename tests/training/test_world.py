@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from training import domains, followups, numerals
-from training.lexicon import CAPITALS, OPPOSITES, SHORT_WORDS, SPELLING
+from training.lexicon import CAPITALS, OPPOSITES, SHORT_WORDS, SOUNDS, SPELLING
 from training.phrasing import ask, typed
 from training.world import SPLITS, held_out_turns, in_split, sample, split_of
 
@@ -117,6 +117,11 @@ def test_every_fact_is_trained_on():
     assert all(any(country in question for question in asked) for country in CAPITALS)
     asked = " ".join(turn.question for turn in _turns("train", 8000, domain="opposite", turns=1))
     assert all(word in asked for word in OPPOSITES)
+
+
+def test_a_sound_names_one_animal():
+    # "Which animal bleats?" has one answer only if no two animals make the same sound.
+    assert len(set(SOUNDS.values())) == len(SOUNDS)
 
 
 def test_follow_ups_go_on_from_the_answer():
