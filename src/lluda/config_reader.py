@@ -177,8 +177,8 @@ class ConfigReader:
             said = self.raw.get(key)
             if said:
                 method = said.get("quant_method", said.get("mode")) if isinstance(said, Mapping) else None
-                named = f" ({method!r:.40})" if method else ""
-                raise UnsupportedModel(f"{self.path}: {key}{named} is not supported; use the BF16 release of this model")
+                what = f"{key} ({method!r:.40})" if method else key
+                raise UnsupportedModel(f"{self.path}: {what} is not supported; use the BF16 release of this model")
 
     def _value(self, key: str, default: Any) -> Any:
         self._read.add(key)

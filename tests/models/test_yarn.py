@@ -13,7 +13,8 @@ import lluda
 from lluda.backends import select_backend
 from lluda.config import ModelConfig
 from lluda.config_decoder import DecoderConfig
-from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded
+from lluda.engine.kv_cache import CacheOptions
+from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded, NativeLibraryError
 from lluda.layers.rotary import Rotary
 from lluda.models.decoder import rotary_of
 from lluda.weights.config_override import with_rope_scaling
@@ -181,6 +182,38 @@ def test_qwens_documented_setting_reaches_131072_positions(released_config: Any,
     text["rope_scaling"] = (text.get("rope_scaling") or {}) | QWEN
     text.get("rope_scaling").pop("type", None)
     assert ModelConfig.from_hf(raw).text.max_context == 131072
+
+
+@torch.inference_mode()
+def test_the_last_of_131072_positions_on_the_cpu_backend() -> None:
+    """Over a cache of random keys and values; as near to float64 as the reference backend is, times a little."""
+    from lluda.backends.base import Precision
+    from lluda.backends.cpu import CpuBackend
+    from lluda.backends.native_library import native_library
+    from lluda.backends.reference import ReferenceBackend
+    from tests.backends.test_cpu import Runner, truth
+
+    try:
+        native_library()
+    except NativeLibraryError as error:
+        pytest.skip(f"the native library is not built: {error}")
+    raw = TINY_QWEN3 | {"num_hidden_layers": 1, "max_position_embeddings": 40960, "rope_scaling": QWEN}
+    device, bf16, fresh = torch.device("cpu"), Precision.of("bf16"), 12
+    logits = []
+    for runner in (
+        Runner(raw, CpuBackend(device, bf16)), Runner(raw, ReferenceBackend(device, bf16)), truth(raw)
+    ):  # fmt: skip
+        runner.options = CacheOptions(131072, "preallocated", runner.options.dtype)
+        cache, generator = runner.cache(), torch.Generator().manual_seed(0)
+        for stored in cache.room(131072):
+            stored.copy_(torch.randn(stored.shape, generator=generator))
+        cache.advance(131072 - fresh)
+        ids = prompt(fresh) % 333
+        steps = [ids[:8], *ids[8:].split(1)]
+        logits.append(torch.cat([runner.run([step], [cache]) for step in steps]).double())
+    native, reference, exact = logits
+    assert (native - exact).norm() <= 1.5 * (reference - exact).norm() + 1e-6 * exact.norm()
+    assert (native - exact).norm() <= 0.02 * exact.norm()
 
 
 def test_a_model_takes_the_longer_context_and_says_so(tmp_path: Any) -> None:
