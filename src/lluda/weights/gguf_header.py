@@ -24,6 +24,16 @@ MAX_HEADER_BYTES = 64 * 2**20
 """Limit of everything before the data (the largest vocabularies take about 20 MB). As Python objects it takes up to
 about ten times its bytes, so this also bounds the memory a hostile file can take."""
 
+MAX_TENSORS = 2**17
+"""Limit of tensors in one file: the largest released models have some 2,000, all experts of a layer being one."""
+
+MAX_KEYS = 2**14
+MAX_ARRAYS = 2**14
+"""Limit of arrays within arrays in one file."""
+
+MAX_STRINGS = 2**21
+"""Limit of strings in all arrays of a file: the largest vocabularies with their merges have 0.8 million."""
+
 MAX_KEY_BYTES = 65535
 MAX_NAME_BYTES = 64
 MAX_DIMENSIONS = 4
@@ -111,8 +121,8 @@ def read_header(data: mmap.mmap, size: int, path: Path) -> GGUFHeader:
     """Parse the head of ``data``, the ``size`` bytes of the file ``path``. CorruptFile: any rule broken."""
     version = _version(data, path)
     cursor = _Cursor(data, size, path)
-    tensors = cursor.count(_U64, _SMALLEST_TENSOR, "number of tensors")
-    keys = cursor.count(_U64, _SMALLEST_KEY, "number of metadata keys")
+    tensors = cursor.count(_U64, _SMALLEST_TENSOR, "number of tensors", MAX_TENSORS)
+    keys = cursor.count(_U64, _SMALLEST_KEY, "number of metadata keys", MAX_KEYS)
     alignment = DEFAULT_ALIGNMENT
     metadata: dict[str, Any] = {}
     spans: dict[str, tuple[int, int]] = {}
@@ -164,6 +174,8 @@ class _Cursor:
         self.path = path
         self.position = 8
         self.end = min(size, MAX_HEADER_BYTES)
+        self.strings_left = MAX_STRINGS
+        self.arrays_left = MAX_ARRAYS
         self._size = size
 
     def skip(self, count: int, what: str) -> int:
@@ -185,11 +197,13 @@ class _Cursor:
     def number(self, kind: struct.Struct, what: str) -> Any:
         return kind.unpack_from(self.data, self.skip(kind.size, what))[0]
 
-    def count(self, kind: struct.Struct, smallest: int, what: str) -> int:
-        """A count of things that take at least ``smallest`` bytes each."""
+    def count(self, kind: struct.Struct, smallest: int, what: str, limit: int | None = None) -> int:
+        """A count of at most ``limit`` things that take at least ``smallest`` bytes each."""
         count: int = self.number(kind, what)
         if count * smallest > self.end - self.position:
             raise self.short(f"{what} {count}", count * smallest)
+        if limit is not None and count > limit:
+            raise CorruptFile(self.path, f"{what} {count} is more than lluda reads", expected=f"at most {limit}")
         return count
 
     def name(self, what: str, limit: int) -> str:
@@ -256,9 +270,12 @@ def _array(cursor: _Cursor, key: str, depth: int) -> Any:
         raise CorruptFile(cursor.path, f"{what} is nested too deep", expected=f"at most {MAX_ARRAY_DEPTH} levels")
     kind: int = cursor.number(_U32, f"the type of {what}")
     if kind == _STRING:
-        return cursor.strings(cursor.count(_U64, 8, f"{what} of length"), what)
+        count = cursor.count(_U64, 8, f"{what} of length", cursor.strings_left)
+        cursor.strings_left -= count
+        return cursor.strings(count, what)
     if kind == _ARRAY:
-        count = cursor.count(_U64, 12, f"{what} of length")
+        count = cursor.count(_U64, 12, f"{what} of length", cursor.arrays_left)
+        cursor.arrays_left -= count
         return [_array(cursor, key, depth + 1) for _ in range(count)]
     if kind not in _SCALARS:
         raise CorruptFile(cursor.path, f"{what} has an unknown type", expected="0 to 12", found=kind)

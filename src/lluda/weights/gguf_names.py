@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,12 @@ _MODEL_NAME = re.compile(r"(?:model\.layers\.(?P<layer>\d+)\.)?(?P<module>.+)\.(
 _EXPERT = re.compile(r"mlp\.experts\.(?P<expert>\d+)\.(?P<part>gate|up|down)_proj", re.ASCII)
 _NAME = re.compile(r"(?:blk\.(?P<layer>0|[1-9]\d*)\.)?(?P<part>\w+)\.(?P<kind>weight|bias)", re.ASCII)
 _EXPERTS = re.compile(r"blk\.(?P<layer>0|[1-9]\d*)\.ffn_(?P<part>gate|up|down)_exps\.weight", re.ASCII)
+_ALL_EXPERTS = "_exps."
 _INTERLEAVED = re.compile(r"model\.layers\.\d+\.self_attn\.(?P<part>[qk])_proj\.(weight|bias)", re.ASCII)
+
+MAX_ENTRIES = 2**18
+"""Limit of tensors with each expert's matrix counted by itself: the largest released models have 70,000. A byte of the
+file may stand for a matrix, and an entry takes 400."""
 
 _LARGEST = 2**31 - 1
 # Read below, or without influence on the maths. Any other key of the architecture is passed on under its own name, for
@@ -147,30 +152,45 @@ def hugging_face_entries(
 ) -> dict[str, TensorEntry]:
     """``entries`` under Hugging Face's names; a tensor of all experts becomes one entry per expert, a slice of it.
 
-    Names that are not known stay. CorruptFile: two tensors of one name, or an expert tensor that does not fit config.
+    Names that are not known stay. CorruptFile: two tensors of one name, an expert tensor that does not fit config, or
+    over `MAX_ENTRIES` in all.
     """
-    renamed: dict[str, TensorEntry] = {}
-    for name, entry in entries.items():
-        experts = _EXPERTS.fullmatch(name)
+
+    def renamed(entry: TensorEntry) -> Iterable[TensorEntry]:
+        experts = _EXPERTS.fullmatch(entry.name)
         if experts and config["model_type"] == "qwen3_moe":
-            new = expert_entries(entry, f"model.layers.{experts['layer']}", experts["part"], config["num_experts"])
-        else:
-            new = [replace(entry, name=hugging_face_name(name) or name)]
-        for one in new:
-            if one.name in renamed:
+            return expert_entries(entry, f"model.layers.{experts['layer']}", experts["part"], config["num_experts"])
+        return [replace(entry, name=hugging_face_name(entry.name) or entry.name)]
+
+    return entries_by_name(entries, renamed, path)
+
+
+def entries_by_name(
+    entries: Mapping[str, TensorEntry], renamed: Callable[[TensorEntry], Iterable[TensorEntry]], path: Path
+) -> dict[str, TensorEntry]:
+    """What ``renamed`` makes of each of ``entries``, by the new names. CorruptFile: two of one name, or over
+    `MAX_ENTRIES` in all, told before any is made."""
+    count = sum(entry.shape[0] if _ALL_EXPERTS in name else 1 for name, entry in entries.items())
+    if count > MAX_ENTRIES:
+        rule = "with each expert counted by itself the file has more matrices than lluda reads"
+        raise CorruptFile(path, rule, expected=f"at most {MAX_ENTRIES}", found=count)
+    found: dict[str, TensorEntry] = {}
+    for name, entry in entries.items():
+        for one in renamed(entry):
+            if one.name in found:
                 raise CorruptFile(path, f"two tensors are named {one.name!r}, one of them as {name!r}")
-            renamed[one.name] = one
-    return renamed
+            found[one.name] = one
+    return found
 
 
-def expert_entries(entry: TensorEntry, layer: str, part: str, experts: int) -> list[TensorEntry]:
+def expert_entries(entry: TensorEntry, layer: str, part: str, experts: int) -> Iterator[TensorEntry]:
     """The slices of a tensor of all experts, under the names of their matrices in ``layer``."""
     if len(entry.shape) != 3 or entry.shape[0] != experts:
         rule = f"tensor {entry.name!r} must have three dimensions, the first of them the {experts} experts"
         raise CorruptFile(entry.file, rule, found=list(entry.shape))
     nbytes = entry.nbytes // experts
-    return [
-        TensorEntry(
+    for expert in range(experts):
+        yield TensorEntry(
             name=f"{layer}.mlp.experts.{expert}.{part}_proj.weight",
             shape=entry.shape[1:],
             dtype=entry.dtype,
@@ -178,8 +198,6 @@ def expert_entries(entry: TensorEntry, layer: str, part: str, experts: int) -> l
             file=entry.file,
             offset=entry.offset + expert * nbytes,
         )
-        for expert in range(experts)
-    ]
 
 
 def config_from_metadata(

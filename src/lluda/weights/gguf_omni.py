@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -18,7 +18,7 @@ from lluda.errors import CorruptFile, UnsupportedModel
 from lluda.gguf_keys import GGUFKeys
 from lluda.json_file import MAX_JSON_BYTES, parse_json
 from lluda.weights.entry import TensorEntry
-from lluda.weights.gguf_names import expert_entries, layer_module, layer_part
+from lluda.weights.gguf_names import entries_by_name, expert_entries, layer_module, layer_part
 
 ARCHITECTURE = "lluda-qwen3-omni"
 """``general.architecture``: no name of llama.cpp's, which cannot run such a file."""
@@ -31,7 +31,6 @@ CONFIG_KEY = "lluda.config"
 SHAPES_KEY = "lluda.shapes"
 """JSON: true shapes of tensors with more dimensions than GGUF's four, by stored name."""
 
-MAX_EXPERTS = 4096
 MAX_DIMENSIONS = 4
 
 _STACKS = {
@@ -90,25 +89,20 @@ def omni_entries(entries: Mapping[str, TensorEntry], metadata: Mapping[str, Any]
     """``entries`` under the checkpoint's names and with their true shapes; a tensor of all experts becomes one entry
     per expert. CorruptFile: two tensors of one name, a false shape, or too many experts."""
     shapes = _document(metadata, SHAPES_KEY, path) if SHAPES_KEY in metadata else {}
-    renamed: dict[str, TensorEntry] = {}
-    for name, entry in entries.items():
-        for one in _renamed(entry if name not in shapes else _reshaped(entry, shapes[name], path)):
-            if one.name in renamed:
-                raise CorruptFile(path, f"two tensors are named {one.name!r}, one of them as {name!r}")
-            renamed[one.name] = one
-    return renamed
+
+    def renamed(entry: TensorEntry) -> Iterable[TensorEntry]:
+        return _renamed(_reshaped(entry, shapes[entry.name], path) if entry.name in shapes else entry)
+
+    return entries_by_name(entries, renamed, path)
 
 
-def _renamed(entry: TensorEntry) -> list[TensorEntry]:
+def _renamed(entry: TensorEntry) -> Iterable[TensorEntry]:
     match = _STORED_NAME.fullmatch(entry.name)
     if match is None:
         return [entry]
     layer = f"{_STACKS[match['component']]}.layers.{match['layer']}"
     experts = _EXPERTS.fullmatch(match["part"])
     if experts and match["kind"] == "weight":
-        if entry.shape[0] > MAX_EXPERTS:
-            rule = f"tensor {entry.name!r}: its first dimension must be the experts, at most {MAX_EXPERTS}"
-            raise CorruptFile(entry.file, rule, found=entry.shape[0])
         return expert_entries(entry, layer, experts["part"], entry.shape[0])
     module = layer_module(match["part"]) or _IN_LAYER.get(match["part"])
     return [replace(entry, name=f"{layer}.{module}.{match['kind']}") if module else entry]
