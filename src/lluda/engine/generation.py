@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lluda.backends.blocks import Segment
+from lluda.engine.forked import require_own_threads
 from lluda.engine.kv_cache import STORAGE_DTYPES, CacheOptions, KVCache
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.sampler import SampledToken, Sampler
@@ -189,6 +190,7 @@ class Generator:
     @torch.inference_mode()
     def prefill(self, prompt: Sequence[int] | PromptRows, cache: KVCache, observe: ObserverAt | None = None) -> Tensor:
         """Run the rows the cache does not hold yet, in chunks; returns float logits ``[vocab]`` after the last."""
+        require_own_threads()
         device, prompt = self.model.backend.device, _rows_of(prompt)
         logits = torch.empty(0)
         while cache.length < len(prompt):
@@ -208,6 +210,7 @@ class Generator:
     @torch.inference_mode()
     def step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> Tensor:
         """One token for each sequence; returns float logits ``[sequences, vocab]``."""
+        require_own_threads()
         graph = self._graph(len(caches))
         if graph is not None:
             self._launch(graph, ids, caches)
