@@ -143,7 +143,11 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         help="what Q8_0 weights multiply: exact rows (default), or rows rounded to q8_0, as llama.cpp does",
     )  # fmt: skip
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
-    group.add_argument("--check-tensors", action="store_true", help="refuse weights with NaN, infinity or zero norms")
+    group.add_argument(
+        "--check-tensors", action="store_true",
+        help="read every weight first, and refuse NaN, infinity and zero norms (default: warn of those that are read "
+        "in any case)",
+    )  # fmt: skip
     group.add_argument("--allow-unexpected", action="store_true", help="skip tensors the model does not know")
 
 
