@@ -84,7 +84,7 @@ def _network(files: ModelFiles, load: LoadOptions, name: str) -> Implementation:
 
     with byte_progress("loading") as progress:
         network = LludaNetwork(files, load, progress)
-    network.name = files.path.name
+    network.name = files.name
     say(f"{name}: {network.report.describe()}; {network.network.describe()}")
     return network
 
@@ -102,7 +102,7 @@ def _base(args: argparse.Namespace, text: str, files: ModelFiles, load: LoadOpti
     theirs = [*tokenizer.prefix_ids, *tokenizer.encode(text, allow_special=False)]
     if theirs != ids or other.config.text.vocab_size != files.config.text.vocab_size:
         raise InvalidRequest(
-            f"{other.path.name} has another vocabulary than {files.path.name}, so their predictions cannot be compared"
+            f"{other.name} has another vocabulary than {files.name}, so their predictions cannot be compared"
         )
     return _network(other, load, args.against)
 
@@ -119,7 +119,7 @@ def _speech(args: argparse.Namespace, text: str) -> int:
     for voice in (model, base):
         say(voice.describe())
     agreement = compare_voices(model, base, text, params, args.speaker)
-    title = f"{model.files.path.name}: {agreement.frames} frames"
+    title = f"{model.files.name}: {agreement.frames} frames"
     plot = (lambda: plot_voices(agreement, args.plot, title)) if args.plot else None
     publish(args, {"text": args.text.name, **agreement.document()}, lambda: _print_agreement(agreement), plot)
     return 0

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     }
     text, devices = files.config.text, ", ".join(plan.available)
     longest = f"up to {text.max_context} positions{text.rope.describe()}"
-    heading = f"{files.path.name}: {files.config.model_type}, {plan.dtype} on {devices}, {longest}"
+    heading = f"{files.name}: {files.config.model_type}, {plan.dtype} on {devices}, {longest}"
     publish(args, document, lambda: _print_table(plan, heading))
     plan.require_fit()
     return 0

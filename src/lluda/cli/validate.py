@@ -84,7 +84,7 @@ def _validate(files: ModelFiles, load: LoadOptions, args: argparse.Namespace) ->
         return validate_omni(files, load, _omni_request(args, load, files, files.config.omni), say)
     if args.only or args.media or args.speaker or args.frames is not None:
         raise InvalidRequest(
-            f"{files.path.name} is a text model: --only, --frames, --speaker and media are for Omni models"
+            f"{files.name} is a text model: --only, --frames, --speaker and media are for Omni models"
         )
     return validate(files, load, _request(args, load, files), say)
 

@@ -159,6 +159,11 @@ class ModelFiles:
         return self.source.path
 
     @property
+    def name(self) -> str:
+        """What the model is called where it is shown."""
+        return self.source.name
+
+    @property
     def eos_ids(self) -> tuple[int, ...]:
         """Ids that end a text, of generation_config.json and config.json."""
         reader = ConfigReader(self.generation_config, str(self.path / "generation_config.json"))

@@ -79,7 +79,7 @@ class Model:
         """What was chosen: model, backend, dtype, context, ends of an answer."""
         cache = self.generator.cache_options
         return (
-            f"{self.files.path.name}: {self.config.model_type}, {self.report.describe()}; "
+            f"{self.files.name}: {self.config.model_type}, {self.report.describe()}; "
             f"{self.network.describe()}; "
             f"context {cache.max_length}{self.config.text.rope.describe()}, "
             f"{cache.strategy} KV cache in {cache.dtype}, "

@@ -79,7 +79,7 @@ def quantize_model(
 
 def _folder_metadata(files: ModelFiles, choice: TypeChoice, tokenizer: Path) -> Mapping[str, Any]:
     # A name in the file is UTF-8, whatever that of the folder is.
-    name, config = files.path.name.encode(errors="replace").decode(), files.config
+    name, config = files.name.encode(errors="replace").decode(), files.config
     if config.omni is None:
         keys = text_metadata(config, name, choice.default)
     else:

@@ -46,7 +46,7 @@ class SpeechModel:
 
     def describe(self) -> str:
         """What was chosen."""
-        return f"{self.files.path.name}: speech; {self.voice.talker.backend.describe()}"
+        return f"{self.files.name}: speech; {self.voice.talker.backend.describe()}"
 
     def speak(
         self, text: str, params: SpeechParams | None = None, *, speaker: str | None = None

@@ -340,7 +340,7 @@ def _equal_codes(ours: Tensor, theirs: Tensor) -> GreedyParity:
 def _describe(files: ModelFiles) -> dict[str, Any]:
     text = files.config.text
     return {
-        "name": files.path.name,
+        "name": files.name,
         "model_type": files.config.model_type,
         "parameters": sum(spec.elements for spec in all_parameters(files.config) if not spec.tied_to),
         "layers": text.num_hidden_layers,

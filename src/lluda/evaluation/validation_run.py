@@ -176,7 +176,7 @@ def _require_memory(files: ModelFiles, dtype: str, float64: bool) -> None:
 def _describe(files: ModelFiles) -> dict[str, Any]:
     text = files.config.text
     return {
-        "name": files.path.name,
+        "name": files.name,
         "model_type": files.config.model_type,
         "parameters": sum(spec.elements for spec in causal_lm_parameters(text) if not spec.tied_to),
         "layers": text.num_hidden_layers,

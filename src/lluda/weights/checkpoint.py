@@ -13,6 +13,7 @@ from lluda.gguf_keys import GGUFKeys
 from lluda.json_file import read_json_object
 from lluda.weights.entry import Checkpoint
 from lluda.weights.gguf_omni import document
+from lluda.weights.model_name import model_name
 from lluda.weights.shards import FolderCheckpoint
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ class ModelSource:
 
     def __fspath__(self) -> str:
         return os.fspath(self.path)
+
+    @property
+    def name(self) -> str:
+        """What it is called where it is shown, see `model_name`."""
+        return model_name(self.path)
 
     def opened(self) -> FolderCheckpoint | GGUFCheckpoint:
         """The whole checkpoint, opened by the first who asks; not to be closed. Errors as `open_checkpoint`."""

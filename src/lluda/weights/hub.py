@@ -17,8 +17,9 @@ from pathlib import Path
 from lluda.errors import InvalidRequest, LludaError, ModelNotFound, UnsupportedModel
 from lluda.mapped_file import open_regular, unreadable
 from lluda.weights.checkpoint import CONFIG_NAME, ModelSource, is_gguf
+from lluda.weights.foreign_formats import PICKLE_SUFFIXES, foreign_files
 from lluda.weights.model_folder import TOOL_TEMPLATE
-from lluda.weights.shards import INDEX_NAME, PICKLE_SUFFIXES, SINGLE_NAME, missing_shards, pickle_only, read_index
+from lluda.weights.shards import INDEX_NAME, SINGLE_NAME, missing_shards, pickle_only, read_index
 
 ALLOWED = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "*.tiktoken")
 """What is fetched of a repository: from its top folder, and `TOOL_TEMPLATE`."""
@@ -100,6 +101,8 @@ def _check_folder(folder: Path) -> None:
         raise ModelNotFound(f"{folder}: an empty folder; a model folder holds {CONFIG_NAME} and safetensors")
     if CONFIG_NAME not in names:
         ggufs = [name for name in names if name.lower().endswith(".gguf")]
+        if not ggufs and (foreign := foreign_files(names)):
+            raise UnsupportedModel(f"{folder}: {foreign}")
         hint = f"to use a GGUF file give it itself: {folder / ggufs[0]}" if ggufs else "not a model folder"
         raise ModelNotFound(f"{folder}: has no {CONFIG_NAME}; {hint}")
     os.close(open_regular(folder / CONFIG_NAME)[0])
@@ -225,6 +228,8 @@ def _checked(repository: _Repository, folder: Path, reason: str) -> Path:
 
 def _check_listing(repository: _Repository, files: list[str]) -> None:
     """Refuse, before any download, a repository that has not what lluda reads."""
+    if SINGLE_NAME not in files and INDEX_NAME not in files and (foreign := foreign_files(files)):
+        raise UnsupportedModel(f"{repository}: {foreign}")
     if not any(file.endswith(".safetensors") for file in files):
         pickles = [file for file in files if file.lower().endswith(PICKLE_SUFFIXES)]
         if pickles:

@@ -12,6 +12,7 @@ from torch import Tensor
 from lluda.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from lluda.parameters import ParameterSpec
 from lluda.weights.entry import Checkpoint, TensorEntry
+from lluda.weights.foreign_formats import foreign_tensors
 from lluda.weights.packed_bf16 import PackedMatrix
 from lluda.weights.q8_0 import BLOCK_BYTES as _Q8_0_BYTES
 
@@ -179,7 +180,8 @@ def _refuse_mismatch(
         listing = _first("unexpected tensors", unexpected)
         problems.append(f"{listing} (--allow-unexpected, allow_unexpected=True skips them)")
     if problems:
-        raise CorruptFile(checkpoint.path, "; ".join(problems))
+        foreign = foreign_tensors(entries.keys(), wanted.keys())
+        raise CorruptFile(checkpoint.path, foreign or "; ".join(problems))
     for name in wanted:
         if name in entries:
             _refuse_storage(entries[name])
@@ -189,6 +191,7 @@ def _refuse_storage(entry: TensorEntry) -> None:
     if entry.dtype in _INTEGER_OR_FP8 or entry.dtype.startswith(("F8", "F4", "F6")):
         raise UnsupportedModel(
             f"{entry.file}: {entry.name} is stored as {entry.dtype}; lluda reads BF16, F16 and F32 weights (and GGUF's)"
+            "; take the BF16 release of this model"
         )
 
 

@@ -17,6 +17,7 @@ from lluda.errors import CorruptFile, ModelNotFound, UnsupportedModel
 from lluda.json_file import read_json_object
 from lluda.mapped_file import unreadable
 from lluda.weights.entry import TensorEntry
+from lluda.weights.foreign_formats import PICKLE_SUFFIXES, foreign_files
 from lluda.weights.packed_bf16 import PackedMatrix
 from lluda.weights.safetensors import SafetensorsFile
 from lluda.weights.saved_names import released_entries, released_name
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 _MAX_INDEX_BYTES = 16 * 2**20  # the index of Qwen3-Omni's 28,010 tensors has 3 MB
 _MAX_INDEX_VALUES = 2**18  # the largest released has 70,000
@@ -256,6 +256,8 @@ def _no_weights(folder: Path) -> NoReturn:
         names = sorted(os.listdir(folder))  # noqa: PTH208
     except OSError as error:
         raise unreadable(folder, error) from error
+    if foreign := foreign_files(names):
+        raise UnsupportedModel(f"{folder}: {foreign}")
     safetensors = [name for name in names if name.endswith(".safetensors")]
     pickles = [name for name in names if name.lower().endswith(PICKLE_SUFFIXES)]
     ggufs = [name for name in names if name.lower().endswith(".gguf")]
