@@ -5,6 +5,7 @@ from torch import Tensor
 
 MAINS_HERTZ = (50.0, 60.0)
 _HARMONICS = 6
+_SILENCE = 0.0003
 
 
 def coloured_noise(count: int, size: int, exponent: Tensor, generator: torch.Generator) -> Tensor:
@@ -53,17 +54,17 @@ def clicks(count: int, size: int, rate: int, generator: torch.Generator) -> Tens
     return heard / heard.square().mean(1, keepdim=True).sqrt().clamp_min(1e-6)
 
 
-def noise_questions(kinds: list[str], seconds: float, rate: int, voices: Tensor, generator: torch.Generator) -> Tensor:
+def noise_questions(kinds: list[str], size: int, rate: int, voices: Tensor, generator: torch.Generator) -> Tensor:
     """Sound without a question, one clip a kind of `unclear.NOISES`, at the level of speech or up to 30 dB below.
 
     Args:
         kinds: "silence", "white", "pink", "hum", "clicks" or "babble".
-        seconds: length of all.
+        size: samples of all.
         rate: hertz.
-        voices: (at least 7, samples) speech to mix babble from.
+        voices: ``[clips, samples]`` of speech to mix babble from; few of them give a babble of fewer voices.
         generator: on the device of `voices`.
     """
-    count, size, device = len(kinds), int(seconds * rate), generator.device
+    count, device = len(kinds), generator.device
     exponent = torch.tensor([0.5 if kind == "pink" else 0.0 for kind in kinds], device=device)
     result = coloured_noise(count, size, exponent, generator)
     repeats = -(-size // voices.shape[1])
@@ -73,10 +74,10 @@ def noise_questions(kinds: list[str], seconds: float, rate: int, voices: Tensor,
         "clicks": clicks(count, size, rate, generator),
         "babble": babble,
     }
-    for place, kind in enumerate(kinds):
-        if kind in others:
-            result[place] = others[kind][place]
+    for kind, sound in others.items():
+        chosen = torch.tensor([one == kind for one in kinds], device=device)
+        result = torch.where(chosen[:, None], sound, result)
     level = 0.07 * 10 ** (-1.5 * torch.rand(count, 1, generator=generator, device=device))
-    quiet = torch.tensor([[0.0003 if kind == "silence" else 1.0] for kind in kinds], device=device)
-    level = torch.where(quiet < 1, quiet, level)
+    silent = torch.tensor([[kind == "silence"] for kind in kinds], device=device)
+    level = torch.where(silent, _SILENCE, level)
     return level * result / result.square().mean(1, keepdim=True).sqrt().clamp_min(1e-6)

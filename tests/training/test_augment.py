@@ -104,7 +104,7 @@ def test_masks_are_the_mean_and_within_the_clip():
 @pytest.mark.parametrize("kind", NOISES)
 def test_every_kind_of_noise_can_be_heard(kind):
     voices = torch.randn(8, 8000, generator=torch.Generator().manual_seed(0))
-    sound = noises.noise_questions([kind, kind], 0.7, RATE, voices, torch.Generator().manual_seed(1))
+    sound = noises.noise_questions([kind, kind], 11200, RATE, voices, torch.Generator().manual_seed(1))
     assert sound.shape == (2, 11200)
     level = sound.square().mean(1).sqrt()
     assert (level < 1e-3).all() if kind == "silence" else (level > 1e-3).all()

@@ -1,52 +1,14 @@
 """The evaluation runs through lluda on a checkpoint with random weights; what it counts is checked on known answers."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 import soundfile
 
-from lluda.cli.main import main as lluda_command
-from training import config, evaluate, tokenizer
+from training import evaluate
 from training.judge import clips_of_folder
 from training.speech_folder import SpeechFolder, clips_of
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """The tiny model with random weights: true names, shapes and tokenizer."""
-    source = tmp_path_factory.mktemp("config")
-    shutil.copytree(tokenizer.FOLDER, source, dirs_exist_ok=True)
-    shutil.copy(config.PATH, source / "config.json")
-    folder = source.with_name("checkpoint")
-    assert lluda_command(["synth", str(source), str(folder)]) == 0
-    generation = config.GENERATION | {"talker_max_new_tokens": 6}
-    (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def questions(tmp_path_factory):
-    """A set of two spoken questions, the second with a turn before."""
-    folder = tmp_path_factory.mktemp("set")
-    sound = (3000 * np.sin(np.arange(16000) / 10)).astype("<i2")
-    sound.tofile(folder / "sound.i16")
-    (folder / "set.json").write_text('{"rate": 16000}', encoding="utf-8")
-    shared = {
-        "answer": "Paris.",
-        "slot": "Paris",
-        "domain": "capital",
-        "samples": 8000,
-        "system": None,
-        "instruction": "",
-    }
-    entries = [
-        shared | {"text": "What is the capital of France?", "start": 0, "before": []},
-        shared | {"text": "And of France?", "start": 8000, "before": [["Hello.", "Hello."]], "system": "Be brief."},
-    ]
-    (folder / "index.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
-    return folder
 
 
 def _result(capsys, *arguments):
@@ -54,8 +16,8 @@ def _result(capsys, *arguments):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def test_spoken_texts_are_ready_for_the_judge(checkpoint, questions, tmp_path, capsys):
-    result = _result(capsys, "speak", checkpoint, "--set", questions, "--count", 1, "--out", tmp_path)
+def test_spoken_texts_are_ready_for_the_judge(random_checkpoint, spoken_questions, tmp_path, capsys):
+    result = _result(capsys, "speak", random_checkpoint, "--set", spoken_questions, "--count", 1, "--out", tmp_path)
     assert result["clips"] == 1
     clip = next(clips_of_folder(tmp_path, 5))
     assert clip.text == "What is the capital of France?"
@@ -63,10 +25,20 @@ def test_spoken_texts_are_ready_for_the_judge(checkpoint, questions, tmp_path, c
     assert soundfile.info(tmp_path / "0000.wav").frames == len(clip.samples)
 
 
-def test_spoken_questions_are_answered_in_text_and_speech(checkpoint, questions, tmp_path, capsys):
+def test_spoken_questions_are_answered_in_text_and_speech(random_checkpoint, spoken_questions, tmp_path, capsys):
     report = tmp_path / "report.jsonl"
     result = _result(
-        capsys, "heard", checkpoint, "--set", questions, "--out", tmp_path / "spoken", "--report", report, "--noise", 10
+        capsys,
+        "heard",
+        random_checkpoint,
+        "--set",
+        spoken_questions,
+        "--out",
+        tmp_path / "spoken",
+        "--report",
+        report,
+        "--noise",
+        10,
     )
     assert result["questions"] == 2
     assert result["domains"] == {"capital": "0/2"}
@@ -74,10 +46,10 @@ def test_spoken_questions_are_answered_in_text_and_speech(checkpoint, questions,
     assert [clip.slot for clip in clips_of_folder(tmp_path / "spoken", 5)] == ["Paris", "Paris"]
 
 
-def test_transcripts_and_typed_answers_are_counted(checkpoint, questions, capsys):
-    result = _result(capsys, "transcripts", checkpoint, "--set", questions)
+def test_transcripts_and_typed_answers_are_counted(random_checkpoint, spoken_questions, capsys):
+    result = _result(capsys, "transcripts", random_checkpoint, "--set", spoken_questions)
     assert (result["clips"], result["words"]) == (2, 9)
-    assert _result(capsys, "typed", checkpoint, "--count", 2)["questions"] == 2
+    assert _result(capsys, "typed", random_checkpoint, "--count", 2)["questions"] == 2
 
 
 def test_exact_and_slot_are_counted_apart():
@@ -111,9 +83,9 @@ def test_what_a_folder_stores_can_be_read(tmp_path):
     ]
 
 
-def test_a_set_is_read_up_to_the_limit(questions):
-    assert [entry["text"] for _, _, entry in clips_of(questions, 1)] == ["What is the capital of France?"]
-    assert [len(clip) for clip, _, _ in clips_of(questions, 9)] == [8000, 8000]
+def test_a_set_is_read_up_to_the_limit(spoken_questions):
+    assert [entry["text"] for _, _, entry in clips_of(spoken_questions, 1)] == ["What is the capital of France?"]
+    assert [len(clip) for clip, _, _ in clips_of(spoken_questions, 9)] == [8000, 8000]
 
 
 @pytest.mark.parametrize(("arguments", "missing"), [(["heard", "x"], "--set"), (["speak", "x", "--set", "y"], "--out")])

@@ -1,0 +1,126 @@
+"""Batches of heard examples: sound drawn, augmented, made into features; the ids of its rows counted out around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from training.augment import RATE, Augmentation, masked_features, within
+from training.features import LogMel
+from training.heard_examples import MARGIN, TASKS, HeardExamples
+from training.noises import noise_questions
+from training.prompts import LEARNT, PAD
+from training.unclear import NOISES
+
+FRAMES_A_SECOND = 100
+ROWS_A_SECOND = 13
+LEAST_NOISE_SECONDS = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class HeardBatch:
+    """``features`` float32 ``[batch, frames, 128]``, zero behind each clip's ``frames`` (int64 ``[batch]``); ``ids``
+    int64 ``[batch, rows]`` marked with ``LEARNT``, `PAD` where a row is sound or behind the end; ``places`` int64 of
+    the same shape: which row of the encoder stands there, -1 for text; ``spoken`` int64 ``[batch, n]`` and
+    ``spoken_count``: the words heard, for CTC (no words: a noise)."""
+
+    features: Tensor
+    frames: Tensor
+    ids: Tensor
+    places: Tensor
+    spoken: Tensor
+    spoken_count: Tensor
+
+
+def encoder_rows(frames: Tensor) -> Tensor:
+    """Rows that the encoder makes of so many frames: 13 a second, and an eighth of the rest, rounded up."""
+    return frames // FRAMES_A_SECOND * ROWS_A_SECOND + (frames % FRAMES_A_SECOND + 7) // 8
+
+
+class HeardBatches:
+    """Draws from sets that are on the device already."""
+
+    def __init__(self, sound: Tensor, examples: Sequence[HeardExamples], device: str, seed: int) -> None:
+        self.sound = sound.to(device)
+        self.examples = [_on(device, one) for one in examples]
+        self.augmentation = Augmentation(seed, device)
+        self.log_mel = LogMel(device)
+        self.generator = self.augmentation.generator
+        counts = [torch.bincount(one.task, minlength=len(TASKS)) for one in self.examples]
+        self.counts = torch.stack(counts).sum(0).clamp_min(1)
+
+    def draw(self, shares: Mapping[str, float], seconds_at_once: float, augmented: bool = True) -> HeardBatch:
+        """Clips of one size, drawn so that over many batches each task has its share.
+
+        Args:
+            shares: by name of `TASKS`; what is not named is not drawn.
+            seconds_at_once: of sound, padding included, that a batch has.
+            augmented: False leaves speed, noise, room and level as they are, and masks nothing.
+        """
+        wanted = torch.tensor([shares.get(task, 0.0) for task in TASKS], device=self.sound.device) / self.counts
+        weights = [wanted[one.task] for one in self.examples]
+        totals = torch.stack([weight.sum() * one.seconds for weight, one in zip(weights, self.examples, strict=True)])
+        number = int(torch.multinomial(totals, 1, generator=self.generator))
+        chosen, count = self.examples[number], max(1, int(seconds_at_once / self.examples[number].seconds))
+        index = torch.multinomial(weights[number], count, replacement=True, generator=self.generator)
+        return self.batch(chosen, index, augmented)
+
+    def batch(self, examples: HeardExamples, index: Tensor, augmented: bool) -> HeardBatch:
+        """The examples of these numbers."""
+        sound, lengths = self._clips(examples, index)
+        size = examples.seconds * RATE
+        if augmented:
+            sound, lengths = self.augmentation(sound, lengths)
+            lengths = lengths.clamp(max=size)
+        features, frames = self.log_mel(sound, lengths, examples.seconds * FRAMES_A_SECOND)
+        if augmented:
+            masked = masked_features(features.transpose(1, 2), frames, self.generator)
+            features = masked.transpose(1, 2)
+        ids, places = self._rows(examples, index, encoder_rows(frames))
+        return HeardBatch(features, frames, ids, places, examples.spoken[index].long(), examples.spoken_count[index])
+
+    def _clips(self, examples: HeardExamples, index: Tensor) -> tuple[Tensor, Tensor]:
+        """float32 ``[batch, samples]`` and lengths, noises drawn."""
+        start, lengths = examples.start[index], examples.samples[index]
+        noise = lengths == 0
+        longest = int((examples.seconds - MARGIN) * RATE)
+        drawn = torch.rand(len(index), generator=self.generator, device=start.device)
+        least = LEAST_NOISE_SECONDS * RATE
+        # Augmentation may make it slower by up to a fifth.
+        lengths = torch.where(noise, (least + drawn * (0.8 * longest - least)).long(), lengths)
+        place = start[:, None] + torch.arange(int(lengths.max()), device=start.device)
+        sound = self.sound[place.clamp(max=len(self.sound) - 1)].float() / 32768
+        if noise.any():
+            kinds = torch.randint(len(NOISES), (len(index),), generator=self.generator, device=start.device).tolist()
+            voices = sound * within(sound, lengths)
+            made = noise_questions([NOISES[kind] for kind in kinds], sound.shape[1], RATE, voices, self.generator)
+            sound = torch.where(noise[:, None], made, sound)
+        return sound * within(sound, lengths), lengths
+
+    def _rows(self, examples: HeardExamples, index: Tensor, heard: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids and places: the text before, the rows of sound, the text after."""
+        size = examples.rows + examples.seconds * ROWS_A_SECOND
+        place = torch.arange(size, device=heard.device).expand(len(index), size)
+        first = examples.before_count[index, None]
+        then = first + heard[:, None]
+        end = then + examples.after_count[index, None]
+        last = examples.rows - 1
+        before = examples.before[index].long().gather(1, place.clamp(max=last))
+        after = examples.after[index].long().gather(1, (place - then).clamp(0, last))
+        ids = torch.where(place < first, before, torch.where((place >= then) & (place < end), after, PAD))
+        places = torch.where((place >= first) & (place < then), place - first, -1)
+        return ids, places
+
+
+def _on(device: str, examples: HeardExamples) -> HeardExamples:
+    tensors = {field.name: getattr(examples, field.name) for field in fields(examples)}
+    return replace(examples, **{name: one.to(device) for name, one in tensors.items() if isinstance(one, Tensor)})
+
+
+def learnt_targets(ids: Tensor) -> Tensor:
+    """What each row but the last should say next: int64 ``[batch, rows - 1]``, -100 where nothing is learned."""
+    wanted = ids[:, 1:]
+    return torch.where(wanted >= LEARNT, wanted - LEARNT, -100)
