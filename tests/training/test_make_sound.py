@@ -17,6 +17,7 @@ from training.script import (
     hearing_lines,
     speaking_lines,
 )
+from training.voices.blends import blend_weights
 from training.voices.tone_voice import tone
 from training.voices.voice import open_voice
 from training.world import split_of
@@ -121,6 +122,13 @@ def test_held_out_voices_are_in_no_training_family():
     }
     assert trained == {"flite-slt", "flite-rms", "flite-kal16", "festival-slt"}
     assert {"awb", "joe"} <= set(FAMILIES)
+
+
+def test_blends_stay_near_the_styles_they_are_made_of():
+    weights = [blend_weights(f"blend-{number}") for number in (*SEEN_BLENDS, *UNSEEN_BLENDS)]
+    assert all(abs(one.sum() - 1) < 1e-9 and one.min() >= -0.2 for one in weights)
+    assert any(one.min() < 0 for one in weights)
+    assert blend_weights("kumo").tolist() == [0, 0, 0, 0, 1]
 
 
 def test_an_unknown_voice_is_refused_by_name():

@@ -11,13 +11,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from training.voices.blends import STYLES, blend_weights
 from training.voices.hibari_voice import phonemes
 from training.voices.voice import Spoken, Voice
 
 RATE = 24000
-STYLES = ("jf_alpha", "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_kumo")
-_EXTRAPOLATED_SHARE = 0.3
-_MOST_EXTRAPOLATED = 0.2
 
 
 @cache
@@ -57,17 +55,6 @@ def _styles() -> np.ndarray:
     """Every style vector: (5, 510 lengths, 256)."""
     with np.load(_data() / "voices_ja.npz") as styles:
         return np.stack([styles[name][:, 0] for name in STYLES])
-
-
-def blend_weights(name: str) -> np.ndarray:
-    """How much of each style a voice has, summing to 1: "kumo" is all jm_kumo, "blend-N" is drawn from its number."""
-    if name == "kumo":
-        return np.eye(len(STYLES))[STYLES.index("jm_kumo")]
-    rng = np.random.default_rng([20261127, int(name.partition("-")[2])])
-    weights = rng.dirichlet(np.full(len(STYLES), 0.7))
-    if rng.random() < _EXTRAPOLATED_SHARE:
-        weights[rng.integers(len(STYLES))] = -_MOST_EXTRAPOLATED * rng.random()
-    return weights / weights.sum()
 
 
 def kokoro(name: str) -> Voice:
