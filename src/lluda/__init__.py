@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from lluda.engine.model import Conversation, Model, load
     from lluda.engine.sampling_params import SamplingParams
     from lluda.engine.speech import SpeechChunk, SpeechCompletion
+    from lluda.engine.speech_guard import SpeechGuard
     from lluda.engine.speech_model import SpeechModel, load_speech
+    from lluda.inputs.chat_options import ChatOptions
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChatOptions",
     "Completion",
     "Conversation",
     "CorruptFile",
@@ -43,6 +46,7 @@ __all__ = [
     "SamplingParams",
     "SpeechChunk",
     "SpeechCompletion",
+    "SpeechGuard",
     "SpeechModel",
     "SpeechParams",
     "TemplateError",
@@ -54,11 +58,13 @@ __all__ = [
 
 _LAZY = {
     "Completion": "lluda.engine.generation",
+    "ChatOptions": "lluda.inputs.chat_options",
     "Conversation": "lluda.engine.model",
     "Model": "lluda.engine.model",
     "SamplingParams": "lluda.engine.sampling_params",
     "SpeechChunk": "lluda.engine.speech",
     "SpeechCompletion": "lluda.engine.speech",
+    "SpeechGuard": "lluda.engine.speech_guard",
     "SpeechModel": "lluda.engine.speech_model",
     "SpeechParams": "lluda.engine.frames",
     "Token": "lluda.engine.generation",

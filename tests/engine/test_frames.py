@@ -85,3 +85,25 @@ def test_released_defaults_and_the_files_own():
         SpeechParams(max_frames=0)
     with pytest.raises(InvalidRequest, match="temperature"):
         SpeechParams().with_defaults({"talker_temperature": -1})
+
+
+@pytest.mark.parametrize("value", ["default", [[]], {}, 0, -1, 1.5, True, 2**31])
+def test_a_value_of_the_file_that_is_no_number_of_frames_is_refused(value):
+    """Files of these kinds ended in a traceback."""
+    with pytest.raises(InvalidRequest, match=r"generation_config\.json: talker_max_new_tokens must be an integer"):
+        SpeechParams().with_defaults({"talker_max_new_tokens": value})
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "repetition_penalty"])
+def test_talker_values_of_the_file_are_read_as_strictly_and_null_is_none_given(name):
+    with pytest.raises(InvalidRequest, match=f"talker_{name} must be .*got 'x'"):
+        SpeechParams().with_defaults({f"talker_{name}": "x"})
+    nothing = SpeechParams(sampling=SamplingParams(seed=1)).with_defaults({f"talker_{name}": None})
+    assert nothing == SpeechParams(sampling=SamplingParams(seed=1)).with_defaults({})
+    assert SpeechParams().with_defaults({"talker_max_new_tokens": None}).max_frames == 4096
+
+
+@pytest.mark.parametrize("frames", ["5", 5.0, True, -1])
+def test_max_frames_of_a_request_is_a_number(frames):
+    with pytest.raises(InvalidRequest, match="max_frames must be at least 1"):
+        SpeechParams(max_frames=frames)

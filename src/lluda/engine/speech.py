@@ -8,6 +8,7 @@ stages share one memory bus, taking turns costs nothing against running side by 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lluda.config_code2wav import SAMPLE_RATE
+from lluda.engine.forked import require_own_threads
 from lluda.engine.frame_graph import GraphFrames
 from lluda.engine.frames import FrameGenerator, SpeechParams
 from lluda.engine.generation import Completion, Token
@@ -48,8 +50,8 @@ class SpeechChunk:
 @dataclass(frozen=True, slots=True)
 class SpeechCompletion:
     """The end of the speech, of ``frames`` and ``samples`` in all. ``finish_reason``: ``stop`` (the talker ended it),
-    ``length`` (max_frames) or ``silent`` (there was no text to speak). Seconds since the request; None for what did not
-    happen."""
+    ``length`` (max_frames), ``runaway`` (the guard: so long a speech cannot be the text's) or ``silent`` (there was no
+    text to speak). Seconds since the request; None for what did not happen."""
 
     frames: int
     samples: int
@@ -87,6 +89,11 @@ class Voice:
         """Samples that so many frames make."""
         return self.code2wav.config.samples(frames) if frames else 0
 
+    def frames(self, seconds: float) -> int:
+        """Frames begun in so many seconds."""
+        frames = seconds * SAMPLE_RATE / self.code2wav.config.samples_per_frame
+        return math.ceil(frames - 1e-6)  # a whole number of frames in seconds is seldom one in float
+
 
 class _Text:
     """The answer's tokens as the talker asks for them. What the thinker says meanwhile waits in ``events``."""
@@ -96,6 +103,8 @@ class _Text:
         self.events: list[Token | Completion] = []
         self.first_seconds: float | None = None
         self.ended = False
+        self.tokens = 0
+        """To speak, so far."""
 
     def next(self) -> int | None:
         """The next token to speak; None when the thinker has ended. The id that ends a turn is not spoken."""
@@ -106,6 +115,7 @@ class _Text:
                 break
             self.events.append(event)
             if isinstance(event, Token) and event.id not in self._end_ids:
+                self.tokens += 1
                 if self.first_seconds is None:
                     self.first_seconds = time.perf_counter() - self._started
                 return event.id
@@ -144,11 +154,16 @@ def _joined(before: SpeechCompletion, part: SpeechCompletion, begun: float) -> S
     return SpeechCompletion(
         frames=before.frames + part.frames,
         samples=before.samples + part.samples,
-        finish_reason=before.finish_reason if part.finish_reason == "silent" else part.finish_reason,
+        finish_reason=_joined_reason(before.finish_reason, part.finish_reason),
         first_text_seconds=first(before.first_text_seconds, part.first_text_seconds),
         first_audio_seconds=first(before.first_audio_seconds, part.first_audio_seconds),
         seconds=begun + part.seconds,
     )
+
+
+def _joined_reason(before: str, part: str) -> str:
+    """A part without text says nothing about the whole; one that ran away says it of the whole."""
+    return before if part == "silent" or (before == "runaway" and part == "stop") else part
 
 
 def speak(
@@ -165,6 +180,7 @@ def speak(
     ``end_ids`` end the thinker's turn; ``params`` has no None left; ``prompt`` and ``media`` are what the thinker was
     given. InvalidRequest: an unknown speaker (before anything is computed).
     """
+    require_own_threads()
     voice.prompts.speaker_id(speaker)
     started = time.perf_counter()
     text = _Text(answer, end_ids, started)
@@ -174,9 +190,8 @@ def speak(
     if first is not None:
         generator = _prefilled(voice, params, prompt, media, first, speaker)
         state, sizes, waiting = voice.graphs.vocoder(), chain(RAMP, repeat(RAMP[-1])), []
-        size, reason, tts_end = next(sizes), "length", iter((voice.prompts.tokens.tts_eos,))
-        assert params.max_frames is not None
-        while frames < params.max_frames:
+        size, tts_end = next(sizes), iter((voice.prompts.tokens.tts_eos,))
+        while not (reason := _exceeded(voice, params, frames, text.tokens)):
             codes = generator.next_codes()
             if codes is None:
                 reason = "stop"
@@ -203,6 +218,16 @@ def speak(
     yield SpeechCompletion(
         frames, voice.samples(frames), reason, text.first_seconds, first_audio, time.perf_counter() - started
     )
+
+
+def _exceeded(voice: Voice, params: SpeechParams, frames: int, tokens: int) -> str:
+    """Why no frame may follow the first ``frames``, spoken of so many tokens of text; empty if one may."""
+    assert params.max_frames is not None, "with_defaults leaves no None here"
+    if frames >= params.max_frames:
+        return "length"
+    if params.guard is not None and frames >= voice.frames(params.guard.seconds(tokens)):
+        return "runaway"
+    return ""
 
 
 @torch.inference_mode()
