@@ -12,6 +12,7 @@ from lluda.cli.console import byte_progress, say
 from lluda.cli.generate import document, load_model, print_stream, rates, read_prompt, require_text
 from lluda.cli.speak import add_speech, speech_params, spoken
 from lluda.errors import InvalidRequest
+from lluda.inputs.media_parts import check_file
 from lluda.outputs.audio_sink import open_audio_sink
 
 if TYPE_CHECKING:
@@ -115,12 +116,13 @@ def _speak(model: Model, messages: Sequence[dict[str, Any]], params: SamplingPar
 
 
 def media_content(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The media as parts of a message. InvalidRequest: options of videos without a video, or a file that is not there:
-    found out before the model is loaded."""
+    """The media as parts of a message. InvalidRequest, CorruptFile: options of videos without a video, an address, a
+    folder or a file that is not there: found out before the model is loaded."""
     video = {"fps": args.fps, "use_audio": args.use_audio or None}
     if any(value is not None for value in video.values()) and not any(kind == "video" for kind, _ in args.media):
         raise InvalidRequest("--fps and --use-audio are about videos; give one with --video")
     for kind, path in args.media:
+        check_file(kind, path)
         if not Path(path).is_file():
             raise InvalidRequest(f"--{kind} {path}: there is no such file")
     return [{"type": kind, "path": path, **(video if kind == "video" else {})} for kind, path in args.media]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,68 +13,111 @@ from torch import Tensor
 
 from lluda.config_audio import MelConfig
 from lluda.config_vision import VisionInputConfig
+from lluda.engine.forked import require_own_threads
 from lluda.engine.prompt_rows import PromptRows
-from lluda.errors import InvalidRequest, LimitExceeded
+from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded
 from lluda.inputs.audio_features import log_mel
-from lluda.inputs.audio_file import audio_blocks
-from lluda.inputs.image_file import read_image
+from lluda.inputs.audio_file import open_audio
+from lluda.inputs.image_file import open_image
 from lluda.inputs.media_parts import MediaPart
 from lluda.inputs.media_positions import AudioSpan, ImageSpan, Span, VideoSpan, media_positions
 from lluda.inputs.media_prompt import Layout, MediaPrompt, expand_placeholders
 from lluda.inputs.video_file import open_video
-from lluda.inputs.vision_patches import VisionPatches, image_patches, video_patches
+from lluda.inputs.vision_patches import VisionPatches, frame_size, image_size, picture_patches, video_patches
 from lluda.models.decoder import InjectedRows
 from lluda.models.thinker import Thinker
 from lluda.models.vision_encoder import VisionOutput
-from lluda.weights.checkpoint import PREPROCESSOR_CONFIG_NAME, read_preprocessor_config
+from lluda.weights.checkpoint import Source
+from lluda.weights.media_settings import read_media_settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_INEXACT_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedMedia:
     """One medium before its encoder: its ``span`` in the prompt, log-mel ``features [frames, mels]`` of what is heard,
-    ``patches`` of what is seen."""
+    ``patches`` of what is seen. ``key``: the digest of its content and of all that shaped the features."""
 
+    key: bytes
     span: Span
-    features: NDArray[np.float32] | None = None
-    patches: VisionPatches | None = None
+    features: NDArray[np.float32] | None = field(default=None, repr=False)
+    patches: VisionPatches | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedMedia:
-    """One medium as rows for the decoder: ``heard [tokens, hidden]`` and what was ``seen``."""
+    """One medium as rows for the decoder: ``heard [tokens, hidden]`` and what was ``seen``. Media of one ``key`` are
+    the same. It may stand in a message in the place of its file or array, as what was heard then."""
 
+    key: bytes = field(repr=False)
     span: Span
-    heard: Tensor | None
-    seen: VisionOutput | None
+    heard: Tensor | None = field(repr=False)
+    seen: VisionOutput | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A context of ``context`` positions, of which a prompt takes ``taken`` so far."""
+
+    context: int
+    taken: int
+
+    def require(self, tokens: int, *, whole: bool = False) -> None:
+        """LimitExceeded: ``tokens`` more do not fit, and one for an answer. ``whole``: nothing more is to come."""
+        if self.taken + tokens >= self.context:
+            raise LimitExceeded(
+                f"with its media the prompt has {'' if whole else 'at least '}{self.taken + tokens} tokens, but the "
+                f"context holds {self.context}; shorten the media, take fewer frames (fps), or load with a larger "
+                "max_context"
+            )
 
 
 class MediaReader:
-    """Reads media as the checkpoint's preprocessor_config.json says (the released values where it has none), and runs
-    the thinker's encoders over them."""
+    """Reads media as the checkpoint's settings say (`read_media_settings`; the released values where it has none), and
+    runs the thinker's encoders over them."""
 
-    def __init__(self, thinker: Thinker, model: Path) -> None:
-        """``model``: the folder or .gguf file. UnsupportedModel, CorruptFile: its preprocessor_config.json breaks a
-        rule."""
-        raw, path = read_preprocessor_config(model), model / PREPROCESSOR_CONFIG_NAME
-        self._mel = MelConfig.from_hf(raw, str(path))
-        self._vision = VisionInputConfig.from_hf(raw, str(path))
-        self._thinker = thinker
-        omni = thinker.omni
+    def __init__(self, thinker: Thinker, model: Source) -> None:
+        """``model``: the folder or .gguf file. UnsupportedModel, CorruptFile: its settings break a rule."""
+        audio, image, video = (read_media_settings(model, medium) for medium in ("audio", "image", "video"))
+        self._thinker, omni = thinker, thinker.omni
+        self._mel = MelConfig.from_hf(audio.raw, audio.where, omni.audio)
+        self._image = VisionInputConfig.from_hf(image.raw, image.where, omni.vision)
+        self._video = VisionInputConfig.for_video(video.raw, video.where, omni.vision)
         self._layout = Layout(omni.tokens, omni.vision.spatial_merge_size, omni.position_id_per_seconds)
 
-    def prepare(self, part: MediaPart, max_tokens: int) -> PreparedMedia:
+    def key(self, part: MediaPart, max_tokens: int) -> bytes:
+        """The digest of a medium as it is now, with all that shapes what `prepare` makes of it."""
+        settings = {
+            "audio": (self._mel,),
+            "image": (self._image,),
+            "video": (self._video, self._mel, max_tokens),
+        }
+        return part.digest(repr(settings[part.kind]))
+
+    def prepare(
+        self, part: MediaPart, max_tokens: int, room: Room | None = None, key: bytes | None = None
+    ) -> PreparedMedia:
         """Read and transform one medium; a video's frames are made small enough for it to take about ``max_tokens`` at
-        most. Errors of the readers: InvalidRequest, LimitExceeded, CorruptFile."""
+        most. ``key``: what `key` gave for it, if it was asked.
+
+        Errors of the readers: InvalidRequest, LimitExceeded, CorruptFile. LimitExceeded: it does not fit ``room``,
+        found as early as the file tells. CorruptFile: the file was written to meanwhile.
+        """
+        key, room = key or self.key(part, max_tokens), room or Room(sys.maxsize, 0)
         if part.kind == "audio":
-            features = self._features(part)
-            return PreparedMedia(AudioSpan(self._thinker.omni.audio.tokens(len(features))), features)
-        if part.kind == "image":
-            patches = image_patches(read_image(part.source, where=part.where), self._vision, where=part.where)
-            return PreparedMedia(ImageSpan(patches.grid), None, patches)
-        return self._prepare_video(part, max_tokens)
+            features = self._features(part, room)
+            medium = PreparedMedia(key, AudioSpan(self._sound_tokens(len(features))), features)
+        elif part.kind == "image":
+            patches = self._picture(part, room)
+            medium = PreparedMedia(key, ImageSpan(patches.grid), None, patches)
+        else:
+            medium = PreparedMedia(key, *self._video_parts(part, max_tokens, room))
+        if part.is_file and self.key(part, max_tokens) != key:
+            raise CorruptFile(part.source, "the file was written to while it was read; try again when it is complete")
+        return medium
 
     def expand(self, ids: Sequence[int], media: Sequence[PreparedMedia | EncodedMedia]) -> MediaPrompt:
         """The template's ids with its placeholders expanded. TemplateError as `expand_placeholders`."""
@@ -88,7 +131,7 @@ class MediaReader:
                 heard = self._thinker.audio_tower([torch.tensor(medium.features)])
             if medium.patches is not None:
                 seen = self._thinker.visual(medium.patches.values, [medium.patches.grid])
-        return EncodedMedia(medium.span, heard, seen)
+        return EncodedMedia(medium.key, medium.span, heard, seen)
 
     def prompt_rows(self, prompt: MediaPrompt, media: Sequence[EncodedMedia]) -> PromptRows:
         """The prompt with positions and the rows of its ``media``, in order."""
@@ -99,7 +142,7 @@ class MediaReader:
             return PromptRows(prompt.ids)
         rows = torch.tensor(positions.rows, dtype=torch.float32)
         spans = list(zip(prompt.spans, prompt.counts, strict=True))
-        return PromptRows(prompt.ids, rows, self._injected(prompt.ids, media), spans)
+        return PromptRows(prompt.ids, rows, self._injected(prompt.ids, media), spans, [each.key for each in media])
 
     def _injected(self, ids: Sequence[int], media: Sequence[EncodedMedia]) -> InjectedRows:
         tokens, device = self._layout.tokens, self._thinker.backend.device
@@ -124,23 +167,60 @@ class MediaReader:
             ],
         )
 
-    def _features(self, part: MediaPart) -> NDArray[np.float32]:
-        blocks = audio_blocks(
-            part.source, part.options.get("sampling_rate"), rate=self._mel.sampling_rate, where=part.where
-        )
-        return log_mel(blocks, self._mel)
+    def count(self, span: Span) -> int:
+        """Tokens that a medium takes in a prompt."""
+        return self._layout.count(span)
 
-    def _prepare_video(self, part: MediaPart, max_tokens: int) -> PreparedMedia:
-        video = open_video(part.source, part.options.get("fps"), config=self._vision, where=part.where)
-        patches = video_patches(video.frames(), video.count, self._vision, max_tokens=max_tokens, where=part.where)
-        features, tokens = None, 0
-        if part.options.get("use_audio"):
-            if not video.has_sound:
-                raise InvalidRequest(f"{part.where}: use_audio was asked for, but the video has no sound track")
-            features = self._features(part)
-            tokens = self._thinker.omni.audio.tokens(len(features))
-        span = VideoSpan(patches.grid, self._vision.temporal_patch_size / video.fps, tokens)
-        return PreparedMedia(span, features, patches)
+    def _sound_tokens(self, frames: int) -> int:
+        return self._thinker.omni.audio.tokens(frames)
+
+    def _features(self, part: MediaPart, room: Room) -> NDArray[np.float32]:
+        rate = self._mel.sampling_rate
+        recording = open_audio(part.source, part.options.get("sampling_rate"), where=part.where)
+        try:
+            if recording.seconds is not None:
+                # Packets say to a frame or so how long they are; what is decoded is counted.
+                self._require_sound(int(max(recording.seconds - _INEXACT_SECONDS, 0) * rate), room)
+            return log_mel(self._fitting(recording.blocks(rate), room), self._mel)
+        finally:
+            recording.close()
+
+    def _require_sound(self, samples: int, room: Room) -> None:
+        room.require(self._sound_tokens(self._mel.frames(samples)))
+
+    def _fitting(self, blocks: Iterable[NDArray[np.float32]], room: Room) -> Iterator[NDArray[np.float32]]:
+        samples = 0
+        for block in blocks:
+            samples += len(block)
+            self._require_sound(samples, room)
+            yield block
+
+    def _picture(self, part: MediaPart, room: Room) -> VisionPatches:
+        picture = open_image(part.source, where=part.where)
+        try:
+            size = image_size(picture.height, picture.width, self._image, where=part.where)
+            room.require(size[0] * size[1] // self._image.factor**2)
+            return picture_patches(picture.pixels(size), self._image)
+        finally:
+            picture.close()
+
+    def _video_parts(
+        self, part: MediaPart, max_tokens: int, room: Room
+    ) -> tuple[VideoSpan, NDArray[np.float32] | None, VisionPatches]:
+        config, heard = self._video, bool(part.options.get("use_audio"))
+        video = open_video(part.source, part.options.get("fps"), config=config, where=part.where)
+        if heard and not video.has_sound:
+            raise InvalidRequest(f"{part.where}: use_audio was asked for, but the video has no sound track")
+        height, width = frame_size(
+            video.height, video.width, video.count, config, max_tokens=max_tokens, where=part.where
+        )
+        slices = -(-video.count // config.temporal_patch_size)
+        seen = slices * height * width // config.factor**2
+        room.require(seen)
+        features = self._features(part, Room(room.context, room.taken + seen)) if heard else None
+        patches = video_patches(video.frames(), video.count, config, max_tokens=max_tokens, where=part.where)
+        tokens = 0 if features is None else self._sound_tokens(len(features))
+        return VideoSpan(patches.grid, config.temporal_patch_size / video.fps, tokens), features, patches
 
 
 def read_media(
@@ -148,19 +228,32 @@ def read_media(
     ids: Sequence[int],
     parts: Sequence[MediaPart],
     context: int,
-    known: Mapping[object, EncodedMedia],
-) -> tuple[PromptRows, dict[object, EncodedMedia]]:
-    """The prompt's rows, and each medium encoded, by `MediaPart.key`; those of ``known`` are not read again.
+    known: Mapping[bytes, EncodedMedia],
+) -> tuple[PromptRows, list[EncodedMedia]]:
+    """The prompt's rows, and each medium encoded, in order. Those of ``known``, by `MediaReader.key`, and those that
+    were given encoded are not read again.
 
-    LimitExceeded: the prompt does not fit ``context`` positions; found before anything is encoded. Else as
-    `MediaReader.prepare` and `expand`.
+    LimitExceeded: the prompt does not fit ``context`` positions; found before anything is encoded, and mostly before
+    anything is decoded. Else as `MediaReader.prepare` and `expand`.
     """
-    prepared = [known.get(part.key) or reader.prepare(part, context) for part in parts]
+    require_own_threads()
+    prepared: list[PreparedMedia | EncodedMedia] = []
+    found: dict[bytes, PreparedMedia | EncodedMedia] = {
+        **known,
+        **{part.source.key: part.source for part in parts if isinstance(part.source, EncodedMedia)},
+    }
+    taken = len(ids) - len(parts)
+    for part in parts:
+        key = part.source.key if isinstance(part.source, EncodedMedia) else reader.key(part, context)
+        medium = found.get(key) or reader.prepare(part, context, Room(context, taken), key)
+        found[key] = medium
+        taken += reader.count(medium.span)
+        prepared.append(medium)
     prompt = reader.expand(ids, prepared)
-    if len(prompt.ids) >= context:
-        raise LimitExceeded(
-            f"with its media the prompt has {len(prompt.ids)} tokens, but the context holds {context}; shorten the "
-            "media, take fewer frames (fps), or load with a larger max_context"
-        )
-    media = [medium if isinstance(medium, EncodedMedia) else reader.encode(medium) for medium in prepared]
-    return reader.prompt_rows(prompt, media), {part.key: medium for part, medium in zip(parts, media, strict=True)}
+    Room(context, len(prompt.ids)).require(0, whole=True)
+    encoded: dict[bytes, EncodedMedia] = {}
+    for each in prepared:
+        if each.key not in encoded:
+            encoded[each.key] = each if isinstance(each, EncodedMedia) else reader.encode(each)
+    media = [encoded[each.key] for each in prepared]
+    return reader.prompt_rows(prompt, media), media

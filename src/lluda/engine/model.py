@@ -20,7 +20,7 @@ from lluda.engine.speech import SpeechEvent, Voice, speak
 from lluda.engine.talker_prompt import MediaRows
 from lluda.errors import InvalidRequest, UnsupportedModel
 from lluda.inputs.chat_options import ChatOptions
-from lluda.inputs.media_parts import take_media
+from lluda.inputs.media_parts import take_media, with_sources
 from lluda.inputs.prompt import build_chat_prompt, with_answer
 from lluda.models.thinker import Thinker
 from lluda.weights.loader import Progress
@@ -129,18 +129,16 @@ class Model:
     ) -> Iterator[Token | Completion]:
         """The answer as events."""
         chat, chosen = self._chosen(params, options)
-        prompt, _ = self._read_prompt(messages, chat, {})
+        prompt, _ = self._read_prompt(messages, chat)
         return self.generator.stream([prompt], chosen, end_ids=self.ends.turn)
 
     def chat_prompt(self, messages: Sequence[Message], **options: Any) -> PromptRows:
         """The rows of a conversation, ready for the answer, its media encoded; ``options`` are the fields of
         ChatOptions. Special tokens typed inside messages stay text."""
-        return self._read_prompt(messages, _fields(ChatOptions(), options), {})[0]
+        return self._read_prompt(messages, _fields(ChatOptions(), options))[0]
 
-    def _read_prompt(
-        self, messages: Sequence[Message], chat: ChatOptions, known: Mapping[object, EncodedMedia]
-    ) -> tuple[PromptRows, dict[object, EncodedMedia]]:
-        """Also the media, for the next turn's ``known``."""
+    def _read_prompt(self, messages: Sequence[Message], chat: ChatOptions) -> tuple[PromptRows, list[EncodedMedia]]:
+        """Also the media, in the order of the messages."""
         if self.chat_template is None:
             raise UnsupportedModel(
                 f"{self.files.path}: the checkpoint has no chat template; use generate (--raw) for a plain continuation"
@@ -151,8 +149,8 @@ class Model:
             raise InvalidRequest(f"{first.where}: a {kind} model takes text only; {first.kind} needs an Omni model")
         ids = build_chat_prompt(self.tokenizer, self.chat_template, stripped, chat)
         if self.media is None:
-            return PromptRows(ids), {}
-        return read_media(self.media, ids, parts, self.generator.cache_options.max_length, known)
+            return PromptRows(ids), []
+        return read_media(self.media, ids, parts, self.generator.cache_options.max_length, {})
 
     def voice(self, progress: Progress | None = None) -> Voice:
         """What speaks; loaded at the first call. UnsupportedModel: the checkpoint has no talker."""
@@ -173,7 +171,7 @@ class Model:
         Completion, last a SpeechCompletion. ``speaker`` is a name of the config (None: its first); ``options`` as in
         `chat`. Of a message that is continued only the rest is spoken."""
         chat, chosen = self._chosen(params, options)
-        voice, (prompt, _) = self.voice(), self._read_prompt(messages, chat, {})
+        voice, (prompt, _) = self.voice(), self._read_prompt(messages, chat)
         media = MediaRows(prompt, voice.talker.config.accept_hidden_layer)
         answer = self.generator.stream([prompt], chosen, observe=media.observer, end_ids=self.ends.turn)
         return self._speech(voice, answer, speech, prompt, media, speaker)
@@ -236,7 +234,11 @@ def _fields(params: _Params, changes: Mapping[str, Any]) -> _Params:
 
 @dataclass(slots=True)
 class Conversation:
-    """Messages so far and the KV cache of the ids they became. A turn computes only what the cache does not hold."""
+    """Messages so far and the KV cache of the ids they became. A turn computes only what the cache does not hold.
+
+    In ``messages`` a medium of an earlier turn is what was heard or seen then (`EncodedMedia`), whatever became of its
+    file or array since.
+    """
 
     model: Model
     messages: list[Message]
@@ -244,7 +246,6 @@ class Conversation:
     _cache: KVCache | None = None
     _prompt: PromptRows = field(default_factory=lambda: PromptRows(()))
     _answer_ids: list[int] = field(default_factory=list)
-    _media: dict[object, EncodedMedia] = field(default_factory=dict)
     _heard: MediaRows | None = None
 
     def ask(
@@ -265,10 +266,11 @@ class Conversation:
         whose rest is wanted (``continue_final_message``)."""
         chat, chosen = self.model._chosen(params, options, self.options)
         messages = [*self.messages, *new]
-        prompt, media = self.model._read_prompt(messages, chat, self._media)
+        prompt, media = self.model._read_prompt(messages, chat)
+        messages = with_sources(messages, media)
         cache = self._reusable_cache(prompt)
         events = self.model.generator.stream([prompt], chosen, cache, end_ids=self.model.ends.turn)
-        self._cache, self._prompt, self._answer_ids, self._media = cache, prompt, [], media
+        self._cache, self._prompt, self._answer_ids = cache, prompt, []
         return self._answer(messages, chat, events)
 
     def speak(
@@ -286,12 +288,13 @@ class Conversation:
         voice.prompts.speaker_id(speaker)
         chat, chosen = self.model._chosen(params, options, self.options)
         messages = [*self.messages, {"role": "user", "content": content}]
-        prompt, media = self.model._read_prompt(messages, chat, self._media)
+        prompt, media = self.model._read_prompt(messages, chat)
+        messages = with_sources(messages, media)
         heard = MediaRows(prompt, voice.talker.config.accept_hidden_layer)
         cache = self._reusable_cache(prompt, heard)
         ends = self.model.ends.turn
         answer = self.model.generator.stream([prompt], chosen, cache, observe=heard.observer, end_ids=ends)
-        self._cache, self._prompt, self._answer_ids, self._media, self._heard = cache, prompt, [], media, heard
+        self._cache, self._prompt, self._answer_ids, self._heard = cache, prompt, [], heard
         return self._answer(messages, chat, self.model._speech(voice, answer, speech, prompt, heard, speaker))
 
     def _answer(self, messages: list[Message], chat: ChatOptions, events: Iterator[_Event]) -> Iterator[_Event]:

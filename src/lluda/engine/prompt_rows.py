@@ -16,12 +16,13 @@ from lluda.models.decoder import InjectedRows
 class PromptRows:
     """``ids``; ``positions [3, rows]`` (time, height, width; spec section 5.2), or None for 0, 1, 2, …; ``injected``
     rows, ascending, that take the place of their ids' embeddings; ``spans`` of media and the text between, each with
-    its number of rows (none: text alone)."""
+    its number of rows (none: text alone), and the ``media_keys`` of the media among them: digests of their content."""
 
     ids: Sequence[int]
     positions: Tensor | None = None
     injected: InjectedRows | None = None
     spans: Sequence[tuple[Span, int]] = ()
+    media_keys: Sequence[bytes] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -40,7 +41,8 @@ class PromptRows:
             return PromptRows([*self.ids, *ids])
         after = torch.arange(len(self.ids), len(self.ids) + len(ids)) + self.position_offset
         positions = torch.cat((self.positions, after.to(self.positions.dtype).expand(3, -1)), dim=1)
-        return PromptRows([*self.ids, *ids], positions, self.injected, [*self.spans, (TextSpan(len(ids)), len(ids))])
+        spans = [*self.spans, (TextSpan(len(ids)), len(ids))]
+        return PromptRows([*self.ids, *ids], positions, self.injected, spans, self.media_keys)
 
     def chunk(self, start: int, end: int, device: torch.device) -> tuple[Tensor, Tensor, InjectedRows | None]:
         """Ids, positions and injected rows of the rows from ``start`` to ``end``, on ``device``."""
@@ -52,18 +54,25 @@ class PromptRows:
         return ids, positions, self._injected(start, end, device)
 
     def shares_rows(self, other: PromptRows, limit: int) -> int:
-        """How many of the first ``limit`` rows are the same in both: same ids, positions and injected rows."""
+        """How many of the first ``limit`` rows are the same in both: same ids, and the same media (and so the same
+        positions). A medium that differs shares none of its rows."""
         shared = 0
         limit = min(limit, len(self.ids), len(other.ids))
         while shared < limit and self.ids[shared] == other.ids[shared]:
             shared += 1
-        mine, theirs = (prompt._media_before(shared) for prompt in (self, other))
-        if mine is None and theirs is None:
-            return shared
-        if mine is None or theirs is None or any(len(a) != len(b) for a, b in zip(mine, theirs, strict=True)):
-            return 0
-        differing = (mine[1] != theirs[1]).any(dim=-1).nonzero()
-        return min(shared, int(mine[0][differing[0]])) if len(differing) else shared
+        mine, theirs = self.media_starts(), other.media_starts()
+        differing = [row for row in mine.keys() | theirs.keys() if mine.get(row) != theirs.get(row)]
+        return min(shared, *differing) if differing else shared
+
+    def media_starts(self) -> dict[int, bytes]:
+        """The first row of each medium, and its key."""
+        starts, row, keys = {}, 0, iter(self.media_keys)
+        for span, count in self.spans:
+            if not isinstance(span, TextSpan):
+                starts[row] = next(keys)
+            row += count
+        assert starts or self.injected is None, "rows without a key could be taken for others"
+        return starts
 
     def _injected(self, start: int, end: int, device: torch.device) -> InjectedRows | None:
         injected = self.injected
@@ -76,12 +85,6 @@ class PromptRows:
         return InjectedRows(
             rows.to(device), embeddings[0].to(device), deep_rows.to(device), [part.to(device) for part in deepstack]
         )
-
-    def _media_before(self, end: int) -> tuple[Tensor, Tensor] | None:
-        if self.injected is None:
-            return None
-        rows, embeddings = _between(self.injected.rows, (self.injected.embeddings,), 0, end)
-        return (rows, embeddings[0]) if len(rows) else None
 
 
 def _between(rows: Tensor, parts: Sequence[Tensor], start: int, end: int) -> tuple[Tensor, list[Tensor]]:

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 import threading
-import time
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +11,8 @@ from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded, TemplateErr
 from lluda.gguf_keys import GGUFKeys
 from lluda.inputs import template_worker
 from lluda.inputs.chat_template_files import find_chat_template
+from lluda.inputs.child_messages import framed
+from lluda.inputs.child_process import ChildFailed, ChildProcess
 from lluda.inputs.gguf_tokenizer import special_token_texts
 from lluda.inputs.special_tokens import read_special_tokens
 
@@ -54,7 +50,7 @@ class ChatTemplate:
         self.path = path
         self.special_tokens = dict(special_tokens or {})
         self._lock = threading.Lock()
-        self._worker: _Worker | None = None
+        self._worker: ChildProcess | None = None
 
     @classmethod
     def from_folder(cls, folder: Path) -> ChatTemplate | None:
@@ -112,7 +108,7 @@ class ChatTemplate:
             },
         }
         with self._lock:
-            answer = self._started().ask(request)
+            answer = _ask(self._started(), request)
         if isinstance(answer.get("text"), str):
             return str(answer["text"])
         line = f" in line {answer['line']}" if answer.get("line") else ""
@@ -129,92 +125,37 @@ class ChatTemplate:
             if self._worker is not None:
                 self._worker.close()
 
-    def _started(self) -> _Worker:
+    def _started(self) -> ChildProcess:
         if self._worker is None or not self._worker.usable:
-            self._worker = _Worker()
+            self._worker = ChildProcess(template_worker.__file__)
+            answer = _exchange(self._worker, b"", _START_SECONDS)
+            if not answer.get("ready"):
+                self._worker.close()
+                raise TemplateError(f"template_error: chat templates cannot be rendered: {answer.get('error')}")
         return self._worker
 
 
-class _Worker:
-    """One child process. It is killed, and never used again, after anything but a proper answer."""
-
-    def __init__(self) -> None:
-        self._owner = os.getpid()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            # By its path and with -P: it needs no lluda on its module path, and takes no module from the folder the
-            # user happens to be in. A session of its own keeps the terminal's Ctrl-C from it.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", template_worker.__file__],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        self._channel = _TimedChannel(ours)
-        self.close = weakref.finalize(self, _end, self._process, ours, self._owner)
-        answer = self._exchange(b"", _START_SECONDS)
-        if not answer.get("ready"):
-            self.close()
-            raise TemplateError(f"template_error: chat templates cannot be rendered: {answer.get('error')}")
-
-    @property
-    def usable(self) -> bool:
-        """Whether it can be asked, by this process: one forked off has no part in the conversation."""
-        return self.close.alive and self._process.poll() is None and self._owner == os.getpid()
-
-    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The worker's answer, or what became of it as ``{"error": …}``."""
-        try:
-            message = template_worker.framed(request)
-        except (TypeError, ValueError, RecursionError):
-            raise InvalidRequest("messages, tools and template variables must be JSON values") from None
-        if len(message) > MAX_REQUEST:
-            raise LimitExceeded(f"the messages take {len(message)} bytes as JSON; at most {MAX_REQUEST} are rendered")
-        return self._exchange(message, float(request["seconds"]))
-
-    def _exchange(self, message: bytes, seconds: float) -> dict[str, Any]:
-        answer: dict[str, Any] = {"worn": True}
-        self._channel.deadline = time.monotonic() + seconds
-        try:
-            self._channel.sendall(message)
-            found = template_worker.receive(self._channel, _MAX_ANSWER)
-            answer = found if isinstance(found, dict) else answer
-        except TimeoutError:
-            answer["error"] = f"it was stopped after {seconds:g} s"
-        except (EOFError, OSError, ValueError):
-            answer["error"] = "its process ended without an answer (it overran a limit, or crashed)"
-        finally:  # also when the user interrupts
-            if answer.get("worn"):
-                self.close()
-        return answer
+def _ask(worker: ChildProcess, request: Mapping[str, Any]) -> dict[str, Any]:
+    """The worker's answer, or what became of it as ``{"error": …}``."""
+    try:
+        message = framed(request)
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidRequest("messages, tools and template variables must be JSON values") from None
+    if len(message) > MAX_REQUEST:
+        raise LimitExceeded(f"the messages take {len(message)} bytes as JSON; at most {MAX_REQUEST} are rendered")
+    return _exchange(worker, message, float(request["seconds"]))
 
 
-class _TimedChannel:
-    """A socket all of whose operations share one ``deadline`` (of `time.monotonic`)."""
-
-    def __init__(self, channel: socket.socket) -> None:
-        self._channel = channel
-        self.deadline = 0.0
-
-    def sendall(self, data: bytes, /) -> None:
-        """TimeoutError past the deadline, as `recv`."""
-        self._timed().sendall(data)
-
-    def recv(self, size: int, /) -> bytes:
-        """At most ``size`` bytes."""
-        return self._timed().recv(size)
-
-    def _timed(self) -> socket.socket:
-        self._channel.settimeout(max(self.deadline - time.monotonic(), 1e-6))
-        return self._channel
-
-
-def _end(process: subprocess.Popen[bytes], channel: socket.socket, owner: int) -> None:
-    channel.close()
-    if owner == os.getpid():
-        process.kill()
-        process.wait()
+def _exchange(worker: ChildProcess, message: bytes, seconds: float) -> dict[str, Any]:
+    worker.allow(seconds)
+    try:
+        worker.send(message)
+        answer = worker.receive(_MAX_ANSWER)
+    except ChildFailed as failed:
+        return {"error": str(failed)}
+    if answer.get("worn"):
+        worker.close()
+    return answer
 
 
 def _default_and_tool(found: Any, path: Path) -> tuple[str, str | None]:

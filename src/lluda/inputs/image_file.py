@@ -1,66 +1,89 @@
 """Pictures of any kind as the model sees them: upright RGB bytes ``[height, width, 3]``.
 
-Pillow reads an allow-list of formats, whatever a file is named. A header's promises are held against the limits before
-memory is taken. Of an animation or a file of several pages the first picture counts; what is transparent lies on white,
-as in the released processor; 16-bit grey keeps its upper half.
+Files are decoded in a process of their own (`media_decoder.py`, `image_decoder.py`). A header's promises are held
+against the limits before memory is taken.
 """
 
 from __future__ import annotations
 
 import os
-import warnings
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lluda.config_vision import VISION_LIMITS, VisionLimits
-from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded, ModelNotFound
-from lluda.mapped_file import open_regular
+from lluda.errors import InvalidRequest, LimitExceeded
+from lluda.inputs.media_decoder import DECODER
+from lluda.inputs.media_file import MediaFile
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from PIL.Image import Image
 
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats that are read, by Pillow's names: no vector graphics, no interpreters, nothing that opens a further file."""
-
-_SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-_EIGHT_BITS = ("1", "CMYK", "HSV", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr")
+Size = tuple[int, int]
+"""Height and width in pixels."""
 
 
-def read_image(source: Any, *, where: str = "image", limits: VisionLimits = VISION_LIMITS) -> NDArray[np.uint8]:
-    """A file (str or path), or an array that already is uint8 ``[height, width, 3]``, as such an array.
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture that is not decoded yet, ``height`` by ``width`` as it is stored: its camera may have held it on its
+    side."""
+
+    height: int
+    width: int
+    _read: Callable[[Size | None], NDArray[np.uint8]] = field(repr=False)
+    _leave: Callable[[], None] = field(repr=False)
+
+    def pixels(self, size: Size | None = None) -> NDArray[np.uint8]:
+        """The upright picture, once: uint8 ``[height, width, 3]``, resized (bicubic, antialiased) to ``size`` if given,
+        a size for the picture as it is stored. CorruptFile: damaged or cut off. LimitExceeded: too much memory."""
+        return self._read(size)
+
+    def close(self) -> None:
+        """It is not wanted any more. May be called twice, and after decoding."""
+        self._leave()
+
+
+def open_image(source: Any, *, where: str = "image", limits: VisionLimits = VISION_LIMITS) -> Picture:
+    """A file (str or path), or an array that already is uint8 ``[height, width, 3]``.
 
     ``where`` names an array in errors.
 
     Raises:
         InvalidRequest: no such file, no permission, or an array of another kind.
         LimitExceeded: too many bytes or pixels, or too long for its width (:class:`VisionLimits`).
-        CorruptFile: not a picture of a format that is read, damaged, or cut off.
+        CorruptFile: not a picture of a format that is read.
     """
     if isinstance(source, str | os.PathLike):
-        return _read_file(Path(source), limits)
+        file = MediaFile(source, "picture", limits.max_image_bytes)
+        job = DECODER.open("image", file, limits=asdict(limits))
+        return Picture(
+            job.about["height"], job.about["width"], lambda size: next(iter([*job.arrays(size=size)])), job.close
+        )
+    array = image_array(source, where, limits)
+    return Picture(array.shape[0], array.shape[1], lambda size: resized(array, size), lambda: None)
+
+
+def read_image(source: Any, *, where: str = "image", limits: VisionLimits = VISION_LIMITS) -> NDArray[np.uint8]:
+    """The pixels of :func:`open_image`, in their own size; errors as there, and CorruptFile: damaged or cut off."""
+    return open_image(source, where=where, limits=limits).pixels()
+
+
+def resized(pixels: NDArray[np.uint8], size: Size | None) -> NDArray[np.uint8]:
+    """Pixels ``[height, width, 3]`` in another size, as Pillow resizes: bicubic with antialiasing."""
+    import numpy as np
+    from PIL import Image
+
+    if size is None or pixels.shape[:2] == tuple(size):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC))
+
+
+def image_array(source: Any, where: str, limits: VisionLimits = VISION_LIMITS) -> NDArray[np.uint8]:
+    """``source`` as uint8 ``[height, width, 3]``. InvalidRequest: it is not. LimitExceeded: too large or too long."""
     pixels = rgb_array(source, 3, where)
     check_size(where, pixels.shape[0], pixels.shape[1], limits)
     return pixels
-
-
-def open_media(path: Path, max_bytes: int, kind: str) -> int:
-    """A descriptor of the regular file ``path`` of at most ``max_bytes``; ``kind`` says what it should be.
-
-    InvalidRequest: absent or not permitted. LimitExceeded: larger. CorruptFile: empty, or not a regular file.
-    """
-    try:
-        descriptor, status = open_regular(path)
-    except ModelNotFound:
-        raise InvalidRequest(f"{path}: no such {kind}, or no permission to read it") from None
-    if 0 < status.st_size <= max_bytes:
-        return descriptor
-    os.close(descriptor)
-    if not status.st_size:
-        raise CorruptFile(path, "the file is empty")
-    raise LimitExceeded(f"{path}: {status.st_size} bytes exceed the {max_bytes} of one {kind}; make it smaller")
 
 
 def rgb_array(source: Any, dimensions: int, where: str) -> NDArray[np.uint8]:
@@ -91,58 +114,3 @@ def check_size(where: str, height: int, width: int, limits: VisionLimits = VISIO
             f"{where}: of {width} x {height} pixels one side is more than {limits.max_aspect_ratio} times the other; "
             "cut it up"
         )
-
-
-def _read_file(path: Path, limits: VisionLimits) -> NDArray[np.uint8]:
-    with os.fdopen(open_media(path, limits.max_image_bytes, "picture"), "rb") as file, warnings.catch_warnings():
-        # Pillow warns of large pictures and of odd metadata; the limits decide, and metadata is of no concern.
-        warnings.simplefilter("ignore")
-        return _rgb(path, _opened(path, file, limits))
-
-
-def _opened(path: Path, file: Any, limits: VisionLimits) -> Image:
-    """The first picture of an open file, decoded, after its header was held against the limits."""
-    from PIL import Image
-
-    try:
-        image = Image.open(file, formats=FORMATS)
-    except Image.DecompressionBombError:
-        rule = f"the header promises more than the {limits.max_pixels} pixels of one picture; make it smaller"
-        raise LimitExceeded(f"{path}: {rule}") from None
-    except Exception:  # a damaged header can make Pillow raise anything
-        rule = "not a picture that can be read; convert it to PNG, JPEG or WebP"
-        raise CorruptFile(path, rule, expected=", ".join(FORMATS)) from None
-    check_size(str(path), image.height, image.width, limits)
-    try:
-        image.load()
-    except MemoryError:
-        raise
-    except Exception:
-        raise CorruptFile(path, "the picture cannot be decoded to its end; the file is damaged or cut off") from None
-    return image
-
-
-def _rgb(path: Path, image: Image) -> NDArray[np.uint8]:
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    with suppress(Exception):  # metadata that cannot be read turns nothing
-        image = ImageOps.exif_transpose(image)
-    if image.mode in _SIXTEEN_BITS:
-        return _from_sixteen_bits(path, np.asarray(image))
-    if image.mode not in _EIGHT_BITS:
-        raise CorruptFile(path, "pixels of this kind are not read; convert it to 8-bit RGB", found=image.mode)
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return np.array(image.convert("RGB"))
-
-
-def _from_sixteen_bits(path: Path, values: NDArray[Any]) -> NDArray[np.uint8]:
-    import numpy as np
-
-    if values.min() < 0 or values.max() > 0xFFFF:
-        rule = "grey values must have 8 or 16 bits; convert it to 8-bit RGB"
-        raise CorruptFile(path, rule, found=f"{values.min()} to {values.max()}")
-    upper = (values.astype(np.uint16) >> 8).astype(np.uint8)
-    return np.repeat(upper[..., None], 3, axis=-1)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from lluda.config_audio import AUDIO_LIMITS
+from lluda.config_vision import VISION_LIMITS
 from lluda.errors import InvalidRequest
+from lluda.inputs.audio_samples import sound_array
+from lluda.inputs.image_file import image_array
+from lluda.inputs.media_file import MediaFile, check_path
+from lluda.inputs.video_file import video_array
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Kind = Literal["audio", "image", "video"]
 KINDS: tuple[Kind, ...] = ("audio", "image", "video")
@@ -17,6 +27,12 @@ _OPTIONS: Mapping[Kind, frozenset[str]] = {
     "image": frozenset(),
     "video": frozenset({"fps", "use_audio"}),
 }
+_FILES: Mapping[Kind, tuple[str, int]] = {
+    "audio": ("recording", AUDIO_LIMITS.max_file_bytes),
+    "image": ("picture", VISION_LIMITS.max_image_bytes),
+    "video": ("video", VISION_LIMITS.max_video_bytes),
+}
+_HASHED_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +50,47 @@ class MediaPart:
     where: str
 
     @property
-    def key(self) -> tuple[Hashable, ...]:
-        """Equal for parts of one conversation that name the same source with the same options."""
-        source = str(self.source) if isinstance(self.source, str | os.PathLike) else id(self.source)
-        return self.kind, source, tuple(sorted(self.options.items()))
+    def is_file(self) -> bool:
+        """Whether the source is a path."""
+        return isinstance(self.source, str | os.PathLike)
+
+    def digest(self, settings: str) -> bytes:
+        """SHA-256 of the content as it is now, a file's bytes or an array's values with their type and shape, and of
+        kind, options and the ``settings`` that shape what is made of it. Two media of one digest are the same.
+
+        Errors of a file that cannot be opened, or an array of the wrong kind, as the readers raise them.
+        """
+        hasher = hashlib.sha256(repr((self.kind, sorted(self.options.items()), settings)).encode())
+        if self.is_file:
+            file = MediaFile(self.source, *_FILES[self.kind])
+            found = file.digest(hasher)
+            file.close()
+            return found
+        return _array_digest(_ARRAYS[self.kind](self), hasher)
+
+
+def check_file(kind: Kind, path: str | os.PathLike[str]) -> None:
+    """InvalidRequest: ``path`` is an address; CorruptFile: a folder. Nothing is opened."""
+    check_path(path, _FILES[kind][0])
+
+
+_ARRAYS: Mapping[Kind, Callable[[MediaPart], NDArray[Any]]] = {
+    "audio": lambda part: sound_array(part.source, part.options.get("sampling_rate"), part.where),
+    "image": lambda part: image_array(part.source, part.where),
+    "video": lambda part: video_array(part.source, part.where),
+}
+
+
+def _array_digest(values: NDArray[Any], hasher: Any) -> bytes:
+    """Piece by piece: an array may be a view of far fewer bytes than it has values."""
+    import numpy as np
+
+    hasher.update(repr((values.dtype.str, values.shape)).encode())
+    rows = max(1, _HASHED_AT_ONCE // max(1, values[:1].nbytes))
+    for start in range(0, len(values), rows):
+        hasher.update(np.ascontiguousarray(values[start : start + rows]).data)
+    found: bytes = hasher.digest()
+    return found
 
 
 def take_media(messages: Any) -> tuple[Any, list[MediaPart]]:
@@ -79,3 +132,21 @@ def _media_part(kind: Kind, part: Mapping[str, Any], where: str) -> MediaPart:
         known = ", ".join(sorted(_OPTIONS[kind])) or "none"
         raise InvalidRequest(f"{where}: {unknown[0]:.60} is no option of {kind}; options: {known}")
     return MediaPart(kind, sources[0], options, where)
+
+
+def with_sources(messages: Sequence[Any], sources: Sequence[Any]) -> list[Any]:
+    """A copy of ``messages`` in which the media, in order, have ``sources`` in place of their files and arrays."""
+    waiting = iter(sources)
+    changed: list[Any] = []
+    for message in messages:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if isinstance(content, Sequence) and not isinstance(content, str | bytes):
+            parts = [
+                {"type": part["type"], part["type"]: next(waiting)}
+                if isinstance(part, Mapping) and part.get("type") in KINDS
+                else part
+                for part in content
+            ]
+            message = {**message, "content": parts}
+        changed.append(message)
+    return changed

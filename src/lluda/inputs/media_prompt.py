@@ -6,6 +6,7 @@ placeholder id is the template's own, and the n-th belongs to the n-th medium of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,16 @@ class Layout:
     tokens: MediaTokens
     merge_size: int
     positions_per_second: int
+
+    def count(self, span: Span) -> int:
+        """Tokens of one medium, the markers that a video's own sound adds among them."""
+        match span:
+            case AudioSpan(count) | TextSpan(count):
+                return count
+            case ImageSpan(grid):
+                return math.prod(grid) // self.merge_size**2
+            case VideoSpan(grid, _, heard):
+                return math.prod(grid) // self.merge_size**2 + (heard + 2 if heard else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from lluda.config_vision import VisionInputConfig
-from lluda.inputs.image_file import check_size
+from lluda.inputs.image_file import check_size, resized
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,12 +36,13 @@ def image_patches(pixels: NDArray[np.uint8], config: VisionInputConfig, *, where
 
     LimitExceeded: too large, or one side too many times the other. ``where`` names the picture in it.
     """
-    import numpy as np
-    from PIL import Image
+    size = image_size(pixels.shape[0], pixels.shape[1], config, where=where)
+    return picture_patches(resized(pixels, size), config)
 
-    height, width = image_size(pixels.shape[0], pixels.shape[1], config, where=where)
-    resized = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
-    return _patches([resized], 1, height, width, config)
+
+def picture_patches(pixels: NDArray[np.uint8], config: VisionInputConfig) -> VisionPatches:
+    """Patches of a picture ``[height, width, 3]`` that has the size of :func:`image_size` already."""
+    return _patches([pixels], 1, pixels.shape[0], pixels.shape[1], config)
 
 
 def video_patches(
@@ -59,8 +60,8 @@ def video_patches(
     height, width = first.shape[:2]
     height, width = frame_size(height, width, count, config, max_tokens=max_tokens, where=where)
     slices = -(-count // config.temporal_patch_size)
-    resized = (_resize_frame(frame, height, width) for frame in chain([first], iterator))
-    return _patches(resized, slices, height, width, config)
+    fitted = (_resize_frame(frame, height, width) for frame in chain([first], iterator))
+    return _patches(fitted, slices, height, width, config)
 
 
 def image_size(height: int, width: int, config: VisionInputConfig, *, where: str = "image") -> tuple[int, int]:

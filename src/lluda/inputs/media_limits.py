@@ -1,0 +1,38 @@
+"""What decoding one file may take, in proportion to its size: memory and processor time.
+
+A file of a few kilobytes can promise gigabytes, and be right as far as its header goes. What is asked for is known
+only to the decoder's own allocations, so it is the system that says no (RLIMIT_DATA, RLIMIT_CPU), whatever the format.
+"""
+
+from __future__ import annotations
+
+_MEMORY = 200_000_000
+_MEMORY_PER_BYTE = 10
+_MOST_MEMORY = 8 << 30
+
+_PLAUSIBLE_PIXELS = 16
+"""Pixels in a byte of a photograph, at most: half a bit for each."""
+
+PICTURE_BYTES_PER_PIXEL = 24
+"""Of a decoder with all its copies; measured: PNG and JPEG 4 to 8, AVIF 12, WebP 16, JPEG 2000 20."""
+
+FRAME_BYTES_PER_PIXEL = 64
+"""Of a video's decoder: up to 17 frames of 10-bit 4:2:0 that refer to each other, and the RGB of one."""
+
+_SECONDS = 8
+_BYTES_PER_SECOND = 32_768
+
+
+def data_bytes(size: int, pixels: int = 0, bytes_per_pixel: int = 0) -> int:
+    """Memory that decoding a file of ``size`` bytes may take: ten times its size and 200 MB. A picture of ``pixels``,
+    or the frames of a video, may take what its decoder needs if the file is large enough to hold them: plain areas
+    compress a thousandfold, photographs do not."""
+    most = _MEMORY + _MEMORY_PER_BYTE * size
+    if pixels <= _PLAUSIBLE_PIXELS * size:
+        most += bytes_per_pixel * pixels
+    return min(most, _MOST_MEMORY)
+
+
+def processor_seconds(size: int) -> int:
+    """Processor time (whole seconds) that decoding a file of ``size`` bytes may take."""
+    return _SECONDS + size // _BYTES_PER_SECOND
