@@ -84,7 +84,7 @@ def read_omni(reader: ConfigReader) -> tuple[DecoderConfig, OmniConfig]:
         vision=vision,
         tokens=_media_tokens(thinker),
         position_id_per_seconds=thinker.integer("position_id_per_seconds", 1, 1 << 16, default=POSITIONS_PER_SECOND),
-        speech=_speech(reader, decoder),
+        speech=_speech(reader, decoder, vision),
     )
     thinker.ignore("seconds_per_chunk", "user_token_id")
     thinker.refuse_unread()
@@ -92,7 +92,7 @@ def read_omni(reader: ConfigReader) -> tuple[DecoderConfig, OmniConfig]:
     return decoder, omni
 
 
-def _speech(reader: ConfigReader, thinker: DecoderConfig) -> SpeechConfig | None:
+def _speech(reader: ConfigReader, thinker: DecoderConfig, vision: VisionEncoderConfig) -> SpeechConfig | None:
     tokens = {name: f"{name}_token_id" for name in SpeechTokens.__dataclass_fields__}
     talker, code2wav = reader.section("talker_config"), reader.section("code2wav_config")
     speaks = reader.boolean("enable_audio_output", default=talker is not None)
@@ -103,6 +103,10 @@ def _speech(reader: ConfigReader, thinker: DecoderConfig) -> SpeechConfig | None
             )
         reader.ignore(*tokens.values())
         return None
+    merged = vision.spatial_merge_size
+    if talker.integer("spatial_merge_size", 1, 64, default=merged) != merged:
+        rule = f"spatial_merge_size must be the vision encoder's {merged}"
+        raise CorruptFile(talker.path, rule, found=talker.raw["spatial_merge_size"])
     config = SpeechConfig(
         talker=read_talker(talker),
         code2wav=read_code2wav(code2wav),
