@@ -84,7 +84,7 @@ def test_settings_by_layer_type_are_refused_as_transformers_own_model_refuses_th
     raw = TINY_QWEN3 | {"rope_parameters": {"full_attention": YARN, "sliding_attention": DEFAULT}}
     with pytest.raises((KeyError, AttributeError)):
         transformers.Qwen3Model(transformers.Qwen3Config(**copy.deepcopy(raw)))
-    with pytest.raises(LludaError, match="settings by layer type \\(full_attention, sliding_attention\\)"):
+    with pytest.raises(LludaError, match="settings by layer type, \\['full_attention', 'sliding_attention'\\]"):
         ModelConfig.from_hf(raw)
 
 

@@ -115,7 +115,7 @@ class _Rope:
         by_type = [key for key in section.raw if str(key).endswith("_attention")]
         if by_type:
             raise UnsupportedModel(
-                f"{section.path}: settings by layer type ({', '.join(by_type[:4]):.80}) are not supported; "
+                f"{section.path}: settings by layer type, {by_type[:4]!r:.80}, are not supported; "
                 "supported: one for all layers"
             )
         if kind in _UNSCALED_AT_FACTOR_ONE and section.raw.get("factor") == 1:

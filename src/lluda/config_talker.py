@@ -65,10 +65,10 @@ def read_talker(reader: ConfigReader) -> TalkerConfig:
         codec=_codec_tokens(reader, decoder.vocab_size),
         speakers=_speakers(reader, decoder.vocab_size),
     )
-    # Of the media ids the thinker's own copies are used.
+    # Of the media ids and the merging of patches the thinker's own copies are used.
     reader.ignore(
         *(f"{name}_token_id" for name in ("audio", "audio_start", "audio_end", "image", "video", "vision_start")),
-        "seconds_per_chunk",
+        *("seconds_per_chunk", "spatial_merge_size"),
     )
     reader.forbid("tie_word_embeddings")
     reader.refuse_unread()
