@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lluda.engine.speech_guard import SpeechGuard
     from lluda.engine.speech_model import SpeechModel, load_speech
     from lluda.inputs.chat_options import ChatOptions
+    from lluda.outputs.audio_sink import open_audio_sink
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,7 @@ __all__ = [
     "UnsupportedModel",
     "load",
     "load_speech",
+    "open_audio_sink",
 ]
 
 _LAZY = {
@@ -70,6 +72,7 @@ _LAZY = {
     "Token": "lluda.engine.generation",
     "load": "lluda.engine.model",
     "load_speech": "lluda.engine.speech_model",
+    "open_audio_sink": "lluda.outputs.audio_sink",
 }
 
 
