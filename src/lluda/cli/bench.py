@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lluda.cli import options
-from lluda.cli import options
 from lluda.cli.console import say
 from lluda.cli.heavy_imports import heavy_imports
 from lluda.cli.report import add_report, publish, require_writable
@@ -38,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measured = parser.add_mutually_exclusive_group(required=True)
     measured.add_argument("-m", "--model", metavar="MODEL", help="a folder, a .gguf file, or org/name")
     measured.add_argument("--synth", type=Path, metavar="CONFIG_DIR", help=_SYNTH_HELP)
-    options.add_unknown_config(parser)
     options.add_unknown_config(parser)
     parser.add_argument("--no-speech", action="store_true", help="with --synth: without an Omni model's voice")
     parser.add_argument(
