@@ -13,7 +13,6 @@ from typing import Any
 
 from lluda.errors import CorruptFile
 
-
 _LONG = 1000
 _RELEASED = object()
 

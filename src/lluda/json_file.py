@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lluda.errors import CorruptFile
+from lluda.foreign_content import SAMPLE_BYTES, foreign_content
 from lluda.mapped_file import open_regular
 
 MAX_JSON_BYTES = 4 * 2**20
@@ -50,7 +51,14 @@ def read_json(
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:  # it grew since
         raise CorruptFile(path, "the JSON file is too large", expected=f"at most {max_bytes} bytes", found="more")
-    value = parse_json(data, path, max_depth=max_depth, max_values=max_values)
+    try:
+        value = parse_json(data, path, max_depth=max_depth, max_values=max_values)
+    except CorruptFile as error:
+        is_json = data.lstrip().startswith((b"{", b"["))
+        foreign = None if is_json else foreign_content(data[:SAMPLE_BYTES], len(data))
+        if foreign:
+            raise CorruptFile(path, foreign) from error
+        raise
     if not isinstance(value, dict | list):
         raise CorruptFile(path, "the JSON is neither an object nor an array", found=value)
     return value

@@ -10,6 +10,7 @@ Replacing a file by rename, as the Hub client and lluda's own writers do, is alw
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import stat
@@ -133,10 +134,14 @@ def open_regular(path: Path) -> tuple[int, os.stat_result]:
 
 def unreadable(path: Path, error: OSError) -> LludaError:
     """What to raise where the system refuses ``path``: each cause has its own message."""
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
+        return ModelNotFound(f"{path}: a link to {path.readlink()}, where there is no file; restore it, or the link")
     if isinstance(error, FileNotFoundError):
         return ModelNotFound(f"{path}: no such file; check the path, or download the model again")
     if isinstance(error, PermissionError):
         return ModelNotFound(f"{path}: no permission to read it; grant it (chmod a+r), or run as its owner")
+    if error.errno == errno.ELOOP:
+        return CorruptFile(path, "a link that leads back to itself; put the file itself there")
     return CorruptFile(path, "the system cannot read it", found=error.strerror or str(error))
 
 

@@ -17,12 +17,12 @@ from lluda.weights.checkpoint import read_config, read_generation_config
 from tests.conftest import RELEASED_CONFIGS, watchdog
 
 BROKEN = {
-    "empty file": (b"", "not JSON"),
+    "empty file": (b"", "the file is empty"),
     "invalid JSON": (b'{"a": 1,}', "not JSON: .* at line 1, column 9"),
     "two values": (b"{} {}", "not JSON: Extra data"),
     "comment": (b"{} // comment", "not JSON"),
     "byte order mark": (b"\xef\xbb\xbf{}", "byte order mark"),
-    "UTF-16": ('{"a": 1}'.encode("utf-16"), "not UTF-8"),
+    "UTF-16": ('{"a": 1}'.encode("utf-16"), "UTF-16 text: save it as UTF-8"),
     "Latin-1": ('{"a": "é"}'.encode("latin-1"), "not UTF-8 .*0xe9 at 7"),
     "control character": (b'{"a": "\x01"}', "not JSON: Invalid control character"),
     "depth 100 k of lists": (b"[" * 100_000 + b"]" * 100_000, "nested too deep"),

@@ -78,10 +78,10 @@ ALIGNMENT = "general.alignment"
 MANY_STRINGS = array(STRING, 10**7, text("some words") * 50_000)
 
 MALFORMED = {
-    "file of 0 bytes": (b"", "too short for a GGUF file"),
+    "file of 0 bytes": (b"", "the file is empty"),
     "file of 23 bytes": (head(0, 0)[:-1], "too short for a GGUF file"),
-    "magic": (head(0, 0, magic=b"GGML"), "its first bytes are wrong"),
-    "magic of a zip": (head(0, 0, magic=b"PK\3\4"), "its first bytes are wrong"),
+    "magic": (head(0, 0, magic=b"GGXX"), "its first bytes are wrong"),
+    "magic of a zip": (head(0, 0, magic=b"PK\3\4"), "not a GGUF file: the file is a zip archive"),
     "version 0": (head(0, 0, 0), "GGUF version 0 is not read"),
     "version 1": (head(0, 0, 1), "GGUF version 1 is not read"),
     "version 4": (head(0, 0, 4), "GGUF version 4 is not read"),

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from lluda.errors import CorruptFile
+from lluda.foreign_content import SAMPLE_BYTES, foreign_content
 from lluda.json_file import decode_utf8
 from lluda.mapped_file import open_regular
 
@@ -19,5 +20,8 @@ def read_text(path: Path, max_bytes: int) -> str:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise CorruptFile(path, "the file is too large", expected=f"at most {max_bytes} bytes")
+    foreign = foreign_content(data[:SAMPLE_BYTES], len(data))
+    if foreign and data:  # an empty text is one
+        raise CorruptFile(path, foreign)
     text = decode_utf8(data.removeprefix(codecs.BOM_UTF8), path)
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lluda.errors import CorruptFile, UnsupportedModel
+from lluda.foreign_content import foreign_content
 from lluda.gguf_keys import GGUFKeys
 from lluda.mapped_file import MappedFile
 from lluda.weights.entry import TensorEntry
@@ -43,7 +44,9 @@ class GGUFFile:
         self._file = MappedFile(path)
         try:
             if self._file.size < SMALLEST_FILE:
-                rule = "too short for a GGUF file"
+                sample = self._file.read(0, self._file.size)
+                foreign = None if sample.startswith(b"GGUF") else foreign_content(sample, self._file.size)
+                rule = foreign or "too short for a GGUF file; download it again"
                 raise CorruptFile(path, rule, expected=f"at least {SMALLEST_FILE} bytes", found=self._file.size)
             header = read_header(self._file.map(), self._file.size, path)
         except BaseException:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lluda.errors import CorruptFile
+from lluda.foreign_content import SAMPLE_BYTES, foreign_content
 from lluda.weights.entry import TensorEntry
 
 MAX_HEADER_BYTES = 64 * 2**20
@@ -151,7 +152,9 @@ def read_value(data: mmap.mmap, span: tuple[int, int], path: Path) -> Any:
 
 def _version(data: mmap.mmap, path: Path) -> int:
     if data[:4] != _MAGIC:
-        raise CorruptFile(path, "not a GGUF file: its first bytes are wrong", expected=_MAGIC, found=data[:4])
+        foreign = foreign_content(data[:SAMPLE_BYTES], len(data))
+        rule = f"not a GGUF file: {foreign or 'its first bytes are wrong'}"
+        raise CorruptFile(path, rule, expected=None if foreign else _MAGIC, found=None if foreign else data[:4])
     version: int = _U32.unpack_from(data, 4)[0]
     if version and version % 65536 == 0:
         raise CorruptFile(

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from lluda.errors import CorruptFile, UnsupportedModel
+from lluda.foreign_content import SAMPLE_BYTES, foreign_content
 from lluda.mapped_file import MappedFile
 from lluda.weights.entry import TensorEntry
 from lluda.weights.packed_bf16 import DTYPE, PackedMatrix, packed_matrix, with_packed_shapes
@@ -149,11 +150,15 @@ class SafetensorsFile:
 
 
 def _read_header(file: MappedFile) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    sample = file.read(0, min(file.size, SAMPLE_BYTES))
+    length = int.from_bytes(sample[:LENGTH_BYTES], "little")
+    is_own = sample[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{"
+    if not is_own and (foreign := foreign_content(sample, file.size)):
+        raise CorruptFile(file.path, foreign)
     if file.size < LENGTH_BYTES:
         raise CorruptFile(
             file.path, "too short for a safetensors file", expected=f"at least {LENGTH_BYTES} bytes", found=file.size
         )
-    length = int.from_bytes(file.read(0, LENGTH_BYTES), "little")
     if length > MAX_HEADER_BYTES:
         raise CorruptFile(
             file.path, "the header's length is over the limit", expected=f"at most {MAX_HEADER_BYTES}", found=length
