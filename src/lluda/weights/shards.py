@@ -2,6 +2,9 @@
 
 With a prefix, only the shards that hold matching names are looked at; the others may be absent. All that is opened is
 checked against the index first, so a checkpoint is wholly consistent or not opened.
+
+A link is followed wherever it leads, if it ends in a regular file: whoever made the folder made it. What the index, a
+file that others wrote, names lies in the folder itself.
 """
 
 from __future__ import annotations
@@ -15,13 +18,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lluda.errors import CorruptFile, ModelNotFound, UnsupportedModel
 from lluda.json_file import read_json_object
-from lluda.mapped_file import unreadable
+from lluda.mapped_file import open_regular, unreadable
 from lluda.weights.entry import TensorEntry
 from lluda.weights.foreign_formats import PICKLE_SUFFIXES, foreign_files
 from lluda.weights.packed_bf16 import PackedMatrix
 from lluda.weights.safetensors import SafetensorsFile
 from lluda.weights.saved_names import released_entries, released_name
 from lluda.weights.tied_weights import same_values
+from lluda.weights.unfinished_downloads import unfinished_downloads
 
 if TYPE_CHECKING:
     import torch
@@ -44,8 +48,8 @@ class FolderCheckpoint:
         """Open the files that hold names beginning with ``prefix`` (or any of them).
 
         ModelNotFound: no weights in ``path``, or not permitted. UnsupportedModel: only pickle files (.bin, .pt, …),
-        which are never opened. CorruptFile: a broken file, a shard that is missing or lies outside the folder, or an
-        index and shards that disagree.
+        which are never opened. CorruptFile: a broken file, a shard that is missing, or an index and shards that
+        disagree.
         """
         self.path = path
         self._files: dict[str, SafetensorsFile] = {}
@@ -100,12 +104,12 @@ class FolderCheckpoint:
     def _open(self, prefix: str | tuple[str, ...]) -> dict[str, TensorEntry]:
         index = read_index(self.path)
         if index is None:
-            self._files[SINGLE_NAME] = SafetensorsFile(shard_path(self.path, SINGLE_NAME))
+            self._files[SINGLE_NAME] = SafetensorsFile(self.path / SINGLE_NAME)
         else:
             wanted = sorted({s for name, s in index.weight_map.items() if released_name(name).startswith(prefix)})
             _require(self.path, index, wanted)
             for shard in wanted:
-                self._files[shard] = SafetensorsFile(shard_path(self.path, shard))
+                self._files[shard] = SafetensorsFile(self.path / shard)
             _check_index(index, self._files)
         for shard, file in self._files.items():
             file.entries = self._released(shard, file)
@@ -175,47 +179,28 @@ def read_index(folder: Path) -> ShardIndex | None:
 
 def missing_shards(folder: Path, shards: list[str]) -> list[str]:
     """Those of ``shards`` that are not in ``folder``, or are links to nothing."""
-    return [shard for shard in shards if not os.path.exists(shard_path(folder, shard))]  # noqa: PTH110  (Path.exists may raise)
-
-
-def shard_path(folder: Path, name: str) -> Path:
-    """``folder/name``, whose target must lie in the folder or, for a snapshot in the Hub cache, among its blobs.
-
-    CorruptFile: a link that leads elsewhere.
-    """
-    path = folder / name
-    home = Path(os.path.realpath(folder))
-    target = Path(os.path.realpath(path))
-    allowed = [home, *([blobs] if (blobs := hub_blobs(home)) else [])]
-    if not any(target.is_relative_to(root) for root in allowed):
-        raise CorruptFile(path, "a link that leaves the model folder; put the file itself there", found=str(target))
-    return path
-
-
-def hub_blobs(snapshot: Path) -> Path | None:
-    """``models--org--name/blobs`` for the resolved folder ``models--org--name/snapshots/<commit>``, else None."""
-    root = snapshot.parent.parent
-    in_cache = snapshot.parent.name == "snapshots" and root.name.startswith("models--")
-    return root / "blobs" if in_cache else None
+    return [shard for shard in shards if not os.path.exists(folder / shard)]  # noqa: PTH110  (Path.exists may raise)
 
 
 def _require(folder: Path, index: ShardIndex, wanted: list[str]) -> None:
     missing = missing_shards(folder, wanted)
+    for shard in missing:
+        if os.path.lexists(folder / shard):
+            os.close(open_regular(folder / shard)[0])  # a link to nothing or to itself: says so
     if missing:
+        again = unfinished_downloads(folder) or "; download the model again"
         raise CorruptFile(
             folder / missing[0],
-            f"this shard is missing, of {len(index.shards)} that {INDEX_NAME} lists; download the model again",
+            f"this shard is missing, of {len(index.shards)} that {INDEX_NAME} lists{again}",
             found=f"{len(missing)} missing: {_some(missing)}",
         )
 
 
 def _check_index(index: ShardIndex, files: Mapping[str, SafetensorsFile]) -> None:
+    """A tensor may lie in several shards, of which the index lists one: `FolderCheckpoint` compares its values."""
     owner: dict[str, str] = {}
     for shard, file in files.items():
-        for name in file.entries:
-            if name in owner:
-                raise CorruptFile(file.path, f"tensor {name[:120]!r} lies in two shards", found=[owner[name], shard])
-            owner[name] = shard
+        owner |= {name: shard for name in file.entries if name not in owner or index.weight_map.get(name) == shard}
     for name, shard in index.weight_map.items():
         if shard in files and owner.get(name) != shard:
             rule = f"tensor {name[:120]!r} is not in the shard that {INDEX_NAME} lists it in"
@@ -227,8 +212,9 @@ def _check_index(index: ShardIndex, files: Mapping[str, SafetensorsFile]) -> Non
             rule = f"tensor {name[:120]!r} lies in a shard other than {INDEX_NAME} says"
             raise CorruptFile(files[shard].path, rule, expected=index.weight_map[name], found=shard)
     if index.total_size is not None and len(files) == len(index.shards):
-        total = sum(entry.nbytes for file in files.values() for entry in file.entries.values())
-        if total != index.total_size:
+        entries = [entry for file in files.values() for entry in file.entries.values()]
+        total = sum({entry.name: entry.nbytes for entry in entries}.values())
+        if index.total_size not in (total, sum(entry.nbytes for entry in entries)):
             rule = "metadata.total_size is not the sum of the tensors' bytes; download or write the model again"
             raise CorruptFile(index.path, rule, expected=total, found=index.total_size)
 
@@ -270,7 +256,8 @@ def _no_weights(folder: Path) -> NoReturn:
         raise UnsupportedModel(pickle_only(str(folder), pickles))
     if ggufs:
         raise ModelNotFound(f"{folder}: holds GGUF files; give one itself: {folder / ggufs[0]}")
-    raise ModelNotFound(f"{folder}: holds no weights; {SINGLE_NAME} or {INDEX_NAME} is needed")
+    unfinished = unfinished_downloads(folder)
+    raise ModelNotFound(f"{folder}: holds no weights; {SINGLE_NAME} or {INDEX_NAME} is needed{unfinished}")
 
 
 def pickle_only(where: str, files: list[str]) -> str:
