@@ -166,3 +166,10 @@ def test_the_released_omni_config_is_reduced_in_each_part():
     assert result["talker_config"]["text_config"]["num_hidden_layers"] == 2
     assert len(result["talker_config"]["code_predictor_config"]["layer_types"]) == 2
     assert result["code2wav_config"]["num_hidden_layers"] == 2
+
+
+@pytest.mark.parametrize(("given", "stored"), [("num_experts", "num_local_experts"), ("dtype", "torch_dtype")])
+@pytest.mark.parametrize("mark", ["", "+"])
+def test_a_key_is_known_by_the_name_of_either_transformers(given, stored, mark):
+    for ask, have in ((given, stored), (stored, given)):
+        assert override_config({have: 8}, [f"{mark}{ask}=4"]) == {have: 4}

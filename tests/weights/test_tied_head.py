@@ -122,3 +122,15 @@ def test_block_formats_are_compared_as_they_are_stored(tmp_path):
     quantize_model(path, tmp_path / "mixed.gguf", TypeChoice("q8_0", {"text/lm_head": "bf16"}))
     for name, alike in (("q8.gguf", True), ("mixed.gguf", False)):
         assert stored_alike(open_checkpoint(tmp_path / name), EMBEDDING, HEAD) is alike
+
+
+def test_a_gguf_file_with_the_table_twice_holds_it_once(tmp_path):
+    """GGUF's config follows from the list of tensors: output.weight is there, so it is not tied by its name alone."""
+    path = write(tmp_path / "model", TINY_QWEN3 | {"tie_word_embeddings": False}, "equal", torch.bfloat16)
+    quantize_model(path, tmp_path / "twice.gguf", TypeChoice("exact"))
+    network, report = load_network(ModelFiles.find(tmp_path / "twice.gguf"), FLOAT32)
+    assert network.lm_head is network.decoder.embed_tokens.weight
+    assert report.stored_twice == (HEAD,)
+    other = write(tmp_path / "other", TINY_QWEN3 | {"tie_word_embeddings": False}, "other", torch.bfloat16)
+    quantize_model(other, tmp_path / "other.gguf", TypeChoice("exact"))
+    torch.testing.assert_close(logits_of(tmp_path / "other.gguf")[0], logits_of(other)[0], rtol=1e-5, atol=1e-5)

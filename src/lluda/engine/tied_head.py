@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from lluda.config import ModelConfig
 from lluda.errors import LludaError
@@ -14,8 +15,11 @@ from lluda.weights.tied_weights import stored_alike
 
 def with_stored_head(source: Source, config: ModelConfig) -> tuple[ModelConfig, tuple[str, ...]]:
     """``config`` with its head untied where ``source`` stores one of other values than the embedding's, and a sentence
-    that says so. transformers uses the stored one too (5.23, ``tie_weights``). Reads both where both are stored."""
-    if not config.text.tie_word_embeddings:
+    that says so. transformers uses the stored one too (5.23, ``tie_weights``). Reads both where both are stored.
+
+    GGUF has no such switch: there two equal ones are tied."""
+    tied = config.text.tie_word_embeddings
+    if not tied and (config.omni is not None or Path(source).is_dir()):
         return config, ()
     head, embedding = f"{text_prefix(config)}{HEAD}", f"{text_prefix(config)}{EMBEDDING}"
     try:
@@ -24,12 +28,19 @@ def with_stored_head(source: Source, config: ModelConfig) -> tuple[ModelConfig, 
         return config, ()
     try:
         stored = {head, embedding} <= checkpoint.entries.keys()
-        if not stored or stored_alike(checkpoint, embedding, head):
-            return config, ()
+        alike = stored and stored_alike(checkpoint, embedding, head)
     finally:
         checkpoint.close()
+    if not stored or alike == tied:
+        return config, ()
+    if alike:
+        return _tied(config, True), ()
     notice = (
         f"tie_word_embeddings is true, but {head} is stored with other values than {embedding}: the stored one is used"
         ", as transformers does; set tie_word_embeddings to false in the config"
     )
-    return replace(config, text=replace(config.text, tie_word_embeddings=False)), (notice,)
+    return _tied(config, False), (notice,)
+
+
+def _tied(config: ModelConfig, tied: bool) -> ModelConfig:
+    return replace(config, text=replace(config.text, tie_word_embeddings=tied))

@@ -15,6 +15,10 @@ from lluda.errors import InvalidRequest
 _OUTER_SECTIONS = ("thinker_config", "talker_config")
 _SHOWN_NEIGHBOURS = 12
 
+# Keys that transformers 4 and 5 name differently; either name sets the one that the config has.
+_OTHER_NAMES = {"num_experts": "num_local_experts", "torch_dtype": "dtype"}
+_OTHER_NAMES |= {new: old for old, new in _OTHER_NAMES.items()}
+
 # Settings of rotary positions that are the model's own, however they are scaled.
 _UNSCALED = ("rope_theta", "mrope_section", "mrope_interleaved", "interleaved", "partial_rotary_factor")
 
@@ -26,7 +30,8 @@ def override_config(config: Mapping[str, Any], settings: Sequence[str]) -> dict[
     ``talker_config.`` before it: ``text.``, ``audio.``, ``vision.``, ``talker.text.``, ``code_predictor.``,
     ``code2wav.``. In a config without sections ``text.`` is the config itself. VALUE is JSON, and anything that is not
     JSON a string. It must be of the kind it replaces (null may become anything); ``+PATH=VALUE`` lifts that rule, and
-    creates the key and its sections where they do not exist.
+    creates the key and its sections where they do not exist. A key that transformers 4 and 5 name differently
+    (``num_experts``, ``num_local_experts``) may be given by either name.
 
     If ``num_hidden_layers`` changes and its section lists ``layer_types`` of the old length, that list is cut, or
     extended by its last entry.
@@ -77,6 +82,8 @@ def _apply(config: dict[str, Any], setting: str) -> None:
     value = _value(text.strip(), f"set {setting}")
     section = _section(config, parts[:-1], path, create=new)
     key = parts[-1]
+    if key not in section and _OTHER_NAMES.get(key) in section:
+        key = _OTHER_NAMES[key]
     if not new:
         if key not in section:
             raise _unknown(path, key, section)
