@@ -59,6 +59,36 @@ def test_the_answer_is_that_of_the_library_and_media_come_in_the_order_given(llu
     assert found["prompt_tokens"] == expected.prompt_tokens > 20
 
 
+@pytest.mark.parametrize("kind", ["audio", "image"])
+def test_media_alone_are_a_question_as_in_the_library(lluda, omni, loaded, files, kind):
+    media = (f"--{kind}", files / ("s.wav" if kind == "audio" else "p.png"))
+    printed = lluda("ask", "-m", omni, *GREEDY, "--json", "--logprobs", 1, *media)
+    assert printed.code == 0, printed.err
+    found = json.loads(printed.out)
+    messages = [{"role": "user", "content": content(files, kind)[:-1]}]
+    expected = loaded.chat(messages, temperature=0, max_tokens=6)
+    assert found["token_ids"] == list(expected.token_ids)
+    assert found["prompt_tokens"] == expected.prompt_tokens
+    assert len(found["tokens"][0]["top"]) == 1
+
+
+def test_neither_words_nor_media_are_no_question(lluda, omni):
+    printed = lluda("ask", "-m", omni, "--system", "x")
+    assert printed.code == 2
+    assert "no prompt given" in printed.err
+
+
+def test_a_question_may_be_text_alone_or_messages_or_begun(lluda, omni, loaded, files, tmp_path):
+    messages = [{"role": "user", "content": content(files, "image")}, {"role": "assistant", "content": "he"}]
+    (tmp_path / "m.json").write_text(json.dumps(messages))
+    expected = loaded.chat(messages, temperature=0, max_tokens=6, continue_final_message=True).token_ids
+    asked = ("ask", "-m", omni, *GREEDY, "--json")
+    by_file = lluda(*asked, "--messages", tmp_path / "m.json", "--continue-final-message")
+    by_words = lluda(*asked, "--image", files / "p.png", "what?", "--prefill", "he")
+    assert [json.loads(one.out)["token_ids"] for one in (by_file, by_words)] == [list(expected)] * 2
+    assert lluda(*asked, "hello").code == 0
+
+
 def test_placeholders_that_a_user_types_are_text(loaded, files):
     plain = loaded.chat_prompt([{"role": "user", "content": content(files, "image")}])
     typed = loaded.chat_prompt([{"role": "user", "content": content(files, "image", text="<|image_pad|>?")}])

@@ -212,6 +212,7 @@ def test_every_loading_option_is_passed_on(lluda, model, monkeypatch):
         "kv_dtype": "bf16",
         "prefill_chunk": 5,
         "threads": 3,
+        "rope_scaling": '{"rope_type": "yarn", "factor": 4.0}',
     }
     flags = [text for name, value in arguments.items() for text in (f"--{name.replace('_', '-')}", value)]
     lluda("generate", "-m", model, "x", *flags, "--check-tensors", "--allow-unexpected", "--allow-unknown-config")

@@ -59,6 +59,60 @@ def test_an_answer_is_written_and_spoken(lluda, speaking, tmp_path):
     assert len(soundfile.read(tmp_path / "a.wav")[0]) > 0
 
 
+@pytest.fixture
+def endless(monkeypatch):
+    """A talker that never says its end."""
+    from lluda.engine import frames
+    from lluda.engine.sampler import Sampler
+
+    def without_end(config, params):
+        codes, vocabulary = config.code_predictor.vocab_size, config.decoder.vocab_size
+        return Sampler(params, [], vocabulary, suppress=frozenset(range(codes, vocabulary)))
+
+    monkeypatch.setattr(frames, "_talker_sampler", without_end)
+
+
+def test_a_talker_without_an_end_is_stopped_and_it_is_said(lluda, speaking, tmp_path, endless):
+    """Three tokens ("hell", "o" and "w" are letters and a merge of the tiny vocabulary) of 0.1 s after 0.2 s."""
+    count = len(package.load_speech(speaking).tokenizer.encode("hello"))
+    guard = ("--speech-guard", "0.2,0.1", "--speech-temperature", 0)
+    printed = lluda("speak", "-m", speaking, "-o", tmp_path / "a.wav", *guard, "hello", "--json")
+    found = json.loads(printed.out)
+    voice = package.load_speech(speaking).voice
+    assert found["finish_reason"] == "runaway"
+    assert found["frames"] == voice.frames(0.2 + 0.1 * count)
+    printed = lluda("ask", "-m", speaking, "--speak", tmp_path / "b.wav", *guard, "-t", 0, "-n", 2, "hello")
+    assert printed.code == 0
+    assert "speech may take 0.2 s and 0.1 s for each token of its text (--speech-guard)" in printed.err
+    assert "the talker did not come to its end; --speech-guard allows more" in printed.err
+    printed = lluda("chat", "-m", speaking, "--speak", tmp_path / "said", *guard, "-t", 0, "-n", 2, stdin=b"hello\n")
+    assert "did not come to its end" in printed.err
+
+
+def test_without_the_guard_max_frames_ends_it(lluda, speaking, tmp_path, endless):
+    options = ("--speech-guard", "off", "--max-frames", 7, "--speech-temperature", 0)
+    printed = lluda("speak", "-m", speaking, "-o", tmp_path / "a.wav", *options, "hello", "--json")
+    assert "speech may take" not in printed.err
+    assert (json.loads(printed.out)["frames"], json.loads(printed.out)["finish_reason"]) == (7, "length")
+
+
+def test_a_text_through_a_pipe_is_the_text(lluda, speaking, tmp_path):
+    options = ("--speech-temperature", 0, "--max-frames", 3)
+    lluda("speak", "-m", speaking, "-o", tmp_path / "a.wav", *options, "hello w")
+    lluda("speak", "-m", speaking, "-o", tmp_path / "b.wav", *options, "-", stdin=b"\xef\xbb\xbfhello w\r\n")
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+
+
+def test_all_sampling_options_of_speech_are_passed_on(lluda, speaking, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(package.SpeechModel, "speak", lambda _, __, params, **___: seen.append(params) or iter(()))
+    given = ("--speech-top-k", 7, "--speech-top-p", 0.5, "--speech-repetition-penalty", 1.2, "--speech-seed", 3)
+    with pytest.raises(AssertionError, match="without a SpeechCompletion"):
+        lluda("speak", "-m", speaking, "-o", tmp_path / "a.wav", *given, "--speech-temperature", 0.4, "x")
+    sampling = package.SamplingParams(temperature=0.4, top_k=7, top_p=0.5, repetition_penalty=1.2, seed=3)
+    assert seen == [package.SpeechParams(sampling=sampling)]
+
+
 @pytest.mark.parametrize(
     ("verb", "options", "rule"),
     [
@@ -66,6 +120,7 @@ def test_an_answer_is_written_and_spoken(lluda, speaking, tmp_path):
         ("speak", ("-o", "a.mp3"), "written as .wav or .flac"),
         ("speak", ("-o", "-", "--json"), "both want stdout"),
         ("speak", ("-o", "a.wav", "--max-frames", 0), "max_frames must be at least 1"),
+        ("speak", ("-o", "a.wav", "--speech-guard", "soon"), "neither off nor two numbers of seconds"),
         ("ask", ("--speak", "-"), "stdout is the text's"),
         ("ask", ("--speak", "a.wav", "--json"), "--json has no place for speech"),
         ("ask", ("--speak", "a.wav", "--speaker", "bob"), "speaker 'bob'"),

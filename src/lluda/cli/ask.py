@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lluda.cli import options
+from lluda.cli.chat_input import add_chat_options, add_messages, chat_options, conversation
 from lluda.cli.console import byte_progress, say
-from lluda.cli.generate import document, load_model, print_stream, rates, read_prompt, require_text
-from lluda.cli.speak import add_speech, speech_params, spoken
+from lluda.cli.generate import (
+    PROMPT_HELP,
+    document,
+    load_model,
+    print_stream,
+    rates,
+    require_json_for_logprobs,
+)
+from lluda.cli.speak import add_speech, say_guard, speech_params, spoken
+from lluda.cli.text_input import read_text_argument
 from lluda.errors import InvalidRequest
 from lluda.inputs.media_parts import check_file
 from lluda.outputs.audio_sink import open_audio_sink
 
 if TYPE_CHECKING:
     from lluda.engine.model import Model
-    from lluda.engine.sampling_params import SamplingParams
+    from lluda.engine.speech import SpeechEvent
 
 _FORMATS = {
     "audio": "wav, flac, mp3, m4a, ogg, webm, …",
@@ -41,13 +50,15 @@ class _Attach(argparse.Action):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument("question", help="the question, or - to read it from stdin")
+    parser.add_argument("question", nargs="?", help=PROMPT_HELP.format("the question (none: the media alone)"))
     options.add_model(parser)
     add_media(parser)
-    options.add_conversation(parser)
+    add_chat_options(parser)
+    add_messages(parser)
     parser.add_argument("--speak", metavar="FILE", help="speak the answer too: a .wav or .flac file, or speakers")
     add_speech(parser)
     parser.add_argument("--json", action="store_true", help="one JSON document instead of streamed text")
+    parser.add_argument("--logprobs", type=int, metavar="N", help="with --json: every token with N alternatives")
     options.add_sampling(parser)
     options.add_loading(parser)
     options.add_rope_scaling(parser)
@@ -71,37 +82,39 @@ def add_media(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load, read the media, answer, report rates on stderr."""
-    require_text(args.system or "", "--system")
     if args.speak and args.json:
         raise InvalidRequest("--json has no place for speech; leave it out, or --speak")
     if args.speak == "-":
         raise InvalidRequest("stdout is the text's; write the speech to a file, or to speakers")
-    question, params = read_prompt(args.question), options.sampling_params(args)
-    content = [*media_content(args), {"type": "text", "text": question}]
+    require_json_for_logprobs(args)
+    question = None if args.question is None else read_text_argument(args.question, "the question")
+    content = [*media_content(args), *([] if question is None else [{"type": "text", "text": question}])]
+    messages, chat = conversation(args, content or None), chat_options(args)
+    params = options.sampling_params(args)
+    speech = speech_params(args) if args.speak else None
     model = load_model(args)
-    system = [] if args.system is None else [{"role": "system", "content": args.system}]
-    messages = [*system, {"role": "user", "content": content}]
-    if args.speak:
-        return _speak(model, messages, params, args)
-    events = model.chat_stream(messages, params, enable_thinking=args.thinking)
-    completion = print_stream(events, quiet=args.json)
+    if speech is not None:
+        with byte_progress("loading the voice") as progress:
+            voice = model.voice(progress)
+        voice.prompts.speaker_id(args.speaker)
+        say_guard(speech)
+        return _print_spoken(model, model.speak(messages, params, speech, speaker=args.speaker, **chat), args)
+    completion = print_stream(model.chat_stream(messages, params, **chat), quiet=args.json)
     if args.json:
-        options.print_json(document(model, question, completion))
+        options.print_json(document(model, messages if question is None else question, completion))
     else:
         say(rates(model, completion))
     return 0
 
 
-def _speak(model: Model, messages: Sequence[dict[str, Any]], params: SamplingParams, args: argparse.Namespace) -> int:
+def _print_spoken(model: Model, events: Iterator[SpeechEvent], args: argparse.Namespace) -> int:
     """Text to stdout and speech to the sink, both as they are made."""
     from lluda.engine.generation import Completion, Token
     from lluda.engine.speech import SpeechCompletion
 
-    with byte_progress("loading the voice") as progress:
-        voice = model.voice(progress)
-    voice.prompts.speaker_id(args.speaker)
-    with open_audio_sink(args.speak, voice.sample_rate, args.encoding) as sink:
-        for event in model.speak(messages, params, speech_params(args), speaker=args.speaker):
+    rate = model.voice().sample_rate
+    with open_audio_sink(args.speak, rate, args.encoding) as sink:
+        for event in events:
             match event:
                 case Token():
                     print(event.text, end="", flush=True)
@@ -109,7 +122,7 @@ def _speak(model: Model, messages: Sequence[dict[str, Any]], params: SamplingPar
                     print(flush=True)
                     say(rates(model, event))
                 case SpeechCompletion():
-                    say(spoken(event, voice.sample_rate))
+                    say(spoken(event, rate))
                 case _:
                     sink.write(event.samples)
     return 0

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lluda.cli import options
+from lluda.cli.chat_input import add_chat_options, chat_options
 from lluda.cli.console import byte_progress, say
-from lluda.cli.generate import load_model, rates, require_text
-from lluda.cli.speak import add_speech, speech_params, spoken
+from lluda.cli.generate import load_model, rates
+from lluda.cli.speak import add_speech, say_guard, speech_params, spoken
+from lluda.cli.text_input import MARK, require_text
 from lluda.errors import LimitExceeded, LludaError
 from lluda.outputs.audio_sink import AudioSink, open_audio_sink
 
@@ -30,6 +32,7 @@ _MEDIA = {"/audio": "audio", "/image": "image", "/video": "video"}
 _COMMANDS = (
     "/audio FILE, /image FILE and /video FILE go with the next line (Omni models); /reset forgets the conversation; "
     "/system TEXT begins anew with a system message (none without TEXT); "
+    "/tool TEXT gives the result of a tool that the answer called (--tools); "
     "/speaker NAME changes the voice of --speak; "
     "/exit or Ctrl-D ends; Ctrl-C stops an answer; a line that begins with a space is no command"
 )
@@ -39,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.epilog = f"Inside: {_COMMANDS}."
     options.add_model(parser, required=False)
-    options.add_conversation(parser)
+    add_chat_options(parser)
     parser.add_argument(
         "--speak",
         metavar="FOLDER",
@@ -54,11 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read lines until the end of input. A refused turn is reported and the conversation goes on without it."""
     require_text(args.system or "", "--system")
-    params = options.sampling_params(args)
+    params, asked = options.sampling_params(args), chat_options(args)
     speech = speech_params(args) if args.speak else None
     model = load_model(args)
     spoken = _Spoken(model, args.speak, speech, args.speaker, args.encoding) if speech else None
-    chat = _Chat(model, params, args.system, args.thinking, spoken)
+    chat = _Chat(model, params, args.system, asked, spoken)
     say(_GREETING)
     _prepare_input()
     while (line := _next_line()) is not None and chat.take(line):
@@ -73,6 +76,7 @@ class _Spoken:
     def __init__(self, model: Model, target: str, params: SpeechParams, speaker: str | None, encoding: str) -> None:
         with byte_progress("loading the voice") as progress:
             self.voice = model.voice(progress)
+        say_guard(params)
         self.params, self._target, self._encoding = params, target, encoding
         self.speaker = speaker
         self.voice.prompts.speaker_id(speaker)
@@ -102,7 +106,7 @@ class _Chat:
         model: Model,
         params: SamplingParams,
         system: str | None,
-        thinking: bool | None,
+        chat_options: Mapping[str, Any],
         spoken: _Spoken | None = None,
     ) -> None:
         if model.chat_template is None:
@@ -110,7 +114,7 @@ class _Chat:
         self._model = model
         self._params = params
         self._system = system
-        self._thinking = thinking
+        self._chat_options = chat_options
         self._spoken = spoken
         self._attached: list[dict[str, str]] = []
         self._conversation = self._begin()
@@ -123,6 +127,8 @@ class _Chat:
                 return False
             case "/audio" | "/image" | "/video":
                 self._attach(_MEDIA[command], rest.strip())
+            case "/tool":
+                self._give_tool_result(rest.strip())
             case "/speaker":
                 self._change_speaker(rest.strip())
             case "/reset":
@@ -137,8 +143,16 @@ class _Chat:
             case _ if command.startswith("/"):
                 say(f"{command:.40} is no command: {_COMMANDS}")
             case _ if line.strip():
-                self._answer(line.strip())
+                self._answer({"role": "user", "content": line.strip()})
         return True
+
+    def _give_tool_result(self, text: str) -> None:
+        if not text:
+            say("/tool needs the result as a text")
+        elif self._spoken is not None:
+            say("with --speak results of tools cannot be given")
+        else:
+            self._answer({"role": "tool", "content": text})
 
     def _change_speaker(self, name: str) -> None:
         if self._spoken is None:
@@ -162,13 +176,13 @@ class _Chat:
 
     def _begin(self) -> Conversation:
         self._attached.clear()
-        return self._model.conversation(self._system)
+        return self._model.conversation(self._system, **self._chat_options)
 
-    def _answer(self, text: str) -> None:
-        """Stream one answer. One that Ctrl-C stops is part of the conversation as far as it came."""
+    def _answer(self, message: dict[str, Any]) -> None:
+        """Stream the answer to one message. One that Ctrl-C stops is part of the conversation as far as it came."""
         try:
-            require_text(text, "the line")
-            self._stream(text)
+            require_text(message["content"], "the line")
+            self._stream(message)
         except KeyboardInterrupt:
             print(flush=True)
             say("stopped")
@@ -176,15 +190,16 @@ class _Chat:
             remedy = "; /reset makes room" if isinstance(error, LimitExceeded) else ""
             say(f"{error}{remedy}")
 
-    def _stream(self, text: str) -> None:
+    def _stream(self, message: dict[str, Any]) -> None:
         # Taken even if the turn is refused: a file that cannot be read would refuse every turn after it.
         attached, self._attached = self._attached, []
-        content = [*attached, {"type": "text", "text": text}] if attached else text
+        if attached:
+            message = message | {"content": [*attached, {"type": "text", "text": message["content"]}]}
         if self._spoken is None:
-            self._show(self._conversation.ask(content, self._params, enable_thinking=self._thinking), None)
+            self._show(self._conversation.send([message], self._params), None)
             return
         voice = self._spoken
-        events = self._conversation.speak(content, self._params, voice.params, speaker=voice.speaker)
+        events = self._conversation.speak(message["content"], self._params, voice.params, speaker=voice.speaker)
         with voice.open() as sink:
             self._show(events, sink)
 
@@ -249,4 +264,4 @@ def _read_line() -> str:
     line = sys.stdin.readline()
     if not line:
         raise EOFError
-    return line.removesuffix("\n").removesuffix("\r")
+    return line.removesuffix("\n").removesuffix("\r").removeprefix(MARK)

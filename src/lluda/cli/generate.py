@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lluda.cli import options
-from lluda.cli.console import byte_progress, plain_interrupt, say
+from lluda.cli.chat_input import add_chat_options, add_messages, chat_options, conversation, uses_template
+from lluda.cli.console import byte_progress, say
+from lluda.cli.heavy_imports import heavy_imports
+from lluda.cli.text_input import read_text_argument
 from lluda.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from lluda.engine.generation import Completion, Token
     from lluda.engine.model import Model
-    from lluda.engine.sampling_params import SamplingParams
+
+PROMPT_HELP = "{}, or - to read it from stdin (UTF-8; a byte order mark and the end of the last line are no part of it)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument("prompt", help="the prompt, or - to read it from stdin")
+    parser.add_argument("prompt", nargs="?", help=PROMPT_HELP.format("the prompt"))
     options.add_model(parser, required=False)
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
-    options.add_conversation(parser)
+    add_chat_options(parser)
+    add_messages(parser)
     parser.add_argument("--json", action="store_true", help="one JSON document instead of streamed text")
     parser.add_argument("--logprobs", type=int, metavar="N", help="with --json: every token with N alternatives")
     options.add_sampling(parser)
@@ -34,34 +38,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load, answer, report rates on stderr. What can be refused without the model is refused before it is loaded."""
     _check_combinations(args)
-    prompt, params = read_prompt(args.prompt), options.sampling_params(args)
+    prompt = None if args.prompt is None else read_text_argument(args.prompt, raw=args.raw)
+    if args.raw and prompt is None:
+        raise InvalidRequest("no prompt given: --raw continues a text; give it, or - to read it from stdin")
+    messages = [] if args.raw else conversation(args, prompt)
+    params, chat = options.sampling_params(args), chat_options(args)
     model = load_model(args)
-    completion = print_stream(_events(model, prompt, params, args), quiet=args.json)
+    if messages and model.chat_template is None and not uses_template(args):
+        say("the checkpoint has no chat template: continuing the text as it is (--raw)")
+        messages = []
+    events = model.chat_stream(messages, params, **chat) if messages else model.stream(prompt or "", params)
+    completion = print_stream(events, quiet=args.json)
     if args.json:
-        options.print_json(document(model, prompt, completion))
+        options.print_json(document(model, messages if prompt is None else prompt, completion))
     else:
         say(rates(model, completion))
     return 0
-
-
-def read_prompt(text: str) -> str:
-    """The prompt itself, or stdin's text for ``-``. InvalidRequest for bytes that are not UTF-8, or nothing at all."""
-    if text == "-":
-        try:
-            text = sys.stdin.buffer.read().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InvalidRequest(f"the prompt on stdin is not UTF-8: bad byte at offset {error.start}") from None
-    require_text(text, "the prompt")
-    if not text:
-        raise InvalidRequest("the prompt is empty: give at least one character")
-    return text
-
-
-def require_text(text: str, what: str) -> None:
-    """InvalidRequest if an argument or a line held bytes that are not UTF-8 (Python hands them on as surrogates)."""
-    for index, character in enumerate(text):
-        if "\ud800" <= character <= "\udfff":
-            raise InvalidRequest(f"{what} is not valid UTF-8: a bad byte at character {index}; encode it as UTF-8")
 
 
 def load_model(args: argparse.Namespace) -> Model:
@@ -70,12 +62,12 @@ def load_model(args: argparse.Namespace) -> Model:
     InvalidRequest: a thinking switch for a chat template that has none.
     """
     path = options.find_model(args.model, args)
-    with plain_interrupt():
+    with heavy_imports():
         from lluda import load
     with byte_progress("loading") as progress:
         model = load(path, progress=progress, **options.load_options(args))
     say(model.describe())
-    for warning in model.report.suspicious:
+    for warning in model.warnings:
         say(f"warning: {warning}")
     template = model.chat_template
     if args.thinking is not None and template is not None and "enable_thinking" not in template.source:
@@ -103,25 +95,18 @@ def _tokens(count: int) -> str:
 
 
 def _check_combinations(args: argparse.Namespace) -> None:
-    if args.raw and (args.system is not None or args.thinking is not None):
-        raise InvalidRequest("--raw uses no chat template, so --system and --[no-]thinking have no place in it")
+    if args.raw and uses_template(args):
+        raise InvalidRequest(
+            "--raw uses no chat template, so --system, --[no-]thinking, --tools, --documents, --template-arg, "
+            "--messages, --prefill and --continue-final-message have no place in it"
+        )
+    require_json_for_logprobs(args)
+
+
+def require_json_for_logprobs(args: argparse.Namespace) -> None:
+    """InvalidRequest: log-probabilities asked for where they are not shown."""
     if args.logprobs is not None and not args.json:
         raise InvalidRequest("--logprobs is shown in the JSON document only; give --json as well")
-    require_text(args.system or "", "--system")
-
-
-def _events(
-    model: Model, prompt: str, params: SamplingParams, args: argparse.Namespace
-) -> Iterator[Token | Completion]:
-    """The answer; without a chat template a plain continuation, which is said."""
-    if args.raw:
-        return model.stream(prompt, params)
-    system = [] if args.system is None else [{"role": "system", "content": args.system}]
-    if model.chat_template is None and not system and args.thinking is None:
-        say("the checkpoint has no chat template: continuing the text as it is (--raw)")
-        return model.stream(prompt, params)
-    messages = [*system, {"role": "user", "content": prompt}]
-    return model.chat_stream(messages, params, enable_thinking=args.thinking)
 
 
 def print_stream(events: Iterator[Token | Completion], *, quiet: bool) -> Completion:
@@ -143,7 +128,7 @@ def print_stream(events: Iterator[Token | Completion], *, quiet: bool) -> Comple
     raise AssertionError("the stream ended without a Completion")
 
 
-def document(model: Model, prompt: str, completion: Completion) -> dict[str, Any]:
+def document(model: Model, prompt: str | Sequence[Any], completion: Completion) -> dict[str, Any]:
     """The answer for machines; tokens one by one where log-probabilities were asked for."""
     fields = asdict(completion)
     fields.pop("index")

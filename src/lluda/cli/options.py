@@ -55,19 +55,22 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", metavar="MODEL", help="the same")
 
 
-def find_model(name: str | None, args: argparse.Namespace) -> ModelSource:
+def find_model(name: str | None, args: argparse.Namespace, *, weights: bool = True) -> ModelSource:
     """The local folder or .gguf file of the model that was named (None: the demo model), with its config judged.
 
     All that can be refused without torch is refused here, before its import takes seconds and 200 MB.
     """
     from lluda.config import ModelConfig
+    from lluda.engine.small_files import small_files_check
     from lluda.weights.checkpoint import CONFIG_NAME, read_config
     from lluda.weights.config_override import with_rope_scaling
     from lluda.weights.hub import find_source
 
-    source = find_source(model_or_demo(name))
+    scaling = getattr(args, "rope_scaling", None)
+    check = small_files_check(allow_unknown_config=args.allow_unknown_config, rope_scaling=scaling)
+    source = find_source(model_or_demo(name), check=check, weights=weights)
     file = source.path if source.is_gguf else source.path / CONFIG_NAME
-    raw = with_rope_scaling(read_config(source), getattr(args, "rope_scaling", None))
+    raw = with_rope_scaling(read_config(source), scaling)
     ModelConfig.from_hf(raw, str(file), allow_unknown=args.allow_unknown_config)
     return source
 
@@ -163,6 +166,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     """How to draw tokens; what is left out comes from generation_config.json."""
     group = parser.add_argument_group("sampling (defaults: generation_config.json)")
     group.add_argument("-n", "--max-tokens", type=int, metavar="N", help="tokens to generate at most")
+    group.add_argument("--min-tokens", type=int, metavar="N", help="tokens that come before an end (default 0)")
     group.add_argument("-t", "--temperature", type=float, metavar="T", help="0 is greedy")
     group.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest tokens; 0 is off")
     for name, meaning in _NUMBERS.items():
@@ -179,6 +183,7 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
 
     return SamplingParams(
         max_tokens=args.max_tokens,
+        min_tokens=args.min_tokens,
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
@@ -188,18 +193,10 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
         frequency_penalty=args.frequency_penalty,
         seed=args.seed,
         logprobs=getattr(args, "logprobs", None),
-        stop=tuple(args.stop or ()),
+        stop=None if args.stop is None else tuple(args.stop),
         stop_token_ids=tuple(args.stop_id or ()),
         ignore_eos=args.ignore_eos,
     )
-
-
-def add_conversation(parser: argparse.ArgumentParser) -> None:
-    """What goes into the chat template beside the user's words."""
-    parser.add_argument("--system", metavar="TEXT", help="a system message first")
-    thinking = parser.add_mutually_exclusive_group()
-    thinking.add_argument("--thinking", dest="thinking", action="store_true", default=None, help="Qwen3 thinks first")
-    thinking.add_argument("--no-thinking", dest="thinking", action="store_false", help="Qwen3 answers at once")
 
 
 def print_json(value: object) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from lluda.cli import options
 from lluda.cli.console import byte_progress, say
-from lluda.cli.generate import read_prompt
+from lluda.cli.generate import PROMPT_HELP
 from lluda.cli.heavy_imports import heavy_imports
+from lluda.cli.text_input import read_text_argument
 from lluda.errors import InvalidRequest
 from lluda.outputs.audio_sink import ENCODINGS, AudioSink, open_audio_sink
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument("text", help="what is said, or - to read it from stdin")
+    parser.add_argument("text", help=PROMPT_HELP.format("what is said"))
     options.add_model(parser)
     parser.add_argument(
         "-o", "--output", required=True, metavar="FILE", help="a .wav or .flac file, - for stdout, or speakers"
@@ -38,20 +39,29 @@ def add_speech(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--encoding", default="pcm16", metavar="E", help=f"{' or '.join(ENCODINGS)} (default pcm16)")
     group.add_argument("--speech-temperature", type=float, metavar="T", help="0 is greedy")
     group.add_argument("--speech-seed", type=int, metavar="N", help="repeat the same draw")
+    group.add_argument("--speech-top-k", type=int, metavar="K", help="keep the K likeliest codes; 0 is off")
+    group.add_argument("--speech-top-p", type=float, metavar="X", help="keep the likeliest codes of this probability")
+    group.add_argument("--speech-repetition-penalty", type=float, metavar="X", help="against codes already said")
     group.add_argument("--max-frames", type=int, metavar="N", help="80 ms each (default 4096)")
+    group.add_argument(
+        "--speech-guard", metavar="S,S", default="15,1",
+        help="seconds that any speech may take, and more for each token of its text, after which a talker that does "
+        "not come to its end is stopped (default 15,1; off: never)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     """Load the voice, speak, report times on stderr."""
     if args.json and args.output == "-":
         raise InvalidRequest("--json and -o - both want stdout; write the speech to a file")
-    text, params = read_prompt(args.text), speech_params(args)
+    text, params = read_text_argument(args.text, "the text"), speech_params(args)
     source = options.find_model(args.model, args)
     with heavy_imports():
         from lluda.engine.speech_model import load_speech
     with byte_progress("loading") as progress:
         model = load_speech(source, progress=progress, **options.load_options(args))
     say(model.describe())
+    say_guard(params)
     events = model.speak(text, params, speaker=args.speaker)
     with open_audio_sink(args.output, model.sample_rate, args.encoding) as sink:
         completion = write_speech(events, sink)
@@ -67,9 +77,22 @@ def speech_params(args: argparse.Namespace) -> SpeechParams:
     """What was asked for; the rest is left to the model's defaults. InvalidRequest: a value out of its range."""
     from lluda.engine.frames import SpeechParams
     from lluda.engine.sampling_params import SamplingParams
+    from lluda.engine.speech_guard import SpeechGuard
 
-    sampling = SamplingParams(temperature=args.speech_temperature, seed=args.speech_seed)
-    return SpeechParams(sampling=sampling, max_frames=args.max_frames)
+    sampling = SamplingParams(
+        temperature=args.speech_temperature,
+        seed=args.speech_seed,
+        top_k=args.speech_top_k,
+        top_p=args.speech_top_p,
+        repetition_penalty=args.speech_repetition_penalty,
+    )
+    return SpeechParams(sampling=sampling, max_frames=args.max_frames, guard=SpeechGuard.parse(args.speech_guard))
+
+
+def say_guard(params: SpeechParams) -> None:
+    """What bounds the speech, on stderr."""
+    if params.guard is not None:
+        say(f"speech may take {params.guard.describe()} (--speech-guard)")
 
 
 def write_speech(events: Iterable[SpeechEvent], sink: AudioSink) -> SpeechCompletion:
@@ -84,11 +107,17 @@ def write_speech(events: Iterable[SpeechEvent], sink: AudioSink) -> SpeechComple
     raise AssertionError("the speech ended without a SpeechCompletion")
 
 
+_ENDED = {
+    "length": " (stopped: max_frames)",
+    "runaway": " (stopped: the talker did not come to its end; --speech-guard allows more)",
+}
+
+
 def spoken(completion: SpeechCompletion, rate: int) -> str:
     """How long it took, in one line."""
     if not completion.frames:
         return "nothing was spoken: the answer has no text"
-    ended = " (stopped: max_frames)" if completion.finish_reason == "length" else ""
+    ended = _ENDED.get(completion.finish_reason, "")
     audio_seconds = completion.samples / rate
     factor, first = completion.seconds / audio_seconds, completion.first_audio_seconds or 0.0
     return (

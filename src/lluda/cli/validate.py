@@ -83,9 +83,7 @@ def _validate(files: ModelFiles, load: LoadOptions, args: argparse.Namespace) ->
     if files.config.omni is not None:
         return validate_omni(files, load, _omni_request(args, load, files, files.config.omni), say)
     if args.only or args.media or args.speaker or args.frames is not None:
-        raise InvalidRequest(
-            f"{files.name} is a text model: --only, --frames, --speaker and media are for Omni models"
-        )
+        raise InvalidRequest(f"{files.name} is a text model: --only, --frames, --speaker and media are for Omni models")
     return validate(files, load, _request(args, load, files), say)
 
 
@@ -148,10 +146,10 @@ def _request(args: argparse.Namespace, load: LoadOptions, files: ModelFiles) -> 
 
 
 def _encode(files: ModelFiles, text: str) -> tuple[int, ...]:
-    from lluda.cli.generate import read_prompt
+    from lluda.cli.text_input import read_text_argument
     from lluda.engine.loading import load_tokenizer
 
-    text = read_prompt(text)
+    text = read_text_argument(text, raw=True)
     return tuple(load_tokenizer(files.source).encode(text, allow_special=False))
 
 

@@ -13,7 +13,6 @@ from lluda.engine.generation import Token
 from lluda.engine.loading import LoadOptions, ModelFiles, load_tokenizer, load_voice
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.speech import SpeechEvent, join, speak
-from lluda.engine.speech_guard import SpeechGuard
 from lluda.errors import InvalidRequest
 from lluda.inputs.speaking_parts import speaking_parts
 from lluda.weights.loader import Progress
@@ -47,9 +46,7 @@ class SpeechModel:
 
     def describe(self) -> str:
         """What was chosen."""
-        guard = SpeechGuard().describe()
-        backend = self.voice.talker.backend.describe()
-        return f"{self.files.name}: speech; {backend}; at most {guard}, if no other guard is asked for"
+        return f"{self.files.name}: speech; {self.voice.talker.backend.describe()}"
 
     def speak(
         self, text: str, params: SpeechParams | None = None, *, speaker: str | None = None
