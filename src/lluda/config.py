@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lluda.config_decoder import DecoderConfig, read_decoder
-from lluda.config_omni import OmniConfig, read_omni
+from lluda.config_omni import THINKER_TYPE, OmniConfig, read_omni, whole_omni
 from lluda.config_reader import ConfigReader
 from lluda.errors import InvalidRequest, UnsupportedModel
 
-SUPPORTED_MODEL_TYPES = ("qwen3", "qwen3_moe", "llama", "qwen3_omni_moe")
+SUPPORTED_MODEL_TYPES = ("qwen3", "qwen3_moe", "llama", "qwen3_omni_moe", THINKER_TYPE)
 
 DTypeName = Literal["bf16", "f32", "f64"]
 DTYPE_NAMES: tuple[DTypeName, ...] = ("bf16", "f32", "f64")
@@ -49,6 +49,7 @@ class ModelConfig:
                     f"{path}: {key} asks for code shipped with the checkpoint; lluda never runs such code. "
                     f"Supported model types: {', '.join(SUPPORTED_MODEL_TYPES)}"
                 )
+        raw = whole_omni(raw)
         reader = ConfigReader(raw, path, allow_unknown=allow_unknown)
         model_type = raw.get("model_type")
         if model_type not in SUPPORTED_MODEL_TYPES:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lluda.config_audio import AudioEncoderConfig, read_audio_encoder
 from lluda.config_code2wav import Code2WavConfig, read_code2wav
@@ -13,6 +15,7 @@ from lluda.config_vision import VisionEncoderConfig, read_vision_encoder
 from lluda.errors import CorruptFile
 
 _MAX_ID = 1 << 24
+THINKER_TYPE = "qwen3_omni_moe_thinker"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,13 @@ class OmniConfig:
     tokens: MediaTokens
     position_id_per_seconds: int
     speech: SpeechConfig | None
+
+
+def whole_omni(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The ``config.json`` of a thinker saved by itself as that of a model that does not speak; any other as it is."""
+    if raw.get("model_type") != THINKER_TYPE:
+        return raw
+    return {"model_type": "qwen3_omni_moe", "enable_audio_output": False, "thinker_config": raw}
 
 
 def read_omni(reader: ConfigReader) -> tuple[DecoderConfig, OmniConfig]:

@@ -75,12 +75,12 @@ def test_names_with_something_before_them(tmp_path, prefix, said):
 
 
 def test_names_of_a_part_by_itself(tmp_path):
-    """A thinker saved alone under the whole model's config."""
+    """A thinker's decoder saved alone under the whole model's config."""
     from tests.models.test_thinker import OMNI
 
     (tmp_path / "config.json").write_text(json.dumps(OMNI))
-    save_file({"audio_tower.conv2d1.weight": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(LludaError, match=r"lack 'thinker.', as in audio_tower\.conv2d1\.weight: a part of a model"):
+    save_file({"model.embed_tokens.weight": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LludaError, match=r"lack 'thinker.', as in model\.embed_tokens\.weight: a part of a model"):
         load_network(ModelFiles.find(tmp_path), LoadOptions(dtype="f32", backend="reference"))
 
 

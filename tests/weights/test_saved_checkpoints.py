@@ -36,6 +36,7 @@ from lluda.weights.saved_names import released_entries
 from tests.conftest import TINY_LLAMA, TINY_MOE, TINY_QWEN3
 from tests.engine.test_speech import CONVERSATIONS, assert_text_codes_and_waveform, reference, tensors
 from tests.inputs.conftest import write_tiny
+from tests.models.test_thinker import MIXES, assert_positions_and_logits
 
 __all__ = ["reference", "tensors"]  # fixtures
 
@@ -113,14 +114,14 @@ def test_fused_experts_are_views_of_the_stored_tensor(tmp_path):
 
 
 @pytest.fixture
-def omni(reference, tmp_path) -> Callable[[bool], Path]:
-    """Saves the small Omni model of tests/engine/test_speech.py."""
+def omni(reference, tmp_path) -> Callable[..., Path]:
+    """Saves the small Omni model of tests/engine/test_speech.py, or a part of it."""
 
-    def write(original: bool) -> Path:
+    def write(original: bool, part: Any = reference) -> Path:
         # What the fixture adds to mend transformers' talker is not part of its config.
         added = reference.talker.config.__dict__.pop("audio_config", None)
         try:
-            reference.save_pretrained(tmp_path, save_original_format=original)
+            part.save_pretrained(tmp_path, save_original_format=original)
         finally:
             if added is not None:
                 reference.talker.config.audio_config = added
@@ -235,6 +236,21 @@ def test_more_fused_experts_than_any_model_has_are_refused_before_they_are_liste
     entries = [TensorEntry(name, (65_536, 1, 1), "BF16", 131_072, tmp_path / "x", 0) for name in names]
     with pytest.raises(UnsupportedModel, match="more than 200,000 matrices"):
         list(released_entries(entries))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_thinker_saved_by_itself_answers_and_passes_its_validation(omni, reference, layout):
+    """What training the thinker alone leaves: model_type qwen3_omni_moe_thinker, names without ``thinker.``"""
+    files = ModelFiles.find(omni(LAYOUTS[layout], part=reference.thinker))
+    assert files.config.omni.speech is None
+    thinker = load_network(files, FLOAT32)[0]
+    reader = MediaReader(thinker, files.source)
+    assert_positions_and_logits(thinker, reader, reference.thinker, MIXES["picture then sound"])
+    given = omni_input(files.config.omni, files.config.text.vocab_size, media=[], tokens=8)
+    request = OmniRequest(given=given, frames=1, greedy=4, float64=False, only=("thinker",))
+    validation = validate_omni(files, FLOAT32, request)
+    assert validation.passed, [bar.describe() for bar in validation.bars]
 
 
 @torch.inference_mode()

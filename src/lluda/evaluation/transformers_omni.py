@@ -37,7 +37,7 @@ from lluda.inputs.media_positions import VideoSpan
 from lluda.models.causal_lm import EMBEDDING, HEAD
 from lluda.models.decoder import InjectedRows
 from lluda.models.thinker import PREFIX as THINKER
-from lluda.weights.saved_names import released_name
+from lluda.weights.saved_names import missing_prefix, released_name
 
 Stages = dict[str, Tensor]
 Pick = Callable[[Tensor], Tensor]
@@ -68,6 +68,8 @@ class TransformersOmni:
                 self.config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UnsupportedModel(f"{path}: transformers cannot read its config: {first_line(error)}") from error
+        if not hasattr(self.config, "thinker_config"):  # a thinker saved by itself
+            self.config = SimpleNamespace(thinker_config=self.config)
         self.path, self.dtype, self.float64, self.models = path, dtype, float64, models
         self.version = str(transformers.__version__)
 
@@ -361,11 +363,12 @@ def _tensors(path: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
     from safetensors import safe_open
 
     index = path / "model.safetensors.index.json"
-    files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else None
-    for file in files or ["model.safetensors"]:
+    weight_map = json.loads(index.read_text())["weight_map"] if index.is_file() else {}
+    for file in sorted(set(weight_map.values())) or ["model.safetensors"]:
         with safe_open(path / file, framework="pt") as opened:
+            before = missing_prefix(weight_map or opened.keys())
             for name in opened.keys():  # noqa: SIM118  (safe_open is no mapping)
-                if (released := released_name(name)).startswith(prefix):
+                if (released := released_name(before + name)).startswith(prefix):
                     yield released.removeprefix(prefix), opened.get_tensor(name)
 
 

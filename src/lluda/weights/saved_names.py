@@ -2,8 +2,9 @@
 
 Models know the released names alone. transformers 5 keeps the experts of a layer in two tensors
 (``mlp.experts.gate_up_proj``, ``mlp.experts.down_proj``) and the parts of the thinker below ``thinker.model``, and
-stores them so with ``save_original_format=False``; a base model saved without its head lacks ``model.``. What is fused
-is not copied: each expert's matrix is an entry of its own, which points into the stored tensor.
+stores them so with ``save_original_format=False``. A base model saved without its head lacks ``model.``, a thinker
+saved by itself ``thinker.``. What is fused is not copied: each expert's matrix is an entry of its own, which points
+into the stored tensor.
 """
 
 from __future__ import annotations
@@ -30,8 +31,17 @@ _MAX_EXPERT_MATRICES = 200_000
 """Entries made of fused tensors; Qwen3-235B-A22B has 36,096. Without a limit a small file could fill the memory."""
 
 
+_OF_A_THINKER = re.compile(r"(model\.)?(audio_tower|visual)\.")
+"""Names that a thinker's encoders have where it was saved by itself."""
+
+
+def missing_prefix(names: Iterable[str]) -> str:
+    """What all stored ``names`` of a checkpoint lack: ``thinker.`` where it was saved by itself, else nothing."""
+    return "thinker." if any(map(_OF_A_THINKER.match, names)) else ""
+
+
 def released_name(name: str) -> str:
-    """The released name of a stored tensor; one that is not known stays as it is."""
+    """The released name of a stored tensor, whole but for `missing_prefix`; one not known stays as it is."""
     for pattern, replacement in _RENAMED:
         renamed, count = pattern.subn(replacement, name, count=1) if pattern.match(name) else (name, 0)
         if count:
@@ -39,12 +49,12 @@ def released_name(name: str) -> str:
     return name
 
 
-def released_entries(entries: Iterable[TensorEntry]) -> Iterator[TensorEntry]:
-    """Stored tensors under their released names, fused experts one by one. CorruptFile: a fused tensor that cannot be
-    divided. UnsupportedModel: more experts than any model has."""
+def released_entries(entries: Iterable[TensorEntry], prefix: str = "") -> Iterator[TensorEntry]:
+    """Stored tensors under their released names, fused experts one by one; ``prefix`` is `missing_prefix`.
+    CorruptFile: a fused tensor that cannot be divided. UnsupportedModel: more experts than any model has."""
     made = 0
     for entry in entries:
-        name = released_name(entry.name)
+        name = released_name(prefix + entry.name)
         block, _, part = name.rpartition(".mlp.experts.")
         if not block or part not in _FUSED:
             yield entry if name == entry.name else replace(entry, name=name)

@@ -23,7 +23,7 @@ from lluda.weights.entry import TensorEntry
 from lluda.weights.foreign_formats import PICKLE_SUFFIXES, foreign_files
 from lluda.weights.packed_bf16 import PackedMatrix
 from lluda.weights.safetensors import SafetensorsFile
-from lluda.weights.saved_names import released_entries, released_name
+from lluda.weights.saved_names import missing_prefix, released_entries, released_name
 from lluda.weights.tied_weights import same_values
 from lluda.weights.unfinished_downloads import unfinished_downloads
 
@@ -105,14 +105,16 @@ class FolderCheckpoint:
         index = read_index(self.path)
         if index is None:
             self._files[SINGLE_NAME] = SafetensorsFile(self.path / SINGLE_NAME)
+            before = missing_prefix(self._files[SINGLE_NAME].entries)
         else:
-            wanted = sorted({s for name, s in index.weight_map.items() if released_name(name).startswith(prefix)})
+            before, listed = missing_prefix(index.weight_map), index.weight_map.items()
+            wanted = sorted({shard for name, shard in listed if released_name(before + name).startswith(prefix)})
             _require(self.path, index, wanted)
             for shard in wanted:
                 self._files[shard] = SafetensorsFile(self.path / shard)
             _check_index(index, self._files)
         for shard, file in self._files.items():
-            file.entries = self._released(shard, file)
+            file.entries = self._released(shard, file, before)
         return {
             name: entry
             for file in self._files.values()
@@ -120,11 +122,11 @@ class FolderCheckpoint:
             if name.startswith(prefix)
         }
 
-    def _released(self, shard: str, file: SafetensorsFile) -> dict[str, TensorEntry]:
+    def _released(self, shard: str, file: SafetensorsFile, prefix: str) -> dict[str, TensorEntry]:
         """The tensors of ``file`` under their released names, without those that another one holds the values of.
         CorruptFile: two stored tensors stand for one parameter with different values."""
         kept: dict[str, TensorEntry] = {}
-        for entry in released_entries(file.entries.values()):
+        for entry in released_entries(file.entries.values(), prefix):
             owner = self._files[self._owner.setdefault(entry.name, shard)]
             first = kept.get(entry.name) or (owner.entries[entry.name] if owner is not file else None)
             if first is None:
