@@ -130,7 +130,7 @@ def test_a_config_folder_that_is_none(lluda, tmp_path, make, message):
 
 def test_a_mistyped_folder_is_never_looked_up_on_the_hub(lluda, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lluda.weights.hub._fetch", lambda _: pytest.fail("asked the Hub"))
+    monkeypatch.setattr("lluda.weights.hub.fetch", lambda *_, **__: pytest.fail("asked the Hub"))
     assert lluda("synth", "configs/Qwen3-0.6B", "out").code == 2
 
 

@@ -6,7 +6,9 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,11 +17,12 @@ from pathlib import Path
 
 import pytest
 
+from lluda.engine.loading import LoadOptions, ModelFiles
 from lluda.errors import CorruptFile, InvalidRequest, LludaError, ModelNotFound, UnsupportedModel
-from lluda.weights import hub
-from lluda.weights.hub import resolve_model
+from lluda.weights import repository
+from lluda.weights.hub import find_source, resolve_model
 from lluda.weights.model_folder import TOOL_TEMPLATE
-from tests.conftest import watchdog
+from tests.conftest import TINY_QWEN3, watchdog
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 from huggingface_hub import constants  # noqa: E402
@@ -253,7 +256,7 @@ def test_a2_an_unreachable_hub_and_a_warm_cache_warns(cache: Path, caplog: pytes
 def test_a2_a_silent_hub_is_not_waited_on(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(hub, "_TIMEOUT_S", 0.2)
+        monkeypatch.setattr(repository, "_TIMEOUT_S", 0.2)
         with watchdog(1):
             refuses("org/name", "the Hub cannot be reached", "hf download org/name")
 
@@ -272,6 +275,13 @@ class FakeHub(ThreadingHTTPServer):
         self.status, self.code = 200, ""
         self.asked: list[str] = []
         self.broken: set[str] = set()
+        self.gated: set[str] = set()
+        self.sizes: dict[str, int] = {}
+
+    @property
+    def fetched(self) -> list[str]:
+        """The files that were asked for, in order, each once."""
+        return list(dict.fromkeys(path.split("/", 5)[5] for path in self.asked if not path.startswith("/api/")))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -284,10 +294,21 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.asked.append(self.path)
         if self.server.status != 200:
             return self._answer(self.server.status, "{}", {"X-Error-Code": self.server.code})
+        if self.path.startswith("/api/models/org/name/tree/"):  # what the client's command line asks
+            tree = [{"type": "file", "path": name, "size": 4, "oid": "0" * 40} for name in self.server.files]
+            return self._answer(200, json.dumps(tree), {})
+        if not self.path.startswith(("/api/models/org/name", "/org/name/resolve/")):
+            return self._answer(404, "", {})
         if self.path.startswith("/api/models/org/name"):
-            listing = {"id": "org/name", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.server.files]}
+            files = [
+                {"rfilename": name, "size": self.server.sizes.get(name, len(content))}
+                for name, content in self.server.files.items()
+            ]
+            listing = {"id": "org/name", "sha": COMMIT, "siblings": files}
             return self._answer(200, json.dumps(listing), {})
         file = self.path.split("/", 5)[5]  # /org/name/resolve/<revision>/<file>
+        if file in self.server.gated:
+            return self._answer(403, "", {"X-Error-Code": "GatedRepo"})
         if file in self.server.broken or file not in self.server.files:
             return self._answer(404, "", {"X-Error-Code": "EntryNotFound"})
         content = self.server.files[file]
@@ -347,9 +368,10 @@ def test_a2_a_download_that_fails_says_how_to_go_on(server: FakeHub) -> None:
     refuses("org/name", "org/name: the download failed", "hf download org/name")
 
 
-def test_a2_a_repository_whose_index_lists_a_shard_it_has_not(server: FakeHub) -> None:
+def test_c7_a_repository_whose_index_lists_a_shard_it_has_not(server: FakeHub) -> None:
     del server.files[B]
-    refuses("org/name", f"{B} missing")
+    refuses("org/name", f"its {INDEX} names {B}, which it does not hold")
+    assert A not in server.fetched
 
 
 def test_a12_a_repository_of_pickles_is_refused_before_any_download(server: FakeHub) -> None:
@@ -385,3 +407,126 @@ def test_a1_a_repository_that_is_no_model(server: FakeHub, files: list[str], rul
 def test_a1_the_hubs_refusals_have_their_own_messages(server: FakeHub, status: int, code: str, rule: str) -> None:
     server.status, server.code = status, code
     refuses("org/name", "org/name: ", rule)
+
+
+# C7: what small files tell is judged before a weight is asked for
+
+QWEN3 = {key: value for key, value in TINY_QWEN3.items() if key != "architectures"}
+SINGLE = {"config.json": json.dumps(QWEN3), "model.safetensors": "w" * 100}
+REFUSED = {
+    "FP8": ({"config.json": json.dumps(QWEN3 | {"quantization_config": {"quant_method": "fp8"}})}, "quantiz|quantis"),
+    "AWQ": ({"config.json": json.dumps(QWEN3 | {"quantization_config": {"quant_method": "awq"}})}, "quantiz|quantis"),
+    "GPTQ": ({"config.json": json.dumps(QWEN3 | {"quantization_config": {"quant_method": "gptq"}})}, "quantiz|quantis"),
+    "another architecture": (
+        {"config.json": json.dumps(QWEN3 | {"model_type": "gemma3"})},
+        "'gemma3' is not supported",
+    ),
+    "code of its own": ({"config.json": json.dumps(QWEN3 | {"auto_map": {"AutoModel": "own.Model"}})}, "code shipped with the checkpoint"),
+    "a pointer as config": ({"config.json": "version https://git-lfs.github.com/spec/v1\n"}, "a Git LFS pointer"),
+    "another tokenizer": ({"tokenizer.json": json.dumps({"model": {"type": "Unigram", "vocab": {}}})}, "tokenizer"),
+    "a broken tokenizer": ({"tokenizer.json": "<html>"}, "a web page"),
+    "a broken generation config": ({"generation_config.json": "[]"}, "must be an object"),
+    "a broken index": ({INDEX: "{}"}, "weight_map must be an object"),
+    "a traversing index": ({INDEX: json.dumps({"weight_map": {"a": "../x.safetensors"}})}, "without folders"),
+    "an index beside a single file": (
+        {INDEX: INDEX_JSON, A: "a", B: "b"},
+        "--exclude model.safetensors --local-dir DIR",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_c7_is_refused_before_any_weight_is_asked_for(server: FakeHub, case: str) -> None:
+    changes, rule = REFUSED[case]
+    server.files = SINGLE | changes
+    with pytest.raises(LludaError, match=rule) as caught:
+        ModelFiles.find("org/name")
+    assert str(caught.value).isprintable()
+    assert [file for file in server.fetched if file.endswith(".safetensors")] == []
+
+
+@pytest.mark.parametrize(
+    ("files", "rule"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors"], "LoRA or PEFT adapter"),
+        (["config.json", "consolidated.safetensors"], "their maker's own layout"),
+        (["config.json", "model-00001-of-00002.safetensors"], f"neither model.safetensors nor {INDEX}"),
+        (["config.json", "model.onnx"], "an ONNX export"),
+    ],
+)
+def test_c7_a_listing_without_a_model_is_refused_without_another_request(
+    server: FakeHub, files: list[str], rule: str
+) -> None:
+    server.files = dict.fromkeys(files, "{}")
+    with pytest.raises(LludaError, match=rule):
+        resolve_model("org/name")
+    assert len(server.asked) == 1
+
+
+def test_c7_small_files_come_first_and_only_the_indexs_shards_are_fetched(server: FakeHub) -> None:
+    extra = ("consolidated.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "x.gguf", "README.md")
+    server.files |= {"tokenizer_config.json": "{}", "generation_config.json": "{}", **dict.fromkeys(extra, "x")}
+    seen: list[list[str]] = []
+    folder = resolve_model("org/name", check=lambda _: seen.append(list(server.fetched)))
+    assert server.fetched == ["config.json", INDEX, "tokenizer_config.json", "generation_config.json", A, B]
+    assert seen == [server.fetched[:-2]]
+    assert not any((folder / name).exists() for name in extra)
+
+
+def test_c7_what_is_in_the_cache_is_neither_judged_nor_fetched_again(server: FakeHub) -> None:
+    folder = resolve_model("org/name")
+    server.asked.clear()
+    assert resolve_model("org/name", check=lambda _: pytest.fail("judged")) == folder
+    assert not {A, B} & set(server.fetched)
+
+
+def test_c7_too_little_room_is_told_before_any_weight_is_asked_for(server: FakeHub) -> None:
+    server.sizes = {A: 10**15, B: 7}
+    with pytest.raises(LludaError, match=r"need 1,000,000,000,000,007 bytes more .*set HF_HOME to a folder"):
+        resolve_model("org/name")
+    assert not {A, B} & set(server.fetched)
+
+
+def test_c7_a_plan_fetches_no_weights(server: FakeHub, cache: Path) -> None:
+    server.files = SINGLE
+    files = ModelFiles.find(find_source("org/name", weights=False))
+    assert files.plan(LoadOptions(backend="reference")).parameters > 0
+    assert server.fetched == ["config.json"]
+
+
+def test_c7_a_gated_file_of_an_open_listing(server: FakeHub) -> None:
+    server.gated = {"config.json"}
+    refuses("org/name", "org/name: gated; accept its terms at https://huggingface.co/org/name", "hf auth login")
+    assert server.fetched == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "path"),
+    [
+        (["b.Q8_0.gguf", "b.Q4_0.gguf"], "b.Q8_0.gguf", "b.Q8_0.gguf"),
+        (
+            ["q-00001-of-00002.gguf", "q-00002-of-00002.gguf"],
+            "--include 'q-*-of-00002.gguf'",
+            "q-00001-of-00002.gguf",
+        ),
+    ],
+)
+def test_c7_the_remedy_for_a_repository_of_gguf_files_works(
+    server: FakeHub, tmp_path: Path, files: list[str], arguments: str, path: str
+) -> None:
+    server.files = dict.fromkeys(files, "GGUF") | {"README.md": "r", "pytorch_model.bin": "x"}
+    with pytest.raises(ModelNotFound) as caught:
+        resolve_model("org/name")
+    message = str(caught.value)
+    assert f"holds GGUF files ({files[0]}, {files[1]})" in message
+    command = f"hf download org/name {arguments} --local-dir DIR"
+    assert message.endswith(f"such as DIR/{path} after: {command}")
+    # The very command, run by the client's own command line against the same server.
+    folder = tmp_path / "fetched"
+    words = [str(folder) if word == "DIR" else word for word in shlex.split(command)[1:]]
+    environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_XET": "1"}
+    client = [sys.executable, "-c", "from huggingface_hub.cli.hf import main; main()"]
+    subprocess.run([*client, *words], env=environment, check=True, capture_output=True, timeout=120)
+    assert resolve_model(folder / path) == folder / path
+    wanted = files if "--include" in arguments else files[:1]
+    assert sorted(file.name for file in folder.glob("*.gguf")) == sorted(wanted)

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan; exit 2 (OutOfMemory) if it does not fit what is available."""
     require_writable(args.output)
-    path = options.find_model(options.model_argument(args), args)
+    path = options.find_model(options.model_argument(args), args, weights=False)
     with heavy_imports():
         from lluda.engine.loading import LoadOptions, ModelFiles
 

@@ -20,10 +20,12 @@ from lluda.backends.base import ComputeBackend
 from lluda.backends.blocks import Parameters, Weight
 from lluda.config import DTypeName, ModelConfig, resolve_dtype
 from lluda.config_reader import ConfigReader
+from lluda.engine.forked import require_own_threads
 from lluda.engine.generation import GPU_PREFILL_CHUNK, PREFILL_CHUNK
 from lluda.engine.kv_cache import CacheOptions, Strategy
 from lluda.engine.memory_plan import MemoryPlan, plan_memory
 from lluda.engine.placement import EXPERTS, Backends, read_placement
+from lluda.engine.small_files import small_files_check
 from lluda.engine.speech import Voice
 from lluda.engine.talker_prompt import TalkerPromptBuilder
 from lluda.engine.tied_head import with_stored_head
@@ -83,7 +85,8 @@ class LoadOptions:
     multiply, exact rows or rows rounded to q8_0 as in llama.cpp. ``max_context``: positions a sequence may have
     (default: the model's limit, at most 8192). ``kv_cache``: growing or preallocated; ``kv_dtype``: auto (as dtype),
     bf16, f32. ``prefill_chunk``: prompt rows computed at once (default: 2048 on a GPU, 512 elsewhere).
-    ``threads``: CPU threads. ``check_tensors``: look at every value, and warn, fail, or off. ``rope_scaling``: in place
+    ``threads``: CPU threads. ``check_tensors``: auto (warn of strange values where they are read in any
+    case), or read every value, and warn or fail; off. ``rope_scaling``: in place
     of the checkpoint's own, an object as in config.json, or that as JSON (docs/numerics.md, YaRN). ``allow_*`` accept
     what is refused by default."""
 
@@ -98,7 +101,7 @@ class LoadOptions:
     kv_dtype: str = "auto"
     prefill_chunk: int | None = None
     threads: int | None = None
-    check_tensors: CheckTensors = "warn"
+    check_tensors: CheckTensors = "auto"
     rope_scaling: str | Mapping[str, Any] | None = None
     allow_unexpected: bool = False
     allow_unknown_config: bool = False
@@ -145,7 +148,8 @@ class ModelFiles:
     ) -> ModelFiles:
         """Resolve a folder, .gguf file or hub name ``org/name[@revision]`` and read its configs. ``rope_scaling``: see
         `LoadOptions`."""
-        source = find_source(name_or_path)
+        check = small_files_check(allow_unknown_config=allow_unknown_config, rope_scaling=rope_scaling)
+        source = find_source(name_or_path, check=check)
         raw = with_rope_scaling(read_config(source), rope_scaling)
         config = ModelConfig.from_hf(raw, _config_name(source), allow_unknown=allow_unknown_config)
         config, notices = with_stored_head(source, config)
@@ -247,6 +251,7 @@ def load_network(
 
     Errors as :func:`lluda.engine.model.load`.
     """
+    require_own_threads()
     files.plan(options).require_fit()
     skip = SPEECH_PREFIXES if files.config.omni else ()
     loaded = _load(files, options, text_parameters(files.config), skip, progress)
@@ -258,6 +263,7 @@ def load_voice(
 ) -> Voice:
     """What speaks, in the precision and place of ``options``; the table of tokens is the ``thinker``'s where it is
     loaded, else it alone is read. UnsupportedModel: a checkpoint that does not speak. Errors as `load_network`."""
+    require_own_threads()
     omni = files.config.omni
     if omni is None or omni.speech is None:
         raise UnsupportedModel(

@@ -9,7 +9,7 @@ from lluda.errors import CorruptFile, ModelNotFound
 from lluda.gguf_keys import described, same_value
 from lluda.weights.gguf_file import GGUFFile
 
-_PART_NAME = re.compile(
+PART_NAME = re.compile(
     r"(?P<stem>.+)-(?P<number>\d{5})(?P<of>-of-)(?P<count>\d{5})(?P<suffix>\.gguf)", re.DOTALL | re.IGNORECASE
 )
 _MAX_PARTS = 99999
@@ -52,7 +52,7 @@ def _open_part(first: Path, index: int, count: int) -> GGUFFile:
 
 def _part_path(path: Path, index: int, count: int) -> Path | None:
     """The path of part ``index`` (from 0) beside the part ``path``; None if its name is not that of a part."""
-    match = _PART_NAME.fullmatch(path.name)
+    match = PART_NAME.fullmatch(path.name)
     if match is None or int(match["count"]) != count:
         return None
     return path.with_name(f"{match['stem']}-{index + 1:05}{match['of']}{count:05}{match['suffix']}")

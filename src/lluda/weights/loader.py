@@ -16,7 +16,7 @@ from lluda.weights.foreign_formats import foreign_tensors
 from lluda.weights.packed_bf16 import PackedMatrix
 from lluda.weights.q8_0 import BLOCK_BYTES as _Q8_0_BYTES
 
-CheckTensors = Literal["warn", "fail", "off"]
+CheckTensors = Literal["auto", "warn", "fail", "off"]
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
@@ -29,6 +29,7 @@ PlaceStored = Callable[[ParameterSpec, Tensor], T | None]
 
 _INTEGER_OR_FP8 = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL", "F8_E4M3", "F8_E5M2")
 _LISTED = 10
+_SMALL = 1 << 16  # bytes that are read with their neighbours in any case
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +81,24 @@ def load_tensors(
     place_q8_0: PlaceStored[T] = lambda _spec, _blocks: None,
     skip: tuple[str, ...] = (),
     allow_unexpected: bool = False,
-    check: CheckTensors = "warn",
+    check: CheckTensors = "auto",
     progress: Progress | None = None,
 ) -> tuple[dict[str, T], LoadReport]:
     """All tensors of ``specs``, each given to ``place`` as it is read, so that there are never two copies of a model:
     the pages of one that was copied are let go at once. A packed matrix goes to ``place_packed`` first, one of Q8_0
     blocks to ``place_q8_0``. Names that begin with one of ``skip`` belong to other components and are left alone.
 
-    ``check`` looks at every value: NaN or infinity anywhere and all-zero norms are reported, or refused with ``fail``.
-    Of a packed matrix the exponents in use tell whether it can hold any, of Q8_0 the scales.
+    ``check`` looks at values: NaN or infinity anywhere and all-zero norms are reported, or refused with ``fail``.
+    ``warn`` and ``fail`` read every byte for it; ``auto`` looks only at tensors that are read in any case, since they
+    are copied, packed or small, so that what stays mapped is read when it is used. Of a packed matrix the exponents in
+    use tell whether it can hold any, of Q8_0 the scales.
 
     Raises:
         CorruptFile: tensors missing, unexpected or of the wrong shape (the first ten are listed); values refused.
         UnsupportedModel: a storage type that holds no plain numbers (fp8, integers).
     """
-    if check not in ("warn", "fail", "off"):
-        raise InvalidRequest(f"check_tensors {check!r} is not one of warn, fail, off")
+    if check not in ("auto", "warn", "fail", "off"):
+        raise InvalidRequest(f"check_tensors {check!r} is not one of auto, warn, fail, off")
     wanted = {spec.name: spec for spec in specs}
     skipped = [name for name in checkpoint.entries if name not in wanted and name.startswith(skip)] if skip else []
     others = checkpoint.entries.keys() - wanted.keys() - set(skipped)
@@ -111,8 +114,6 @@ def load_tensors(
     for spec in read:
         name = stored_as.get(spec.name, spec.name)
         stored, blocks = checkpoint.packed(name), checkpoint.q8_0(name)
-        if check != "off":
-            suspicious += _suspicions(spec, checkpoint, name, stored, blocks)
         taken = None
         if stored is not None:
             taken = place_packed(spec, stored.stored)
@@ -124,6 +125,9 @@ def load_tensors(
             placed[spec.name], reads_stored = place(spec, checkpoint.tensor(name))
             reads_stored = reads_stored and stored is None and blocks is None
             decoded += blocks is not None
+        is_read = stored is not None or not reads_stored or checkpoint.entries[name].nbytes <= _SMALL
+        if check in ("warn", "fail") or (check == "auto" and is_read):
+            suspicious += _suspicions(spec, checkpoint, name, stored, blocks)
         if not reads_stored:
             converted += 1
             checkpoint.release(name)
