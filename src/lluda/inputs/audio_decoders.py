@@ -82,13 +82,14 @@ class _SoundFileDecoder:
         self._path, self._file = path, file
         self.kind = f"libsndfile: {file.format} {file.subtype}"
         self.rate, self.channels = int(file.samplerate), int(file.channels)
-        self.promised = self.rate > 0 and file.frames < _UNKNOWN_FRAMES
+        self.promised = self.rate > 0
         self.seconds: float | None = file.frames / self.rate if self.promised else None
 
     @classmethod
     def open(cls, path: Path, file: BinaryIO) -> _SoundFileDecoder | None:
-        """None: libsndfile does not know the format. Of an mp3 it reads as much as it guesses from the first frame's
-        bit rate, which may be a third."""
+        """None: libsndfile does not know the format, or reads it wrong: of an mp3 as much as it guesses from the first
+        frame's bit rate, which may be a third; of a flac that came through a pipe, and does not say how long it is, its
+        last block not at all."""
         import soundfile
 
         try:
@@ -96,7 +97,7 @@ class _SoundFileDecoder:
             found = soundfile.SoundFile(file.fileno() if plain else file, closefd=False)
         except (soundfile.SoundFileError, TypeError):  # TypeError: headerless formats, which it wants described
             return None
-        if found.format == "MP3":
+        if found.format == "MP3" or found.frames >= _UNKNOWN_FRAMES:
             found.close()
             return None
         return cls(path, found)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -33,7 +34,10 @@ _SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _EIGHT_BITS = ("1", "CMYK", "HSV", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr")
 
 _BAND_PIXELS = 1 << 21
-"""Pixels that are made RGB, and resized, at once."""
+"""Pixels that are made RGB at once."""
+
+_WHOLE_PIXELS = 1 << 24
+"""Pixels that are made RGB, beside the stored ones, before they are resized; a larger picture is resized in bands."""
 
 _SUPPORT = 2
 """Pixels to each side that a bicubic filter reads, at scale 1."""
@@ -50,8 +54,9 @@ def opened(path: Path, file: BinaryIO, limits: VisionLimits) -> Iterator[Image]:
     with warnings.catch_warnings():
         # Pillow warns of large pictures and of odd metadata; the limits decide, and metadata is of no concern.
         warnings.simplefilter("ignore")
-        formats = ", ".join(FORMATS)
-        rule = f"not a picture that can be read (one of {formats}); convert it to PNG, JPEG or WebP"
+        # Some formats are decoded as they are opened, and a want of memory is reported as damage.
+        large = ", or too large for its size" if _decoded_at_once(os.pread(file.fileno(), 12, 0)) else ""
+        rule = f"not a picture that can be read{large} (one of {', '.join(FORMATS)}); convert it to PNG, JPEG or WebP"
         with library_errors(path, rule):
             try:
                 # In memory it has an end: Pillow asks a file for as many bytes as a header says, and is given room for
@@ -63,6 +68,10 @@ def opened(path: Path, file: BinaryIO, limits: VisionLimits) -> Iterator[Image]:
         check_size(str(path), image.height, image.width, limits)
         with image:
             yield image
+
+
+def _decoded_at_once(head: bytes) -> bool:
+    return head[8:12] == b"WEBP" or head[4:12] == b"ftypavif"
 
 
 def pixels(path: Path, image: Image, size: Sequence[int] | None) -> NDArray[np.uint8]:
@@ -83,31 +92,44 @@ def pixels(path: Path, image: Image, size: Sequence[int] | None) -> NDArray[np.u
     height, width = (image.height, image.width) if size is None else size if image.size == stored else size[::-1]
     found = np.empty((height, width, 3), np.uint8)
     with library_errors(path, rule):
-        for start, end, part in _bands(path, image, height, width):
-            found[start:end] = part
+        for start, end, band in _bands(path, image, height, width):
+            found[start:end] = np.asarray(band)
     return found
 
 
-def _bands(path: Path, image: Image, height: int, width: int) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
-    """First row, end and pixels of each band of the picture at its new size. Pillow weighs the same stored pixels for
-    each new one as if the whole were resized at once: each band is cut out with what the filter reads around it."""
-    import numpy as np
+def _bands(path: Path, image: Image, height: int, width: int) -> Iterator[tuple[int, int, Image]]:
+    """First row, end and pixels of each band of the picture in RGB and its new size.
+
+    A large picture's bands are cut out with what the filter reads around them, so that the same stored pixels weigh the
+    same as if the whole were resized at once; the order of Pillow's two passes, and with it a rounding, may differ.
+    """
     from PIL import Image
 
+    resized = (height, width) != (image.height, image.width)
+    if resized and not _is_plain(image) and image.height * image.width <= _WHOLE_PIXELS:
+        whole = Image.new("RGB", image.size)
+        for start, _, band in _bands(path, image, image.height, image.width):
+            whole.paste(band, (0, start))
+        image = whole
+    if resized and _is_plain(image):
+        yield 0, height, image.resize((width, height), Image.Resampling.BICUBIC)
+        return
     scale = image.height / height
-    around = math.ceil(_SUPPORT * max(scale, 1.0)) + 1
+    around = math.ceil(_SUPPORT * max(scale, 1.0)) + 1 if resized else 0
     rows = max(1, int(_BAND_PIXELS / image.width / scale))
     for start in range(0, height, rows):
         end = min(start + rows, height)
         top, bottom = start * scale, end * scale
         first, last = max(0, math.floor(top) - around), min(image.height, math.ceil(bottom) + around)
-        band = _rgb(path, image if last - first == image.height else image.crop((0, first, image.width, last)))
-        box = (0, top - first, image.width, min(bottom - first, band.height))
-        if (height, width) != (image.height, image.width):
+        band = _rgb(path, image.crop((0, first, image.width, last)))
+        if resized:
+            box = (0, top - first, image.width, min(bottom - first, band.height))
             band = band.resize((width, end - start), Image.Resampling.BICUBIC, box)
-        else:
-            band = band.crop((0, start - first, width, end - first))
-        yield start, end, np.asarray(band)
+        yield start, end, band
+
+
+def _is_plain(image: Image) -> bool:
+    return image.mode == "RGB" and image.info.get("transparency") is None
 
 
 def _rgb(path: Path, image: Image) -> Image:

@@ -23,7 +23,13 @@ from lluda.errors import CorruptFile, LimitExceeded, LludaError
 from lluda.inputs import audio_decoders, image_decoder, video_decoder
 from lluda.inputs.audio_samples import convert
 from lluda.inputs.child_messages import framed, limit_resources, receive
-from lluda.inputs.media_limits import FRAME_BYTES_PER_PIXEL, PICTURE_BYTES_PER_PIXEL, data_bytes, processor_seconds
+from lluda.inputs.media_limits import (
+    FRAME_BYTES_PER_PIXEL,
+    LEAST_FRAME_BYTES_PER_PIXEL,
+    PICTURE_BYTES_PER_PIXEL,
+    data_bytes,
+    processor_seconds,
+)
 
 _Job = Generator[Any, Any, None]
 
@@ -44,7 +50,7 @@ def serve(channel: socket.socket) -> None:
             else:
                 assert job is not None, "a job is to go on that was not begun"
                 answer = _next(job, request["go"])
-                while "end" not in answer and "error" not in answer:
+                while not isinstance(answer, dict):
                     _send(channel, answer)
                     answer = _next(job, None)
                 _send(channel, answer)
@@ -86,9 +92,15 @@ def _video(path: Path, file: BinaryIO, request: dict[str, Any]) -> _Job:
 def _frames(path: Path, file: BinaryIO, request: dict[str, Any]) -> _Job:
     """Of a video that was scanned before."""
     track, limits = video_decoder.Track(**request["track"]), VisionLimits(**request["limits"])
-    _limit_memory(request, track.height * track.width, FRAME_BYTES_PER_PIXEL)
+    most = _limit_memory(request, track.height * track.width, FRAME_BYTES_PER_PIXEL)
     yield {}
-    yield from video_decoder.decode(path, file, track, request["fps"], request["count"], limits)
+    try:
+        yield from video_decoder.decode(path, file, track, request["fps"], request["count"], limits)
+    except CorruptFile:
+        # Of frames that large there is no room for the few that most decoders keep, and they report it as damage.
+        if track.height * track.width * LEAST_FRAME_BYTES_PER_PIXEL > most:
+            raise MemoryError from None
+        raise
 
 
 _JOBS: dict[str, Callable[[Path, BinaryIO, dict[str, Any]], _Job]] = {

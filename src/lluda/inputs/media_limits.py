@@ -19,6 +19,9 @@ PICTURE_BYTES_PER_PIXEL = 24
 FRAME_BYTES_PER_PIXEL = 64
 """Of a video's decoder: up to 17 frames of 10-bit 4:2:0 that refer to each other, and the RGB of one."""
 
+LEAST_FRAME_BYTES_PER_PIXEL = 8
+"""The same where few frames refer to each other: four of 8-bit 4:2:0, and some room."""
+
 _SECONDS = 8
 _BYTES_PER_SECOND = 32_768
 
