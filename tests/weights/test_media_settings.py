@@ -50,6 +50,26 @@ def test_the_file_that_counts_is_transformers_choice(tmp_path, plain, video, sec
         assert (found.raw.get("from") or PLAIN) in found.where
 
 
+def test_the_nested_form_of_transformers_5_means_what_the_flat_one_of_4_did(released_configs, tmp_path):
+    """Both written by transformers: the released file, and its processors' own dictionaries as sections."""
+    transformers = pytest.importorskip("transformers", reason="transformers is the reference here")
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    (source,) = released_configs.glob("*Instruct/preprocessor_config*.json")
+    flat = json.loads(source.read_text())
+    pictures = Qwen2VLImageProcessorPil.from_dict(dict(flat)).to_dict()
+    # 5.23 writes its video processor so, which needs torchvision to be made here.
+    video = {key: value for key, value in pictures.items() if key != "image_processor_type"}
+    video |= {"video_processor_type": "Qwen2VLVideoProcessor", "do_sample_frames": False, "max_frames": 768}
+    sound = transformers.WhisperFeatureExtractor.from_dict(dict(flat)).to_dict()
+    sections = {"feature_extractor": sound, "image_processor": pictures, "video_processor": video}
+    write(tmp_path, {PROCESSOR: json.loads(json.dumps(sections | {"processor_class": "Qwen3OmniMoeProcessor"}))})
+    found = {medium: read_media_settings(tmp_path, medium).raw for medium in ("audio", "image", "video")}
+    assert MelConfig.from_hf(found["audio"]) == MelConfig.from_hf(flat) == RELEASED_MEL
+    assert VisionInputConfig.from_hf(found["image"]) == VisionInputConfig.from_hf(flat) == RELEASED_VISION
+    assert VisionInputConfig.for_video(found["video"]) == VisionInputConfig.for_video(flat)
+
+
 def test_a_section_that_is_no_object_is_refused(tmp_path):
     write(tmp_path, {PROCESSOR: {"image_processor": 5}})
     with pytest.raises(CorruptFile, match=r"processor_config\.json: image_processor: must be a JSON object"):

@@ -49,31 +49,43 @@ def released_name(name: str) -> str:
     return name
 
 
-def released_entries(entries: Iterable[TensorEntry], prefix: str = "") -> Iterator[TensorEntry]:
-    """Stored tensors under their released names, fused experts one by one; ``prefix`` is `missing_prefix`.
-    CorruptFile: a fused tensor that cannot be divided. UnsupportedModel: more experts than any model has."""
+def require_listable(entries: Iterable[TensorEntry]) -> None:
+    """UnsupportedModel if the fused experts of a checkpoint's stored tensors are more than any model has, before they
+    are listed one by one."""
     made = 0
     for entry in entries:
-        name = released_name(prefix + entry.name)
-        block, _, part = name.rpartition(".mlp.experts.")
-        if not block or part not in _FUSED:
-            yield entry if name == entry.name else replace(entry, name=name)
-            continue
-        matrices = _FUSED[part]
-        rule = f"{entry.name!r:.120} must have three dimensions, the second a multiple of {len(matrices)}"
-        if len(entry.shape) != 3 or entry.shape[1] % len(matrices):
-            raise CorruptFile(entry.file, rule, found=list(entry.shape))
-        made += len(matrices) * entry.shape[0]
+        _, matrices = _fused(entry.name)
+        made += len(matrices) * entry.shape[0] if matrices and entry.shape else 0
         if made > _MAX_EXPERT_MATRICES:
             raise UnsupportedModel(
                 f"{entry.file}: fused experts of more than {_MAX_EXPERT_MATRICES:,} matrices; no model has so many"
             )
-        yield from _experts(entry, f"{block}.mlp.experts", matrices)
+
+
+def released_entries(entries: Iterable[TensorEntry], prefix: str = "") -> Iterator[TensorEntry]:
+    """Stored tensors under their released names, fused experts one by one; ``prefix`` is `missing_prefix`.
+    CorruptFile: a fused tensor that cannot be divided."""
+    for entry in entries:
+        name = released_name(prefix + entry.name)
+        block, matrices = _fused(name)
+        if matrices:
+            yield from _experts(entry, block, matrices)
+        else:
+            yield entry if name == entry.name else replace(entry, name=name)
+
+
+def _fused(name: str) -> tuple[str, tuple[str, ...]]:
+    """The name of the experts that a tensor holds all of, and the matrices it holds of each; none for another one."""
+    block, _, part = name.rpartition(".")
+    return block, _FUSED.get(part, ()) if block.endswith(".mlp.experts") else ()
 
 
 def _experts(entry: TensorEntry, block: str, matrices: tuple[str, ...]) -> Iterator[TensorEntry]:
+    if len(entry.shape) != 3 or 0 in entry.shape or entry.shape[1] % len(matrices):
+        rule = f"{entry.name!r:.120} must have three dimensions above 0, the second a multiple of {len(matrices)}"
+        raise CorruptFile(entry.file, rule, found=list(entry.shape))
     experts, rows, columns = entry.shape
-    nbytes = entry.nbytes // (experts * len(matrices)) if experts else 0
+    nbytes = entry.nbytes // (experts * len(matrices))
     for expert in range(experts):
         for index, matrix in enumerate(matrices):
             yield replace(

@@ -23,7 +23,7 @@ from lluda.weights.entry import TensorEntry
 from lluda.weights.foreign_formats import PICKLE_SUFFIXES, foreign_files
 from lluda.weights.packed_bf16 import PackedMatrix
 from lluda.weights.safetensors import SafetensorsFile
-from lluda.weights.saved_names import missing_prefix, released_entries, released_name
+from lluda.weights.saved_names import missing_prefix, released_entries, released_name, require_listable
 from lluda.weights.tied_weights import same_values
 from lluda.weights.unfinished_downloads import unfinished_downloads
 
@@ -113,6 +113,7 @@ class FolderCheckpoint:
             for shard in wanted:
                 self._files[shard] = SafetensorsFile(self.path / shard)
             _check_index(index, self._files)
+        require_listable(entry for file in self._files.values() for entry in file.entries.values())
         for shard, file in self._files.items():
             file.entries = self._released(shard, file, before)
         return {
