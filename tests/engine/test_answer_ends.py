@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import lluda
+from lluda.cli.main import main
 from lluda.engine.answer_ends import AnswerEnds
 from lluda.inputs.tokenizer import Tokenizer
 from tests.cli.conftest import END, TEMPLATE, write_model
@@ -116,3 +117,24 @@ def test_a_gguf_ends_at_well_known_spellings_even_where_they_are_marked_as_text(
     assert set(read.end_ids) == {END, END + 1}
     assert read.special_ids == {END, END + 1}
     assert read.encode("<|im_end|>") == [END]
+
+
+@pytest.mark.parametrize("template", [NO_END, None])
+def test_a_gguf_made_of_a_folder_ends_where_the_folder_does(folder, tmp_path, template):
+    """GGUF has one key for an end, and the folder four of them in three files."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 3}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 6]}))
+    write_config(folder, eos_token=NOT_SPECIAL, chat_template=template)
+    out = tmp_path / "m.gguf"
+    assert main(["quantize", "-m", str(folder), "-o", str(out), "--type", "bf16"]) == 0
+    # <|end|> is one of the spellings that end an answer in any GGUF file.
+    assert set(load(out).ends.text) == {*load(folder).ends.text, END} == {3, 5, 6, END + 1, END}
+
+
+def test_a_single_end_survives_beside_another_eos_token(folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 3}))
+    write_config(folder, eos_token=NOT_SPECIAL)
+    assert main(["quantize", "-m", str(folder), "-o", str(tmp_path / "m.gguf"), "--type", "bf16"]) == 0
+    assert {3, END + 1} <= set(load(tmp_path / "m.gguf").ends.text)

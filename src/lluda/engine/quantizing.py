@@ -14,6 +14,7 @@ from lluda.config import ModelConfig
 from lluda.engine.loading import LoadOptions, ModelFiles, load_chat_template
 from lluda.errors import InvalidRequest, ModelNotFound
 from lluda.inputs.gguf_tokenizer import tokenizer_metadata
+from lluda.inputs.special_tokens import read_special_tokens
 from lluda.inputs.tokenizer_files import vocabulary_from_folder
 from lluda.models.build import all_parameters
 from lluda.weights.checkpoint import (
@@ -86,15 +87,17 @@ def _folder_metadata(files: ModelFiles, choice: TypeChoice, tokenizer: Path) -> 
         shapes = {spec.name: spec.shape for spec in all_parameters(config)}
         keys = omni_metadata(read_config(files.source), shapes, name, choice.default)
     documents = {name: read_document(files.source, name) for name in DOCUMENT_KEYS}
-    documents[GENERATION_CONFIG_NAME] = _generation_config(files)
+    own = _tokenizer_keys(config, tokenizer)
+    documents[GENERATION_CONFIG_NAME] = _generation_config(files, own.get("tokenizer.ggml.eos_token_id"))
     found = {DOCUMENT_KEYS[file]: json.dumps(value, ensure_ascii=False) for file, value in documents.items() if value}
-    return {**keys, **found, **_tokenizer_keys(config, tokenizer)}
+    return {**keys, **found, **own}
 
 
-def _generation_config(files: ModelFiles) -> dict[str, Any]:
-    """The generation_config.json, with the config's ends of text where there are several: GGUF has a key for one."""
-    found, ends = read_generation_config(files.source), files.config.eos_token_ids
-    return found if len(ends) < 2 or "eos_token_id" in found else {**found, "eos_token_id": list(ends)}
+def _generation_config(files: ModelFiles, eos: int | None) -> dict[str, Any]:
+    """The generation_config.json, with all ends of text that the configs name: GGUF has a key for one, which is
+    ``eos``."""
+    found, ends = read_generation_config(files.source), list(files.eos_ids)
+    return found if ends in ([], [eos]) else {**found, "eos_token_id": ends}
 
 
 def _tokenizer_keys(config: ModelConfig, folder: Path) -> dict[str, Any]:
@@ -103,8 +106,7 @@ def _tokenizer_keys(config: ModelConfig, folder: Path) -> dict[str, Any]:
     except ModelNotFound:
         return {"tokenizer.ggml.model": "none"}
     template = load_chat_template(folder)
-    special = template.special_tokens if template else {}
-    keys = tokenizer_metadata(vocabulary, config.text.vocab_size, special)
+    keys = tokenizer_metadata(vocabulary, config.text.vocab_size, read_special_tokens(folder).named)
     if config.eos_token_ids:
         keys.setdefault("tokenizer.ggml.eos_token_id", config.eos_token_ids[0])
     if template:

@@ -6,6 +6,7 @@ in added_tokens.json (what transformers wrote before 4.34); transformers 5.23 re
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lluda.inputs.special_tokens import CONFIG_NAME, SpecialTokens, read_special
 from lluda.inputs.splitting import QWEN2
 from lluda.inputs.text_file import read_text
 from lluda.inputs.tokenizer_json import MAX_FILE_BYTES, added_token, field, named_ids, vocabulary_from_tokenizer_json
-from lluda.inputs.vocabulary import Vocabulary, mark_special, merge_pairs, separate_added
+from lluda.inputs.vocabulary import Vocabulary, check_merge_count, mark_special, merge_pairs, separate_added
 from lluda.json_file import read_json_object
 
 ADDED_NAME = "added_tokens.json"
@@ -29,10 +30,10 @@ def vocabulary_from_folder(folder: Path) -> Vocabulary:
     other than byte-level BPE split by a rule of `splitting.SPLITTINGS`.
     """
     config, special = read_tokenizer_config(folder), read_special_tokens(folder)
-    if (folder / "tokenizer.json").exists():
+    if os.path.lexists(folder / "tokenizer.json"):
         more = _added_beside(folder, config, special)
         return vocabulary_from_tokenizer_json(folder / "tokenizer.json", more, special)
-    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+    if os.path.lexists(folder / "vocab.json") and os.path.lexists(folder / "merges.txt"):
         return _from_vocab_and_merges(folder, config, special)
     raise ModelNotFound(
         f"{folder}: no tokenizer (tokenizer.json, or vocab.json with merges.txt); copy it from the released model"
@@ -55,7 +56,7 @@ def _from_vocab_and_merges(folder: Path, config: dict[str, Any], special: Specia
 def _require_qwen2(folder: Path, config: dict[str, Any]) -> None:
     """UnsupportedModel: the class that the folder names, or its model's class in transformers, is another."""
     kind = config.get("tokenizer_class")
-    if kind is None and (folder / "config.json").exists():
+    if kind is None and os.path.lexists(folder / "config.json"):
         model = read_json_object(folder / "config.json").get("model_type")
         kind = _QWEN2_CLASSES[0] if isinstance(model, str) and model.startswith(("qwen2", "qwen3")) else None
     if kind not in _QWEN2_CLASSES:
@@ -66,7 +67,9 @@ def _require_qwen2(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _merge_lines(path: Path) -> list[tuple[str, str]]:
-    lines = read_text(path, MAX_FILE_BYTES).split("\n")  # splitlines would also cut at letters that stand for bytes
+    text = read_text(path, MAX_FILE_BYTES)
+    check_merge_count(text.count("\n"), path)  # before a text is made of each
+    lines = text.split("\n")  # splitlines would also cut at letters that stand for bytes
     if lines and lines[0].startswith("#version"):
         lines.pop(0)
     while lines and not lines[-1]:
@@ -76,7 +79,7 @@ def _merge_lines(path: Path) -> list[tuple[str, str]]:
 
 def _added_path(folder: Path, config: dict[str, Any]) -> Path:
     """The file that numbers the added tokens beside a vocabulary."""
-    is_legacy = "added_tokens_decoder" not in config and (folder / ADDED_NAME).exists()
+    is_legacy = "added_tokens_decoder" not in config and os.path.lexists(folder / ADDED_NAME)
     return folder / (ADDED_NAME if is_legacy else CONFIG_NAME)
 
 

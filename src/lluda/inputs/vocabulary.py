@@ -120,10 +120,15 @@ class Vocabulary:
         return CorruptFile(path, "the vocabulary and its merges do not make a tokenizer")
 
 
+def check_merge_count(count: int, path: Path) -> None:
+    """CorruptFile: more merges than `MAX_MERGES`."""
+    if count > MAX_MERGES + 1:  # a merges.txt may begin with a line of its version
+        raise CorruptFile(path, "too many merges", expected=f"at most {MAX_MERGES}", found=count)
+
+
 def merge_pairs(lines: Sequence[object], path: Path) -> list[tuple[str, str]]:
     """Merges given as ``"left right"`` or as pairs. CorruptFile: anything else, or too many."""
-    if len(lines) > MAX_MERGES:
-        raise CorruptFile(path, "too many merges", expected=f"at most {MAX_MERGES}", found=len(lines))
+    check_merge_count(len(lines), path)
     pairs: list[Any] = [line.split(" ") if isinstance(line, str) else line for line in lines]
     try:
         # One pass in C where all is well, which for 151,387 merges is a tenth of a second.
