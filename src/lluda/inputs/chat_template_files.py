@@ -7,6 +7,7 @@ tokenizers take the jinja files, then tokenizer_config.json (5.23, ``ProcessorMi
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ def find_chat_template(folder: Path) -> tuple[Any, Path] | None:
 def _jinja(folder: Path) -> dict[str, str]:
     """The jinja files by the name of their template; of the additional ones the one that is used."""
     places = {"default": folder / NAME, "tool_use": folder / TOOL_USE_NAME}
-    return {name: read_text(path, MAX_SOURCE) for name, path in places.items() if path.exists()}
+    return {name: read_text(path, MAX_SOURCE) for name, path in places.items() if os.path.lexists(path)}
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return read_json_object(path, max_bytes=2 * MAX_SOURCE) if path.exists() else {}
+    return read_json_object(path, max_bytes=2 * MAX_SOURCE) if os.path.lexists(path) else {}

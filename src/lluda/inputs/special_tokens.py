@@ -8,6 +8,7 @@ give it the next free id, whatever the model was trained with).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +70,7 @@ def read_special_tokens(folder: Path) -> SpecialTokens:
 
 
 def _document(path: Path) -> dict[str, Any]:
-    return read_json_object(path, max_bytes=MAX_CONFIG_BYTES) if path.exists() else {}
+    return read_json_object(path, max_bytes=MAX_CONFIG_BYTES) if os.path.lexists(path) else {}
 
 
 def _named(document: Mapping[str, Any], path: Path) -> dict[str, str]:
