@@ -11,6 +11,8 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -21,15 +23,20 @@ from training.voices.voice import open_voice
 
 SPEAK_RATE, HEAR_RATE = 24000, 16000
 _HOUR = 3600
-_WINDOW = 16
+_WINDOW = 8
 
 
 def _spoken(task: tuple[int, Line, int]) -> tuple[int, Line, bytes, str]:
     """A numbered line as the bytes of its clip, with its phonemes; no bytes where the voice made no sound of it."""
     number, line, rate = task
     spoken = open_voice(line.voice)(line.text, line.seed)
+    told = spoken.phonemes
+    if rate == SPEAK_RATE and not told:
+        from training.voices.hibari_voice import phonemes
+
+        told = phonemes(line.text)
     try:
-        return number, line, finished(spoken.samples, spoken.rate, rate).tobytes(), spoken.phonemes
+        return number, line, finished(spoken.samples, spoken.rate, rate).tobytes(), told
     except ValueError as error:
         print(f"left out: {line.voice}, {line.text!r}: {error}", file=sys.stderr, flush=True)
         return number, line, b"", ""
@@ -64,8 +71,12 @@ def make_set(
     (folder / "set.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
     end, full = time.monotonic() + seconds, hours * _HOUR * rate
     tasks = ((number, line, rate) for number, line in itertools.islice(enumerate(lines), done, clips or None))
-    with (folder / "sound.i16").open("ab") as sound, (folder / "index.jsonl").open("a", encoding="utf-8") as index:
-        for number, line, clip, phonemes in _all_spoken(tasks, jobs):
+    with (
+        (folder / "sound.i16").open("ab") as sound,
+        (folder / "index.jsonl").open("a", encoding="utf-8") as index,
+        closing(_all_spoken(tasks, jobs)) as all_spoken,
+    ):
+        for number, line, clip, phonemes in all_spoken:
             if samples >= full or time.monotonic() >= end:
                 break
             if not clip:
@@ -83,10 +94,14 @@ def _all_spoken(tasks: Iterator[tuple[int, Line, int]], jobs: int) -> Iterator[t
     if jobs == 1:
         yield from map(_spoken, tasks)
         return
-    with get_context("spawn").Pool(jobs) as pool:
-        # In windows: imap alone would read the endless script at once.
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    try:
+        # In windows: the script has no end.
         for window in iter(lambda: list(itertools.islice(tasks, _WINDOW * jobs)), []):
-            yield from pool.imap(_spoken, window)
+            yield from pool.map(_spoken, window)
+    finally:
+        # What is running ends by itself; what waits is given up.
+        pool.shutdown(cancel_futures=True)
 
 
 def _entry(line: Line, start: int, samples: int, phonemes: str) -> dict[str, Any]:
@@ -98,7 +113,9 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("speak", "hear"))
-    parser.add_argument("--voice", default="lark", help="of speak: lark or kumo (or tone, which needs no package)")
+    parser.add_argument(
+        "--voice", default="lark", help="of speak: lark, kumo, flite-rms, … (or tone, which needs no package)"
+    )
     parser.add_argument("--family", default="lark", help=f"of hear: {', '.join(FAMILIES)}")
     parser.add_argument("--split", default="train", choices=("train", "test"))
     parser.add_argument("--hours", type=float, default=1000.0)

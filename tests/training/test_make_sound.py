@@ -80,6 +80,14 @@ def test_two_processes_write_the_same_set(whole, tmp_path):
     assert np.array_equal(sound, whole[0])
 
 
+def test_processes_end_when_the_hours_are_reached(tmp_path):
+    # The script has no end: work that was handed out and is not wanted any more must not keep the command.
+    arguments = ["speak", "--voice", "tone", "--hours", "0.002", "--jobs", "2", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    seconds = (tmp_path / "sound.i16").stat().st_size / 2 / 24000
+    assert 7.2 <= seconds < 15
+
+
 def test_every_voice_speaks_the_same_texts():
     lark, kumo = (
         [line.text for line in itertools.islice(speaking_lines(voice, "train"), 200)] for voice in ("lark", "kumo")
