@@ -126,9 +126,10 @@ class Quantiser(nn.Module):
     @torch.no_grad()
     def follow(self, inner: Tensor, chosen: Tensor, group: int) -> None:
         """Move the vectors of a stage towards the rows that chose them."""
-        one_hot = F.one_hot(chosen.flatten(), self.codes).float()
-        self.counts[group].lerp_(one_hot.sum(0), 1 - _DECAY)
-        self.sums[group].lerp_(one_hot.T @ inner.flatten(0, 1), 1 - _DECAY)
+        index, rows = chosen.flatten(), inner.flatten(0, 1)
+        counts = torch.zeros_like(self.counts[group]).index_add_(0, index, torch.ones_like(rows[:, 0]))
+        self.counts[group].lerp_(counts, 1 - _DECAY)
+        self.sums[group].lerp_(torch.zeros_like(self.sums[group]).index_add_(0, index, rows), 1 - _DECAY)
         self.vectors[group] = self.sums[group] / self.counts[group].clamp(min=1e-3)[:, None]
 
     @torch.no_grad()

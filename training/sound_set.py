@@ -66,6 +66,7 @@ def read_sets(folders: Sequence[Path]) -> SoundSet:
         part = sound[entry["start"] : entry["start"] + entry["samples"]]
         joined[at * FRAME : at * FRAME + len(part)] = part
         phonemes = entry.get("phonemes", "")
-        clips.append(Clip(entry["text"], entry["voice"], entry["split"], phonemes, at, count))
+        voice = entry["voice"].rpartition("-")[2]  # flite-rms is the speaker rms
+        clips.append(Clip(entry["text"], voice, entry["split"], phonemes, at, count))
         at += count
     return SoundSet(torch.from_numpy(joined), clips)

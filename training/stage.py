@@ -36,6 +36,7 @@ class Limits:
     run_seconds: float = math.inf
     device: str = "cuda"
     compiled: bool = True
+    step_by_step: bool = False
 
     @classmethod
     def parser(cls, description: str | None) -> argparse.ArgumentParser:
@@ -47,16 +48,30 @@ class Limits:
         parser.add_argument("--steps", type=int, help="end after so many steps instead")
         parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         parser.add_argument("--eager", action="store_true", help="without torch.compile")
+        parser.add_argument("--step-by-step", action="store_true", help="without CUDA graphs")
         return parser
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Limits:
         """From parsed options."""
-        return cls(options.out, options.seconds, options.steps, options.run_seconds, options.device, not options.eager)
+        return cls(
+            out=options.out,
+            seconds=options.seconds,
+            steps=options.steps,
+            run_seconds=options.run_seconds,
+            device=options.device,
+            compiled=not options.eager,
+            step_by_step=options.step_by_step,
+        )
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function compiled for the shapes it meets, each by itself; as it is, if nothing is to be compiled."""
         return torch.compile(function, dynamic=False) if self.compiled else function
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are captured as CUDA graphs."""
+        return self.device.startswith("cuda") and not self.step_by_step
 
 
 class Stage:
@@ -70,7 +85,7 @@ class Stage:
         self.step, self.elapsed = 0, 0.0
         self.curve: list[dict[str, float]] = []
         self._peaks = [float(group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, tuple[Tensor, int]] = {}
         limits.out.mkdir(parents=True, exist_ok=True)
         self._resume()
 
@@ -93,11 +108,11 @@ class Stage:
                 saved = time.monotonic()
         self.save()
 
-    def report(self, **values: Tensor) -> None:
+    def report(self, values: Mapping[str, Tensor]) -> None:
         """Values of this step for the curve; nothing waits for them."""
         for name, value in values.items():
-            value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+            total, count = self._sums.get(name, (torch.zeros_like(value, dtype=torch.float32), 0))
+            self._sums[name] = total + value.detach(), count + 1
 
     def save(self) -> None:
         """The checkpoint, the curve, and the weights alone (float32), each replaced at once."""
@@ -137,11 +152,13 @@ class Stage:
         warm = min(1.0, (self.step + 1) / WARM_UP)
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group, peak in zip(groups, self._peaks, strict=True):
-            group["lr"] = peak * warm * cosine
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(peak * warm * cosine)
+            else:
+                group["lr"] = peak * warm * cosine
 
     def _log(self) -> None:
-        count = self.step % LOG_EVERY or LOG_EVERY
-        means = {name: round(total.item() / count, 5) for name, total in self._sums.items()}
+        means = {name: round(total.item() / count, 5) for name, (total, count) in self._sums.items()}
         self._sums = {}
         self.curve.append({"step": self.step, "seconds": round(self.elapsed, 1), **means})
         if self.step % (4 * LOG_EVERY) == 0 or self.step <= LOG_EVERY:

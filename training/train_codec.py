@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lluda.config_code2wav import Code2WavConfig
+from lluda.config_omni import SpeechConfig
+from training.captured import CapturedSteps, Values
 from training.codec import Encoder, PhonemeHead, Quantiser, encode_all
 from training.config import read_config
 from training.discriminators import Discriminators, deceived, halves, hinge
@@ -29,8 +32,8 @@ SEGMENT = 64
 UNHEARD = 2
 """First frames of a piece from the middle of a segment that no loss is taken of: the convolutions begin with zeros."""
 
-PLACE_EVERY = 200
-_MEL, _PHONEMES, _FEATURES = 15.0, 1.0, 20.0
+PLACE_EVERY, PHONEMES_EVERY = 200, 10
+_MEL, _PHONEMES, _FEATURES = 15.0, 3.0, 20.0
 
 
 class Pieces:
@@ -55,7 +58,7 @@ class Pieces:
             row, end, begin = [], 0, clips[index].first
             for one in clips[index : index + 16]:
                 # One clip's frames less: a segment may begin up to a frame late.
-                if one.first + one.frames - begin >= SEGMENT or one.first < begin + end:
+                if not one.phonemes or one.first + one.frames - begin >= SEGMENT or one.first < begin + end:
                     break
                 row += [ids[symbol] for symbol in one.phonemes]
                 end = one.first + one.frames - begin
@@ -67,15 +70,15 @@ class Pieces:
             padded[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
         return padded.to(self.sound.device), lengths, torch.tensor(frames)
 
-    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The clips that segments begin with, on the host and on the device, and the first frames of the pieces in
-        them, each ``[batch]``. A piece begins in its segment's first clip, a tenth of them at its beginning."""
-        device = self.sound.device
-        drawn = torch.randint(len(self.first), (self.batch,))
-        chosen = drawn.to(device, non_blocking=True)
-        share = (torch.rand(self.batch, device=device) * 1.1 - 0.1).clamp(min=0)
-        room = (SEGMENT - self.frames) * torch.ones_like(chosen)
-        return drawn, chosen, (share * torch.minimum(self.lengths[chosen], room)).long()
+    def draw(self) -> Tensor:
+        """The clips that segments begin with, ``[batch]`` on the host."""
+        return torch.randint(len(self.first), (self.batch,))
+
+    def begin(self, chosen: Tensor) -> Tensor:
+        """The first frames of pieces of segments, ``[batch]``: in the segment's first clip, a tenth of them at its
+        beginning."""
+        share = (torch.rand(self.batch, device=chosen.device) * 1.1 - 0.1).clamp(min=0)
+        return (share * self.lengths[chosen].clamp(max=SEGMENT - self.frames)).long()
 
     def segments(self, chosen: Tensor) -> Tensor:
         """Samples ``[batch, SEGMENT * FRAME]`` float32, which begin up to a frame late."""
@@ -107,56 +110,82 @@ def quieten(network: Code2Wav) -> None:
         network.decoder[-1].conv.weight.mul_(0.1)
 
 
-def train_a(sound: SoundSet, limits: Limits, batch: int, frames: int, rate: float) -> None:
-    """Encoder, quantiser, code2wav and phoneme head, on log-mel distance, commitment and phonemes."""
-    omni = read_config()[1].omni
-    assert omni is not None and omni.speech is not None
-    config, device = omni.speech.code2wav, limits.device
-    torch.manual_seed(0)
-    hidden = config.transformer.hidden_size
-    pieces = Pieces(sound, batch, frames, config.look_ahead)
-    encoder, quantiser = Encoder(hidden), Quantiser(hidden, config.num_quantizers, config.codebook_size)
-    vocoder, head = Code2Wav(config), PhonemeHead(hidden, max(1, len(pieces.symbols)))
-    quieten(vocoder)
-    modules = {"encoder": encoder, "quantiser": quantiser, "code2wav": vocoder, "phonemes": head}
-    for module in modules.values():
-        module.to(device).train()
-    optimizer = adamw(list(modules.values()), rate, (0.8, 0.99), 0.01)
-    distance = MelDistance().to(device)
-    stage = Stage("codec_a", limits, modules, [optimizer])
-    compiled = limits.compile
-    frames_of, waveform = compiled(vocoder.frames), compiled(vocoder.waveform)
-    far = distance
-    for progress in stage:
-        drawn, chosen, piece = pieces.draw()
+class CodecTrainer:
+    """Stage A: encoder, quantiser, code2wav and phoneme head, on log-mel distance, commitment and phonemes."""
+
+    def __init__(self, config: Code2WavConfig, pieces: Pieces, limits: Limits, rate: float) -> None:
+        self.config, self.pieces, self.device = config, pieces, limits.device
+        hidden = config.transformer.hidden_size
+        self.encoder = Encoder(hidden)
+        self.quantiser = Quantiser(hidden, config.num_quantizers, config.codebook_size)
+        self.vocoder, self.head = Code2Wav(config), PhonemeHead(hidden, max(1, len(pieces.symbols)))
+        quieten(self.vocoder)
+        named = (self.encoder, self.quantiser, self.vocoder, self.head)
+        self.modules = dict(zip(("encoder", "quantiser", "code2wav", "phonemes"), named, strict=True))
+        for module in named:
+            module.to(self.device).train()
+        self.optimizer = adamw(named, rate, (0.8, 0.99), 0.01)
+        self.distance = MelDistance().to(self.device)
+        self.frames, self.waveform = limits.compile(self.vocoder.frames), limits.compile(self.vocoder.waveform)
+
+    def step(self, is_rounded: bool, chosen: Tensor, drawn: Tensor | None = None) -> Values:
+        """One step on the segments ``chosen``; with phonemes if ``drawn``, the same on the host, is given."""
+        pieces, device = self.pieces, self.device
+        piece = pieces.begin(chosen)
         segment = pieces.segments(chosen)
-        begin = piece[:, None] * FRAME + torch.arange(frames * FRAME - config.look_ahead, device=device)
-        true = segment.gather(1, begin)
-        with rounded([vocoder], progress > 1 - ROUNDED_SHARE), autocast(device):
-            latent = encoder(segment)
-            if stage.step % PLACE_EVERY == 0 and progress < 0.7:
-                quantiser.place(latent.detach(), math.inf if stage.step == 0 else 1.0)
-            used = torch.randint(2, config.num_quantizers + 1, (batch,), device=device)
-            used = torch.where(torch.rand(batch, device=device) < 0.25, used, config.num_quantizers)
-            with torch.autocast(device.split(":")[0], enabled=False):
-                total, first, _, commitment = quantiser(latent, used)
-            made = pieces.heard(waveform(pieces.cut(frames_of(total), piece)), true, piece)
-            mel = far(made, true)
-            spoken = head(first).float().log_softmax(-1).transpose(0, 1)
-            phonemes = F.ctc_loss(
-                spoken,
-                pieces.targets[chosen],
-                (4 * pieces.whole[drawn]).clamp(min=1),
-                pieces.target_lengths[drawn],
-                zero_infinity=True,
-            )
-            loss = _MEL * mel + commitment + _PHONEMES * phonemes
-            optimizer.zero_grad(set_to_none=True)
+        samples = torch.arange(pieces.frames * FRAME - pieces.ahead, device=device)
+        true = segment.gather(1, piece[:, None] * FRAME + samples)
+        with rounded([self.vocoder], is_rounded), autocast(device):
+            total, first, commitment = self.quantised(self.encoder(segment))
+            made = pieces.heard(self.waveform(pieces.cut(self.frames(total), piece)), true, piece)
+            values = {"mel": self.distance(made, true), "commitment": commitment}
+            loss = _MEL * values["mel"] + commitment
+            if drawn is not None:
+                values["phonemes"] = self.phonemes(first, chosen, drawn)
+                loss = loss + _PHONEMES * values["phonemes"]
+            self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-        clip(list(modules.values()), 1.0)
-        optimizer.step()
-        used = {f"perplexity_{group}": perplexity(quantiser.counts[group]) for group in (0, config.num_quantizers - 1)}
-        stage.report(mel=mel, commitment=commitment, phonemes=phonemes, **used)
+        clip(list(self.modules.values()), 1.0)
+        self.optimizer.step()
+        for group in (0, self.config.num_quantizers - 1):
+            values[f"perplexity_{group}"] = perplexity(self.quantiser.counts[group])
+        return values
+
+    def quantised(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The quantiser's sum, its first stage and its loss; of a quarter of the segments the last stages are not
+        used."""
+        count, groups = len(latent), self.config.num_quantizers
+        fewer = torch.randint(2, groups + 1, (count,), device=latent.device)
+        used = torch.where(torch.rand(count, device=latent.device) < 0.25, fewer, groups)
+        with torch.autocast(latent.device.type, enabled=False):
+            total, first, _, commitment = self.quantiser(latent, used)
+        return total, first, commitment
+
+    def phonemes(self, first: Tensor, chosen: Tensor, drawn: Tensor) -> Tensor:
+        """Connectionist temporal classification of the phonemes by the first codebook."""
+        spoken = self.head(first).float().log_softmax(-1).transpose(0, 1)
+        frames, lengths = (4 * self.pieces.whole[drawn]).clamp(min=1), self.pieces.target_lengths[drawn]
+        return F.ctc_loss(spoken, self.pieces.targets[chosen], frames, lengths, zero_infinity=True)
+
+
+def train_a(sound: SoundSet, limits: Limits, batch: int, frames: int, rate: float) -> None:
+    """Stage A. The phonemes' part needs the host, so only every tenth step has it."""
+    config = speech_config().code2wav
+    torch.manual_seed(0)
+    pieces = Pieces(sound, batch, frames, config.look_ahead)
+    trainer = CodecTrainer(config, pieces, limits, rate)
+    stage = Stage("codec_a", limits, trainer.modules, [trainer.optimizer])
+    steps = CapturedSteps(trainer.step, limits.captured)
+    for progress in stage:
+        drawn = pieces.draw()
+        chosen = drawn.to(limits.device)
+        is_rounded = progress > 1 - ROUNDED_SHARE
+        if stage.step % PLACE_EVERY == 0 and progress < 0.7:
+            with torch.no_grad(), autocast(limits.device):
+                latent = trainer.encoder(pieces.segments(chosen))
+            trainer.quantiser.place(latent, math.inf if stage.step == 0 else 1.0)
+        with_phonemes = stage.step % PHONEMES_EVERY == 0
+        stage.report(trainer.step(is_rounded, chosen, drawn) if with_phonemes else steps(is_rounded, chosen))
 
 
 def perplexity(counts: Tensor) -> Tensor:
@@ -164,53 +193,66 @@ def perplexity(counts: Tensor) -> Tensor:
     return torch.special.entr(counts / counts.sum()).sum().exp()
 
 
-def train_b(sound: SoundSet, limits: Limits, batch: int, frames: int, rate: float) -> None:
-    """Code2wav from stage A, its table free, on the fixed codes of all clips, with discriminators."""
-    omni = read_config()[1].omni
-    assert omni is not None and omni.speech is not None
-    config, device = omni.speech.code2wav, limits.device
-    torch.manual_seed(1)
-    pieces = Pieces(sound, batch, frames, config.look_ahead)
-    vocoder, discriminators = codec_of(limits.out, device)[2].train(), Discriminators().to(device).train()
-    codes = codes_of(sound, limits.out).to(device).long()
-    optimizer = adamw([vocoder], rate, (0.8, 0.99), 0.01)
-    against = adamw([discriminators], rate, (0.8, 0.99), 0.01)
-    stage = Stage("codec_b", limits, {"code2wav": vocoder, "discriminators": discriminators}, [optimizer, against])
-    compiled = limits.compile
-    frames_of, waveform = compiled(vocoder.frames), compiled(vocoder.waveform)
-    judge, far = discriminators, MelDistance().to(device)
-    for progress in stage:
-        _, chosen, piece = pieces.draw()
+class VocoderTrainer:
+    """Stage B: code2wav, its table free, on the fixed codes of all clips, against discriminators."""
+
+    def __init__(self, folder: Path, sound: SoundSet, pieces: Pieces, limits: Limits, rate: float) -> None:
+        self.pieces, self.device = pieces, limits.device
+        self.vocoder, self.discriminators = codec_of(folder, self.device)[2].train(), Discriminators().to(self.device)
+        self.codes = codes_of(sound, folder).long()
+        self.optimizers = [adamw([one], rate, (0.8, 0.99), 0.01) for one in (self.vocoder, self.discriminators)]
+        self.distance = MelDistance().to(self.device)
+        self.frames, self.waveform = limits.compile(self.vocoder.frames), limits.compile(self.vocoder.waveform)
+
+    def step(self, is_rounded: bool, chosen: Tensor, share: Tensor) -> Values:
+        """One step of both; ``share``: of the adversary's part of code2wav's loss, which comes in slowly since it
+        begins knowing nothing."""
+        pieces, (own, against) = self.pieces, self.optimizers
+        piece = pieces.begin(chosen)
         true = pieces.true(chosen, piece)
-        index = pieces.first[chosen, None] + torch.arange(SEGMENT, device=device)
-        with rounded([vocoder], progress > 1 - ROUNDED_SHARE), autocast(device):
-            rows = frames_of(vocoder.latents(codes[:, index].transpose(0, 1)))
-            made = pieces.heard(waveform(pieces.cut(rows, piece)), true, piece)
-            judged = halves(judge(torch.cat((true, made.detach()))))
-            doubt = hinge(*judged)
+        index = pieces.first[chosen, None] + torch.arange(SEGMENT, device=self.device)
+        with rounded([self.vocoder], is_rounded), autocast(self.device):
+            rows = self.frames(self.vocoder.latents(self.codes[:, index].transpose(0, 1)))
+            made = pieces.heard(self.waveform(pieces.cut(rows, piece)), true, piece)
+            doubt = hinge(*halves(self.discriminators(torch.cat((true, made.detach())))))
             against.zero_grad(set_to_none=True)
             doubt.backward()
-            clip([discriminators], 10.0)
+            clip([self.discriminators], 10.0)
             against.step()
-            discriminators.requires_grad_(False)
-            verdicts, features = deceived(*halves(judge(torch.cat((true, made)))))
-            discriminators.requires_grad_(True)
-            mel = far(made, true)
-            # The adversary's part comes in slowly: it begins knowing nothing.
-            share = min(1.0, progress / 0.05)
-            loss = _MEL * mel + share * (2 * verdicts + _FEATURES * features)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-        clip([vocoder], 10.0)
-        optimizer.step()
-        stage.report(mel=mel, doubt=doubt, verdicts=verdicts, features=features)
+            self.discriminators.requires_grad_(False)
+            verdicts, features = deceived(*halves(self.discriminators(torch.cat((true, made)))))
+            self.discriminators.requires_grad_(True)
+            mel = self.distance(made, true)
+            own.zero_grad(set_to_none=True)
+            (_MEL * mel + share * (2 * verdicts + _FEATURES * features)).backward()
+        clip([self.vocoder], 10.0)
+        own.step()
+        return {"mel": mel, "doubt": doubt, "verdicts": verdicts, "features": features}
+
+
+def train_b(sound: SoundSet, limits: Limits, batch: int, frames: int, rate: float) -> None:
+    """Stage B."""
+    torch.manual_seed(1)
+    pieces = Pieces(sound, batch, frames, speech_config().code2wav.look_ahead)
+    trainer = VocoderTrainer(limits.out, sound, pieces, limits, rate)
+    modules = {"code2wav": trainer.vocoder, "discriminators": trainer.discriminators}
+    stage = Stage("codec_b", limits, modules, trainer.optimizers)
+    steps = CapturedSteps(trainer.step, limits.captured)
+    for progress in stage:
+        share = torch.tensor(min(1.0, progress / 0.05)).to(limits.device)
+        stage.report(steps(progress > 1 - ROUNDED_SHARE, pieces.draw().to(limits.device), share))
+
+
+def speech_config() -> SpeechConfig:
+    """The speaking half of the tiny config."""
+    omni = read_config()[1].omni
+    assert omni is not None and omni.speech is not None
+    return omni.speech
 
 
 def codec_of(folder: Path, device: str, stage: str = "codec_a") -> tuple[Encoder, Quantiser, Code2Wav]:
     """The codec that a stage has saved, code2wav's table made of stage A's quantiser."""
-    omni = read_config()[1].omni
-    assert omni is not None and omni.speech is not None
-    config = omni.speech.code2wav
+    config = speech_config().code2wav
     hidden = config.transformer.hidden_size
     encoder, quantiser = Encoder(hidden), Quantiser(hidden, config.num_quantizers, config.codebook_size)
     vocoder = Code2Wav(config)

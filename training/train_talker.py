@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lluda.config_omni import SpeechConfig
+from training.captured import CapturedSteps, Values
 from training.code_set import CodeSet
 from training.config import read_config
 from training.optimizer import adamw, clip
@@ -59,16 +60,16 @@ class TalkerTrainer(nn.Module):
         codec, tokens = config.talker.codec, config.tokens
         text = [tokens.im_start, tokens.assistant, 0, *[tokens.tts_pad] * 4, tokens.tts_bos]
         self.register_buffer("opening", torch.tensor(text), persistent=False)
-        self.codes = [codec.nothink, codec.think_bos, codec.think_eos, 0, codec.pad, codec.bos]
+        codes = [codec.nothink, codec.think_bos, codec.think_eos, 0, codec.pad, codec.bos]
+        self.register_buffer("codes", torch.tensor(codes), persistent=False)
 
     def rows(self, batch: Batch, heard: Tensor | None, seen: Tensor) -> Tensor:
         """All rows of the examples: the user's, the opening, the frames with the codes ``seen``."""
-        count, device = len(batch.text), batch.text.device
-        talker = self.talker
+        count, talker = len(batch.text), self.talker
         text = talker.text_projection(
             F.embedding(torch.cat((self.opening.expand(count, -1), batch.text), dim=1), self.table)
         )
-        codes = torch.tensor(self.codes, device=device).repeat(count, 1)
+        codes = self.codes.repeat(count, 1)
         codes[:, 3] = batch.speaker
         added = talker.model.codec_embedding(codes).float()
         frames = talker.frame_rows(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
@@ -109,15 +110,20 @@ class Batches:
         self.codes, self.examples, self.turns = codes.codes.to(device).T.contiguous(), examples, turns
         self.shares = torch.tensor([float(len(one) * one.size) for one in examples])
 
-    def draw(self, frames: int) -> Batch:
-        """About so many frames of one size: half of the batches without a turn of the user."""
-        chosen = self.examples[int(torch.multinomial(self.shares, 1))]
+    def kind(self) -> tuple[int, bool]:
+        """Which examples the next batch has, and whether turns of the user are before them, as in half of the
+        batches."""
+        return int(torch.multinomial(self.shares, 1)), bool(torch.rand(()) >= _ALONE)
+
+    def draw(self, kind: tuple[int, bool], frames: int) -> Batch:
+        """About so many frames."""
+        chosen = self.examples[kind[0]]
         device, count = chosen.text.device, max(1, frames // chosen.size)
         index = torch.randint(len(chosen), (count,), device=device)
         places = chosen.frames[index]
         codes = self.codes[places.clamp(min=0)].long()
         user, heard = self.turns
-        if torch.rand(()) < _ALONE:
+        if not kind[1]:
             user, heard = user.new_zeros(count, 0), heard.new_zeros(count, 0)
         else:
             turn = torch.randint(len(user), (count,), device=device)
@@ -132,7 +138,8 @@ def mistaken(codes: Tensor, own: Tensor, size: int) -> Tensor:
     frames = torch.rand(codes.shape[:2], device=device)[..., None]
     wrong = (frames < _WRONG_FRAME) & (torch.rand(codes.shape, device=device) < _WRONG_CODE)
     codes = torch.where(wrong, torch.randint(size, codes.shape, device=device), codes)
-    other = codes.flatten(0, 1)[torch.randperm(codes.shape[0] * codes.shape[1], device=device)].view_as(codes)
+    shuffled = torch.rand(codes.shape[0] * codes.shape[1], device=device).argsort()
+    other = codes.flatten(0, 1)[shuffled].view_as(codes)
     return torch.where((frames > 1 - _OTHER_FRAME) & own[..., None], other, codes)
 
 
@@ -165,15 +172,20 @@ def train(codes: CodeSet, weights: Path, limits: Limits, frames: int, rate: floa
     optimizer = adamw([trainer], rate, (0.9, 0.98), 0.1)
     stage = Stage("talker", limits, {"talker": trainer.talker}, [optimizer])
     forward, size = limits.compile(trainer.forward), speech.talker.code_predictor.vocab_size
-    for progress in stage:
-        batch = batches.draw(frames)
-        with rounded([trainer], progress > 1 - ROUNDED_SHARE), autocast(device):
-            losses = forward(batch, heard_rows(batch, table), mistaken(batch.codes, batch.own, size))
+
+    def step(kind: tuple[tuple[int, bool], bool]) -> Values:
+        batch = batches.draw(kind[0], frames)
+        with rounded([trainer], kind[1]), autocast(device):
+            losses: Values = forward(batch, heard_rows(batch, table), mistaken(batch.codes, batch.own, size))
             optimizer.zero_grad(set_to_none=True)
             (losses["first"] + _OTHERS * losses["others"] + losses["routing"]).backward()
         clip([trainer], 1.0)
         optimizer.step()
-        stage.report(**losses)
+        return losses
+
+    steps = CapturedSteps(step, limits.captured)
+    for progress in stage:
+        stage.report(steps((batches.kind(), progress > 1 - ROUNDED_SHARE)))
         if (stage.step + 1) % _VALIDATE_EVERY == 0 and held_out.examples:
             validate(trainer, held_out, frames, device, stage)
 
@@ -183,7 +195,7 @@ def validate(trainer: TalkerTrainer, held_out: Batches, frames: int, device: str
     """Print the losses of held-out texts, from true codes."""
     trainer.eval()
     with autocast(device):
-        batches = [held_out.draw(frames) for _ in range(8)]
+        batches = [held_out.draw(held_out.kind(), frames) for _ in range(8)]
         found = [trainer(batch, heard_rows(batch, trainer.table), batch.codes) for batch in batches]
     means = {name: round(float(torch.stack([one[name] for one in found]).mean()), 4) for name in ("first", "others")}
     trainer.train()

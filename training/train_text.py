@@ -70,7 +70,7 @@ def train(limits: Limits, conversations: int, jobs: int, rate: float, scored: in
             (answers + routing).backward()
         clip([thinker], 1.0)
         optimizer.step()
-        stage.report(answers=answers, routing=routing)
+        stage.report({"answers": answers, "routing": routing})
     if stage.progress >= 1:
         report = score(thinker, limits.device, scored)
         print(json.dumps(report), flush=True)
