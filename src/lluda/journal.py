@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lluda.errors import CorruptFile, InvalidRequest, LludaError
+from lluda.weights.atomic_file import atomic_file
 
 Result = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -81,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         table = table_of([_read_json(path) for path in args.results], layers=args.layers)
         text = _read(args.entry)
-        args.entry.write_text(replace_table(text, args.name, table, str(args.entry)), encoding="utf-8")
+        with atomic_file(args.entry) as file:
+            file.write(replace_table(text, args.name, table, str(args.entry)).encode())
     except LludaError as error:
         print(f"lluda.journal: {error}", file=sys.stderr)
         return error.exit_code

@@ -17,6 +17,7 @@ from lluda.models.build import all_parameters, text_parameters
 from lluda.weights.q8_0 import quantize
 from tests.cli.omni import omni_config
 from tests.conftest import TINY_QWEN3
+from tests.engine.test_speech import config as omni_speaking
 
 ON_GPU = torch.cuda.is_available()
 
@@ -113,3 +114,18 @@ def test_a_small_network_is_measured(folder, device, weights, monkeypatch):
     assert (report.model.path, report.model.model_type) == (str(folder), "qwen3")
     assert (report.settings.repeat, report.settings.threads) == (2, 1)
     assert report.to_json()["settings"]["options"]["weights"] == weights
+
+
+def test_what_was_measured_before_the_device_was_full_is_reported(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(omni_speaking()))
+    monkeypatch.setattr(bandwidth, "BUFFER_BYTES", 1 << 20)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+
+    monkeypatch.setattr("lluda.bench.synth.speech_samples", full)
+    report = run_synth_bench(tmp_path, SynthSettings(device="cpu", prompts=(5,), generate=2, repeat=1, threads=1))
+    assert {row.test for row in report.rows} == {"tg2", "pp5"}
+    assert [state.status for state in report.engines] == ["failed"]
+    assert "tried to allocate 9 GiB" in report.engines[0].detail
+    assert report.failed

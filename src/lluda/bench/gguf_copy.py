@@ -34,7 +34,9 @@ def gguf_copy(
     metadata = text_metadata(config, folder.name, "exact") | {"tokenizer.ggml.model": "none"}
     checkpoint = open_checkpoint(folder)
     try:
-        path = (cache_dir or Path(tempfile.gettempdir()) / "lluda-bench") / f"{folder.name}-{_key(checkpoint)}.gguf"
+        path = (
+            cache_dir or Path(tempfile.gettempdir()) / "lluda-bench"
+        ) / f"{folder.name}-{checkpoint_key(checkpoint)}.gguf"
         if not path.exists():
             specs = causal_lm_parameters(config.text)
             write_quantized(checkpoint, path, specs, TypeChoice("exact"), metadata, progress=progress)
@@ -43,7 +45,7 @@ def gguf_copy(
         checkpoint.close()
 
 
-def _key(checkpoint: Checkpoint) -> str:
+def checkpoint_key(checkpoint: Checkpoint) -> str:
     """Changes with the files' names, sizes and times and with the layout."""
     files = sorted({entry.file for entry in checkpoint.entries.values()})
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from lluda.bench.gguf_copy import gguf_copy
+from lluda.bench.gguf_copy import checkpoint_key, gguf_copy
 from lluda.config import ModelConfig
 from lluda.errors import UnsupportedModel
-from lluda.weights.checkpoint import is_gguf, read_config
+from lluda.weights.atomic_file import atomic_file
+from lluda.weights.checkpoint import is_gguf, open_checkpoint, read_config
 
 Progress = Callable[[int, int], None]
 
@@ -53,22 +56,34 @@ def warm_page_cache(path: Path) -> None:
 def _linked_folder(path: Path, config: ModelConfig, cache_dir: Path) -> Path:
     """A folder with links to the checkpoint's weights and a tokenizer that spells id 7 as ``t7``, because mistralrs
     takes text alone and must be given the ids that the other engines get."""
-    folder = cache_dir / f"{path.name}-{config.text.vocab_size}-by-number"
+    checkpoint = open_checkpoint(path)
+    folder = cache_dir / f"{path.name}-{checkpoint_key(checkpoint)}-by-number"
+    checkpoint.close()
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        old.unlink()
     for file in path.iterdir():
         if ".safetensors" in file.name:
-            (folder / file.name).symlink_to(file.resolve())
-    (folder / "config.json").write_text(json.dumps(_explicit_config(path, config)))
-    (folder / "tokenizer.json").write_text(json.dumps(_numbered_tokenizer(config.text.vocab_size)))
+            _link(folder / file.name, file.resolve())
+    _write(folder / "config.json", _explicit_config(path, config))
+    _write(folder / "tokenizer.json", _numbered_tokenizer(config.text.vocab_size))
     template = "{{ messages[0]['content'] }}"
     special = {"chat_template": template, "bos_token": None, "eos_token": "t0", "unk_token": "t0"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(special))
+    _write(folder / "tokenizer_config.json", special)
     return folder
 
 
-def _explicit_config(path: Path, config: ModelConfig) -> dict[str, object]:
+def _link(link: Path, target: Path) -> None:
+    """Another run of the same checkpoint may have made it, or be reading it."""
+    if not link.is_symlink():
+        with suppress(FileExistsError):
+            link.symlink_to(target)
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    with atomic_file(path) as file:
+        file.write(json.dumps(value).encode())
+
+
+def _explicit_config(path: Path, config: ModelConfig) -> dict[str, Any]:
     """The model's config with what mistralrs insists on and other readers take from defaults."""
     defaults = {
         "max_window_layers": config.text.num_hidden_layers,
@@ -83,7 +98,7 @@ def _explicit_config(path: Path, config: ModelConfig) -> dict[str, object]:
     return defaults | read_config(path)
 
 
-def _numbered_tokenizer(vocab_size: int) -> dict[str, object]:
+def _numbered_tokenizer(vocab_size: int) -> dict[str, Any]:
     return {
         "version": "1.0",
         "truncation": None,

@@ -101,8 +101,14 @@ def run_synth_bench(config_dir: Path, settings: SynthSettings, told: Callable[[s
     told(f"{backend.describe()}; making random weights")
     network = _Network(config, backend, settings)
     told(f"measuring, {settings.repeat} rounds of each test")
-    samples = network.samples(settings)
-    states = [EngineState("lluda", held, None, "ok", backend.describe())]
+    samples: Samples = {}
+    state = EngineState("lluda", held, None, "ok", backend.describe())
+    try:
+        for test, values in network.samples(settings):
+            samples[test] = values
+    except torch.OutOfMemoryError as error:  # what was measured before is kept
+        state = EngineState("lluda", held, None, "failed", f"out of the device's memory: {error}")
+    states = [state]
     device = _device_name(backend.device)
     step_bytes = network.step_bytes
     rows = [_row("lluda", held, test, *values, step_bytes, measured) for test, values in samples.items()]
@@ -199,14 +205,13 @@ class _Network:
         prefix = "thinker." if config.omni else ""
         self.step_bytes = bytes_per_step(config.text, {name.removeprefix(prefix): n for name, n in sizes.items()})
 
-    def samples(self, settings: SynthSettings) -> Samples:
-        """Every test, after one warm-up each."""
-        found: Samples = {f"tg{settings.generate}": ("tok/s", list(self._decode(settings)))}
+    def samples(self, settings: SynthSettings) -> Iterator[tuple[str, tuple[str, list[float]]]]:
+        """Every test with its unit and samples, after one warm-up each."""
+        yield f"tg{settings.generate}", ("tok/s", list(self._decode(settings)))
         for rows in settings.prompts:
-            found[f"pp{rows}"] = ("tok/s", list(self._prefill(rows, settings.repeat)))
+            yield f"pp{rows}", ("tok/s", list(self._prefill(rows, settings.repeat)))
         if self._speaks:
-            found |= speech_samples(self._config, self._parameters, self._generator, settings.repeat)
-        return found
+            yield from speech_samples(self._config, self._parameters, self._generator, settings.repeat).items()
 
     def _decode(self, settings: SynthSettings) -> Iterator[float]:
         cache = self._generator.new_cache()
