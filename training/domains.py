@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from random import Random
 
-from training.item import Item
+from training.item import TRAINED, Item
 from training.lexicon import (
     BABIES,
     CAPITALS,
@@ -45,6 +45,15 @@ OPPOSITE_ASKS = (
     "what is the contrary of {}",
     "give me the opposite of {}",
 )
+SOUND_ASKS = ("what does {} do", "what sound does {} make", "how does {} sound", "what noise does {} make")
+ANIMAL_ASKS = ("which animal {}", "what animal {}", "name an animal that {}")
+COLOUR_ASKS = ("what colour is {}", "which colour is {}", "what is the colour of {}", "tell me the colour of {}")
+LEGS_ASKS = ("how many legs has {}", "how many legs does {} have", "tell me how many legs {} has")
+BABY_ASKS = ("what is a baby {} called", "what do you call a young {}", "what is a young {}")
+FACT_ASKS = (PLACES_OF_CAPITAL, OPPOSITE_ASKS, SOUND_ASKS, ANIMAL_ASKS, COLOUR_ASKS, LEGS_ASKS, BABY_ASKS)
+FIRST_ASKS = frozenset(asks[0] for asks in FACT_ASKS)
+"""Of every fact one way to ask is always trained: nobody can know a fact that was never told."""
+
 SPELL_ASKS = ("how do you spell {}", "spell {}", "spell the word {}", "how is {} spelled", "what are the letters of {}")
 SPELLS_ASKS = ("what does {} spell", "which word is {}", "what word do the letters {} make", "read the letters {}")
 REPEAT_ASKS = (
@@ -174,7 +183,8 @@ def _month(rng: Random) -> Item:
 
 def fact(domain: str, subject: str, form: str, full: str, slot: str) -> Item:
     """A fact of a table, held out by (way to ask, subject): the fact itself is always seen."""
-    return Item(domain, "", full, sentence(slot), f"{domain} {form} {subject}", (subject,), slot)
+    key = TRAINED if form in FIRST_ASKS else f"{domain} {form} {subject}"
+    return Item(domain, "", full, sentence(slot), key, (subject,), slot)
 
 
 def capital(country: str, form: str) -> Item:
@@ -205,11 +215,11 @@ def article(noun: str) -> str:
 def _sound(rng: Random) -> Item:
     animal = rng.choice(tuple(SOUNDS))
     if rng.random() < 0.3:
-        form = rng.choice(("which animal {}", "what animal {}", "name an animal that {}"))
+        form = rng.choice(ANIMAL_ASKS)
         full = sentence(f"{article(animal)} {SOUNDS[animal]}")
         item = fact("animal", animal, form, full, animal)
         return with_question(item, ask(form.format(SOUNDS[animal]), rng))
-    form = rng.choice(("what does {} do", "what sound does {} make", "how does {} sound", "what noise does {} make"))
+    form = rng.choice(SOUND_ASKS)
     item = fact("sound", animal, form, sentence(f"{article(animal)} {SOUNDS[animal]}"), SOUNDS[animal])
     return with_question(item, ask(form.format(article(animal)), rng))
 
@@ -225,11 +235,11 @@ def _colour(rng: Random) -> Item:
 
 def _animal(rng: Random) -> Item:
     if rng.random() < 0.5:
-        animal, form = rng.choice(tuple(LEGS)), rng.choice(("how many legs has {}", "how many legs does {} have"))
+        animal, form = rng.choice(tuple(LEGS)), rng.choice(LEGS_ASKS)
         item = fact("legs", animal, form, sentence(f"{article(animal)} has {LEGS[animal]} legs"), LEGS[animal])
     else:
         animal = rng.choice(tuple(BABIES))
-        form = rng.choice(("what is a baby {} called", "what do you call a young {}", "what is a young {}"))
+        form = rng.choice(BABY_ASKS)
         item = fact("baby", animal, form, sentence(f"a young {animal} is {article(BABIES[animal])}"), BABIES[animal])
         return with_question(item, ask(form.format(animal), rng))
     return with_question(item, ask(form.format(article(animal)), rng))

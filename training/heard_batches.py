@@ -78,7 +78,7 @@ class HeardBatches:
         features, frames = self.log_mel(sound, lengths, examples.seconds * FRAMES_A_SECOND)
         if augmented:
             masked = masked_features(features.transpose(1, 2), frames, self.generator)
-            features = masked.transpose(1, 2)
+            features = masked.transpose(1, 2).contiguous()
         ids, places = self._rows(examples, index, encoder_rows(frames))
         return HeardBatch(features, frames, ids, places, examples.spoken[index].long(), examples.spoken_count[index])
 

@@ -25,15 +25,14 @@ from training.unclear import SORRY
 
 TASKS = ("transcript", "answer", "instructed", "followed", "noise")
 ANSWER_ORDERS = ("Answer the question.", "Please answer.", "Answer.", "Do what I say.", "Reply to this.")
-SECONDS = (4, 6, 8)
-"""Of sound in a batch. 8 seconds are a whole block of the encoder's attention; what is longer is left out."""
+SIZES = ((4, 56), (6, 56), (6, 120), (8, 120))
+"""Of batches: seconds of sound, and rows that are no sound. Few, since each is compiled. 8 seconds are a whole block of
+the encoder's attention; what is longer is left out."""
 
 MARGIN = 1.3
 """Seconds that silence before may take, so that no speech is cut off."""
 
 SLOWEST = 0.85
-TEXT_ROWS = (56, 120)
-"""Rows of a batch that are no sound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +148,10 @@ def read_heard(folders: Sequence[Path], split: str, noises: int, seed: int) -> t
 def _by_size(rows: list[_Row]) -> Iterator[HeardExamples]:
     found: dict[tuple[int, int], list[_Row]] = {}
     for row in rows:
-        longest = row.samples / RATE / SLOWEST + MARGIN
-        seconds = next((size for size in SECONDS if longest <= size), None)
-        text = next((size for size in TEXT_ROWS if len(row.before) + len(row.after) <= size), None)
-        if seconds and text:
-            found.setdefault((seconds, text), []).append(row)
+        longest, text = row.samples / RATE / SLOWEST + MARGIN, len(row.before) + len(row.after)
+        size = next((size for size in SIZES if longest <= size[0] and text <= size[1]), None)
+        if size:
+            found.setdefault(size, []).append(row)
     for (seconds, text), chosen in sorted(found.items()):
         parts = {name: [getattr(row, name) for row in chosen] for name in ("before", "after", "spoken")}
         padded = {name: _padded(ids, text) for name, ids in parts.items()}

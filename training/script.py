@@ -1,5 +1,6 @@
 """Scripts: what each voice is to say, line by line, for the sets of speech. The same set always has the same lines."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
@@ -10,6 +11,9 @@ from training.world import sample, split_of
 
 ANSWER_SHARE, QUESTION_SHARE = 0.7, 0.1
 """Of the lines to learn speaking from: answers, questions; the rest are sentences of the lexicon."""
+
+TRAINED_LINES = 25_000
+"""More than the 12 hours of lark have."""
 
 _MOST_REPEATS = 3
 
@@ -26,8 +30,15 @@ class Line:
 
 
 def speaking_lines(voice: str, split: str) -> Iterator[Line]:
-    """Endless lines to learn speaking from: the same texts for every voice, a text at most three times."""
+    """Endless lines to learn speaking from: the same texts for every voice, a text at most three times.
+
+    To test, only texts that are none of the first `TRAINED_LINES` to train on: answers of different questions can be
+    the same.
+    """
     rng, said, number = Random(f"speak {split}"), {}, 0
+    if split != "train":
+        trained = itertools.islice(speaking_lines(voice, "train"), TRAINED_LINES)
+        said = {line.text: _MOST_REPEATS for line in trained}
     while True:
         text, about = _speaking_text(split, rng)
         if said.get(text, 0) < _MOST_REPEATS:

@@ -96,6 +96,12 @@ def test_every_voice_speaks_the_same_texts():
     assert max(lark.count(text) for text in lark) <= 3
 
 
+def test_no_text_to_test_is_spoken_to_train():
+    trained = {line.text for line in itertools.islice(speaking_lines("lark", "train"), 5000)}
+    tested = [line.text for line in itertools.islice(speaking_lines("lark", "test"), 200)]
+    assert not trained & set(tested)
+
+
 def test_held_out_sentences_are_not_spoken_to_train():
     lines = [
         line for line in itertools.islice(speaking_lines("lark", "train"), 2000) if line.about["domain"] == "sentence"

@@ -1,0 +1,163 @@
+"""The audio encoder and the thinker on spoken questions: first what was said, then what to answer.
+
+``python -m training.train_hearing --sound FOLDER … --weights FOLDER --out FOLDER --seconds 2000``. The table of tokens
+stays as the text stage left it, since the talker reads it; typed questions go on beside the spoken ones.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.heard_batches import HeardBatch, HeardBatches, learnt_targets
+from training.heard_examples import read_heard
+from training.optimizer import adamw, clip
+from training.prompts import LEARNT, typed_conversations
+from training.stage import LOG_EVERY, ROUNDED_SHARE, Limits, Stage, autocast, rounded
+from training.tokenizer import FIRST_ADDED
+from training.train_text import ROWS_AT_ONCE, answer_loss, thinker_of
+from training.twin.thinker import Thinker
+
+SECONDS_AT_ONCE = 1024.0
+"""Of sound in a step's batch, padding included."""
+
+LISTENING_SHARE = 0.35
+"""Of the stage: transcripts alone. Before the encoder's rows say anything, an answer teaches the thinker to guess."""
+
+MIXED = {"answer": 0.42, "transcript": 0.24, "instructed": 0.18, "followed": 0.1, "noise": 0.06}
+TYPED_EVERY = 6
+_CTC = (0.5, 0.1)
+_NOISES = 4000
+_VALIDATE_EVERY = 10 * LOG_EVERY
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What is drawn from: spoken questions to train on and held-out ones, and typed conversations by size."""
+
+    heard: HeardBatches
+    held_out: HeardBatches
+    typed: list[Tensor]
+
+
+class HearingTrainer(nn.Module):
+    """The thinker with a head over the encoder's rows that is thrown away: the words heard, by CTC."""
+
+    def __init__(self, thinker: Thinker, width: int) -> None:
+        super().__init__()
+        self.thinker, self.words = thinker, nn.Linear(width, FIRST_ADDED + 1)
+        thinker.model.embed_tokens.weight.requires_grad_(False)
+
+    def forward(self, features: Tensor, frames: Tensor, ids: Tensor, places: Tensor) -> tuple[Tensor, ...]:
+        """Features and ids of a batch -> the answers' loss, the routers' loss, the log-probabilities of the words
+        ``[tokens, batch, words]`` with the blank last, and how many of the tokens are each example's own."""
+        rows, own = self.thinker.audio_tower(features, frames)
+        logits, routing = self.thinker(self.thinker.embed(ids % LEARNT, rows, places))
+        targets = learnt_targets(ids)
+        answers = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+        return answers, routing, F.log_softmax(self.words(rows).float(), dim=-1).transpose(0, 1), own
+
+
+def words_loss(found: Tensor, own: Tensor, batch: HeardBatch) -> Tensor:
+    """CTC of the words heard, a token on average; examples without words do not count."""
+    losses = F.ctc_loss(
+        found, batch.spoken, own, batch.spoken_count, blank=FIRST_ADDED, reduction="none", zero_infinity=True
+    )
+    worded = batch.spoken_count > 0
+    return (losses * worded).sum() / (batch.spoken_count * worded).sum().clamp_min(1)
+
+
+def shares_at(progress: float) -> Mapping[str, float]:
+    """What is drawn at a point of the stage."""
+    return {"transcript": 1.0} if progress < LISTENING_SHARE else MIXED
+
+
+def train(
+    sources: Sources, weights: Path, limits: Limits, seconds_at_once: float, rows_at_once: int, rate: float
+) -> None:
+    """Spoken batches, every sixth a typed one."""
+    torch.manual_seed(4)
+    thinker = thinker_of(weights, "text", limits.device)
+    trainer = HearingTrainer(thinker, thinker.audio_tower.config.output_dim).to(limits.device).train()
+    optimizer = adamw([trainer], rate, (0.9, 0.98), 0.05)
+    stage = Stage("hearing", limits, {"thinker": thinker, "words": trainer.words}, [optimizer])
+    hear, read = limits.compile(trainer.forward), limits.compile(thinker.forward)
+    for progress in stage:
+        with rounded([thinker], progress > 1 - ROUNDED_SHARE), autocast(limits.device):
+            if stage.step % TYPED_EVERY == TYPED_EVERY - 1 and progress >= LISTENING_SHARE:
+                ids = _typed_batch(sources.typed, rows_at_once)
+                logits, routing = read(thinker.embed(ids % LEARNT))
+                loss = {"typed": answer_loss(logits, ids), "routing": routing}
+            else:
+                batch = sources.heard.draw(shares_at(progress), seconds_at_once)
+                answers, routing, found, own = hear(batch.features, batch.frames, batch.ids, batch.places)
+                first, last = _CTC
+                words = words_loss(found, own, batch)
+                loss = {"answers": answers, "routing": routing, "words": (first + (last - first) * progress) * words}
+            optimizer.zero_grad(set_to_none=True)
+            torch.stack([value.float() for value in loss.values()]).sum().backward()
+        clip([trainer], 1.0)
+        optimizer.step()
+        stage.report(**loss)
+        if (stage.step + 1) % _VALIDATE_EVERY == 0:
+            validate(trainer, sources.held_out, seconds_at_once, stage)
+
+
+def _typed_batch(sets: list[Tensor], rows_at_once: int) -> Tensor:
+    shares = torch.tensor([float(one.numel()) for one in sets])
+    chosen = sets[int(torch.multinomial(shares, 1))]
+    count = max(1, rows_at_once // chosen.shape[1])
+    return chosen[torch.randint(len(chosen), (count,), device=chosen.device)].long()
+
+
+@torch.no_grad()
+def validate(trainer: HearingTrainer, held_out: HeardBatches, seconds_at_once: float, stage: Stage) -> None:
+    """Print the share of held-out examples, clean, of which every token is the likeliest after the true ones before."""
+    trainer.eval()
+    shares: dict[str, float] = {}
+    for task in ("transcript", "answer", "noise"):
+        right: list[Tensor] = []
+        for _ in range(2):
+            batch = held_out.draw({task: 1.0}, seconds_at_once, augmented=False)
+            with autocast(stage.limits.device):
+                rows, _ = trainer.thinker.audio_tower(batch.features, batch.frames)
+                logits, _ = trainer.thinker(trainer.thinker.embed(batch.ids % LEARNT, rows, batch.places))
+            targets = learnt_targets(batch.ids)
+            right.append(((logits[:, :-1].argmax(-1) == targets) | (targets < 0)).all(1).float())
+        shares[task] = round(float(torch.cat(right).mean()), 4)
+    trainer.train()
+    stage.curve.append({"step": stage.step, **{f"exact_{name}": value for name, value in shares.items()}})
+    print(f"hearing {stage.step} held out {shares}", flush=True)
+
+
+def main() -> None:
+    """The command line."""
+    parser = Limits.parser(__doc__)
+    parser.add_argument("--sound", type=Path, nargs="+", required=True, help="sets to hear, of both splits")
+    parser.add_argument("--weights", type=Path, required=True, help="folder with the text stage's weights")
+    parser.add_argument("--seconds-at-once", type=float, default=SECONDS_AT_ONCE, help="sound of a step")
+    parser.add_argument("--conversations", type=int, default=600_000, help="typed ones")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    options = parser.parse_args()
+    limits = Limits.of(options)
+    torch.set_float32_matmul_precision("high")
+    heard, held_out = (
+        HeardBatches(*read_heard(options.sound, split, _NOISES, 1), limits.device, seed)
+        for split, seed in (("train", 5), ("test", 6))
+    )
+    print([(one.seconds, one.rows, len(one)) for one in heard.examples], flush=True)
+    typed = typed_conversations(options.conversations, "train", 1, options.jobs)
+    sources = Sources(heard, held_out, [one.to(limits.device) for one in typed if len(one)])
+    rows_at_once = int(ROWS_AT_ONCE * options.seconds_at_once / SECONDS_AT_ONCE)
+    train(sources, options.weights, limits, options.seconds_at_once, rows_at_once, options.rate)
+
+
+if __name__ == "__main__":
+    main()
