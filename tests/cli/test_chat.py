@@ -14,6 +14,7 @@ import pytest
 import lluda as package
 from lluda.engine.generation import Generator
 from lluda.engine.model import Model
+from tests.cli.conftest import write_model
 from tests.cli.omni import write_speaking_omni
 
 GREEDY = ("-t", 0, "-n", 6)
@@ -257,3 +258,20 @@ def test_a_model_that_does_not_speak_says_so_before_the_chat(lluda, model, tmp_p
     assert printed.code == 2
     assert "has no talker" in printed.err
     assert not (tmp_path / "said").exists()
+
+
+def test_a_template_that_the_tokenizer_does_not_fit_ends_the_chat_before_a_line_is_typed(lluda, tmp_path):
+    folder = write_model(tmp_path / "m")
+    template = "{% for m in messages %}<|turn|>{{ m.content }}{% endfor %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    printed = lluda("chat", "-m", folder, stdin=b"hello\n")
+    assert printed.code == 2
+    assert "the chat template writes <|turn|>" in printed.err
+
+
+def test_an_answer_without_a_known_end_is_warned_of(lluda, tmp_path):
+    folder = write_model(tmp_path / "m", {"eos_token_id": None})
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages[0].content }}"}))
+    printed = lluda("generate", "-m", folder, *GREEDY, "hello")
+    assert printed.code == 0
+    assert "warning: no token is known to end an answer" in printed.err

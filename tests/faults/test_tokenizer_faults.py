@@ -219,6 +219,11 @@ def test_a18_tokenizer_json_and_tokenizer_config_that_disagree(tmp_path):
         Tokenizer.from_folder(tmp_path)
 
 
+def test_a18_a_space_before_every_text_is_refused(tmp_path):
+    with pytest.raises(UnsupportedModel, match="add_prefix_space true is not implemented"):
+        Tokenizer.from_folder(write_qwen(tmp_path, add_prefix_space=True))
+
+
 def test_a18_another_tokenizer_class_is_refused_by_name(tmp_path):
     with pytest.raises(UnsupportedModel, match="'LlamaTokenizer'"):
         Tokenizer.from_folder(write_qwen(tmp_path, tokenizer_class="LlamaTokenizer"))

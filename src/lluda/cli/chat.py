@@ -99,7 +99,7 @@ class _Spoken:
 
 
 class _Chat:
-    """The conversation and the commands that act on it. UnsupportedModel: the checkpoint has no chat template."""
+    """The conversation and the commands that act on it. Errors as `Model.chat_prompt`."""
 
     def __init__(
         self,
@@ -109,8 +109,9 @@ class _Chat:
         chat_options: Mapping[str, Any],
         spoken: _Spoken | None = None,
     ) -> None:
-        if model.chat_template is None:
-            model.chat_prompt([])  # refuses, with the remedy
+        begin = [{"role": "system", "content": system}] if system else []
+        # What no turn could be rendered with is refused before the first is typed.
+        model.chat_prompt([*begin, {"role": "user", "content": "Hello"}], **chat_options)
         self._model = model
         self._params = params
         self._system = system

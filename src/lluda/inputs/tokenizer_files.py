@@ -15,7 +15,14 @@ from lluda.inputs.added_tokens import AddedToken
 from lluda.inputs.special_tokens import CONFIG_NAME, SpecialTokens, read_special_tokens, read_tokenizer_config
 from lluda.inputs.splitting import QWEN2
 from lluda.inputs.text_file import read_text
-from lluda.inputs.tokenizer_json import MAX_FILE_BYTES, added_token, field, named_ids, vocabulary_from_tokenizer_json
+from lluda.inputs.tokenizer_json import (
+    MAX_FILE_BYTES,
+    added_token,
+    field,
+    flag,
+    named_ids,
+    vocabulary_from_tokenizer_json,
+)
 from lluda.inputs.vocabulary import Vocabulary, check_merge_count, mark_special, merge_pairs, separate_added
 from lluda.json_file import read_json_object
 
@@ -54,7 +61,10 @@ def _from_vocab_and_merges(folder: Path, config: dict[str, Any], special: Specia
 
 
 def _require_qwen2(folder: Path, config: dict[str, Any]) -> None:
-    """UnsupportedModel: the class that the folder names, or its model's class in transformers, is another."""
+    """UnsupportedModel: the class that the folder names, or its model's class in transformers, is another; or it puts a
+    space before every text."""
+    if flag(config, "add_prefix_space", folder / CONFIG_NAME):
+        raise UnsupportedModel(f"{folder / CONFIG_NAME}: add_prefix_space true is not implemented; only false is")
     kind = config.get("tokenizer_class")
     if kind is None and os.path.lexists(folder / "config.json"):
         model = read_json_object(folder / "config.json").get("model_type")
