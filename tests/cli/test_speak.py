@@ -173,3 +173,14 @@ def test_text_without_anything_speakable_is_spoken_all_the_same(speaking):
     params = package.SpeechParams(sampling=package.SamplingParams(seed=1), max_frames=3)
     *_, completion = package.load_speech(speaking).speak("\n\n", params)
     assert completion.frames <= 3
+
+
+def test_a_speech_that_fails_leaves_no_recording_and_the_one_of_before(lluda, speaking, tmp_path):
+    for before in (None, b"an older recording"):
+        if before:
+            (tmp_path / "a.wav").write_bytes(before)
+        printed = lluda("speak", "-m", speaking, "hello", "-o", tmp_path / "a.wav", "--speaker", "nobody")
+        assert (printed.code, printed.out) == (2, "")
+        assert "speaker 'nobody' does not exist" in printed.lines[-1]
+        found = [path.read_bytes() for path in tmp_path.iterdir()]
+        assert found == ([before] if before else [])

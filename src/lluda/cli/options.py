@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lluda.cli.console import say
+from lluda.cli.report import json_text
 from lluda.errors import InvalidRequest, ModelNotFound
 
 if TYPE_CHECKING:
@@ -201,5 +200,4 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
 
 def print_json(value: object) -> None:
     """One JSON document on stdout."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
-    print()
+    print(json_text(value))
