@@ -287,13 +287,11 @@ class _FullDisk:
 
 @pytest.mark.parametrize("target", [".model-00003-of-00007.safetensors.partial", ".config.json.partial"])
 def test_a_full_disk_is_one_error_with_a_remedy_and_leaves_nothing(tmp_path, monkeypatch, target):
-    opened = Path.open
+    def limited(descriptor: int, *args, **kwargs):
+        file = open(descriptor, *args, **kwargs)  # noqa: SIM115
+        return _FullDisk(file, 50) if Path(f"/proc/self/fd/{descriptor}").readlink().name == target else file
 
-    def limited(self: Path, mode: str = "r", *args, **kwargs):
-        file = opened(self, mode, *args, **kwargs)
-        return _FullDisk(file, 50) if self.name == target else file
-
-    monkeypatch.setattr(Path, "open", limited)
+    monkeypatch.setattr("lluda.weights.atomic_file.open", limited, raising=False)
     with pytest.raises(LludaError, match=r"cannot be written: No space left on device; free disk space") as caught:
         synthesize(SPECS, tmp_path / "a", config=CONFIG, shard_bytes=1)
     assert target.strip(".").removesuffix(".partial") in str(caught.value)
