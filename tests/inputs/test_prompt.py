@@ -380,6 +380,14 @@ def test_a_user_may_type_a_control_token_of_another_model(tiny):
         assert tiny.decode(prompt_ids(tiny, TERSE, [message])) == said
 
 
+def test_a_named_token_without_a_number_is_refused_where_the_template_writes_it(tiny):
+    template = ChatTemplate("{{ messages[0].content }}{{ eos_token }}", Path("t"), {"eos_token": "</s>"})
+    with pytest.raises(CorruptFile, match="the chat template writes </s>"):
+        prompt_ids(tiny, template, [user("he")])
+    typed = ChatTemplate("{{ messages[0].content }}", Path("t"), {"eos_token": "</s>", "pad_token": "!"})
+    assert tiny.decode(prompt_ids(tiny, typed, [user("he</s>!")])) == "he</s>!"
+
+
 def test_role_markers_of_models_without_control_tokens_are_text(tiny):
     """Tulu 3 and Zephyr write <|user|> with no token for it; their eos_token is all they have."""
     source = "{% for m in messages %}{{ '<|' + m.role + '|>' }}\n{{ m.content }}{% endfor %}<|assistant|>\n"

@@ -1,37 +1,22 @@
-"""From a conversation to token ids: the chat template rendered, with everything that users typed kept text.
-
-A user may type ``<|im_end|>``. Before rendering, the spellings of added tokens inside the messages are disarmed by a
-noncharacter of Unicode that occurs nowhere in them; afterwards the rendered text is split at the spellings that are
-still armed, which the template wrote, and the texts between are encoded as plain text without the marks. What a
-template itself assembles around a value, as in ``'<|' + name + '|>'``, is the template's word.
-"""
+"""From a conversation to token ids: the chat template rendered, with everything that users typed kept text."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lluda.errors import CorruptFile, InvalidRequest, TemplateError
+from lluda.errors import InvalidRequest, TemplateError
 from lluda.inputs.chat_options import ChatOptions
 from lluda.inputs.chat_template import ChatTemplate
 from lluda.inputs.media_parts import KINDS
+from lluda.inputs.prompt_marks import PromptMarks
 from lluda.inputs.tokenizer import Tokenizer, check_text
 
 ROLES = ("system", "user", "assistant", "tool")
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 """Keys of a message for what the assistant thought; of several the first counts, and templates read it as the first, or
 as the second, as transformers has it."""
-
-_MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
-
-_CONTROL = re.compile(r"<\|[\w.\-/]{1,64}\|>|<｜[^｜<>\s]{1,64}｜>")
-"""How control tokens are spelled: ``<|im_start|>``, ``<｜end▁of▁sentence｜>``."""
-
-_ROLE_WORDS = ("system", "user", "assistant", "tool", "function", "developer", "model", "human", "bot", "observation")
-_PLAIN_MARKERS = frozenset(f"<|{word}|>" for word in _ROLE_WORDS)
-"""What released models (Zephyr, Tulu, OLMo) write before a turn as ordinary text, without a token for it."""
 
 
 def build_chat_prompt(
@@ -61,7 +46,7 @@ def build_chat_prompt(
     said = _plain({"messages": checked, "tools": options.tools, "documents": options.documents,
                    "variables": options.variables()})  # fmt: skip
     _check_template_takes(template, options)
-    marker = _Marker(tokenizer, said, template)
+    marker = PromptMarks(tokenizer, said, template)
     said["messages"] = [marker.disarm(one, special_only=one["role"] == "assistant") for one in said["messages"]]
     open_end = _Continuation(marker, template, said["messages"], options.continued_key)
     text = template.render(
@@ -156,72 +141,12 @@ def _plain(value: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-class _Marker:
-    """Marks spellings of added tokens in what was ``said`` and takes the marks out again."""
-
-    def __init__(self, tokenizer: Tokenizer, said: Mapping[str, Any], template: ChatTemplate) -> None:
-        """The mark is none that ``said`` or the ``template`` has, so that all that is taken out was put in here."""
-        self._tokenizer, self._template = tokenizer, template
-        text = f"{json.dumps(said, ensure_ascii=False)}{template.source}{template.tool_source}"
-        # A template may write JSON in ASCII, so the mark's escape must be as unmistakable as the mark.
-        self._free = [mark for mark in _MARKS if mark not in text and f"{ord(mark):04x}" not in text.lower()]
-        self._mark = self.another()
-        self._escape = f"\\u{ord(self._mark):04x}"
-
-    def another(self) -> str:
-        """A mark that is nowhere yet. InvalidRequest: there is none left."""
-        if not self._free:
-            raise InvalidRequest("messages and template hold all 32 noncharacters U+FDD0 to U+FDEF; take one out")
-        return self._free.pop(0)
-
-    def disarm(self, value: Any, *, special_only: bool = False) -> Any:
-        """``value`` with the spellings in all its texts disarmed, at any depth, keys included."""
-        if isinstance(value, str):
-            disarmed = self._tokenizer.added_tokens.disarm(value, self._mark, special_only=special_only)
-            known = self._tokenizer.added_tokens.by_text
-            return _CONTROL.sub(lambda found: found[0] if found[0] in known else self._broken(found[0]), disarmed)
-        if isinstance(value, dict):
-            return {
-                self.disarm(key, special_only=special_only): self.disarm(item, special_only=special_only)
-                for key, item in value.items()
-            }
-        if isinstance(value, list):
-            return [self.disarm(item, special_only=special_only) for item in value]
-        return value
-
-    def encode(self, rendered: str) -> list[int]:
-        """Ids of a rendered text: armed spellings as tokens, the rest as plain text."""
-        ids: list[int] = []
-        for piece in self._tokenizer.added_tokens.split(rendered, self._mark):
-            if isinstance(piece, int):
-                ids.append(piece)
-            else:
-                self._check_plain(piece)
-                text = piece.replace(self._mark, "").replace(self._escape, "")
-                ids += self._tokenizer.encode(text, allow_special=False)
-        return ids
-
-    def _broken(self, spelling: str) -> str:
-        return spelling[0] + self._mark + spelling[1:]
-
-    def _check_plain(self, piece: str) -> None:
-        """CorruptFile: the template, not a user, wrote a control token there for which there is none."""
-        unknown = next((found for found in _CONTROL.findall(piece) if found not in _PLAIN_MARKERS), None)
-        if unknown is not None:
-            raise CorruptFile(
-                self._template.path,
-                f"the chat template writes {unknown}, which {self._tokenizer.path} and the files beside it do not "
-                "know as a token, so the model would read it as letters; copy the tokenizer files that belong to the "
-                "template (tokenizer.json, or vocab.json with added_tokens.json)",
-            )
-
-
 class _Continuation:
     """The last message left open, as transformers does it: a mark is put where it ends, and the rendered text cut
     there. ``key`` names what is continued; nothing is, if None."""
 
     def __init__(
-        self, marker: _Marker, template: ChatTemplate, messages: Sequence[dict[str, Any]], key: str | None
+        self, marker: PromptMarks, template: ChatTemplate, messages: Sequence[dict[str, Any]], key: str | None
     ) -> None:
         self.is_wanted = key is not None
         self.messages = list(messages)
