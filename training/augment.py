@@ -1,9 +1,10 @@
 """Augmentation of heard sound, in batches and on the device the sound is on, drawn anew at every call.
 
-Sound is (clips, samples) float32 at 16 kHz, right-padded with zeros, with each clip's length (int64) beside it. Nothing
-here is needed at inference.
+Sound is (clips, samples) float32 at 16 kHz, right-padded with zeros, with each clip's length (int64) beside it. Sizes
+are the caller's, so nothing waits for the device. Nothing here is needed at inference.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -40,14 +41,17 @@ class Augmentation:
         self.generator = torch.Generator(device).manual_seed(seed)
         self.device = torch.device(device)
 
-    def __call__(self, sound: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Speed, room, silence around, noise, channel and level, in that order; lengths grow by speed and silence."""
+    def __call__(self, sound: Tensor, lengths: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Speed, room, silence around, noise, channel and level, in that order, to `size` samples.
+
+        Lengths grow by speed and silence; what is longer than `size` loses silence first, then its end.
+        """
         given = self.settings
         count = len(sound)
-        sound, lengths = with_speed(sound, lengths, self._between(given.speed, count))
+        sound, lengths = with_speed(sound, lengths, self._between(given.speed, count), size)
         chosen = self._chosen(given.reverb_share, count)
         sound = torch.where(chosen[:, None], self._reverberant(sound), sound)
-        sound, lengths = self._with_silence(sound, lengths)
+        sound, lengths = self._with_silence(sound, lengths, size)
         sound = self._with_noise(sound, lengths)
         chosen = self._chosen(given.low_pass_share, count)
         sound = torch.where(chosen[:, None], low_passed(sound, self._between(given.low_pass_hertz, count)), sound)
@@ -78,11 +82,12 @@ class Augmentation:
         heard = torch.fft.irfft(torch.fft.rfft(sound, total) * torch.fft.rfft(room, total), total)[:, : sound.shape[1]]
         return heard * (_level(sound) / _level(heard).clamp_min(1e-6))
 
-    def _with_silence(self, sound: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def _with_silence(self, sound: Tensor, lengths: Tensor, size: int) -> tuple[Tensor, Tensor]:
         before, after = ((self._between(self.settings.silence_seconds, len(sound)) * RATE).long() for _ in range(2))
-        place = torch.arange(_even_size(lengths + before + after), device=self.device) - before[:, None]
+        before = torch.minimum(before, (size - lengths).clamp_min(0))
+        place = torch.arange(size, device=self.device) - before[:, None]
         moved = sound.gather(1, place.clamp(0, sound.shape[1] - 1))
-        return moved * ((place >= 0) & (place < lengths[:, None])), lengths + before + after
+        return moved * ((place >= 0) & (place < lengths[:, None])), (lengths + before + after).clamp(max=size)
 
     def _with_noise(self, sound: Tensor, lengths: Tensor) -> Tensor:
         """White, pink, hum or other clips of the batch at once, each kind for a quarter of the noisy clips."""
@@ -102,21 +107,15 @@ def within(sound: Tensor, lengths: Tensor) -> Tensor:
     return torch.arange(sound.shape[1], device=sound.device) < lengths[:, None]
 
 
-def _even_size(lengths: Tensor) -> int:
-    """The longest length, rounded up to a tenth of a second: a size that the FFT likes."""
-    step = RATE // 10
-    return -(-int(lengths.max()) // step) * step
-
-
 def _level(sound: Tensor) -> Tensor:
     """Root of the mean square of each row, (clips, 1)."""
     return sound.square().mean(1, keepdim=True).sqrt()
 
 
-def with_speed(sound: Tensor, lengths: Tensor, speed: Tensor) -> tuple[Tensor, Tensor]:
-    """Each clip faster by its factor, its pitch higher by the same: resampled with a windowed sinc of 16 taps."""
-    new_lengths = torch.ceil(lengths / speed).long()
-    place = torch.arange(_even_size(new_lengths), device=sound.device) * speed[:, None]
+def with_speed(sound: Tensor, lengths: Tensor, speed: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Each clip faster by its factor, its pitch higher by the same, in `size` samples; a windowed sinc of 16 taps."""
+    new_lengths = torch.ceil(lengths / speed).long().clamp(max=size)
+    place = torch.arange(size, device=sound.device) * speed[:, None]
     whole = place.floor().long()
     part = place - whole
     # A faster clip is cut at its new Nyquist frequency, so that nothing folds back.
@@ -140,7 +139,7 @@ def low_passed(sound: Tensor, hertz: Tensor) -> Tensor:
 
 def mu_law(sound: Tensor) -> Tensor:
     """Through the 256 steps of a telephone line."""
-    scale = torch.log1p(torch.tensor(255.0))
+    scale = math.log1p(255)
     coded = torch.round(sound.sign() * torch.log1p(255 * sound.abs().clamp(max=1)) / scale * 127) / 127
     return coded.sign() * torch.expm1(coded.abs() * scale) / 255
 

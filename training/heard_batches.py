@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from training.augment import RATE, Augmentation, masked_features, within
 from training.features import LogMel
-from training.heard_examples import MARGIN, TASKS, HeardExamples
+from training.heard_examples import MARGIN, SLOWEST, TASKS, HeardExamples
 from training.noises import noise_questions
 from training.prompts import LEARNT, PAD
 from training.unclear import NOISES
@@ -41,7 +42,8 @@ def encoder_rows(frames: Tensor) -> Tensor:
 
 
 class HeardBatches:
-    """Draws from sets that are on the device already."""
+    """Draws from sets that are on the device already. What is drawn is decided on the host; all else is the device's
+    work, in one shape for each size, and nothing waits for it."""
 
     def __init__(self, sound: Tensor, examples: Sequence[HeardExamples], device: str, seed: int) -> None:
         self.sound = sound.to(device)
@@ -49,32 +51,36 @@ class HeardBatches:
         self.augmentation = Augmentation(seed, device)
         self.log_mel = LogMel(device)
         self.generator = self.augmentation.generator
-        counts = [torch.bincount(one.task, minlength=len(TASKS)) for one in self.examples]
-        self.counts = torch.stack(counts).sum(0).clamp_min(1)
+        self._choice = np.random.default_rng(seed)
+        tasks = [one.task.numpy() for one in examples]
+        self._numbers = [[np.flatnonzero(found == task) for task in range(len(TASKS))] for found in tasks]
 
     def draw(self, shares: Mapping[str, float], seconds_at_once: float, augmented: bool = True) -> HeardBatch:
         """Clips of one size, drawn so that over many batches each task has its share.
 
         Args:
-            shares: by name of `TASKS`; what is not named is not drawn.
+            shares: by name of `TASKS`; what is not named, or has no example, is not drawn.
             seconds_at_once: of sound, padding included, that a batch has.
             augmented: False leaves speed, noise, room and level as they are, and masks nothing.
         """
-        wanted = torch.tensor([shares.get(task, 0.0) for task in TASKS], device=self.sound.device) / self.counts
-        weights = [wanted[one.task] for one in self.examples]
-        totals = torch.stack([weight.sum() * one.seconds for weight, one in zip(weights, self.examples, strict=True)])
-        number = int(torch.multinomial(totals, 1, generator=self.generator))
-        chosen, count = self.examples[number], max(1, int(seconds_at_once / self.examples[number].seconds))
-        index = torch.multinomial(weights[number], count, replacement=True, generator=self.generator)
-        return self.batch(chosen, index, augmented)
+        counts = np.array([[len(found) for found in of_size] for of_size in self._numbers], float)
+        wanted = np.array([shares.get(task, 0.0) for task in TASKS])
+        weights = counts / counts.sum(0).clip(1) * wanted
+        seconds = np.array([one.seconds for one in self.examples])
+        totals = weights.sum(1) * seconds
+        size = self._choice.choice(len(totals), p=totals / totals.sum())
+        count = max(1, int(seconds_at_once / seconds[size]))
+        tasks = self._choice.choice(len(TASKS), count, p=weights[size] / weights[size].sum())
+        places = self._choice.random(count)
+        numbers = [self._numbers[size][task] for task in tasks]
+        index = torch.tensor([found[int(place * len(found))] for found, place in zip(numbers, places, strict=True)])
+        return self.batch(self.examples[size], index.to(self.sound.device, non_blocking=True), augmented)
 
     def batch(self, examples: HeardExamples, index: Tensor, augmented: bool) -> HeardBatch:
         """The examples of these numbers."""
         sound, lengths = self._clips(examples, index)
-        size = examples.seconds * RATE
         if augmented:
-            sound, lengths = self.augmentation(sound, lengths)
-            lengths = lengths.clamp(max=size)
+            sound, lengths = self.augmentation(sound, lengths, examples.seconds * RATE)
         features, frames = self.log_mel(sound, lengths, examples.seconds * FRAMES_A_SECOND)
         if augmented:
             masked = masked_features(features.transpose(1, 2), frames, self.generator)
@@ -89,15 +95,13 @@ class HeardBatches:
         longest = int((examples.seconds - MARGIN) * RATE)
         drawn = torch.rand(len(index), generator=self.generator, device=start.device)
         least = LEAST_NOISE_SECONDS * RATE
-        # Augmentation may make it slower by up to a fifth.
-        lengths = torch.where(noise, (least + drawn * (0.8 * longest - least)).long(), lengths)
-        place = start[:, None] + torch.arange(int(lengths.max()), device=start.device)
+        lengths = torch.where(noise, (least + drawn * (SLOWEST * longest - least)).long(), lengths)
+        place = start[:, None] + torch.arange(longest, device=start.device)
         sound = self.sound[place.clamp(max=len(self.sound) - 1)].float() / 32768
-        if noise.any():
-            kinds = torch.randint(len(NOISES), (len(index),), generator=self.generator, device=start.device).tolist()
-            voices = sound * within(sound, lengths)
-            made = noise_questions([NOISES[kind] for kind in kinds], sound.shape[1], RATE, voices, self.generator)
-            sound = torch.where(noise[:, None], made, sound)
+        voices = sound * within(sound, torch.where(noise, 0, lengths))
+        kinds = torch.randint(len(NOISES), (len(index),), generator=self.generator, device=start.device)
+        made = noise_questions(kinds, longest, RATE, voices, self.generator)
+        sound = torch.where(noise[:, None], made, sound)
         return sound * within(sound, lengths), lengths
 
     def _rows(self, examples: HeardExamples, index: Tensor, heard: Tensor) -> tuple[Tensor, Tensor]:

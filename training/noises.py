@@ -3,9 +3,12 @@
 import torch
 from torch import Tensor
 
+from training.unclear import NOISES
+
 MAINS_HERTZ = (50.0, 60.0)
 _HARMONICS = 6
-_SILENCE = 0.0003
+_VOICES = 6
+_SPEECH, _SILENCE = 0.07, 0.0003
 
 
 def coloured_noise(count: int, size: int, exponent: Tensor, generator: torch.Generator) -> Tensor:
@@ -32,13 +35,12 @@ def hum(count: int, size: int, rate: int, generator: torch.Generator) -> Tensor:
 def mixed_voices(sound: Tensor, generator: torch.Generator) -> Tensor:
     """Of 3 to 6 other clips of the batch a mixture for every clip, each started at another place."""
     count, size = sound.shape
+    place = torch.arange(size, device=sound.device)
     total = torch.zeros_like(sound)
-    for voice in range(6):
-        moved = sound.roll(voice + 1, 0).roll(
-            int(torch.randint(size, (1,), generator=generator, device=sound.device)), 1
-        )
-        wanted = torch.rand(count, 1, generator=generator, device=sound.device) < (1.0 if voice < 3 else 0.5)
-        total += moved * wanted
+    for voice in range(_VOICES):
+        start = torch.randint(size, (count, 1), generator=generator, device=sound.device)
+        wanted = torch.rand(count, 1, generator=generator, device=sound.device) < (1.0 if voice < _VOICES // 2 else 0.5)
+        total += sound.roll(voice + 1, 0).gather(1, (place + start) % size) * wanted
     return total
 
 
@@ -54,30 +56,24 @@ def clicks(count: int, size: int, rate: int, generator: torch.Generator) -> Tens
     return heard / heard.square().mean(1, keepdim=True).sqrt().clamp_min(1e-6)
 
 
-def noise_questions(kinds: list[str], size: int, rate: int, voices: Tensor, generator: torch.Generator) -> Tensor:
-    """Sound without a question, one clip a kind of `unclear.NOISES`, at the level of speech or up to 30 dB below.
+def noise_questions(kinds: Tensor, size: int, rate: int, voices: Tensor, generator: torch.Generator) -> Tensor:
+    """Sound without a question, at the level of speech or up to 30 dB below.
 
     Args:
-        kinds: "silence", "white", "pink", "hum", "clicks" or "babble".
+        kinds: int64 ``[clips]``, numbers of `unclear.NOISES`.
         size: samples of all.
         rate: hertz.
-        voices: ``[clips, samples]`` of speech to mix babble from; few of them give a babble of fewer voices.
+        voices: ``[clips, size]`` of speech to mix babble from.
         generator: on the device of `voices`.
     """
-    count, device = len(kinds), generator.device
-    exponent = torch.tensor([0.5 if kind == "pink" else 0.0 for kind in kinds], device=device)
-    result = coloured_noise(count, size, exponent, generator)
-    repeats = -(-size // voices.shape[1])
-    babble = mixed_voices(voices.repeat(-(-count // len(voices)), repeats)[:count, :size], generator)
-    others = {
-        "hum": hum(count, size, rate, generator),
-        "clicks": clicks(count, size, rate, generator),
-        "babble": babble,
-    }
-    for kind, sound in others.items():
-        chosen = torch.tensor([one == kind for one in kinds], device=device)
-        result = torch.where(chosen[:, None], sound, result)
-    level = 0.07 * 10 ** (-1.5 * torch.rand(count, 1, generator=generator, device=device))
-    silent = torch.tensor([[kind == "silence"] for kind in kinds], device=device)
-    level = torch.where(silent, _SILENCE, level)
+    silence, pink, hums, clicking, babble = (
+        (kinds == NOISES.index(name))[:, None] for name in ("silence", "pink", "hum", "clicks", "babble")
+    )
+    count = len(kinds)
+    result = coloured_noise(count, size, pink[:, 0] / 2, generator)
+    result = torch.where(hums, hum(count, size, rate, generator), result)
+    result = torch.where(clicking, clicks(count, size, rate, generator), result)
+    result = torch.where(babble, mixed_voices(voices, generator), result)
+    level = _SPEECH * 10 ** (-1.5 * torch.rand(count, 1, generator=generator, device=kinds.device))
+    level = torch.where(silence, _SILENCE, level)
     return level * result / result.square().mean(1, keepdim=True).sqrt().clamp_min(1e-6)
