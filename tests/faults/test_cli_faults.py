@@ -263,8 +263,8 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "eps NaN": ({"rms_norm_eps": float("nan")}, ("NaN is not a JSON number",)),
     "eps 0": ({"rms_norm_eps": 0}, ("rms_norm_eps must be a number above 0", "found 0")),
     "unknown rope_scaling": (
-        {"rope_scaling": {"type": "yarn", "factor": 4.0}},
-        ("RoPE scaling type 'yarn'", "default"),
+        {"rope_scaling": {"type": "dynamic", "factor": 4.0}},
+        ("RoPE scaling type 'dynamic'", "default"),
     ),
     "experts of none": (
         {"model_type": "qwen3_moe", "num_experts": 2, "num_experts_per_tok": 3, "moe_intermediate_size": 8},

@@ -8,7 +8,6 @@ from typing import Any
 
 from lluda.config import ModelConfig
 from lluda.errors import ModelNotFound
-from lluda.inputs.tokenizer_files import vocabulary_from_folder
 from lluda.weights.checkpoint import CONFIG_NAME, read_config, read_generation_config
 from lluda.weights.config_override import with_rope_scaling
 from lluda.weights.repository import Check
@@ -20,6 +19,8 @@ def small_files_check(
     """A check of config, generation config and tokenizer; it raises what loading the model with these options would."""
 
     def check(folder: Path) -> None:
+        from lluda.inputs.tokenizer_files import vocabulary_from_folder  # a tenth of a second, and seldom needed
+
         raw = with_rope_scaling(read_config(folder), rope_scaling)
         ModelConfig.from_hf(raw, str(folder / CONFIG_NAME), allow_unknown=allow_unknown_config)
         read_generation_config(folder)
