@@ -18,7 +18,7 @@ from PIL import Image
 
 from lluda.config_vision import RELEASED_VISION, VISION_LIMITS
 from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded, LludaError
-from lluda.inputs import video_file
+from lluda.inputs import video_decoder
 from lluda.inputs.image_file import read_image
 from lluda.inputs.video_file import open_video
 from lluda.inputs.vision_patches import image_patches, video_patches
@@ -237,10 +237,12 @@ def test_limits_of_a_video(tmp_path):
 
 def test_frames_larger_than_the_header_says_are_never_allocated(tmp_path, monkeypatch):
     """The decoder itself keeps to the limit: here nothing else is left to look."""
-    monkeypatch.setattr(video_file, "_check_frame", lambda *_: None)
+    monkeypatch.setattr(video_decoder, "check_frame", lambda *_: None)
     path = write_video(tmp_path / "a.avi", grey_frames(5, 64, 96), 10, codec="mpeg4", pixels="yuv420p")
     limits = replace(VISION_LIMITS, max_frame_pixels=1000)
-    refused(CorruptFile, lambda: list(open_video(path, limits=limits).frames()), "a.avi")
+    with path.open("rb") as file:
+        track = video_decoder.scan(path, file, limits)
+        refused(CorruptFile, lambda: list(video_decoder.decode(path, file, track, 2, 1, limits)), "a.avi")
 
 
 @pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf"), 1000, True, "2"])

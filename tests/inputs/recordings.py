@@ -21,13 +21,14 @@ def sound(seconds: float, rate: int = RATE, seed: int = 0) -> np.ndarray:
     return signal.astype(np.float32)
 
 
-def run(program: str, *arguments: str | Path) -> None:
-    """Run a program; skip the test where it is not installed or cannot make this format."""
+def run(program: str, *arguments: str | Path, stdin: bytes | None = None) -> bytes:
+    """Run a program and return what it prints; skip the test where it is not installed or cannot make this format."""
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
-    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([program, *map(str, arguments)], input=stdin, capture_output=True, timeout=120, check=False)
     if done.returncode:
-        pytest.skip(f"{program} here cannot make this recording: {done.stderr[:200]}")
+        pytest.skip(f"{program} here cannot make this recording: {done.stderr[:200]!r}")
+    return done.stdout
 
 
 def write(path: Path, samples: np.ndarray, rate: int = RATE, **options: str) -> Path:

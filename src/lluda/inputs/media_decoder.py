@@ -83,7 +83,7 @@ class DecodingJob:
         self, decoder: MediaDecoder, worker: ChildProcess, kind: str, file: MediaFile, request: dict[str, Any]
     ) -> None:
         self._decoder, self._worker, self._file = decoder, worker, file
-        self._open = True
+        self._begun = self._over = False
         worker.last_words()  # of other files
         message = {"job": kind, "path": str(file.path), "kind": file.kind, "size": file.size, **request}
         self.about = self._ask(message, file.descriptor)
@@ -92,26 +92,29 @@ class DecodingJob:
         """Decode, once: arrays in the order in which they are made. A job that is broken off here is killed."""
         import numpy as np
 
-        assert self._open, f"{self._file.path} is decoded again, or after it was closed"
-        self._open = False
-        whole = False
+        assert not self._begun and not self._over, f"{self._file.path} is decoded again, or after it was closed"
+        self._begun = True
         try:
             answer = self._ask({"go": options})
             while "payload" in answer:
                 values = np.frombuffer(self._received(answer["payload"]), answer["dtype"])
                 yield values.reshape(answer["shape"])
                 answer = self._answer()
-            whole = True
+            self._end()
         finally:
-            if whole:
-                self._decoder._take_back(self._worker)
-            elif self._worker.close.alive:
-                self._worker.close()
+            if not self._over:
+                self._end(worn=True)
 
     def close(self) -> None:
         """Not to be decoded after all. May be called twice, and after decoding."""
-        if self._open:
-            self._open = False
+        if not self._begun and not self._over:
+            self._end()
+
+    def _end(self, *, worn: bool = False) -> None:
+        self._over = True
+        if worn:
+            self._worker.close()
+        else:
             self._decoder._take_back(self._worker)
 
     def _ask(self, message: dict[str, Any], descriptor: int | None = None) -> dict[str, Any]:
@@ -131,11 +134,7 @@ class DecodingJob:
         if "error" not in answer:
             return answer
         error = self._error(answer)
-        self._open = False
-        if answer.get("worn"):
-            self._worker.close()
-        else:
-            self._decoder._take_back(self._worker)
+        self._end(worn=bool(answer.get("worn")))
         raise error
 
     def _received(self, size: int) -> bytearray:
@@ -159,7 +158,7 @@ class DecodingJob:
         return kind(text)
 
     def _failure(self, failed: ChildFailed) -> LludaError:
-        self._open = False
+        self._end(worn=True)
         path, kind, words = self._file.path, self._file.kind, self._worker.last_words()
         if failed.signal == signal.SIGXCPU:
             seconds = processor_seconds(self._file.size)
