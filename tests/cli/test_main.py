@@ -56,7 +56,7 @@ def test_no_verb_prints_the_usage_as_an_error(lluda):
             "lluda generate: error: argument -n/--max-tokens: invalid int value: 'many'",
         ),
         (["generate", "hi", "--a\nb\x1b[1m"], r"lluda generate: error: unrecognized arguments: --a b\x1b[1m"),
-        (["generate"], "lluda generate: error: the following arguments are required: prompt"),
+        (["generate"], "lluda generate: no prompt given: give a text, - to read it from stdin, or --messages FILE"),
         (["inspect"], "lluda inspect: 0 models given; name one: lluda inspect MODEL"),
         (["plan", "a", "-m", "b"], "lluda plan: 2 models given; name one: lluda plan MODEL"),
     ],

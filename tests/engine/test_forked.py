@@ -1,4 +1,4 @@
-"""A process forked off one that had computed: on the reference backend torch waits there for threads it does not have."""
+"""A process forked off one that had computed: on the reference backend torch waits there for threads it has not."""
 
 from __future__ import annotations
 
