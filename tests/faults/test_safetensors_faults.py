@@ -177,7 +177,8 @@ def test_a8_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path, k
         "loop of links": lambda: path.symlink_to(path),
     }
     make[kind]()
-    with pytest.raises(CorruptFile, match="leads back to itself" if kind == "loop of links" else "a regular file is needed"):
+    rule = "leads back to itself" if kind == "loop of links" else "a regular file is needed"
+    with pytest.raises(CorruptFile, match=rule):
         SafetensorsFile(path)
 
 

@@ -291,29 +291,33 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        self.server.asked.append(self.path)
-        if self.server.status != 200:
-            return self._answer(self.server.status, "{}", {"X-Error-Code": self.server.code})
-        if self.path.startswith("/api/models/org/name/tree/"):  # what the client's command line asks
-            tree = [{"type": "file", "path": name, "size": 4, "oid": "0" * 40} for name in self.server.files]
-            return self._answer(200, json.dumps(tree), {})
-        if not self.path.startswith(("/api/models/org/name", "/org/name/resolve/")):
-            return self._answer(404, "", {})
-        if self.path.startswith("/api/models/org/name"):
+        server = self.server
+        server.asked.append(self.path)
+        if server.status != 200:
+            self._answer(server.status, "{}", {"X-Error-Code": server.code})
+        elif self.path.startswith("/api/models/org/name/tree/"):  # what the client's command line asks
+            tree = [{"type": "file", "path": name, "size": 4, "oid": "0" * 40} for name in server.files]
+            self._answer(200, json.dumps(tree), {})
+        elif self.path.startswith("/api/models/org/name"):
             files = [
-                {"rfilename": name, "size": self.server.sizes.get(name, len(content))}
-                for name, content in self.server.files.items()
+                {"rfilename": name, "size": server.sizes.get(name, len(content))}
+                for name, content in server.files.items()
             ]
-            listing = {"id": "org/name", "sha": COMMIT, "siblings": files}
-            return self._answer(200, json.dumps(listing), {})
-        file = self.path.split("/", 5)[5]  # /org/name/resolve/<revision>/<file>
-        if file in self.server.gated:
-            return self._answer(403, "", {"X-Error-Code": "GatedRepo"})
-        if file in self.server.broken or file not in self.server.files:
-            return self._answer(404, "", {"X-Error-Code": "EntryNotFound"})
-        content = self.server.files[file]
-        tag = hashlib.sha256(content.encode()).hexdigest()
-        return self._answer(200, content, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT})
+            self._answer(200, json.dumps({"id": "org/name", "sha": COMMIT, "siblings": files}), {})
+        elif self.path.startswith("/org/name/resolve/"):
+            self._answer_file(self.path.split("/", 5)[5])  # /org/name/resolve/<revision>/<file>
+        else:
+            self._answer(404, "", {})
+
+    def _answer_file(self, name: str) -> None:
+        if name in self.server.gated:
+            self._answer(403, "", {"X-Error-Code": "GatedRepo"})
+        elif name in self.server.broken or name not in self.server.files:
+            self._answer(404, "", {"X-Error-Code": "EntryNotFound"})
+        else:
+            content = self.server.files[name]
+            tag = hashlib.sha256(content.encode()).hexdigest()
+            self._answer(200, content, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT})
 
     def _answer(self, status: int, content: str, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -421,7 +425,10 @@ REFUSED = {
         {"config.json": json.dumps(QWEN3 | {"model_type": "gemma3"})},
         "'gemma3' is not supported",
     ),
-    "code of its own": ({"config.json": json.dumps(QWEN3 | {"auto_map": {"AutoModel": "own.Model"}})}, "code shipped with the checkpoint"),
+    "code of its own": (
+        {"config.json": json.dumps(QWEN3 | {"auto_map": {"AutoModel": "own.Model"}})},
+        "code shipped with the checkpoint",
+    ),
     "a pointer as config": ({"config.json": "version https://git-lfs.github.com/spec/v1\n"}, "a Git LFS pointer"),
     "another tokenizer": ({"tokenizer.json": json.dumps({"model": {"type": "Unigram", "vocab": {}}})}, "tokenizer"),
     "a broken tokenizer": ({"tokenizer.json": "<html>"}, "a web page"),
