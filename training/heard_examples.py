@@ -29,6 +29,9 @@ SIZES = ((4, 56), (6, 56), (6, 120), (8, 120))
 """Of batches: seconds of sound, and rows that are no sound. Few, since each is compiled. 8 seconds are a whole block of
 the encoder's attention; what is longer is left out."""
 
+SPOKEN = 48
+"""Tokens of the words heard, at most."""
+
 MARGIN = 1.3
 """Seconds that silence before may take, so that no speech is cut off."""
 
@@ -40,7 +43,7 @@ class HeardExamples:
     """Examples of at most ``seconds`` of sound and ``rows`` of text, on one device; ids int16, marked with ``LEARNT``.
 
     ``before``/``after`` ``[n, rows]``: ids in front of the sound and behind it, filled up with `PAD`, and how many;
-    ``spoken`` ``[n, rows]``: the tokens of the words heard, for CTC; ``start``, ``samples``: where the clip lies (no
+    ``spoken`` ``[n, SPOKEN]``: the tokens of the words heard, for CTC; ``start``, ``samples``: where the clip lies (no
     samples: a noise); ``task`` index into `TASKS`.
     """
 
@@ -150,11 +153,11 @@ def _by_size(rows: list[_Row]) -> Iterator[HeardExamples]:
     for row in rows:
         longest, text = row.samples / RATE / SLOWEST + MARGIN, len(row.before) + len(row.after)
         size = next((size for size in SIZES if longest <= size[0] and text <= size[1]), None)
-        if size:
+        if size and len(row.spoken) <= SPOKEN:
             found.setdefault(size, []).append(row)
     for (seconds, text), chosen in sorted(found.items()):
         parts = {name: [getattr(row, name) for row in chosen] for name in ("before", "after", "spoken")}
-        padded = {name: _padded(ids, text) for name, ids in parts.items()}
+        padded = {name: _padded(ids, SPOKEN if name == "spoken" else text) for name, ids in parts.items()}
         counts = {f"{name}_count": torch.tensor([len(one) for one in ids]) for name, ids in parts.items()}
         numbers = {name: torch.tensor([getattr(row, name) for row in chosen]) for name in ("start", "samples", "task")}
         yield HeardExamples(seconds, text, **padded, **counts, **numbers)

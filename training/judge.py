@@ -143,7 +143,9 @@ def clips_of_set(folder: Path, limit: int) -> Iterator[Clip]:
     for number, (samples, rate, entry) in enumerate(clips_of(folder, limit)):
         # A set to hear has questions: its slots are of their answers, which nobody speaks there.
         slot = "" if "answer" in entry else entry.get("slot", "")
-        about = slot, entry.get("domain", ""), entry["voice"]
+        # Of espeak-ng the variant is the voice, not its speed and pitch.
+        voice = entry["voice"].rsplit("-", 2)[0] if entry["voice"].startswith("espeak") else entry["voice"]
+        about = slot, entry.get("domain", ""), voice
         yield Clip(f"{folder.name}/{number}", samples, rate, entry["text"], *about)
 
 

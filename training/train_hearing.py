@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.heard_batches import HeardBatch, HeardBatches, learnt_targets
+from training.captured import CapturedSteps, Values
+from training.ctc import ctc_losses, usable
+from training.heard_batches import HeardBatches, learnt_targets
 from training.heard_examples import read_heard
 from training.optimizer import adamw, clip
 from training.prompts import LEARNT, typed_conversations
@@ -64,13 +66,11 @@ class HearingTrainer(nn.Module):
         return answers, routing, F.log_softmax(self.words(rows).float(), dim=-1).transpose(0, 1), own
 
 
-def words_loss(found: Tensor, own: Tensor, batch: HeardBatch) -> Tensor:
+def words_loss(found: Tensor, own: Tensor, spoken: Tensor, counts: Tensor) -> Tensor:
     """CTC of the words heard, a token on average; examples without words do not count."""
-    losses = F.ctc_loss(
-        found, batch.spoken, own, batch.spoken_count, blank=FIRST_ADDED, reduction="none", zero_infinity=True
-    )
-    worded = batch.spoken_count > 0
-    return (losses * worded).sum() / (batch.spoken_count * worded).sum().clamp_min(1)
+    counted = usable(own, spoken, counts)
+    losses = ctc_losses(found, own, spoken, counts, FIRST_ADDED)
+    return torch.where(counted, losses, 0.0).sum() / torch.where(counted, counts, 0).sum().clamp_min(1)
 
 
 def shares_at(progress: float) -> Mapping[str, float]:
@@ -83,28 +83,41 @@ def train(
 ) -> None:
     """Spoken batches, every sixth a typed one."""
     torch.manual_seed(4)
-    thinker = thinker_of(weights, "text", limits.device)
-    trainer = HearingTrainer(thinker, thinker.audio_tower.config.output_dim).to(limits.device).train()
+    device = limits.device
+    thinker = thinker_of(weights, "text", device)
+    trainer = HearingTrainer(thinker, thinker.audio_tower.config.output_dim).to(device).train()
     optimizer = adamw([trainer], rate, (0.9, 0.98), 0.05)
     stage = Stage("hearing", limits, {"thinker": thinker, "words": trainer.words}, [optimizer])
     hear, read = limits.compile(trainer.forward), limits.compile(thinker.forward)
-    for progress in stage:
-        with rounded([thinker], progress > 1 - ROUNDED_SHARE), autocast(limits.device):
-            if stage.step % TYPED_EVERY == TYPED_EVERY - 1 and progress >= LISTENING_SHARE:
-                ids = _typed_batch(sources.typed, rows_at_once)
-                logits, routing = read(thinker.embed(ids % LEARNT))
-                loss = {"typed": answer_loss(logits, ids), "routing": routing}
+
+    def step(kind: tuple[str, torch.Size, bool], *inputs: Tensor) -> Values:
+        with rounded([thinker], kind[2]), autocast(device):
+            if kind[0] == "typed":
+                logits, routing = read(thinker.embed(inputs[0] % LEARNT))
+                losses = {"typed": answer_loss(logits, inputs[0]), "typed_routing": routing}
             else:
-                batch = sources.heard.draw(shares_at(progress), seconds_at_once)
-                answers, routing, found, own = hear(batch.features, batch.frames, batch.ids, batch.places)
-                first, last = _CTC
-                words = words_loss(found, own, batch)
-                loss = {"answers": answers, "routing": routing, "words": (first + (last - first) * progress) * words}
+                weight, *heard, spoken, counts = inputs
+                answers, routing, found, own = hear(*heard)
+                losses = {"answers": answers, "routing": routing}
+                losses["words"] = weight * words_loss(found, own, spoken, counts)
             optimizer.zero_grad(set_to_none=True)
-            torch.stack([value.float() for value in loss.values()]).sum().backward()
+            torch.stack([value.float() for value in losses.values()]).sum().backward()
         clip([trainer], 1.0)
         optimizer.step()
-        stage.report(**loss)
+        return losses
+
+    steps = CapturedSteps(step, limits.captured)
+    for progress in stage:
+        as_stored = progress > 1 - ROUNDED_SHARE
+        if stage.step % TYPED_EVERY == TYPED_EVERY - 1 and progress >= LISTENING_SHARE:
+            ids = _typed_batch(sources.typed, rows_at_once)
+            stage.report(steps(("typed", ids.shape, as_stored), ids))
+        else:
+            batch = sources.heard.draw(shares_at(progress), seconds_at_once)
+            first, last = _CTC
+            weight = torch.full((), first + (last - first) * progress, device=device)
+            heard = batch.features, batch.frames, batch.ids, batch.places, batch.spoken, batch.spoken_count
+            stage.report(steps(("heard", batch.features.shape + batch.ids.shape, as_stored), weight, *heard))
         if (stage.step + 1) % _VALIDATE_EVERY == 0:
             validate(trainer, sources.held_out, seconds_at_once, stage)
 
