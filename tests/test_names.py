@@ -11,8 +11,6 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 from lluda.bench.engines import ENGINES
 from lluda.cli.main import VERBS
 
@@ -21,8 +19,12 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
-OPTIONS_OF_OTHERS = {"--no-deps", "--revision", "--kl-divergence", "--porcelain", "--short", "--untracked-files"}
-"""Of pip, hf download, llama-perplexity and git."""
+OPTIONS_OF_OTHERS = {
+    *{"--revision", "--include", "--exclude", "--local-dir"},  # hf download
+    *{"--porcelain", "--short", "--untracked-files"},  # git
+    "--no-deps",  # pip
+    "--kl-divergence",  # llama-perplexity
+}
 OPTIONS_OF_MODULES = {"--layers"}
 """Of ``python -m lluda.journal``."""
 
@@ -121,18 +123,26 @@ def _leads_somewhere(name: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize(
-    ("pattern", "places"),
-    [
-        (r"`([\w/]+\.py)`", ("", "src/lluda", "tests", "training", "src/lluda/engine")),
-        (r"((?:journal|docs|native/include|native/src|tests|examples)/[\w/.-]+\.(?:md|hpp|h|py|json|cpp)\b)", ("",)),
-    ],
-)
-def test_files_that_are_named_exist(pattern, places):
-    """In the sources a path is one from the root; in the documents also one from the package."""
-    found = mentions(pattern, *DOCUMENTS, *(SOURCES if places == ("",) else ()))
-    here = {name for name, _ in found if any((ROOT / place / name).is_file() for place in places)}
-    assert unknown(found, here) == []
+def test_references_in_docstrings_lead_somewhere():
+    """A name in single backticks is of a module, or of anything that a module defines or uses."""
+    defined: set[str] = set()
+    for path in SOURCES:
+        defined |= {path.stem, path.name, path.parent.name, *texts(path)}
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = (getattr(node, field, None) for field in ("id", "attr", "name", "arg", "module"))
+            defined |= {part for name in names if isinstance(name, str) for part in (name, *name.split("."))}
+    found = mentions(r"(?<![`\w:])`~?([A-Za-z_][\w.]*)`(?!`)", *SOURCES)
+    known = {name for name, _ in found if name in defined or all(part in defined for part in name.split("."))}
+    assert unknown(found, known) == []
+
+
+def test_files_that_are_named_exist():
+    """By a path from the root or from the package; in a document by the name alone where its folder was named."""
+    pattern = r"((?:journal|docs|native/include|native/src|tests|examples)/[\w/.-]+\.(?:md|hpp|h|py|json|cpp)\b)"
+    found = mentions(pattern, *SOURCES, *DOCUMENTS) | mentions(r"`([\w/]+\.py)`", *DOCUMENTS)
+    places = (ROOT, ROOT / "src/lluda", ROOT / "tests", ROOT / "training")
+    here = {name for name, _ in found if any((place / name).is_file() for place in places)}
+    assert unknown(found, here | {path.name for path in SOURCES}) == []
 
 
 def test_targets_exist():

@@ -22,7 +22,7 @@ REPORTS = {
     "plan": (["plan", "{text}"], {"model", "weights", "total", "fits"}),
     "plan of a voice": (["plan", "{omni}", "--speech"], {"model", "weights", "total", "fits"}),
     "perplexity": (
-        ["perplexity", "-m", "{text}", "--text", "{words}", "--context", "8"],
+        ["perplexity", "-m", "{text}", "--text", "{words}", "--context", "8", "--plot", "{plot}"],
         {"text", "tokens", "model"},
     ),
     "perplexity of voices": (
@@ -42,7 +42,7 @@ REPORTS = {
         ],
         {"text", "frames", "codebooks"},
     ),
-    "validate": (["validate", "-m", "{text}", *VALIDATE], {"kind", "model", "bars", "layers"}),
+    "validate": (["validate", "-m", "{text}", *VALIDATE, "--plot", "{plot}"], {"kind", "model", "bars", "layers"}),
     "validate an Omni model": (
         ["validate", "-m", "{omni}", *VALIDATE, "--only", "code2wav", "--frames", "2"],
         {"kind", "model", "components"},
@@ -50,7 +50,7 @@ REPORTS = {
     "bench": (["bench", "-m", "{text}", *BENCH], {"model", "machine", "settings", "rows", "ratios"}),
     "bench --synth": (["bench", "--synth", "{text}", *SYNTH], {"model", "machine", "settings", "rows", "ratios"}),
     "bench --synth of an Omni model": (
-        ["bench", "--synth", "{omni}", *SYNTH],
+        ["bench", "--synth", "{omni}", *SYNTH, "--plot", "{plot}"],
         {"model", "machine", "settings", "rows", "ratios"},
     ),
     "bench --synth against transformers": (
@@ -76,7 +76,12 @@ def arguments(model, omni, tmp_path, monkeypatch):
     def of(name: str) -> list[str]:
         if "validate" in name or "transformers" in name:
             pytest.importorskip("transformers", reason="transformers is not installed")
-        return [argument.format(text=model, omni=omni, words=words) for argument in REPORTS[name][0]]
+        if "--plot" in REPORTS[name][0]:
+            pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+        return [
+            argument.format(text=model, omni=omni, words=words, plot=tmp_path / "p.png")
+            for argument in REPORTS[name][0]
+        ]
 
     return of
 
@@ -93,6 +98,7 @@ def test_the_file_is_whole_when_stdout_is_full(arguments, name, tmp_path, monkey
     document = json.loads(output.read_text())
     assert REPORTS[name][1] <= set(document)
     assert "bench" not in name or document["rows"]
+    assert (tmp_path / "p.png").is_file() is ("--plot" in REPORTS[name][0])
 
 
 @pytest.mark.parametrize("name", [name for name in REPORTS if name not in ("bench", "bench --synth of an Omni model")])

@@ -101,8 +101,11 @@ def _create(path: Path) -> bool:
 
 
 def _require_empty(path: Path) -> None:
-    if any(file.name != MARKER for file in path.iterdir()):
-        raise InvalidRequest(f"{path}: is not empty; give a new or empty folder, or remove its files first")
+    found = next((file.name for file in path.iterdir() if file.name != MARKER), None)
+    if found is not None:
+        raise InvalidRequest(
+            f"{path}: is not empty (it holds {found}); give a new or empty folder, or remove its files first"
+        )
 
 
 def _remove_leftovers(marker: Path) -> None:
