@@ -94,6 +94,7 @@ MALFORMED = {
     "shape a string": (one(shape=["4"]), "shape must be a list of integers"),
     "shape of NaN": (raw(b'{"x":{"dtype":"U8","shape":[NaN],"data_offsets":[0,4]}}'), "NaN is not a JSON number"),
     "shape of 10^400": (one(shape=[10**400]), "an integer of 401 digits"),
+    "shape of 40 dimensions": (one(shape=[1] * 39 + [4]), "than 32 dimensions take"),
     "shape overflows": (one(shape=[2**32, 2**32]), "shape overflows"),
     "shape overflows beside a zero": (one(shape=[2**40, 2**40, 0], data_offsets=[0, 0]), "shape overflows"),
     "bytes overflow": (one(dtype="F64", shape=[2**62]), "shape overflows"),

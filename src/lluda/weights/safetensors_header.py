@@ -53,6 +53,9 @@ DTYPE_BITS = {
 MAX_TENSORS = 2**17
 """Limit of tensors in one file: the largest released models have 70,000 in all."""
 
+MAX_DIMENSIONS = 32
+"""Limit of a tensor's dimensions; released ones have five."""
+
 MAX_METADATA_KEYS = 2**16
 
 _METADATA = "__metadata__"
@@ -131,6 +134,9 @@ class _Scanner:
         if end == 0:
             raise self._error(f"tensor {name[:120]!r} has a description of over {_MAX_INFO} characters or without end")
         begin, self._at = self._at, end
+        if self._text.count(",", begin, end) > MAX_DIMENSIONS + 4:
+            rule = f"tensor {name[:120]!r} has more values in its description than {MAX_DIMENSIONS} dimensions take"
+            raise CorruptFile(self._file, rule)
         plain = _PLAIN_INFO.fullmatch(self._text, begin, end)
         if plain is None or None in plain.groups():
             return parse_json(self._text[begin:end], self._file, part=f"header: tensor {name[:120]!r}")
