@@ -14,10 +14,11 @@ _PLAUSIBLE_PIXELS = 16
 """Pixels in a byte of a photograph, at most: half a bit for each."""
 
 PICTURE_BYTES_PER_PIXEL = 24
-"""Of a decoder with all its copies; measured: PNG and JPEG 4 to 8, AVIF 12, WebP 16, JPEG 2000 20."""
+"""Of a decoder with all its copies. Measured with pictures of 20 million: GIF 5, PNG, JPEG and TIFF 7 to 9, AVIF 10 to
+12, WebP 16 to 17, JPEG 2000 20."""
 
 FRAME_BYTES_PER_PIXEL = 64
-"""Of a video's decoder: up to 17 frames of 10-bit 4:2:0 that refer to each other, and the RGB of one."""
+"""Of a video's decoder, reckoned: up to 17 frames of 10-bit 4:2:0 (3 bytes) that refer to each other, one in RGB."""
 
 LEAST_FRAME_BYTES_PER_PIXEL = 8
 """The same where few frames refer to each other: four of 8-bit 4:2:0, and some room."""

@@ -31,6 +31,9 @@ _PACKETS_PER_BYTE = 2
 """Bytes that packets may hold for each of the file: a demuxer adds a little, an index that names the same bytes again
 and again makes terabytes of a kilobyte."""
 
+_MAX_THREADS = 4
+"""Of a decoder; each takes 8 MB for its stack from what a file may take."""
+
 
 @dataclass(frozen=True, slots=True)
 class Track:
@@ -154,6 +157,7 @@ def _container(path: Path, file: BinaryIO, limits: VisionLimits) -> Iterator[tup
         stream = _moving_pictures(path, container)
         check_frame(str(path), stream.height, stream.width, limits)
         stream.codec_context.options = {"max_pixels": options["max_pixels"]}
+        stream.codec_context.thread_count = min(os.cpu_count() or 1, _MAX_THREADS)
         yield container, stream
 
 
