@@ -241,6 +241,7 @@ class NativeLibrary:
         self._declare("context_create", (c_char_p, c_int, POINTER(c_void_p)))
         self._declare("context_destroy", (c_void_p,), None)
         self._declare("packed_view", (c_void_p, c_int64, POINTER(WeightStruct)))
+        self._declare("watch_mapped_file", (c_void_p, c_int64, c_char_p, c_int), c_void_p)  # `mapped_file` calls it
         for name, arguments in _COMPUTES.items():
             self._declare(name.removeprefix("lluda_"), (c_void_p, *arguments))
         self._check_fit()
