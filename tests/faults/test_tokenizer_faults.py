@@ -64,9 +64,9 @@ def test_a18_broken_json(tmp_path, name, content):
     assert_is_clear(caught.value, str(tmp_path))
 
 
-def start_of(number):
+def start_of(number, times=1):
     """A post-processor that starts every text with the id ``number``."""
-    special = {"<s>": {"id": "<s>", "ids": [number], "tokens": ["<s>"]}}
+    special = {"<s>": {"id": "<s>", "ids": [number] * times, "tokens": ["<s>"]}}
     return {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}], "special_tokens": special}
 
 
@@ -113,6 +113,7 @@ BROKEN_CONTENT = {
     "post_processor of a negative id": ({"post_processor": start_of(-1)}, "an id that no token has"),
     "post_processor of true": ({"post_processor": start_of(True)}, "not among its special_tokens"),
     "post_processor is a number": ({"post_processor": 5}, "post_processor is neither"),
+    "post_processor of many ids": ({"post_processor": start_of(3, 100)}, "too many ids before a text"),
     "processors are a number": ({"post_processor": {"type": "Sequence", "processors": 5}}, "post_processor is neither"),
     "normalizer is a text": ({"normalizer": "NFC"}, "normalizer is neither"),
     "normalizers are a number": ({"normalizer": {"type": "Sequence", "normalizers": 5}}, "normalizer is neither"),
@@ -146,6 +147,7 @@ UNSUPPORTED = {
     "whole-word token": ({"added_tokens": [{"id": COUNT, "content": "<a>", "single_word": True}]}, "single_word"),
     "prefix space": ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "ByteLevel"),
     "unknown step": ({"pre_tokenizer": {"type": "Whitespace"}}, "Whitespace"),
+    "many steps": ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Many"}] * 9999}}, "Many, Many"),
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded, TemplateError, UnsupportedModel
 from lluda.gguf_keys import GGUFKeys
 from lluda.inputs import template_worker
-from lluda.inputs.chat_template_files import find_chat_template
+from lluda.inputs.chat_template_files import MAX_SOURCE, find_chat_template
 from lluda.inputs.child_messages import framed
 from lluda.inputs.child_process import ChildFailed, ChildProcess
 from lluda.inputs.gguf_tokenizer import special_token_texts
@@ -170,4 +170,7 @@ def _default_and_tool(found: Any, path: Path) -> tuple[str, str | None]:
     for name, source in named.items():
         if not isinstance(source, str):
             raise CorruptFile(path, f"the chat template {name[:40]!a} must be a string", found=type(source).__name__)
+        if len(source) > MAX_SOURCE:
+            rule = f"the chat template {name[:40]!a} is too long"
+            raise CorruptFile(path, rule, expected=f"at most {MAX_SOURCE} characters", found=len(source))
     return named["default"], named.get("tool_use")

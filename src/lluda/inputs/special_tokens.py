@@ -52,10 +52,11 @@ def read_tokenizer_config(folder: Path) -> dict[str, Any]:
     return _document(folder / CONFIG_NAME)
 
 
-def read_special_tokens(folder: Path) -> SpecialTokens:
-    """The special tokens of ``folder``. CorruptFile: a file, or a token in it, is of another form."""
-    config = read_tokenizer_config(folder)
-    documents = [(folder / CONFIG_NAME, config)]
+def read_special_tokens(folder: Path, config: Mapping[str, Any] | None = None) -> SpecialTokens:
+    """The special tokens of ``folder``, whose tokenizer_config.json is ``config`` (None: it is read). CorruptFile: a
+    file, or a token in it, is of another form."""
+    config = read_tokenizer_config(folder) if config is None else config
+    documents: list[tuple[Path, Mapping[str, Any]]] = [(folder / CONFIG_NAME, config)]
     if "added_tokens_decoder" not in config:
         documents.append((folder / MAP_NAME, _document(folder / MAP_NAME)))
     named: dict[str, str] = {}

@@ -50,6 +50,9 @@ GPT2 = Splitting("gpt-2")
 SPLITTINGS = {rule.name: rule for rule in (QWEN2, LLAMA3, SMOLLM, GPT2)}
 """By GGUF's name for them, ``tokenizer.ggml.pre``."""
 
+_MOST_STEPS = 8
+"""Steps of a pre_tokenizer that are looked at; no rule has more than three."""
+
 
 def splitting_from_json(step: Any, path: Path) -> Splitting:
     """The rule that ``pre_tokenizer`` of a tokenizer.json spells.
@@ -57,15 +60,16 @@ def splitting_from_json(step: Any, path: Path) -> Splitting:
     CorruptFile: not a pre_tokenizer at all. UnsupportedModel: none of `SPLITTINGS`.
     """
     steps = step.get("pretokenizers") if isinstance(step, dict) and step.get("type") == "Sequence" else [step]
-    if not isinstance(steps, list) or not all(isinstance(each, dict) and "type" in each for each in steps):
+    known: list[Any] = steps[:_MOST_STEPS] if isinstance(steps, list) else [None]
+    if not all(isinstance(each, dict) and "type" in each for each in known):
         raise CorruptFile(path, "pre_tokenizer is neither a step with a type nor a Sequence of such", found=step)
-    spelled = tuple(_canonical(each) for each in steps)
+    spelled = tuple(_canonical(each) for each in known)
     for rule in SPLITTINGS.values():
-        if spelled == _spelling(rule):
+        if known == steps and spelled == _spelling(rule):
             return rule
     raise UnsupportedModel(
-        f"{path}: the pre_tokenizer ({', '.join(str(each['type'])[:40] for each in steps)}) splits text by none of the "
-        f"rules lluda has: {', '.join(SPLITTINGS)}"
+        f"{path}: the pre_tokenizer ({', '.join(str(each['type']) for each in known):.160}) splits text by none of "
+        f"the rules lluda has: {', '.join(SPLITTINGS)}"
     )
 
 

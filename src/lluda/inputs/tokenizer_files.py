@@ -23,7 +23,14 @@ from lluda.inputs.tokenizer_json import (
     named_ids,
     vocabulary_from_tokenizer_json,
 )
-from lluda.inputs.vocabulary import Vocabulary, check_merge_count, mark_special, merge_pairs, separate_added
+from lluda.inputs.vocabulary import (
+    Vocabulary,
+    check_added_count,
+    check_merge_count,
+    mark_special,
+    merge_pairs,
+    separate_added,
+)
 from lluda.json_file import read_json_object
 
 ADDED_NAME = "added_tokens.json"
@@ -36,7 +43,8 @@ def vocabulary_from_folder(folder: Path) -> Vocabulary:
     ModelNotFound: no tokenizer files. CorruptFile: a file breaks its format. UnsupportedModel: a kind of tokenizer
     other than byte-level BPE split by a rule of `splitting.SPLITTINGS`.
     """
-    config, special = read_tokenizer_config(folder), read_special_tokens(folder)
+    config = read_tokenizer_config(folder)
+    special = read_special_tokens(folder, config)
     if os.path.lexists(folder / "tokenizer.json"):
         more = _added_beside(folder, config, special)
         return vocabulary_from_tokenizer_json(folder / "tokenizer.json", more, special)
@@ -100,8 +108,9 @@ def _added_beside(folder: Path, config: dict[str, Any], special: SpecialTokens) 
 
 def _added_decoder(config: dict[str, Any], path: Path) -> list[AddedToken]:
     """``added_tokens_decoder`` of tokenizer_config.json: id as text -> token."""
-    tokens = []
-    for number, fields in field(config, "added_tokens_decoder", dict, path, default={}).items():
+    tokens, decoder = [], field(config, "added_tokens_decoder", dict, path, default={})
+    check_added_count(len(decoder), path)
+    for number, fields in decoder.items():
         if not (number.isascii() and number.isdecimal() and len(number) < 10 and isinstance(fields, dict)):
             raise CorruptFile(path, "added_tokens_decoder must map ids to tokens", found=number)
         tokens.append(added_token({**fields, "id": int(number)}, path))
@@ -110,8 +119,9 @@ def _added_decoder(config: dict[str, Any], path: Path) -> list[AddedToken]:
 
 def _added_legacy(path: Path, special: SpecialTokens) -> list[AddedToken]:
     """added_tokens.json: spelling -> id. Those that are not special are looked for in the normalised text."""
-    is_special = frozenset(special.texts)
+    is_special, ids = frozenset(special.texts), read_json_object(path, max_bytes=MAX_FILE_BYTES)
+    check_added_count(len(ids), path)
     return [
         added_token({"id": number, "content": text, "special": text in is_special}, path)
-        for text, number in read_json_object(path, max_bytes=MAX_FILE_BYTES).items()
+        for text, number in ids.items()
     ]

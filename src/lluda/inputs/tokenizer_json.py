@@ -11,11 +11,15 @@ from lluda.inputs.added_tokens import AddedToken
 from lluda.inputs.byte_level import LETTERS
 from lluda.inputs.special_tokens import SpecialTokens
 from lluda.inputs.splitting import splitting_from_json
-from lluda.inputs.vocabulary import Vocabulary, mark_special, merge_pairs, separate_added
+from lluda.inputs.vocabulary import Vocabulary, check_added_count, mark_special, merge_pairs, separate_added
 from lluda.json_file import read_json_object
 
 MAX_FILE_BYTES = 64 * 2**20
 """Limit of a tokenizer file's size: the largest released have about 33 MB."""
+
+
+_MOST_PREFIX_IDS = 64
+"""Ids before a text; released models put one there."""
 
 
 def vocabulary_from_tokenizer_json(path: Path, more: Sequence[AddedToken], special: SpecialTokens) -> Vocabulary:
@@ -29,7 +33,9 @@ def vocabulary_from_tokenizer_json(path: Path, more: Sequence[AddedToken], speci
     model = field(content, "model", dict, path)
     tokens = field(model, "vocab", dict, path)
     _refuse_other_kinds(content, model, tokens, path)
-    added = [added_token(each, path) for each in field(content, "added_tokens", list, path, default=[])]
+    listed = field(content, "added_tokens", list, path, default=[])
+    check_added_count(len(listed), path)
+    added = [added_token(each, path) for each in listed]
     known = {token.id: token.text for token in added}
     added += [token for token in more if known.get(token.id) != token.text]
     merges = merge_pairs(field(model, "merges", list, path), path)
@@ -142,6 +148,9 @@ def _template_prefix(step: dict[str, Any], path: Path) -> tuple[int, ...]:
                 ids += token["ids"] if isinstance(token, dict) and isinstance(token.get("ids"), list) else [None]
             case _:
                 break
+        if len(ids) > _MOST_PREFIX_IDS:
+            rule = "post_processor puts too many ids before a text"
+            raise CorruptFile(path, rule, expected=f"at most {_MOST_PREFIX_IDS}", found=len(ids))
     if not all(type(number) is int for number in ids):
         raise CorruptFile(path, "post_processor: a token of the template is not among its special_tokens")
     return tuple(ids)

@@ -120,6 +120,12 @@ class Vocabulary:
         return CorruptFile(path, "the vocabulary and its merges do not make a tokenizer")
 
 
+def check_added_count(count: int, path: Path) -> None:
+    """CorruptFile: more added tokens than `MAX_ADDED_TOKENS`."""
+    if count > MAX_ADDED_TOKENS:
+        raise CorruptFile(path, "too many added tokens", expected=f"at most {MAX_ADDED_TOKENS}", found=count)
+
+
 def check_merge_count(count: int, path: Path) -> None:
     """CorruptFile: more merges than `MAX_MERGES`."""
     if count > MAX_MERGES + 1:  # a merges.txt may begin with a line of its version
@@ -171,8 +177,7 @@ def separate_added(
     CorruptFile: one spelling with two ids, or one id with two spellings, within or between the lists; too many added
     tokens, or one too long.
     """
-    if len(added) > MAX_ADDED_TOKENS:
-        raise CorruptFile(path, "too many added tokens", expected=f"at most {MAX_ADDED_TOKENS}", found=len(added))
+    check_added_count(len(added), path)
     by_id: dict[int, AddedToken] = {}
     by_text: dict[str, AddedToken] = {}
     for token in added:
