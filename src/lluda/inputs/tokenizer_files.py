@@ -12,7 +12,13 @@ from typing import Any
 
 from lluda.errors import CorruptFile, ModelNotFound, UnsupportedModel
 from lluda.inputs.added_tokens import AddedToken
-from lluda.inputs.special_tokens import CONFIG_NAME, SpecialTokens, read_special_tokens, read_tokenizer_config
+from lluda.inputs.special_tokens import (
+    CONFIG_NAME,
+    MAX_CONFIG_BYTES,
+    SpecialTokens,
+    read_special_tokens,
+    read_tokenizer_config,
+)
 from lluda.inputs.splitting import QWEN2
 from lluda.inputs.text_file import read_text
 from lluda.inputs.tokenizer_json import (
@@ -24,6 +30,7 @@ from lluda.inputs.tokenizer_json import (
     vocabulary_from_tokenizer_json,
 )
 from lluda.inputs.vocabulary import (
+    MAX_ADDED_TOKENS,
     Vocabulary,
     check_added_count,
     check_merge_count,
@@ -119,7 +126,9 @@ def _added_decoder(config: dict[str, Any], path: Path) -> list[AddedToken]:
 
 def _added_legacy(path: Path, special: SpecialTokens) -> list[AddedToken]:
     """added_tokens.json: spelling -> id. Those that are not special are looked for in the normalised text."""
-    is_special, ids = frozenset(special.texts), read_json_object(path, max_bytes=MAX_FILE_BYTES)
+    # A comma inside a spelling counts as one between values.
+    ids = read_json_object(path, max_bytes=MAX_CONFIG_BYTES, max_values=4 * MAX_ADDED_TOKENS)
+    is_special = frozenset(special.texts)
     check_added_count(len(ids), path)
     return [
         added_token({"id": number, "content": text, "special": text in is_special}, path)
