@@ -162,6 +162,11 @@ class ModelFiles:
         """The folder or .gguf file."""
         return self.source.path
 
+    def release_vocabulary(self) -> None:
+        """Let go of the memory of what only the tokenizer was made of."""
+        self.source.release_vocabulary()
+        return_freed_memory()
+
     @property
     def name(self) -> str:
         """What the model is called where it is shown."""

@@ -62,7 +62,7 @@ class Model:
         self.dtype = resolve_dtype(options.dtype, files.config.dtype)
         self.tokenizer = load_tokenizer(files.source)
         self.chat_template = load_chat_template(files.source)
-        files.source.release_vocabulary()
+        files.release_vocabulary()
         self.tokenizer.check_fits(files.config.text.vocab_size)
         SamplingParams().with_defaults(files.generation_config)  # what is refused there is refused before it is loaded
         if self.chat_template is not None:

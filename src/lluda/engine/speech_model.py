@@ -36,7 +36,7 @@ class SpeechModel:
     def __init__(self, files: ModelFiles, options: LoadOptions, progress: Progress | None = None) -> None:
         self.files = files
         self.tokenizer = load_tokenizer(files.source)
-        files.source.release_vocabulary()
+        files.release_vocabulary()
         self.voice = load_voice(files, options, progress=progress)
 
     @property
