@@ -75,7 +75,7 @@ def damage(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[torch.Te
 
     def install(name: str, change: Callable[[torch.Tensor], Any]) -> None:
         Damaged.name, Damaged.change = name, staticmethod(change)
-        monkeypatch.setattr(loading, "open_checkpoint", Damaged)
+        monkeypatch.setattr(loading, "open_checkpoint", lambda source: Damaged(Path(source)))
 
     return install
 

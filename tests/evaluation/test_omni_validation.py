@@ -14,6 +14,7 @@ from lluda.evaluation import omni_run
 from lluda.evaluation.omni_inputs import made_up_media, omni_input
 from lluda.evaluation.omni_run import validate_omni
 from lluda.evaluation.omni_validation import COMPONENTS, OmniRequest
+from lluda.weights.checkpoint import ModelSource
 from tests.evaluation.conftest import MIXES, damage, mixed_input, write_omni
 
 __all__ = ["damage"]  # fixture
@@ -154,6 +155,6 @@ def test_a_checkpoint_the_reference_would_read_otherwise_is_refused(files, tmp_p
     request = OmniRequest(given=given_of(files), only=("code2wav",), frames=FRAMES, float64=False)
     with pytest.raises(LludaError, match="Qwen3OmniMoeCode2Wav does not take these tensors"):
         validate_omni(ModelFiles.find(folder), options, request)
-    file = replace(files, path=folder / "model.safetensors")
+    file = replace(files, source=ModelSource(folder / "model.safetensors"))
     with pytest.raises((UnsupportedModel, LludaError)):
         validate_omni(file, options, request)
