@@ -241,7 +241,7 @@ def test_more_fused_experts_than_any_model_has_are_refused_before_they_are_liste
 
 @torch.inference_mode()
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_thinker_saved_by_itself_answers_and_passes_its_validation(omni, reference, layout):
+def test_a_thinker_saved_by_itself_answers_and_passes_its_validation(omni, reference, tmp_path, layout):
     """What training the thinker alone leaves: model_type qwen3_omni_moe_thinker, names without ``thinker.``"""
     files = ModelFiles.find(omni(LAYOUTS[layout], part=reference.thinker))
     assert files.config.omni.speech is None
@@ -252,6 +252,9 @@ def test_a_thinker_saved_by_itself_answers_and_passes_its_validation(omni, refer
     request = OmniRequest(given=given, frames=1, greedy=4, float64=False, only=("thinker",))
     validation = validate_omni(files, FLOAT32, request)
     assert validation.passed, [bar.describe() for bar in validation.bars]
+    quantize_model(files.path, tmp_path / "thinker.gguf", TypeChoice("exact"))
+    written = load_network(ModelFiles.find(tmp_path / "thinker.gguf"), FLOAT32)[0]
+    assert torch.equal(written.lm_head.values, thinker.lm_head.values)
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lluda.config import ModelConfig
+from lluda.config_omni import whole_omni
 from lluda.engine.loading import LoadOptions, ModelFiles, load_chat_template
 from lluda.errors import InvalidRequest, ModelNotFound
 from lluda.inputs.gguf_tokenizer import tokenizer_metadata
@@ -85,7 +86,7 @@ def _folder_metadata(files: ModelFiles, choice: TypeChoice, tokenizer: Path) -> 
         keys = text_metadata(config, name, choice.default)
     else:
         shapes = {spec.name: spec.shape for spec in all_parameters(config)}
-        keys = omni_metadata(read_config(files.source), shapes, name, choice.default)
+        keys = omni_metadata(whole_omni(read_config(files.source)), shapes, name, choice.default)
     documents = {name: read_document(files.source, name) for name in DOCUMENT_KEYS}
     own = _tokenizer_keys(config, tokenizer)
     documents[GENERATION_CONFIG_NAME] = _generation_config(files, own.get("tokenizer.ggml.eos_token_id"))
