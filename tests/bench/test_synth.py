@@ -116,16 +116,21 @@ def test_a_small_network_is_measured(folder, device, weights, monkeypatch):
     assert report.to_json()["settings"]["options"]["weights"] == weights
 
 
-def test_what_was_measured_before_the_device_was_full_is_reported(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("tried to allocate 9 GiB"), KeyError("a bug")], ids=repr)
+def test_what_was_measured_before_a_failure_is_reported(tmp_path, monkeypatch, capsys, error):
+    """Of lluda, in its speech, and of transformers."""
     (tmp_path / "config.json").write_text(json.dumps(omni_speaking()))
     monkeypatch.setattr(bandwidth, "BUFFER_BYTES", 1 << 20)
 
-    def full(*_):
-        raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+    def fails(*_):
+        raise error
 
-    monkeypatch.setattr("lluda.bench.synth.speech_samples", full)
-    report = run_synth_bench(tmp_path, SynthSettings(device="cpu", prompts=(5,), generate=2, repeat=1, threads=1))
+    monkeypatch.setattr("lluda.bench.synth.speech_samples", fails)
+    monkeypatch.setattr("lluda.bench.synth_peer.peer_samples", fails)
+    chosen = SynthSettings(device="cpu", prompts=(5,), generate=2, repeat=1, threads=1, against=("transformers",))
+    report = run_synth_bench(tmp_path, chosen)
     assert {row.test for row in report.rows} == {"tg2", "pp5"}
-    assert [state.status for state in report.engines] == ["failed"]
-    assert "tried to allocate 9 GiB" in report.engines[0].detail
+    assert [state.status for state in report.engines] == ["failed", "failed"]
+    assert all(state.detail == f"{type(error).__name__}: {error}" for state in report.engines)
     assert report.failed
+    assert "Traceback" in capsys.readouterr().err, "our own bugs are not hidden"

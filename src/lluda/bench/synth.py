@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -106,8 +107,9 @@ def run_synth_bench(config_dir: Path, settings: SynthSettings, told: Callable[[s
     try:
         for test, values in network.samples(settings):
             samples[test] = values
-    except torch.OutOfMemoryError as error:  # what was measured before is kept
-        state = EngineState("lluda", held, None, "failed", f"out of the device's memory: {error}")
+    except Exception as error:  # what was measured before is kept, as it is of an engine in a process of its own
+        traceback.print_exc()
+        state = EngineState("lluda", held, None, "failed", f"{type(error).__name__}: {error}")
     states = [state]
     device = _device_name(backend.device)
     step_bytes = network.step_bytes
@@ -156,8 +158,8 @@ def _peer(config_dir: Path, settings: SynthSettings) -> tuple[Samples, EngineSta
         samples = peer_samples(config_dir, settings)
     except MissingDependency as error:
         return {}, EngineState("transformers", "BF16", None, "not installed", str(error))
-    except torch.OutOfMemoryError as error:
-        return {}, EngineState("transformers", "BF16", None, "failed", f"out of the card's memory: {error}")
+    except Exception as error:  # it may raise anything
+        return {}, EngineState("transformers", "BF16", None, "failed", f"{type(error).__name__}: {error}")
     return samples, EngineState("transformers", "BF16", None, "ok", "BF16, sdpa, dynamic cache, random weights")
 
 
