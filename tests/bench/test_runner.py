@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from lluda.bench.engines import ENGINES, Engine
-from lluda.bench.job import Plan
-from lluda.bench.report import Report
+from lluda.bench.job import Job, Plan, Sample
+from lluda.bench.report import Bandwidth, Report
 from lluda.bench.runner import Settings, run_bench
+from lluda.bench.session import EngineInfo
+from lluda.bench.supervisor import BANDWIDTH, WORKER, WorkerResult
 from lluda.cli.main import main
-from lluda.errors import InvalidRequest, LimitExceeded
+from lluda.errors import InvalidRequest, LimitExceeded, LludaError
 from tests.conftest import TINY_MOE, TINY_QWEN3
 
 Make = Callable[..., Path]
@@ -138,6 +140,30 @@ def test_bad_arguments_end_before_anything_is_measured(
     monkeypatch.setattr("lluda.bench.runner.run_worker", lambda *_: pytest.fail("something was measured"))
     assert main(["bench", "-m", str(checkpoint(TINY_QWEN3)), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_bandwidth_that_cannot_be_measured_any_more_costs_no_results(
+    checkpoint: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers are played: one engine's, and the machine's own, which fails from its second turn on."""
+    turns: list[str] = []
+
+    def run_worker(job: Job, timeout: float, module: str = WORKER) -> WorkerResult:
+        turns.append(module)
+        if module == WORKER:
+            return WorkerResult(samples=[Sample("tg4", 10.0, "tok/s")], info=EngineInfo("BF16", 2.0, "played"))
+        if turns.count(BANDWIDTH) > 1:
+            return WorkerResult(error="killed by SIGKILL")
+        return WorkerResult(samples=[Sample("bandwidth", 20.0, "GB/s")], info=EngineInfo("", 0.0, "played"))
+
+    monkeypatch.setattr("lluda.bench.runner.run_worker", run_worker)
+    report = run_bench(str(checkpoint(TINY_QWEN3)), Settings(plan=PLAN, repeat=2))
+    assert [row.samples for row in report.rows] == [(10.0, 10.0)]
+    assert report.bandwidth == Bandwidth(20.0, 20.0, 20.0, "played; 2 measurements failed")
+    assert report.rows[0].roofline_fraction == pytest.approx(10 * 2 * report.model.weights_per_step / 20e9)
+    monkeypatch.setattr("lluda.bench.runner.run_worker", lambda *_: WorkerResult(error="killed by SIGKILL"))
+    with pytest.raises(LludaError, match="bandwidth could not be measured: killed by SIGKILL"):
+        run_bench(str(checkpoint(TINY_QWEN3)), Settings(plan=PLAN, repeat=2))
 
 
 def test_settings_out_of_range_are_refused() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import mean
 
 from lluda.bench.engines import ENGINES, PEERS, require_peer
 from lluda.bench.formats import load_options
@@ -98,22 +99,28 @@ class _Streaming:
     timeout: float
     samples: list[float] = field(default_factory=list)
     method: str = ""
+    failures: int = 0
 
     def take_turn(self) -> None:
+        """LludaError if the first one fails. A later one must not cost what the engines have measured."""
         result = run_worker(self.job, self.timeout, BANDWIDTH)
-        if result.error is not None:
+        if result.error is not None and not self.samples:
             raise LludaError(f"the machine's bandwidth could not be measured: {result.error}")
+        if result.error is not None:
+            self.failures += 1
+            return
         self.samples += [sample.value for sample in result.samples]
         self.method = result.info.settings if result.info else ""
 
     @property
     def around_the_last_turn(self) -> float:
         """Mean of what was measured before and behind it."""
-        return sum(self.samples[-2:]) / 2
+        return mean(self.samples[-2:])
 
     @property
     def bandwidth(self) -> Bandwidth | None:
-        return Bandwidth.of(self.samples, self.method)
+        failed = f"; {self.failures} measurements failed" if self.failures else ""
+        return Bandwidth.of(self.samples, self.method + failed)
 
 
 def run_bench(model: str, settings: Settings, progress: Progress | None = None) -> Report:
