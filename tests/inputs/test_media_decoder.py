@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lluda.errors import CorruptFile, LimitExceeded
+from lluda.errors import CorruptFile, LimitExceeded, LludaError
 from lluda.inputs import media_decoder, media_worker
 from lluda.inputs.audio_file import AudioFile, open_audio, read_audio
 from lluda.inputs.image_file import read_image
@@ -210,3 +210,23 @@ def test_it_ends_with_its_parent(tmp_path):
 def test_memory_is_in_proportion_to_the_file(size, pixels, expected):
     assert data_bytes(size, pixels, 24) == expected
     assert processor_seconds(size) == 8 + size // 32768
+
+
+def test_a_process_that_cannot_be_started_is_an_error(tmp_path, monkeypatch):
+    file = MediaFile(write(tmp_path / "a.wav", sound(0.1)), "recording", 1 << 20)
+    monkeypatch.setattr(media_worker, "__file__", str(tmp_path / "none.py"))
+    with pytest.raises(LludaError, match=r"does not start: .*No such file"):
+        MediaDecoder().open("audio", file)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no python"))
+    with pytest.raises(LludaError, match="does not start: the system starts no process: No such file"):
+        MediaDecoder().open("audio", file)
+
+
+def test_a_name_that_is_no_utf8_is_a_name(tmp_path):
+    name = os.fsdecode(b"caf\xe9.wav")
+    assert len(read_audio(write(tmp_path / "a.wav", sound(0.1)).rename(tmp_path / name))) == 1600
+    (tmp_path / name).write_bytes(b"no sound at all")
+    with pytest.raises(CorruptFile) as caught:
+        read_audio(tmp_path / name)
+    assert str(caught.value).count("caf\\udce9.wav: not a recording") == 1
+    assert str(caught.value).count("caf") == 1

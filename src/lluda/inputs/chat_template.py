@@ -126,13 +126,17 @@ class ChatTemplate:
                 self._worker.close()
 
     def _started(self) -> ChildProcess:
-        if self._worker is None or not self._worker.usable:
-            self._worker = ChildProcess(template_worker.__file__)
-            answer = _exchange(self._worker, b"", _START_SECONDS)
-            if not answer.get("ready"):
-                self._worker.close()
-                raise TemplateError(f"template_error: chat templates cannot be rendered: {answer.get('error')}")
-        return self._worker
+        if self._worker is not None and self._worker.usable:
+            return self._worker
+        try:
+            worker = ChildProcess(template_worker.__file__)
+            answer = _exchange(worker, b"", _START_SECONDS)
+        except ChildFailed as failed:
+            answer = {"error": str(failed)}
+        if not answer.get("ready"):
+            raise TemplateError(f"template_error: chat templates cannot be rendered: {answer.get('error')}")
+        self._worker = worker
+        return worker
 
 
 def _ask(worker: ChildProcess, request: Mapping[str, Any]) -> dict[str, Any]:

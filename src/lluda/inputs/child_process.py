@@ -38,7 +38,7 @@ class ChildProcess:
 
     def __init__(self, script: str, **environment: str) -> None:
         """Start ``script``, a file of Python. It runs by its path and with -P: it takes no module from the folder the
-        user happens to be in."""
+        user happens to be in. ChildFailed: the system starts no process."""
         self._owner = os.getpid()
         ours, theirs = socket.socketpair()
         self._words, words = os.pipe()
@@ -54,9 +54,11 @@ class ChildProcess:
                 start_new_session=True,
                 env=os.environ | environment,
             )
-        except BaseException:
+        except BaseException as error:
             ours.close()
             os.close(self._words)
+            if isinstance(error, OSError):
+                raise ChildFailed(f"the system starts no process: {error.strerror or error}") from None
             raise
         finally:
             theirs.close()

@@ -153,7 +153,7 @@ class DecodingJob:
         path, text, words = self._file.path, str(answer["message"]), self._worker.last_words()
         kind: type[Exception] = getattr(errors, str(answer["error"]), AssertionError)
         if kind is CorruptFile:
-            rule = text.removeprefix(f"{path}: ")
+            rule = text.removeprefix(str(CorruptFile(path, "")))
             return CorruptFile(path, f"{rule}; the decoder says: {words}" if words else rule)
         return kind(text)
 
@@ -172,12 +172,15 @@ class DecodingJob:
 
 
 def _started() -> ChildProcess:
-    worker = ChildProcess(media_worker.__file__, **_ONE_THREAD)
+    words = ""
     try:
+        worker = ChildProcess(media_worker.__file__, **_ONE_THREAD)
         worker.allow(_START_SECONDS)
-        worker.receive()
+        try:
+            worker.receive()
+        finally:
+            words = worker.last_words()
     except ChildFailed as failed:
-        words = worker.last_words()
         raise LludaError(f"the process that decodes media does not start: {words or failed}") from None
     return worker
 
