@@ -52,7 +52,7 @@ def test_a_spoken_turn_is_what_a_fresh_answer_speaks(model, monkeypatch):
 def test_media_of_an_unspoken_turn_run_again_for_the_talker(model, monkeypatch):
     chat = model.conversation()
     list(chat.ask(HEARD, **GREEDY))
-    spoken = speech_of(chat.speak("and then?", speech=SPEECH, **GREEDY))
+    spoken = speech_of(chat.send_spoken([{"role": "user", "content": "and then?"}], speech=SPEECH, **GREEDY))
     assert spoken == speech_of(model.speak(chat.messages[:-1], speech=SPEECH, **GREEDY))
     counts = prefilled(model, monkeypatch)
     speech_of(chat.speak("more", speech=SPEECH, **GREEDY))

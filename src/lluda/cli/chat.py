@@ -150,8 +150,6 @@ class _Chat:
     def _give_tool_result(self, text: str) -> None:
         if not text:
             say("/tool needs the result as a text")
-        elif self._spoken is not None:
-            say("with --speak results of tools cannot be given")
         else:
             self._answer({"role": "tool", "content": text})
 
@@ -200,7 +198,7 @@ class _Chat:
             self._show(self._conversation.send([message], self._params), None)
             return
         voice = self._spoken
-        events = self._conversation.speak(message["content"], self._params, voice.params, speaker=voice.speaker)
+        events = self._conversation.send_spoken([message], self._params, voice.params, speaker=voice.speaker)
         with voice.open() as sink:
             self._show(events, sink)
 

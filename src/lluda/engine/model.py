@@ -284,10 +284,22 @@ class Conversation:
     ) -> Iterator[SpeechEvent]:
         """As `ask`, the answer spoken too: the events of `Model.speak`. Turns may be asked and spoken in any order,
         each by a speaker of its own. Errors as `Model.speak`."""
+        return self.send_spoken([{"role": "user", "content": content}], params, speech, speaker=speaker, **options)
+
+    def send_spoken(
+        self,
+        new: Sequence[Message],
+        params: SamplingParams | None = None,
+        speech: SpeechParams | None = None,
+        *,
+        speaker: str | None = None,
+        **options: Any,
+    ) -> Iterator[SpeechEvent]:
+        """As `send`, the answer spoken too."""
         voice = self.model.voice()
         voice.prompts.speaker_id(speaker)
         chat, chosen = self.model._chosen(params, options, self.options)
-        messages = [*self.messages, {"role": "user", "content": content}]
+        messages = [*self.messages, *new]
         prompt, media = self.model._read_prompt(messages, chat)
         messages = with_sources(messages, media)
         heard = MediaRows(prompt, voice.talker.config.accept_hidden_layer)
