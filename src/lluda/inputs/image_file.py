@@ -57,9 +57,12 @@ def open_image(source: Any, *, where: str = "image", limits: VisionLimits = VISI
     if isinstance(source, str | os.PathLike):
         file = MediaFile(source, "picture", limits.max_image_bytes)
         job = DECODER.open("image", file, limits=asdict(limits))
-        return Picture(
-            job.about["height"], job.about["width"], lambda size: next(iter([*job.arrays(size=size)])), job.close
-        )
+
+        def read(size: Size | None) -> NDArray[np.uint8]:
+            (pixels,) = job.arrays(size=size)
+            return pixels
+
+        return Picture(job.about["height"], job.about["width"], read, job.close)
     array = image_array(source, where, limits)
     return Picture(array.shape[0], array.shape[1], lambda size: resized(array, size), lambda: None)
 
