@@ -109,6 +109,7 @@ def test_a_guard_of_other_numbers_is_refused(values):
 def test_a_guard_is_read_from_text():
     assert SpeechGuard.parse("20,0.5") == SpeechGuard(20.0, 0.5)
     assert SpeechGuard.parse("off") is None
+    assert SpeechGuard.parse(SpeechGuard(2.5, 3).option) == SpeechGuard(2.5, 3)
     for text in ("", "20", "a,b", "1,2,3", "on"):
         with pytest.raises(InvalidRequest, match="neither off nor two numbers"):
             SpeechGuard.parse(text)

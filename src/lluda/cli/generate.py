@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.add_argument("prompt", nargs="?", help=PROMPT_HELP.format("the prompt"))
     options.add_model(parser, required=False)
-    parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    parser.add_argument(
+        "--raw", action="store_true", help="continue the text as it is, that of stdin too, without a template"
+    )
     add_chat_options(parser)
     add_messages(parser)
     parser.add_argument("--json", action="store_true", help="one JSON document instead of streamed text")

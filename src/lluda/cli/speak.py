@@ -12,6 +12,7 @@ from lluda.cli.console import byte_progress, say
 from lluda.cli.generate import PROMPT_HELP
 from lluda.cli.heavy_imports import heavy_imports
 from lluda.cli.text_input import read_text_argument
+from lluda.engine.speech_guard import SpeechGuard
 from lluda.errors import InvalidRequest
 from lluda.outputs.audio_sink import ENCODINGS, AudioSink, open_audio_sink
 
@@ -44,9 +45,9 @@ def add_speech(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--speech-repetition-penalty", type=float, metavar="X", help="against codes already said")
     group.add_argument("--max-frames", type=int, metavar="N", help="80 ms each (default 4096)")
     group.add_argument(
-        "--speech-guard", metavar="S,S", default="15,1",
+        "--speech-guard", metavar="S,S", default=SpeechGuard().option,
         help="seconds that any speech may take, and more for each token of its text, after which a talker that does "
-        "not come to its end is stopped (default 15,1; off: never)",
+        f"not come to its end is stopped (default {SpeechGuard().option}; off: never)",
     )  # fmt: skip
 
 
@@ -77,7 +78,6 @@ def speech_params(args: argparse.Namespace) -> SpeechParams:
     """What was asked for; the rest is left to the model's defaults. InvalidRequest: a value out of its range."""
     from lluda.engine.frames import SpeechParams
     from lluda.engine.sampling_params import SamplingParams
-    from lluda.engine.speech_guard import SpeechGuard
 
     sampling = SamplingParams(
         temperature=args.speech_temperature,

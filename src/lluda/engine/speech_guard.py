@@ -45,6 +45,11 @@ class SpeechGuard:
             ) from None
         return cls(floor, rate)
 
+    @property
+    def option(self) -> str:
+        """The text that `parse` reads."""
+        return f"{self.floor_seconds:g},{self.seconds_per_token:g}"
+
     def seconds(self, tokens: int) -> float:
         """Seconds that a text of so many tokens may be spoken."""
         return self.floor_seconds + self.seconds_per_token * tokens
