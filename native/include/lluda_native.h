@@ -31,7 +31,7 @@
 extern "C" {
 #endif
 
-#define LLUDA_ABI_VERSION 4
+#define LLUDA_ABI_VERSION 5
 #define LLUDA_FEW_ROWS 16
 #define LLUDA_MOST 2147483647
 
@@ -182,10 +182,12 @@ typedef struct lluda_attention {
 LLUDA_API int lluda_attention_block(lluda_context *context, const lluda_attention *block, int64_t rows, float *x,
                                     int64_t x_stride, const float *cos, const float *sin, const lluda_cache_row *cache);
 
-/* Convolution along rows: y[r] = W [x[r]; x[r + dilation]; …; x[r + (taps - 1) * dilation]] + bias, rounded to BF16,
- * for r = 0 .. rows-1; x BF16 [rows + (taps - 1) * dilation, in_features / taps]. */
+/* Convolutions of `runs` streams along their rows: y[r] = W [x[r]; x[r + dilation]; …; x[r + (taps - 1) * dilation]] +
+ * bias, rounded to BF16, for r = 0 .. lengths[i]-1 (0 or more); x[i] BF16 [lengths[i] + (taps - 1) * dilation,
+ * in_features / taps]. y: the runs' rows below each other. A run's results do not depend on the others. */
 LLUDA_API int lluda_conv1d(lluda_context *context, const lluda_weight *weight, int64_t taps, int64_t dilation,
-                           int64_t rows, const uint16_t *x, int64_t x_stride, uint16_t *y, int64_t y_stride);
+                           int64_t runs, const int64_t *lengths, const uint16_t *const *x, int64_t x_stride, uint16_t *y,
+                           int64_t y_stride);
 
 /* y = x + amplitude * sin(frequency * x)^2, rounded to BF16; x F32 or BF16 [rows, channels], frequency and amplitude
  * F32 [channels]. Angles of a magnitude up to 10^5 are exact to float32's own rounding of them. */
@@ -204,10 +206,11 @@ typedef struct lluda_residual_unit {
     const lluda_weight *conv2; /* [channels, channels] */
 } lluda_residual_unit;
 
-/* x F32 [rows, channels], changed; kept BF16 [(taps - 1) * dilation, channels]: the last rows of snake1 that came before
- * (zeros at the start of a stream), replaced by those of this call. Inputs of products are rounded to BF16 once. */
-LLUDA_API int lluda_residual_unit_block(lluda_context *context, const lluda_residual_unit *unit, int64_t rows, float *x,
-                                        int64_t x_stride, uint16_t *kept);
+/* x F32, changed: the rows [lengths[i], channels] of `runs` streams below each other; kept[i] BF16 [(taps - 1) * dilation,
+ * channels]: the last rows of snake1 that came before in that stream (zeros at its start), replaced by those of this
+ * call. Inputs of products are rounded to BF16 once. A run's results do not depend on the others. */
+LLUDA_API int lluda_residual_unit_block(lluda_context *context, const lluda_residual_unit *unit, int64_t runs,
+                                        const int64_t *lengths, float *x, int64_t x_stride, uint16_t *const *kept);
 
 typedef struct lluda_mlp {
     int64_t hidden;
@@ -310,14 +313,15 @@ typedef struct lluda_code_predictor {
     int32_t reserved; /* 0 */
 } lluda_code_predictor;
 
-/* Chooses a code of the logits of `pass`; called on the calling thread, must not use the call's context. A result that
- * is no code ends the call with LLUDA_STOPPED. */
-typedef int64_t (*lluda_choose)(void *chooser, int64_t pass);
+/* Writes a code of each frame's logits of `pass` into the call's codes; called on the calling thread, must not use the
+ * call's context. A result other than 0, or what is no code, ends the call with LLUDA_STOPPED. */
+typedef int (*lluda_choose)(void *chooser, int64_t pass);
 
-/* x F32 [2, hidden], changed: the rows of pass 0, positions 0 and 1 (pass g takes position g + 1). cos and sin
- * [passes + 1, head_dim / 2], cache [layer_count, passes + 1], by position. Written: logits F32 [passes, codes] (those
- * of a pass before it is chosen from) and codes [passes]; total F32 [hidden] += each code's row of its table. */
-LLUDA_API int lluda_predict_codes(lluda_context *context, const lluda_code_predictor *predictor, float *x,
+/* The frames of `count` sequences, at most LLUDA_FEW_ROWS / 2. By position: x F32 [2, count, hidden], changed, the rows
+ * of pass 0, positions 0 and 1 (pass g takes position g + 1); cos and sin [passes + 1, count, head_dim / 2]; cache
+ * [layer_count, passes + 1, count]. Written: logits F32 [passes, count, codes] (those of a pass before they are chosen
+ * from); total F32 [count, hidden] += each code's row of its table. codes [passes, count]: `choose` writes them. */
+LLUDA_API int lluda_predict_codes(lluda_context *context, const lluda_code_predictor *predictor, int64_t count, float *x,
                                   const float *cos, const float *sin, const lluda_cache_row *cache, lluda_choose choose,
                                   void *chooser, float *logits, int64_t *codes, float *total);
 

@@ -15,6 +15,9 @@ void check_rows(std::int64_t rows);
 // And the rows themselves, unless there are none.
 void check_rows(std::int64_t rows, const float *x, std::int64_t x_stride, std::int64_t width);
 
+// Rows of `runs` streams together, of lengths[i] each.
+std::int64_t total_rows(std::int64_t runs, const std::int64_t *lengths);
+
 // Elements from one row to the next, if there is more than one.
 void check_stride(const char *name, std::int64_t rows, std::int64_t stride, std::int64_t width);
 

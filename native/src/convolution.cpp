@@ -1,5 +1,6 @@
 // lluda_conv1d and lluda_snake_beta: what a vocoder is made of.
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "blocks.hpp"
@@ -11,17 +12,33 @@ namespace {
 
 constexpr std::int64_t kSnakeRows = 8;  // of one item of work
 
-// Output row r is made of the window of `taps` input rows r, r + dilation, … below each other.
+// Streams whose rows are made in turn: their numbers of rows, and their inputs.
+struct Runs {
+    std::int64_t count;
+    const std::int64_t *lengths;
+    const std::uint16_t *const *x;
+
+    std::int64_t rows() const { return std::accumulate(lengths, lengths + count, std::int64_t{0}); }
+    // Where row r's window begins.
+    const std::uint16_t *at(std::int64_t r, std::int64_t stride) const {
+        std::int64_t run = 0;
+        for (; r >= lengths[run]; ++run) r -= lengths[run];
+        return x[run] + r * stride;
+    }
+};
+
+// Output row r of a run is made of the window of `taps` input rows r, r + dilation, … below each other.
 struct Windows {
-    const std::uint16_t *x;
+    Runs runs;
     std::int64_t x_stride, channels, taps, dilation;
 
     std::int64_t width() const { return taps * channels; }
     // Row r's window: where it lies, or put together in `room`.
     const std::uint16_t *at(std::int64_t r, std::uint16_t *room) const {
-        if (taps == 1 || (dilation == 1 && x_stride == channels)) return x + r * x_stride;
+        const std::uint16_t *x = runs.at(r, x_stride);
+        if (taps == 1 || (dilation == 1 && x_stride == channels)) return x;
         for (std::int64_t tap = 0; tap < taps; ++tap)
-            std::copy_n(x + (r + tap * dilation) * x_stride, channels, room + tap * channels);
+            std::copy_n(x + tap * dilation * x_stride, channels, room + tap * channels);
         return room;
     }
 };
@@ -142,8 +159,8 @@ private:
     WorkSplit split_;
 };
 
-void convolve(lluda_context &context, const lluda_weight &weight, const Windows &windows, std::int64_t rows, const Output &out) {
-    if (rows <= kFewRows) return convolve_few(context, weight, windows, rows, out);
+void convolve_many(lluda_context &context, const lluda_weight &weight, const Windows &windows, std::int64_t rows,
+                   const Output &out) {
     {
         Session session(context);
         if ((rows + kTileRows - 1) / kTileRows >= 2 * session.threads()) {
@@ -156,10 +173,47 @@ void convolve(lluda_context &context, const lluda_weight &weight, const Windows 
     });
 }
 
+// The first runs of these that can be made together. Sums are in another order for few rows than for many, so a run
+// shares its products only with runs that would be made in the same way alone.
+Runs alike(const Runs &runs) {
+    const bool few = runs.lengths[0] <= kFewRows;
+    std::int64_t count = 1, rows = runs.lengths[0];
+    for (; count < runs.count && (runs.lengths[count] <= kFewRows) == few; ++count) {
+        rows += runs.lengths[count];
+        if (few && rows > kFewRows) break;
+    }
+    return {count, runs.lengths, runs.x};
+}
+
+void convolve(lluda_context &context, const lluda_weight &weight, const Windows &windows, Output out) {
+    for (Runs left = windows.runs; left.count > 0;) {
+        Windows part = windows;
+        part.runs = alike(left);
+        const std::int64_t rows = part.runs.rows();
+        if (part.runs.lengths[0] > kFewRows) {
+            convolve_many(context, weight, part, rows, out);
+        } else if (rows > 0) {
+            convolve_few(context, weight, part, rows, out);
+        }
+        left = {left.count - part.runs.count, left.lengths + part.runs.count, left.x + part.runs.count};
+        out.y += rows * out.y_stride;
+    }
+}
+
+void check_inputs(const Windows &windows) {
+    const std::int64_t context = (windows.taps - 1) * windows.dilation;
+    for (std::int64_t i = 0; i < windows.runs.count; ++i) {
+        const std::int64_t rows = windows.runs.lengths[i];
+        if (rows == 0) continue;
+        require(windows.runs.x[i], "a run's x must not be NULL");
+        check_stride("x_stride", rows + context, windows.x_stride, windows.channels);
+    }
+}
+
 }  // namespace
 
-int lluda_conv1d(lluda_context *context, const lluda_weight *weight, int64_t taps, int64_t dilation, int64_t rows,
-                 const uint16_t *x, int64_t x_stride, uint16_t *y, int64_t y_stride) {
+int lluda_conv1d(lluda_context *context, const lluda_weight *weight, int64_t taps, int64_t dilation, int64_t runs,
+                 const int64_t *lengths, const uint16_t *const *x, int64_t x_stride, uint16_t *y, int64_t y_stride) {
     return guarded([&] {
         lluda_context &c = checked(context);
         check_weight(weight, "weight");
@@ -167,13 +221,13 @@ int lluda_conv1d(lluda_context *context, const lluda_weight *weight, int64_t tap
         require_size("dilation", dilation);
         require_size("taps * dilation", taps * dilation);
         require(weight->in_features % taps == 0, "in_features", weight->in_features, "a multiple of taps");
-        check_rows(rows);
+        const int64_t rows = total_rows(runs, lengths);
         if (rows == 0) return;
         require(x && y, "x and y must not be NULL");
-        const int64_t channels = weight->in_features / taps;
-        check_stride("x_stride", rows + (taps - 1) * dilation, x_stride, channels);
+        const Windows windows{{runs, lengths, x}, x_stride, weight->in_features / taps, taps, dilation};
+        check_inputs(windows);
         check_stride("y_stride", rows, y_stride, weight->out_features);
-        convolve(c, *weight, {x, x_stride, channels, taps, dilation}, rows, {y, y_stride});
+        convolve(c, *weight, windows, {y, y_stride});
     });
 }
 

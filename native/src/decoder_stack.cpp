@@ -1,4 +1,5 @@
 // lluda_decoder_layers and lluda_predict_codes: whole stacks of layers in one call, all threads awake throughout.
+#include <algorithm>
 #include <new>
 #include <vector>
 
@@ -67,9 +68,10 @@ void check_predictor(const lluda_code_predictor *predictor) {
     }
 }
 
-struct Frame {
-    float *x;  // [2, hidden]; the next pass's row in the first
-    const float *cos, *sin;
+struct Frames {
+    int64_t count;
+    float *x;                // [2, count, hidden]; the next pass's rows in the first count
+    const float *cos, *sin;  // [passes + 1, count, head_dim / 2]
     const lluda_cache_row *cache;
     lluda_choose choose;
     void *chooser;
@@ -78,13 +80,13 @@ struct Frame {
     float *total;
 };
 
-// All passes of a frame as one job: between them lane 0 chooses the code and makes the next pass ready.
-class FrameJob {
+// All passes of some frames as one job: between them lane 0 chooses the codes and makes the next pass ready.
+class FramesJob {
 public:
-    FrameJob(Session &session, const lluda_code_predictor &p, const Frame &frame)
+    FramesJob(Session &session, const lluda_code_predictor &p, const Frames &frames)
         : session_(session),
           p_(p),
-          f_(frame),
+          f_(frames),
           hidden_(p.layers[0].attention->hidden),
           start_(session.scratch().mark()) {
         make_ready();
@@ -105,38 +107,46 @@ public:
 private:
     int64_t codes() const { return p_.heads[0].out_features; }
 
+    // Rows, angles and places of a position lie side by side for all frames, so that pass 0 has those of two positions.
     void make_ready() {
-        const int64_t rows = pass_ == 0 ? 2 : 1, first = pass_ == 0 ? 0 : pass_ + 1;
+        const int64_t rows = (pass_ == 0 ? 2 : 1) * f_.count, first = pass_ == 0 ? 0 : (pass_ + 1) * f_.count;
         const lluda_attention &attention = *p_.layers[0].attention;
         const int64_t angles = first * (attention.head_dim / 2);
         session_.scratch().rewind(start_);
         layers_ = std::make_unique<StackJob>(
             session_, p_.layers, p_.layer_count,
-            AttentionRows{rows, f_.x, hidden_, f_.cos + angles, f_.sin + angles, f_.cache + first}, p_.passes + 1);
-        head_ = head_job(session_, {p_.heads[pass_], p_.norm, p_.norm_eps}, 1, f_.x + (rows - 1) * hidden_, hidden_,
-                         f_.logits + pass_ * codes(), codes());
+            AttentionRows{rows, f_.x, hidden_, f_.cos + angles, f_.sin + angles, f_.cache + first},
+            (p_.passes + 1) * f_.count);
+        head_ = head_job(session_, {p_.heads[pass_], p_.norm, p_.norm_eps}, f_.count,
+                         f_.x + (rows - f_.count) * hidden_, hidden_, f_.logits + pass_ * f_.count * codes(), codes());
     }
 
     // By lane 0, while the others wait. Nothing may be thrown across them.
     void finish_pass() noexcept {
         try {
-            const int64_t code = f_.choose(f_.chooser, pass_);
-            if (code < 0 || code >= codes()) {
+            int64_t *chosen = f_.codes + pass_ * f_.count;
+            if (f_.choose(f_.chooser, pass_) != 0 || !are_codes(chosen)) {
                 result_ = LLUDA_STOPPED;
                 return;
             }
-            f_.codes[pass_] = code;
-            widen_row(session_.kernels(), p_.embeddings[pass_], code, f_.x);
-            session_.kernels().add_scaled(f_.total, f_.x, nullptr, 1.0f, hidden_);
+            for (int64_t i = 0; i < f_.count; ++i) {
+                float *row = f_.x + i * hidden_;
+                widen_row(session_.kernels(), p_.embeddings[pass_], chosen[i], row);
+                session_.kernels().add_scaled(f_.total + i * hidden_, row, nullptr, 1.0f, hidden_);
+            }
             if (++pass_ < p_.passes) make_ready();
         } catch (...) {
             result_ = LLUDA_OUT_OF_MEMORY;
         }
     }
 
+    bool are_codes(const int64_t *chosen) const {
+        return std::all_of(chosen, chosen + f_.count, [&](int64_t code) { return code >= 0 && code < codes(); });
+    }
+
     Session &session_;
     const lluda_code_predictor &p_;
-    const Frame &f_;
+    const Frames &f_;
     const int64_t hidden_;
     const Scratch::Mark start_;
     std::unique_ptr<StackJob> layers_;
@@ -163,21 +173,24 @@ int lluda_decoder_layers(lluda_context *context, const lluda_layer *layers, int6
     });
 }
 
-int lluda_predict_codes(lluda_context *context, const lluda_code_predictor *predictor, float *x, const float *cos,
-                        const float *sin, const lluda_cache_row *cache, lluda_choose choose, void *chooser,
-                        float *logits, int64_t *codes, float *total) {
+int lluda_predict_codes(lluda_context *context, const lluda_code_predictor *predictor, int64_t count, float *x,
+                        const float *cos, const float *sin, const lluda_cache_row *cache, lluda_choose choose,
+                        void *chooser, float *logits, int64_t *codes, float *total) {
     return guarded([&] {
         lluda_context &c = checked(context);
         check_predictor(predictor);
+        require(count >= 0 && 2 * count <= kFewRows, "count", count, "0 .. LLUDA_FEW_ROWS / 2");
+        if (count == 0) return;
         require(x && cos && sin && choose && logits && codes && total, "an argument is NULL");
         const lluda_code_predictor &p = *predictor;
+        const int64_t places = (p.passes + 1) * count;
         for (int64_t i = 0; i < p.layer_count; ++i)
-            check_cache(*p.layers[i].attention, p.passes + 1, cache ? cache + i * (p.passes + 1) : nullptr);
-        const Frame frame{x, cos, sin, cache, choose, chooser, logits, codes, total};
+            check_cache(*p.layers[i].attention, places, cache ? cache + i * places : nullptr);
+        const Frames frames{count, x, cos, sin, cache, choose, chooser, logits, codes, total};
         Session session(c);
-        FrameJob job(session, p, frame);
+        FramesJob job(session, p, frames);
         session.run(job);
-        if (job.result() == LLUDA_STOPPED) throw Failure{LLUDA_STOPPED, "the choice of a code was no code"};
+        if (job.result() == LLUDA_STOPPED) throw Failure{LLUDA_STOPPED, "the choice of a pass's codes ended the call"};
         if (job.result() != LLUDA_OK) throw std::bad_alloc();
     });
 }

@@ -3,7 +3,9 @@
 // A row stands in a panel once, for all taps of all outputs: row r's tap t is row r + t * dilation of the same panel, so
 // a tap is the same product from some lanes further on, added to the sums of the taps before it. With few rows the
 // lanes share the features out, so that each weight is read once; with many the tiles, which then stay in the cache.
+// Streams of one call have panels of their own: a tile holds rows of one stream, as it would without the others.
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "blocks.hpp"
@@ -70,48 +72,71 @@ private:
     std::int64_t begin_ = 0, stride_ = 0;
 };
 
-// Some rows of a call.
+// Some rows of one stream, and what is made of them.
+struct UnitRun {
+    UnitRun(Session &session, const lluda_residual_unit &unit, std::int64_t count, float *first, std::uint16_t *before)
+        : rows(count),
+          context((unit.taps - 1) * unit.dilation),
+          x(first),
+          kept(before),
+          width(rounded_up(context + count, kStandingRows) + kStandingRows),
+          input(session.allocate<std::uint32_t>(session.kernels().words(unit.channels) * width)),
+          later(session.allocate<std::uint16_t>(context * unit.channels)),
+          inner(session, count, unit.channels) {}
+
+    std::int64_t groups() const { return (context + rows + kStandingRows - 1) / kStandingRows; }
+
+    std::int64_t rows, context;
+    float *x;
+    std::uint16_t *kept;
+    std::int64_t width;
+    std::uint32_t *input;  // [words][width]: the rows before these, then these
+    std::uint16_t *later;
+    Panel inner;
+    std::int64_t first_group = 0, first_tile = 0;  // among those of all runs
+};
+
+// Rows of one or more streams, together at most kMostPanelRows.
 class UnitPart {
 public:
-    UnitPart(Session &session, const lluda_residual_unit &unit, std::int64_t rows, float *x, std::int64_t x_stride,
-             std::uint16_t *kept)
+    UnitPart(Session &session, const lluda_residual_unit &unit, std::int64_t x_stride, std::vector<UnitRun> runs)
         : kernels_(session.kernels()),
           u_(unit),
-          rows_(rows),
-          x_(x),
           x_stride_(x_stride),
-          kept_(kept),
-          context_((unit.taps - 1) * unit.dilation),
           words_(kernels_.words(unit.channels)),
-          width_(rounded_up(context_ + rows, kStandingRows) + kStandingRows),
-          by_tiles_((rows + kTileRows - 1) / kTileRows >= 2 * session.threads()),
+          runs_(std::move(runs)),
+          longest_(number_runs()),
+          by_tiles_(tiles_ >= 2 * session.threads()),
           features_(by_tiles_ ? kBlockOutputs
                               : std::clamp(rounded_up(unit.channels / (4 * session.threads()), kFeatureStep),
                                            kFeatureStep, kBlockOutputs)),
-          input_(session.allocate<std::uint32_t>(words_ * width_)),
-          later_(session.allocate<std::uint16_t>(context_ * unit.channels)),
-          inner_(session, rows, unit.channels),
-          second_(session, rows, unit.channels) {
+          second_(session, longest_, unit.channels) {
         const std::int64_t conv1_bytes = 2 * unit.channels * unit.channels * unit.taps;
+        const std::int64_t tiles = by_tiles_ ? 1 : (longest_ + kTileRows - 1) / kTileRows;
         for (int i = 0; i < session.threads(); ++i) {
             standing_.emplace_back(session, unit.channels);
             halves_.push_back(session.allocate<std::uint16_t>(unit.channels));
             weights_.emplace_back(session, *unit.conv1, by_tiles_ && conv1_bytes <= kKeptBytes, features_);
-            sums_.push_back(session.allocate<float>((by_tiles_ ? 1 : inner_.tiles()) * kBlockOutputs * kTileRows));
+            sums_.push_back(session.allocate<float>(tiles * kBlockOutputs * kTileRows));
             rooms_.emplace_back(session, kTileRows, unit.channels);
         }
-        groups_.reset((context_ + rows + kStandingRows - 1) / kStandingRows, session.threads());
-        items_.reset(by_tiles_ ? inner_.tiles() : (unit.channels + features_ - 1) / features_, session.threads());
-        second_.add(*unit.conv2, inner_, Store::kAdd, x, x_stride);
+        group_split_.reset(groups_, session.threads());
+        item_split_.reset(by_tiles_ ? tiles_ : (unit.channels + features_ - 1) / features_, session.threads());
+        second_.reserve(static_cast<std::int64_t>(runs_.size()));
+        for (const UnitRun &run : runs_) second_.add(*unit.conv2, run.inner, Store::kAdd, run.x, x_stride);
         second_.share(session.threads());
     }
 
     void operator()(Lane &lane) {
-        for (std::int64_t group, end; groups_.take(lane.index, group, end);)
-            for (; group < end; ++group) stand(lane.index, group);
+        for (std::int64_t group, end; group_split_.take(lane.index, group, end);)
+            for (; group < end; ++group) {
+                const UnitRun &run = run_of(group, &UnitRun::first_group);
+                stand(lane.index, run, group - run.first_group);
+            }
         lane.barrier();
-        if (lane.index == 0) std::copy_n(later_, context_ * u_.channels, kept_);
-        for (std::int64_t item, end; items_.take(lane.index, item, end);)
+        if (lane.index == 0)
+            for (const UnitRun &run : runs_) std::copy_n(run.later, run.context * u_.channels, run.kept);
+        for (std::int64_t item, end; item_split_.take(lane.index, item, end);)
             for (; item < end; ++item) by_tiles_ ? finish_tile(lane.index, item) : convolve_all(lane.index, item);
         if (by_tiles_) return;
         lane.barrier();
@@ -119,41 +144,62 @@ public:
     }
 
 private:
+    // Counts groups and tiles; the rows of the longest run.
+    std::int64_t number_runs() {
+        std::int64_t longest = 0;
+        for (UnitRun &run : runs_) {
+            run.first_group = groups_, run.first_tile = tiles_;
+            groups_ += run.groups(), tiles_ += run.inner.tiles();
+            longest = std::max(longest, run.rows);
+        }
+        return longest;
+    }
+
+    const UnitRun &run_of(std::int64_t index, std::int64_t UnitRun::*first) const {
+        std::size_t i = runs_.size() - 1;
+        while (runs_[i].*first > index) --i;
+        return runs_[i];
+    }
+
     // Rows before the call's own are kept ones; the last of all are kept in turn.
-    void stand(int lane, std::int64_t group) {
+    void stand(int lane, const UnitRun &run, std::int64_t group) {
         const StandingRoom &room = standing_[static_cast<std::size_t>(lane)];
         const std::int64_t first = group * kStandingRows, channels = u_.channels;
-        const int count = static_cast<int>(std::min<std::int64_t>(kStandingRows, context_ + rows_ - first));
+        const int count = static_cast<int>(std::min<std::int64_t>(kStandingRows, run.context + run.rows - first));
         const void *rows[kStandingRows];
         for (int i = 0; i < count; ++i) {
             const std::int64_t row = first + i;
-            const std::uint16_t *values = kept_ + row * channels;
-            if (row >= context_) {
+            const std::uint16_t *values = run.kept + row * channels;
+            if (row >= run.context) {
                 std::uint16_t *made = halves_[static_cast<std::size_t>(lane)];
-                kernels_.snake_beta(x_ + (row - context_) * x_stride_, u_.frequency1, u_.amplitude1, channels, made);
+                kernels_.snake_beta(run.x + (row - run.context) * x_stride_, u_.frequency1, u_.amplitude1, channels,
+                                    made);
                 values = made;
             }
-            if (row >= rows_) std::copy_n(values, channels, later_ + (row - rows_) * channels);
+            if (row >= run.rows) std::copy_n(values, channels, run.later + (row - run.rows) * channels);
             kernels_.words_of_bf16(values, channels, room.row(i));
             rows[i] = room.row(i);
         }
-        kernels_.stand(rows, count, words_, input_ + first, width_);
+        kernels_.stand(rows, count, words_, run.input + first, run.width);
     }
 
     void convolve_all(int lane, std::int64_t block) {
-        const std::int64_t begin = block * features_;
-        convolve(lane, begin, std::min(begin + features_, u_.channels), 0, inner_.tiles());
+        const std::int64_t begin = block * features_, end = std::min(begin + features_, u_.channels);
+        for (const UnitRun &run : runs_) convolve(lane, begin, end, run, 0, run.inner.tiles());
     }
 
-    void finish_tile(int lane, std::int64_t tile) {
+    void finish_tile(int lane, std::int64_t number) {
+        const UnitRun &run = run_of(number, &UnitRun::first_tile);
+        const std::int64_t tile = number - run.first_tile;
         for (std::int64_t begin = 0; begin < u_.channels; begin += features_)
-            convolve(lane, begin, std::min(begin + features_, u_.channels), tile, tile + 1);
-        const Panel inner(kernels_, inner_.at(tile, 0), inner_.tile_rows(tile), u_.channels);
+            convolve(lane, begin, std::min(begin + features_, u_.channels), run, tile, tile + 1);
+        const Panel inner(kernels_, run.inner.at(tile, 0), run.inner.tile_rows(tile), u_.channels);
+        float *x = run.x + tile * kTileRows * x_stride_;
         for (std::int64_t begin = 0; begin < u_.channels; begin += kBlockOutputs) {
             const OutputBlock block{u_.conv2, begin, std::min(begin + kBlockOutputs, u_.channels)};
             rooms_[static_cast<std::size_t>(lane)].multiply(&block, 1, inner, [&](std::int64_t, float *sums) {
                 void *y[kTileRows];
-                for (std::int64_t r = 0; r < inner.rows; ++r) y[r] = x_ + (tile * kTileRows + r) * x_stride_ + begin;
+                for (std::int64_t r = 0; r < inner.rows; ++r) y[r] = x + r * x_stride_ + begin;
                 kernels_.put_tile({sums, static_cast<int>(block.end - begin), static_cast<int>(inner.rows),
                                     u_.conv2->bias ? u_.conv2->bias + begin : nullptr, nullptr, nullptr, Store::kAdd,
                                     y});
@@ -162,7 +208,8 @@ private:
     }
 
     // Some features of conv1 of some tiles, activated, into the inner panel.
-    void convolve(int lane, std::int64_t begin, std::int64_t end, std::int64_t tile, std::int64_t last) {
+    void convolve(int lane, std::int64_t begin, std::int64_t end, const UnitRun &run, std::int64_t tile,
+                  std::int64_t last) {
         float *sums = sums_[static_cast<std::size_t>(lane)];
         for (std::int64_t tap = 0; tap < u_.taps; ++tap) {
             TileTask task{};
@@ -170,23 +217,25 @@ private:
                                                                              &task.output_stride);
             task.outputs = static_cast<int>(end - begin);
             task.accumulate = tap > 0;
-            multiply(task, tap * u_.dilation, tile, last, sums);
+            multiply(task, run, tap * u_.dilation, tile, last, sums);
         }
         const float *bias = u_.conv1->bias ? u_.conv1->bias + begin : nullptr;
+        const Panel &inner = run.inner;
         for (; tile < last; ++tile, sums += kBlockOutputs * kTileRows)
             kernels_.snake_tile(sums, bias, u_.frequency2 + begin, u_.amplitude2 + begin,
-                                 static_cast<int>(end - begin), inner_.tile_width(tile),
-                                 inner_.at(tile, kernels_.words(begin)), inner_.tile_width(tile));
+                                 static_cast<int>(end - begin), inner.tile_width(tile),
+                                 inner.at(tile, kernels_.words(begin)), inner.tile_width(tile));
     }
 
     // With the standing rows from `shift` on.
-    void multiply(TileTask &task, std::int64_t shift, std::int64_t tile, std::int64_t last, float *sums) const {
+    void multiply(TileTask &task, const UnitRun &run, std::int64_t shift, std::int64_t tile, std::int64_t last,
+                  float *sums) const {
         task.word_stride = 1;
         task.words = words_;
-        task.panel_width = width_;
+        task.panel_width = run.width;
         for (; tile < last; ++tile, sums += kBlockOutputs * kTileRows) {
-            task.panel = input_ + tile * kTileRows + shift;
-            task.lanes = inner_.tile_width(tile);
+            task.panel = run.input + tile * kTileRows + shift;
+            task.lanes = run.inner.tile_width(tile);
             task.out = sums;
             kernels_.multiply_tile(task);
         }
@@ -194,38 +243,77 @@ private:
 
     const Kernels &kernels_;
     const lluda_residual_unit &u_;
-    const std::int64_t rows_;
-    float *const x_;
-    const std::int64_t x_stride_;
-    std::uint16_t *const kept_;
-    const std::int64_t context_, words_, width_;
+    const std::int64_t x_stride_, words_;
+    std::vector<UnitRun> runs_;
+    std::int64_t groups_ = 0, tiles_ = 0;
+    const std::int64_t longest_;
     const bool by_tiles_;
     const std::int64_t features_;  // of a block of conv1
-    std::uint32_t *const input_;  // [words_][width_]
-    std::uint16_t *const later_;
-    const Panel inner_;
     PanelProducts second_;
     std::vector<StandingRoom> standing_;
     std::vector<std::uint16_t *> halves_;
     std::vector<UnitWeights> weights_;
     std::vector<float *> sums_;
     std::vector<BlockRoom> rooms_;
-    WorkSplit groups_, items_;
+    WorkSplit group_split_, item_split_;
+};
+
+// The runs of a call as far as they are done.
+class UnitCall {
+public:
+    UnitCall(lluda_context &context, const lluda_residual_unit &unit, std::int64_t runs, const std::int64_t *lengths,
+             float *x, std::int64_t x_stride, std::uint16_t *const *kept)
+        : context_(context), unit_(unit), runs_(runs), lengths_(lengths), x_(x), x_stride_(x_stride), kept_(kept) {}
+
+    // As many rows at once as scratch memory has room for; a stream's later rows need what the earlier ones leave.
+    void run() {
+        while (skip_done()) {
+            Session session(context_);
+            UnitPart part(session, unit_, x_stride_, take(session));
+            session.run(part);
+        }
+    }
+
+private:
+    bool skip_done() {
+        for (; run_ < runs_ && done_ == lengths_[run_]; ++run_) done_ = 0;
+        return run_ < runs_;
+    }
+
+    std::vector<UnitRun> take(Session &session) {
+        std::vector<UnitRun> taken;
+        std::int64_t room = kMostPanelRows;
+        while (room > 0 && skip_done()) {
+            const std::int64_t count = std::min(room, lengths_[run_] - done_);
+            taken.emplace_back(session, unit_, count, x_, kept_ ? kept_[run_] : nullptr);
+            x_ += count * x_stride_;
+            done_ += count;
+            room -= count;
+        }
+        return taken;
+    }
+
+    lluda_context &context_;
+    const lluda_residual_unit &unit_;
+    const std::int64_t runs_;
+    const std::int64_t *const lengths_;
+    float *x_;
+    const std::int64_t x_stride_;
+    std::uint16_t *const *const kept_;
+    std::int64_t run_ = 0, done_ = 0;
 };
 
 }  // namespace
 
-int lluda_residual_unit_block(lluda_context *context, const lluda_residual_unit *unit, int64_t rows, float *x,
-                              int64_t x_stride, uint16_t *kept) {
+int lluda_residual_unit_block(lluda_context *context, const lluda_residual_unit *unit, int64_t runs,
+                              const int64_t *lengths, float *x, int64_t x_stride, uint16_t *const *kept) {
     return guarded([&] {
         lluda_context &c = checked(context);
         check(unit);
-        check_rows(rows, x, x_stride, unit->channels);
-        require(kept || unit->taps == 1, "kept must not be NULL");
-        for_rows(rows, [&](std::int64_t from, std::int64_t count) {
-            Session session(c);
-            UnitPart part(session, *unit, count, x + from * x_stride, x_stride, kept);
-            session.run(part);
-        });
+        check_rows(total_rows(runs, lengths), x, x_stride, unit->channels);
+        require(runs == 0 || kept || unit->taps == 1, "kept must not be NULL");
+        for (std::int64_t i = 0; kept && i < runs; ++i)
+            require(kept[i] || lengths[i] == 0 || unit->taps == 1, "a run's kept must not be NULL");
+        UnitCall(c, *unit, runs, lengths, x, x_stride, kept).run();
     });
 }

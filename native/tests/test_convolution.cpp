@@ -11,6 +11,12 @@ struct ConvolutionCase {
     std::int64_t rows, channels, out, taps, dilation;
 };
 
+void convolve(const lluda_weight &weight, const ConvolutionCase &c, const std::vector<std::int64_t> &lengths,
+              const std::vector<const std::uint16_t *> &x, std::uint16_t *y) {
+    check_ok(lluda_conv1d(context(), &weight, c.taps, c.dilation, static_cast<std::int64_t>(lengths.size()),
+                          lengths.data(), x.data(), c.channels, y, c.out));
+}
+
 void expect_convolution(const ConvolutionCase &c, int threads, int format) {
     use_threads(threads);
     Random random(static_cast<std::uint64_t>(c.rows * 7 + c.channels));
@@ -20,7 +26,7 @@ void expect_convolution(const ConvolutionCase &c, int threads, int format) {
     auto *x = static_cast<std::uint16_t *>(memory.get()), *y = static_cast<std::uint16_t *>(result.get());
     const auto values = random.bf16_normals(inputs * c.channels, 1.0f);
     std::copy(values.begin(), values.end(), x);
-    check_ok(lluda_conv1d(context(), weight.in(format), c.taps, c.dilation, c.rows, x, c.channels, y, c.out));
+    convolve(*weight.in(format), c, {c.rows}, {x}, y);
     std::vector<double> found, truth;
     for (std::int64_t r = 0; r < c.rows; ++r) {
         std::vector<double> window;
@@ -41,15 +47,52 @@ TEST(convolutions) {
             for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16}) expect_convolution(c, threads, format);
 }
 
+// Few rows and many, runs that are made together and runs that are not.
+const std::vector<std::int64_t> kLengths = {5, 9, 3, 16, 40, 17, 0, 1, 600};
+
+TEST(convolutions_of_streams_together_are_those_of_each_alone) {
+    const ConvolutionCase c{0, 24, 50, 3, 4};
+    const std::int64_t before = (c.taps - 1) * c.dilation;
+    for (int threads : {1, 3})
+        for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16}) {
+            use_threads(threads);
+            Random random(61);
+            const TestWeight weight(random, c.out, c.taps * c.channels, 0.05f, true);
+            std::vector<std::vector<std::uint16_t>> inputs;
+            std::vector<const std::uint16_t *> x;
+            std::vector<std::uint16_t> expected;
+            for (std::int64_t rows : kLengths) {
+                inputs.push_back(random.bf16_normals((rows + before) * c.channels, 1.0f));
+                x.push_back(inputs.back().data());
+                std::vector<std::uint16_t> y(static_cast<std::size_t>(rows * c.out));
+                convolve(*weight.in(format), c, {rows}, {x.back()}, y.data());
+                expected.insert(expected.end(), y.begin(), y.end());
+            }
+            std::vector<std::uint16_t> found(expected.size());
+            convolve(*weight.in(format), c, kLengths, x, found.data());
+            expect(found == expected, "a convolution depends on the others");
+        }
+}
+
 TEST(convolutions_refuse) {
     Random random(3);
     const TestWeight weight(random, 4, 12);
-    std::uint16_t x[64] = {}, y[64] = {};
-    check_ok(lluda_conv1d(context(), &weight.plain, 3, 2, 0, nullptr, 4, nullptr, 4));
-    check_code(lluda_conv1d(context(), &weight.plain, 5, 1, 1, x, 4, y, 4), LLUDA_BAD_ARGUMENT, "taps that do not divide");
-    check_code(lluda_conv1d(context(), &weight.plain, 3, 0, 1, x, 4, y, 4), LLUDA_BAD_ARGUMENT, "no dilation");
-    check_code(lluda_conv1d(context(), &weight.plain, 3, 1, 1, x, 3, y, 4), LLUDA_BAD_ARGUMENT, "a short stride");
-    check_code(lluda_conv1d(context(), &weight.plain, 3, 1, 1, nullptr, 4, y, 4), LLUDA_BAD_ARGUMENT, "no input");
+    std::uint16_t values[64] = {}, y[64] = {};
+    const auto run = [&](std::int64_t taps, std::int64_t dilation, std::int64_t rows, const std::uint16_t *x,
+                         std::int64_t stride) {
+        const std::int64_t lengths[2] = {0, rows};
+        const std::uint16_t *const inputs[2] = {nullptr, x};
+        return lluda_conv1d(context(), &weight.plain, taps, dilation, 2, lengths, inputs, stride, y, 4);
+    };
+    check_ok(run(3, 2, 0, nullptr, 4));
+    check_ok(lluda_conv1d(context(), &weight.plain, 3, 2, 0, nullptr, nullptr, 4, nullptr, 4));
+    check_code(run(5, 1, 1, values, 4), LLUDA_BAD_ARGUMENT, "taps that do not divide");
+    check_code(run(3, 0, 1, values, 4), LLUDA_BAD_ARGUMENT, "no dilation");
+    check_code(run(3, 1, 1, values, 3), LLUDA_BAD_ARGUMENT, "a short stride");
+    check_code(run(3, 1, 1, nullptr, 4), LLUDA_BAD_ARGUMENT, "no input");
+    check_code(run(3, 1, -1, values, 4), LLUDA_BAD_ARGUMENT, "a negative length");
+    check_code(lluda_conv1d(context(), &weight.plain, 3, 1, 1, nullptr, nullptr, 4, y, 4), LLUDA_BAD_ARGUMENT, "no lengths");
+    check_code(lluda_conv1d(context(), &weight.plain, 3, 1, -1, nullptr, nullptr, 4, y, 4), LLUDA_BAD_ARGUMENT, "runs");
 }
 
 TEST(snake_beta) {
@@ -85,25 +128,43 @@ double snake(double x, float frequency, float amplitude) {
     return x + static_cast<double>(amplitude) * sine * sine;
 }
 
+// A unit with its weights and channels' numbers.
+struct TestUnit {
+    TestUnit(Random &random, const UnitCase &c, int format)
+        : first(random, c.channels, c.taps * c.channels, 0.05f, true),
+          second(random, c.channels, c.channels, 0.05f, true),
+          f1(random.normals(c.channels, 1.0f)),
+          a1(random.normals(c.channels, 0.5f)),
+          f2(random.normals(c.channels, 1.0f)),
+          a2(random.normals(c.channels, 0.5f)),
+          unit{c.channels, c.taps,    c.dilation,       f1.data(),        a1.data(),
+               f2.data(),  a2.data(), first.in(format), second.in(format)} {}
+
+    // Rows of streams below each other.
+    void run(const std::vector<std::int64_t> &lengths, float *x, const std::vector<std::uint16_t *> &kept) const {
+        check_ok(lluda_residual_unit_block(context(), &unit, static_cast<std::int64_t>(lengths.size()), lengths.data(), x,
+                                           unit.channels, kept.data()));
+    }
+
+    const TestWeight first, second;
+    const std::vector<float> f1, a1, f2, a2;
+    const lluda_residual_unit unit;
+};
+
 // In calls of `at_once` rows, as a stream; BF16 rounding of what is multiplied is in the truth too.
 void expect_unit(const UnitCase &c, std::int64_t at_once, int threads, int format) {
     use_threads(threads);
     Random random(static_cast<std::uint64_t>(c.rows * 5 + c.channels));
     const std::int64_t n = c.channels, earlier = (c.taps - 1) * c.dilation;
-    const TestWeight first(random, n, c.taps * n, 0.05f, true), second(random, n, n, 0.05f, true);
+    const TestUnit unit(random, c, format);
     const auto input = random.normals(c.rows * n, 1.0f);
-    const auto f1 = random.normals(n, 1.0f), a1 = random.normals(n, 0.5f), f2 = random.normals(n, 1.0f),
-               a2 = random.normals(n, 0.5f);
-    const lluda_residual_unit unit{n,         c.taps,    c.dilation,       f1.data(),        a1.data(),
-                                   f2.data(), a2.data(), first.in(format), second.in(format)};
     std::vector<float> x = input;
     std::vector<std::uint16_t> kept(static_cast<std::size_t>(earlier * n));
     for (std::int64_t from = 0; from < c.rows; from += at_once)
-        check_ok(lluda_residual_unit_block(context(), &unit, std::min(at_once, c.rows - from), x.data() + from * n, n,
-                                           kept.data()));
+        unit.run({std::min(at_once, c.rows - from)}, x.data() + from * n, {kept.data()});
     std::vector<double> acted, truth;
     for (std::int64_t i = 0; i < c.rows * n; ++i)
-        acted.push_back(from_bf16(to_bf16(static_cast<float>(snake(input[i], f1[i % n], a1[i % n])))));
+        acted.push_back(from_bf16(to_bf16(static_cast<float>(snake(input[i], unit.f1[i % n], unit.a1[i % n])))));
     for (std::int64_t r = 0; r < c.rows; ++r) {
         std::vector<double> window, inner;
         for (std::int64_t tap = 0; tap < c.taps; ++tap)
@@ -111,10 +172,12 @@ void expect_unit(const UnitCase &c, std::int64_t at_once, int threads, int forma
                 const std::int64_t row = r + tap * c.dilation - earlier;
                 window.push_back(row < 0 ? 0.0 : acted[static_cast<std::size_t>(row * n + i)]);
             }
-        for (double v : first.times(window))
-            inner.push_back(from_bf16(to_bf16(static_cast<float>(snake(v, f2[inner.size()], a2[inner.size()])))));
+        for (double v : unit.first.times(window)) {
+            const std::size_t i = inner.size();
+            inner.push_back(from_bf16(to_bf16(static_cast<float>(snake(v, unit.f2[i], unit.a2[i])))));
+        }
         std::int64_t i = r * n;
-        for (double v : second.times(inner)) truth.push_back(static_cast<double>(input[i++]) + v);
+        for (double v : unit.second.times(inner)) truth.push_back(static_cast<double>(input[i++]) + v);
     }
     expect_close({x.begin(), x.end()}, truth, 2e-3, "residual unit");
     for (std::int64_t i = 0; i < earlier * n; ++i) {
@@ -133,21 +196,55 @@ TEST(residual_units) {
                     if (at_once > 1 || c.rows < 50) expect_unit(c, at_once, threads, format);
 }
 
+TEST(residual_units_of_streams_together_are_those_of_each_alone) {
+    for (std::int64_t channels : {10, 48, 130})
+        for (int threads : {1, 3})
+            for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16}) {
+                use_threads(threads);
+                Random random(67);
+                const TestUnit unit(random, {0, channels, 7, 3}, format);
+                std::vector<float> expected, found;
+                std::vector<std::vector<std::uint16_t>> kept, kept_together;
+                std::vector<std::uint16_t *> pointers;
+                for (std::int64_t rows : kLengths) {
+                    auto x = random.normals(rows * channels, 1.0f);
+                    found.insert(found.end(), x.begin(), x.end());
+                    kept.push_back(random.bf16_normals(18 * channels, 1.0f));
+                    kept_together.push_back(kept.back());
+                    unit.run({rows}, x.data(), {kept.back().data()});
+                    expected.insert(expected.end(), x.begin(), x.end());
+                }
+                for (auto &rows : kept_together) pointers.push_back(rows.data());
+                unit.run(kLengths, found.data(), pointers);
+                expect(found == expected, "a unit's rows depend on other streams");
+                expect(kept_together == kept, "kept rows depend on other streams");
+            }
+}
+
 TEST(residual_units_refuse) {
     Random random(4);
     const TestWeight first(random, 4, 12), second(random, 4, 4);
     const float numbers[4] = {};
     lluda_residual_unit unit{4, 3, 2, numbers, numbers, numbers, numbers, &first.plain, &second.plain};
     float x[8] = {};
-    std::uint16_t kept[16] = {};
-    check_ok(lluda_residual_unit_block(context(), &unit, 0, nullptr, 4, kept));
-    check_code(lluda_residual_unit_block(context(), &unit, 1, x, 4, nullptr), LLUDA_BAD_ARGUMENT, "no memory for kept rows");
-    check_code(lluda_residual_unit_block(context(), nullptr, 1, x, 4, kept), LLUDA_BAD_ARGUMENT, "no unit");
+    std::uint16_t memory[16] = {};
+    std::uint16_t *kept = memory;
+    const auto run = [&](const lluda_residual_unit *which, std::int64_t rows, float *of, std::uint16_t *const *keep) {
+        return lluda_residual_unit_block(context(), which, 1, &rows, of, 4, keep);
+    };
+    check_ok(run(&unit, 0, nullptr, &kept));
+    check_ok(lluda_residual_unit_block(context(), &unit, 0, nullptr, nullptr, 4, nullptr));
+    check_code(run(&unit, 1, x, nullptr), LLUDA_BAD_ARGUMENT, "no memory for kept rows");
+    kept = nullptr;
+    check_code(run(&unit, 1, x, &kept), LLUDA_BAD_ARGUMENT, "no memory for a run's kept rows");
+    kept = memory;
+    check_code(run(nullptr, 1, x, &kept), LLUDA_BAD_ARGUMENT, "no unit");
+    check_code(run(&unit, -1, x, &kept), LLUDA_BAD_ARGUMENT, "a negative length");
     unit.taps = 2;
-    check_code(lluda_residual_unit_block(context(), &unit, 1, x, 4, kept), LLUDA_BAD_ARGUMENT, "taps that do not fit");
+    check_code(run(&unit, 1, x, &kept), LLUDA_BAD_ARGUMENT, "taps that do not fit");
     unit.taps = 3;
     unit.frequency2 = nullptr;
-    check_code(lluda_residual_unit_block(context(), &unit, 1, x, 4, kept), LLUDA_BAD_ARGUMENT, "no frequency");
+    check_code(run(&unit, 1, x, &kept), LLUDA_BAD_ARGUMENT, "no frequency");
 }
 
 }  // namespace

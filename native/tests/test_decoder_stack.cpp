@@ -1,5 +1,7 @@
 // Whole stacks against the same blocks called one by one: the same numbers, to the last bit.
+#include <algorithm>
 #include <memory>
+#include <utility>
 
 #include "numbers.hpp"
 #include "testing.hpp"
@@ -99,17 +101,82 @@ struct Cache {
     }
 };
 
-// Chooses by the pass alone, and says what it saw.
-struct Choice {
-    const float *logits;
-    std::vector<float> seen;
-    std::int64_t stop_at = -1;
+constexpr std::int64_t kPasses = 5, kCodes = 9, kHalf = kHeadDim / 2;
 
-    static std::int64_t choose(void *context, std::int64_t pass) {
-        auto &self = *static_cast<Choice *>(context);
-        self.seen.push_back(self.logits[pass * 9 + 4]);
-        return pass == self.stop_at ? -1 : (5 * pass + 2) % 9;
+// What code a pass of a sequence takes here.
+std::int64_t code_of(std::int64_t pass, std::int64_t sequence) { return (5 * pass + 3 * sequence + 2) % kCodes; }
+
+// A code predictor over a stack, called for some sequences at once, whose numbers are made of their index alone.
+class Predictor {
+public:
+    Predictor(Random &random, int format) : stack(random, format), norm(norm_weights(random, kHidden)) {
+        for (std::int64_t i = 0; i < kPasses; ++i) {
+            heads.push_back(*stack.weight(kCodes, kHidden));
+            embeddings.push_back(*stack.weight(kCodes, kHidden));
+        }
+        cos = random.normals((kPasses + 1) * kHalf, 0.7f);
+        sin = random.normals((kPasses + 1) * kHalf, 0.7f);
+        p_.layer_count = kLayers, p_.passes = kPasses, p_.layers = stack.layers, p_.norm = norm.data();
+        p_.heads = heads.data(), p_.embeddings = embeddings.data(), p_.norm_eps = 1e-6f;
     }
+
+    // Rows of positions 0 and 1.
+    static std::vector<float> first_rows(std::int64_t sequence) {
+        return Random(100 + static_cast<std::uint64_t>(sequence)).normals(2 * kHidden, 1.0f);
+    }
+
+    // Logits [passes, sequences, codes] and totals.
+    int predict(const std::vector<std::int64_t> &sequences) {
+        const std::size_t count = sequences.size();
+        std::vector<float> x(2 * count * kHidden), angles[2];
+        std::vector<Cache> caches(count);
+        std::vector<lluda_cache_row> places;
+        for (std::size_t s = 0; s < count; ++s) {
+            const auto rows = first_rows(sequences[s]);
+            for (std::size_t position = 0; position < 2; ++position)
+                std::copy_n(rows.data() + position * kHidden, kHidden, x.data() + (position * count + s) * kHidden);
+        }
+        for (std::int64_t layer = 0; layer < kLayers; ++layer)
+            for (std::int64_t position = 0; position <= kPasses; ++position)
+                for (Cache &cache : caches)
+                    places.push_back(cache.rows(kPasses + 1)[static_cast<std::size_t>(layer * (kPasses + 1) + position)]);
+        for (std::int64_t position = 0; position <= kPasses; ++position)
+            for (std::size_t s = 0; s < count; ++s)
+                for (std::int64_t i = 0; i < kHalf; ++i) {
+                    angles[0].push_back(cos[static_cast<std::size_t>(position * kHalf + i)]);
+                    angles[1].push_back(sin[static_cast<std::size_t>(position * kHalf + i)]);
+                }
+        logits.assign(kPasses * count * kCodes, 0.0f);
+        total.assign(count * kHidden, 0.5f);
+        codes.assign(kPasses * count, -1);
+        seen.clear();
+        sequences_ = sequences;
+        return lluda_predict_codes(context(), &p_, static_cast<std::int64_t>(count), x.data(), angles[0].data(),
+                                   angles[1].data(), places.data(), choose, this, logits.data(), codes.data(),
+                                   total.data());
+    }
+
+    Stack stack;
+    std::vector<float> norm, cos, sin;
+    std::vector<lluda_weight> heads, embeddings;
+    std::vector<float> logits, total;
+    std::vector<std::int64_t> codes;
+    std::vector<float> seen;  // one of each pass's logits, when it was chosen from
+    std::int64_t stop_at = -1, wrong_at = -1;
+
+private:
+    static int choose(void *chooser, std::int64_t pass) {
+        auto &self = *static_cast<Predictor *>(chooser);
+        const auto count = static_cast<std::int64_t>(self.sequences_.size());
+        self.seen.push_back(self.logits[static_cast<std::size_t>(pass * count * kCodes + 4)]);
+        for (std::int64_t s = 0; s < count; ++s)
+            self.codes[static_cast<std::size_t>(pass * count + s)] =
+                pass == self.wrong_at ? kCodes : code_of(pass, self.sequences_[static_cast<std::size_t>(s)]);
+        return pass == self.stop_at;
+    }
+
+    lluda_code_predictor p_{};
+    std::vector<std::int64_t> sequences_;
 };
 
 TEST(a_stack_is_its_blocks) {
@@ -130,64 +197,74 @@ TEST(a_stack_is_its_blocks) {
             }
 }
 
+// Logits [passes, codes] and the total of one sequence, block by block.
+std::pair<std::vector<float>, std::vector<float>> pass_after_pass(Predictor &p, std::int64_t sequence) {
+    Cache cache;
+    auto x = Predictor::first_rows(sequence);
+    std::vector<float> logits(kPasses * kCodes), total(kHidden, 0.5f);
+    const auto all = cache.rows(kPasses + 1);
+    for (std::int64_t pass = 0; pass < kPasses; ++pass) {
+        const std::int64_t rows = pass ? 1 : 2, begin = pass ? pass + 1 : 0;
+        std::vector<lluda_cache_row> places;
+        for (std::int64_t layer = 0; layer < kLayers; ++layer)
+            for (std::int64_t r = 0; r < rows; ++r)
+                places.push_back(all[static_cast<std::size_t>(layer * (kPasses + 1) + begin + r)]);
+        p.stack.one_by_one(rows, x.data(), p.cos.data() + begin * kHalf, p.sin.data() + begin * kHalf, places.data());
+        check_ok(lluda_lm_head(context(), &p.heads[static_cast<std::size_t>(pass)], p.norm.data(), 1e-6f, 1,
+                               x.data() + (rows - 1) * kHidden, kHidden, logits.data() + pass * kCodes, kCodes));
+        const std::int64_t code = code_of(pass, sequence);
+        check_ok(lluda_embedding(context(), &p.embeddings[static_cast<std::size_t>(pass)], 1, &code, x.data(), kHidden));
+        for (std::size_t i = 0; i < kHidden; ++i) total[i] += x[i];
+    }
+    return {logits, total};
+}
+
 TEST(predicted_codes_are_those_of_pass_after_pass) {
-    constexpr std::int64_t kPasses = 5, kCodes = 9, kHalf = kHeadDim / 2;
     for (int threads : {1, 2, 3})
         for (int format = LLUDA_FORMAT_BF16; format <= LLUDA_FORMAT_Q8_0_ROWS; ++format) {
             use_threads(threads);
             Random random(47);
-            Stack stack(random, format);
-            const auto norm = norm_weights(random, kHidden), cos = random.normals((kPasses + 1) * kHalf, 0.7f),
-                       sin = random.normals((kPasses + 1) * kHalf, 0.7f), first = random.normals(2 * kHidden, 1.0f);
-            std::vector<lluda_weight> heads, embeddings;
-            for (std::int64_t i = 0; i < kPasses; ++i) {
-                heads.push_back(*stack.weight(kCodes, kHidden));
-                embeddings.push_back(*stack.weight(kCodes, kHidden));
-            }
-            // One by one.
-            Cache one, other;
-            auto x = first;
-            std::vector<float> expected(kPasses * kCodes), sum(kHidden, 0.5f);
-            for (std::int64_t pass = 0; pass < kPasses; ++pass) {
-                const std::int64_t rows = pass ? 1 : 2, begin = pass ? pass + 1 : 0;
-                std::vector<lluda_cache_row> places;
-                const auto all = one.rows(kPasses + 1);
-                for (std::int64_t layer = 0; layer < kLayers; ++layer)
-                    for (std::int64_t r = 0; r < rows; ++r)
-                        places.push_back(all[static_cast<std::size_t>(layer * (kPasses + 1) + begin + r)]);
-                stack.one_by_one(rows, x.data(), cos.data() + begin * kHalf, sin.data() + begin * kHalf, places.data());
-                check_ok(lluda_lm_head(context(), &heads[static_cast<std::size_t>(pass)], norm.data(), 1e-6f, 1,
-                                       x.data() + (rows - 1) * kHidden, kHidden, expected.data() + pass * kCodes,
-                                       kCodes));
-                const std::int64_t code = (5 * pass + 2) % 9;
-                check_ok(lluda_embedding(context(), &embeddings[static_cast<std::size_t>(pass)], 1, &code, x.data(), kHidden));
-                for (std::size_t i = 0; i < kHidden; ++i) sum[i] += x[i];
-            }
-            // Together.
-            lluda_code_predictor p{};
-            p.layer_count = kLayers, p.passes = kPasses, p.layers = stack.layers, p.norm = norm.data();
-            p.heads = heads.data(), p.embeddings = embeddings.data(), p.norm_eps = 1e-6f;
-            auto rows = first;
-            std::vector<float> logits(kPasses * kCodes), total(kHidden, 0.5f);
-            std::int64_t codes[kPasses] = {};
-            Choice choice{logits.data(), {}, -1};
-            const auto places = other.rows(kPasses + 1);
-            const auto predict = [&] {
-                return lluda_predict_codes(context(), &p, rows.data(), cos.data(), sin.data(), places.data(), Choice::choose,
-                                           &choice, logits.data(), codes, total.data());
-            };
-            check_ok(predict());
-            expect(logits == expected && total == sum, "the passes of a frame differ");
-            for (std::int64_t pass = 0; pass < kPasses; ++pass) {
-                expect_equal(codes[pass], (5 * pass + 2) % 9, "code");
-                expect(choice.seen[static_cast<std::size_t>(pass)] == expected[static_cast<std::size_t>(pass * 9 + 4)],
+            Predictor p(random, format);
+            const auto [logits, total] = pass_after_pass(p, 0);
+            check_ok(p.predict({0}));
+            expect(p.logits == logits && p.total == total, "the passes of a frame differ");
+            for (std::int64_t pass = 0; pass < kPasses; ++pass)
+                expect(p.seen[static_cast<std::size_t>(pass)] == logits[static_cast<std::size_t>(pass * kCodes + 4)],
                        "the choice saw other logits");
-            }
-            choice.stop_at = 2;
-            choice.seen.clear();
-            check_code(predict(), LLUDA_STOPPED, "a choice that ends the frame");
-            expect_equal(choice.seen.size(), 3, "passes before the end");
         }
+}
+
+TEST(codes_of_sequences_together_are_those_of_each_alone) {
+    for (int threads : {1, 3})
+        for (int format = LLUDA_FORMAT_BF16; format <= LLUDA_FORMAT_Q8_0_ROWS; ++format) {
+            use_threads(threads);
+            Random random(59);
+            Predictor p(random, format);
+            const std::vector<std::int64_t> sequences = {3, 0, 6, 1, 7, 2, 5, 4};
+            const std::size_t count = sequences.size();
+            check_ok(p.predict(sequences));
+            const auto logits = p.logits, total = p.total;
+            for (std::size_t s = 0; s < count; ++s) {
+                check_ok(p.predict({sequences[s]}));
+                expect(std::equal(p.total.begin(), p.total.end(), total.begin() + s * kHidden), "a total differs");
+                for (std::size_t pass = 0; pass < kPasses; ++pass)
+                    expect(std::equal(p.logits.begin() + pass * kCodes, p.logits.begin() + (pass + 1) * kCodes,
+                                      logits.begin() + (pass * count + s) * kCodes),
+                           "a sequence's logits depend on the others");
+            }
+        }
+}
+
+TEST(a_frame_ends_where_its_choice_does) {
+    Random random(71);
+    Predictor p(random, LLUDA_FORMAT_BF16);
+    check_ok(p.predict({}));
+    p.stop_at = 2;
+    check_code(p.predict({0, 1}), LLUDA_STOPPED, "a choice that ends the frames");
+    expect_equal(p.seen.size(), 3, "passes before the end");
+    p.stop_at = -1, p.wrong_at = 1;
+    check_code(p.predict({0, 1}), LLUDA_STOPPED, "what is no code");
+    check_code(p.predict({0, 1, 2, 3, 4, 5, 6, 7, 8}), LLUDA_BAD_ARGUMENT, "more rows than a step has");
 }
 
 TEST(bad_stacks_are_refused) {
@@ -210,7 +287,7 @@ TEST(bad_stacks_are_refused) {
     check_ok(run(2, 1));
     lluda_code_predictor p{};
     p.layer_count = 1, p.layers = stack.layers, p.norm = x.data();
-    check_code(lluda_predict_codes(context(), &p, x.data(), angles.data(), angles.data(), places.data(), Choice::choose, nullptr,
+    check_code(lluda_predict_codes(context(), &p, 1, x.data(), angles.data(), angles.data(), places.data(), nullptr, nullptr,
                                    x.data(), nullptr, x.data()),
                LLUDA_BAD_ARGUMENT, "no passes");
 }

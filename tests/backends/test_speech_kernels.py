@@ -48,7 +48,8 @@ def convolved(backend: ComputeBackend, shape: tuple[int, int, int, int, int]) ->
     x = torch.randn(rows + (taps - 1) * dilation, channels, generator=random).bfloat16()
     bias = torch.randn(out, generator=random)
     compute = backend.precision.compute
-    return backend.conv1d(x.to(compute), backend.matrix(weight)[0], backend.vector(bias), taps=taps, dilation=dilation)
+    matrix, vector = backend.matrix(weight)[0], backend.vector(bias)
+    return backend.conv1d([x.to(compute)], matrix, vector, taps=taps, dilation=dilation)[0]
 
 
 @PACKED
@@ -63,7 +64,8 @@ def test_convolutions(name: str, isa: str, packed: bool) -> None:
 def test_a_convolution_of_no_rows_is_empty(isa: str) -> None:
     backend = native(isa)
     weight = backend.matrix(torch.ones(3, 14).bfloat16())[0]
-    assert backend.conv1d(torch.ones(6, 2).bfloat16(), weight, torch.zeros(3), taps=7, dilation=1).shape == (0, 3)
+    out = backend.conv1d([torch.ones(6, 2).bfloat16()], weight, torch.zeros(3), taps=7, dilation=1)
+    assert [rows.shape for rows in out] == [(0, 3)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -159,7 +161,8 @@ def spoken(backend: ComputeBackend, shape: tuple[int, int, int, int], at_once: i
     unit = ResidualUnit(acts[0], conv(taps * channels), acts[1], conv(channels), taps, dilation)
     x = torch.randn(rows, channels, generator=random).to(backend.precision.residual)
     kept = KeptRows()
-    return torch.cat([backend.residual_unit(part.clone(), unit, kept) for part in torch.split(x, at_once)])
+    parts = [backend.residual_unit(part.clone(), [len(part)], unit, [kept]) for part in torch.split(x, at_once)]
+    return torch.cat(parts)
 
 
 @PACKED

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lluda.backends import select_backend
-from lluda.engine.frames import FrameGenerator, SpeechParams
+from lluda.engine.frames import FrameGenerator, SpeechParams, feed, next_codes
 from lluda.engine.sampling_params import SamplingParams
 from lluda.errors import InvalidRequest
 from lluda.models.code_predictor import CodePredictor, code_predictor_parameters
@@ -18,13 +18,20 @@ FRAMES = 12
 EOS = 82
 
 
-def frame_generator(tensors, *, temperature=0.0, seed=1):  # noqa: F811
-    backend = select_backend("reference", "cpu", "f32")
+def voice(tensors, backend="reference", dtype="f32"):  # noqa: F811
+    chosen = select_backend(backend, "cpu", dtype)
     specs = [*talker_parameters(config()), *code_predictor_parameters(config())]
-    parameters = placed_parameters(specs, tensors, backend)
+    parameters = placed_parameters(specs, tensors, chosen)
+    return tuple(kind(config(), parameters, chosen) for kind in (Talker, CodePredictor))
+
+
+def frame_generator(tensors, *, temperature=0.0, seed=1):  # noqa: F811
+    return answer_of(voice(tensors), temperature, seed)
+
+
+def answer_of(networks, temperature, seed, kv_dtype="f32"):
     params = SpeechParams(sampling=SamplingParams(temperature=temperature, seed=seed)).with_defaults({})
-    talker, predictor = (kind(config(), parameters, backend) for kind in (Talker, CodePredictor))
-    return FrameGenerator(talker, predictor, params, max_rows=256, kv_dtype="f32")
+    return FrameGenerator(*networks, params, max_rows=256, kv_dtype=kv_dtype)
 
 
 def frames(generator, rows, trailing, padding, count=FRAMES):
@@ -74,6 +81,33 @@ def test_a_seed_gives_the_same_frames_and_another_gives_others(tensors, text):  
     assert first == again
     assert first != other
     assert all(len(codes) == 4 and all(0 <= code < 64 for code in codes) for codes in first)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [("reference", "f32"), ("cpu", "bf16")])
+def test_answers_spoken_together_have_the_codes_that_each_has_alone(tensors, backend, dtype):  # noqa: F811
+    """More of them than one call of the native code predictor takes, of several lengths and ways of sampling; those
+    that end leave the others as they are."""
+    networks, random = voice(tensors, backend, dtype), torch.Generator().manual_seed(7)
+    prompts = [torch.randn(3 + 2 * index, 64, generator=random) for index in range(9)]
+    texts = torch.randn(FRAMES, 9, 64, generator=random)
+    alone = [
+        frames(answer_of(networks, 0.9 * (index % 3), index, dtype), rows.clone(), texts[:, index], None)
+        for index, rows in enumerate(prompts)
+    ]
+    together = {index: answer_of(networks, 0.9 * (index % 3), index, dtype) for index in range(9)}
+    for index, answer in together.items():
+        answer.prefill(prompts[index].clone())
+    found = [[] for _ in prompts]
+    for text in texts:
+        for index, codes in zip(list(together), next_codes(list(together.values())), strict=True):
+            if codes is None:
+                del together[index]
+            else:
+                found[index].append(codes)
+        if together:
+            feed(list(together.values()), text[list(together)])
+    assert found == alone
+    assert len({tuple(codes) for codes in found[1]}) > FRAMES // 4
 
 
 def test_released_defaults_and_the_files_own():

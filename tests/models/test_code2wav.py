@@ -146,6 +146,34 @@ def test_two_streams_of_one_network_do_not_meet(small, tensors):
         torch.testing.assert_close(torch.cat(samples), model(one), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("backend", "dtype"), [("reference", "f32"), ("cpu", "bf16")])
+@torch.inference_mode()
+def test_streams_pushed_together_have_the_samples_that_each_has_alone(small, tensors, backend, dtype):
+    """To the bit, whatever the others push: few rows and many, passes that others do not have, nothing at all."""
+    model = network(small, tensors, dtype, backend)
+    pushes = [[1, 2, 1], [1, 1, 26], [3, 0, 2], [17, 1, 1], [1, 8, 5], [2, 30, 1], [0, 1, 1], [5, 5, 5]]
+    codes = [codes_of(small, sum(counts), seed) for seed, counts in enumerate(pushes)]
+    pieces = [own.split(counts, dim=1) for own, counts in zip(codes, pushes, strict=True)]
+    alone, together = [[model.stream() for _ in pushes] for _ in range(2)]
+    for number in range(3):
+        parts = [own[number] for own in pieces]
+        expected = [model.push(part, state) for part, state in zip(parts, alone, strict=True)]
+        for found, wanted in zip(model.push_all(parts, together), expected, strict=True):
+            assert torch.equal(found, wanted)
+    assert [state.frames for state in together] == [sum(counts) for counts in pushes]
+
+
+@torch.inference_mode()
+def test_codes_that_one_stream_cannot_take_change_none(small, tensors):
+    model = network(small, tensors)
+    states = [model.stream(), model.stream()]
+    good, bad = codes_of(small, 2), codes_of(small, 2) + small.codebook_size
+    with pytest.raises(InvalidRequest, match="is not in a codebook"):
+        model.push_all([good, bad], states)
+    assert [state.frames for state in states] == [0, 0]
+    assert torch.equal(model.push(good, states[0]), model(good))
+
+
 @torch.inference_mode()
 def test_memory_of_a_stream_is_constant(small, tensors):
     model = network(small, tensors)

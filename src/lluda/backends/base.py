@@ -214,11 +214,16 @@ class ComputeBackend(ABC):
         2023), computed in the residual dtype and rounded once to the compute dtype: ``x [rows, channels]``, the other
         two ``[channels]`` in the residual dtype."""
 
-    def conv1d(self, x: Tensor, weight: Weight, bias: Tensor, *, taps: int, dilation: int) -> Tensor:
-        """Convolution along the rows: output i is ``weight [out, taps * in]`` times rows i, i + dilation, … of ``x``
-        ``[n + (taps - 1) * dilation, in]``, one below the other, ``+ bias``. Returns ``[n, out]`` in the compute dtype,
-        summed in float32 or better. Defined by :meth:`linear`, so that it takes weights of any format."""
-        x = x.contiguous()
+    def conv1d(
+        self, streams: Sequence[Tensor], weight: Weight, bias: Tensor, *, taps: int, dilation: int
+    ) -> list[Tensor]:
+        """Convolution of each stream along its rows: output i is ``weight [out, taps * in]`` times rows i,
+        i + dilation, … of ``x [n + (taps - 1) * dilation, in]``, one below the other, ``+ bias``. Returns ``[n, out]``
+        of each in the compute dtype, summed in float32 or better; what else is convolved makes no difference to it.
+        Defined by :meth:`linear`, so that it takes weights of any format."""
+        return [self._convolve(x.contiguous(), weight, bias, taps, dilation) for x in streams]
+
+    def _convolve(self, x: Tensor, weight: Weight, bias: Tensor, taps: int, dilation: int) -> Tensor:
         rows, width = len(x) - (taps - 1) * dilation, x.shape[1]
         windows = x.as_strided((rows, taps, width), (width, dilation * width, 1))
         # A few windows at a time, which stay in the caches: all of them are many times the rows they overlap in.
@@ -226,15 +231,28 @@ class ComputeBackend(ABC):
         parts = [self.linear(part.reshape(-1, taps * width), weight, bias) for part in torch.split(windows, at_once)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def residual_unit(self, x: Tensor, unit: ResidualUnit, kept: RowStore) -> Tensor:
-        """See ResidualUnit: rows ``[rows, channels]`` of a stream in the residual dtype, changed in place."""
-        joined = kept.join(unit, self.snake_beta(x, *unit.act1), unit.context, padded=True)
+    def residual_unit(self, x: Tensor, lengths: Sequence[int], unit: ResidualUnit, kept: Sequence[RowStore]) -> Tensor:
+        """See ResidualUnit: rows ``[rows, channels]`` in the residual dtype, changed in place: ``lengths[i]`` of stream
+        i, one stream below the other, which do not depend on each other."""
+        streams = torch.split(x, list(lengths))
+        joined = [
+            store.join(unit, self.snake_beta(rows, *unit.act1), unit.context, padded=True)
+            for store, rows in zip(kept, streams, strict=True)
+        ]
         inner = self._convolved(joined, unit.conv1, unit.taps, unit.dilation)
-        return x.add_(self._convolved(self.snake_beta(inner, *unit.act2), unit.conv2, 1, 1))
+        outer = self._convolved([self.snake_beta(rows, *unit.act2) for rows in inner], unit.conv2, 1, 1)
+        for rows, added in zip(streams, outer, strict=True):
+            rows.add_(added)
+        return x
 
-    def _convolved(self, x: Tensor, conv: Projection, taps: int, dilation: int) -> Tensor:
+    def _convolved(self, streams: Sequence[Tensor], conv: Projection, taps: int, dilation: int) -> list[Tensor]:
         assert conv.bias is not None, "a vocoder's convolutions have biases"
-        return self.conv1d(x, conv.weight, conv.bias, taps=taps, dilation=dilation)
+        return self.conv1d(streams, conv.weight, conv.bias, taps=taps, dilation=dilation)
+
+    def step_parts(self, lengths: Sequence[int]) -> list[slice]:
+        """Which consecutive sequences, of ``lengths`` rows, to make one step of where each must get the numbers that it
+        gets alone: one by one, unless a backend's products do not depend on other rows (docs/numerics.md)."""
+        return [slice(index, index + 1) for index in range(len(lengths))]
 
     def begin_step(self, table: RotaryTable, segments: Sequence[Segment]) -> Step:
         """What the layers of one step share."""
@@ -315,15 +333,30 @@ class ComputeBackend(ABC):
         x: Tensor,
         passes: CodePasses,
         table: RotaryTable,
+        stores: Sequence[KeyValueStore],
+        choose: Sequence[Callable[[Tensor], int]],
+        total: Tensor,
+    ) -> list[list[int]]:
+        """See CodePasses: of each sequence, as it would be alone, the codes that its own of ``choose`` takes of each
+        pass's logits ``[codes]``, in turn.
+
+        ``x [sequences, 2, hidden]``: the rows of the first pass, positions 0 and 1; ``table`` turns position after
+        position; ``stores`` are empty. ``total [sequences, hidden]``: the codes' rows of their tables are added to it,
+        one by one. All in the residual dtype; ``choose`` asks nothing of the backend."""
+        return [
+            self._codes_of_one(x[index], passes, table, store, choose[index], total[index : index + 1])
+            for index, store in enumerate(stores)
+        ]
+
+    def _codes_of_one(
+        self,
+        x: Tensor,
+        passes: CodePasses,
+        table: RotaryTable,
         store: KeyValueStore,
         choose: Callable[[Tensor], int],
         total: Tensor,
     ) -> list[int]:
-        """See CodePasses: the codes that ``choose`` takes of each pass's logits ``[codes]``, in turn.
-
-        ``x [2, hidden]``: the rows of the first pass, positions 0 and 1; ``table`` turns position after position;
-        ``store`` is empty. ``total [1, hidden]``: the codes' rows of their tables are added to it, one by one. All in
-        the residual dtype; ``choose`` asks nothing of the backend."""
         codes: list[int] = []
         for head, embedding in zip(passes.heads, passes.embeddings, strict=True):
             begin, end = store.length, store.length + len(x)

@@ -41,6 +41,8 @@ from lluda.backends.native_library import (
     NativeContext,
     WeightStruct,
     pointer,
+    pointers,
+    sizes,
 )
 from lluda.backends.packing import pack_matrix
 from lluda.backends.q8_0 import BLOCK, BLOCK_BYTES
@@ -49,8 +51,9 @@ from lluda.backends.weight_memory import WeightMemory
 from lluda.errors import InvalidRequest
 
 FEW_ROWS = 16
-CACHE_ROW_WIDTH = 5
 """Rows of a product up to which reading the weights is the limit, and torch's product far from it."""
+CACHE_ROW_WIDTH = 5
+"""Numbers of a ``lluda_cache_row``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +162,19 @@ class CpuBackend(ReferenceBackend):
         )
         return y
 
-    def conv1d(self, x: Tensor, weight: Weight, bias: Tensor, *, taps: int, dilation: int) -> Tensor:
-        x = x.contiguous()
-        rows = len(x) - (taps - 1) * dilation
-        y = torch.empty(rows, weight.out_features, dtype=torch.bfloat16)
-        struct = biased(weight, bias)
+    def conv1d(
+        self, streams: Sequence[Tensor], weight: Weight, bias: Tensor, *, taps: int, dilation: int
+    ) -> list[Tensor]:
+        inputs = [x.contiguous() for x in streams]
+        lengths = [len(x) - (taps - 1) * dilation for x in inputs]
+        y = torch.empty(sum(lengths), weight.out_features, dtype=torch.bfloat16)
         self._native.check(
-            self._native.conv1d(struct, taps, dilation, rows, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0))
-        )
-        return y
+            self._native.conv1d(
+                biased(weight, bias), taps, dilation, len(inputs), sizes(lengths), pointers(inputs),
+                weight.in_features // taps, y.data_ptr(), y.stride(0),
+            )
+        )  # fmt: skip
+        return list(torch.split(y, lengths))
 
     def snake_beta(self, x: Tensor, frequency: Tensor, amplitude: Tensor) -> Tensor:
         x = x.contiguous()
@@ -181,13 +188,23 @@ class CpuBackend(ReferenceBackend):
         )  # fmt: skip
         return y
 
-    def residual_unit(self, x: Tensor, unit: ResidualUnit, kept: RowStore) -> Tensor:
+    def residual_unit(self, x: Tensor, lengths: Sequence[int], unit: ResidualUnit, kept: Sequence[RowStore]) -> Tensor:
         struct = self._blocks.residual_unit(unit)
         if struct is None:
-            return super().residual_unit(x, unit, kept)
-        held = kept.held(unit, x, unit.context, torch.bfloat16)
-        self._native.check(self._native.residual_unit_block(struct, len(x), x.data_ptr(), x.stride(0), held.data_ptr()))
+            return super().residual_unit(x, lengths, unit, kept)
+        held = pointers([store.held(unit, x, unit.context, torch.bfloat16) for store in kept])
+        self._native.check(
+            self._native.residual_unit_block(struct, len(lengths), sizes(lengths), x.data_ptr(), x.stride(0), held)
+        )
         return x
+
+    def step_parts(self, lengths: Sequence[int]) -> list[slice]:
+        parts, begin = [], 0
+        for end in range(1, len(lengths) + 1):
+            if end == len(lengths) or not _alike(lengths[begin : end + 1]):
+                parts.append(slice(begin, end))
+                begin = end
+        return parts
 
     def head(self, x: Tensor, norm: Norm, weight: Weight) -> Tensor:
         x = x.contiguous()
@@ -268,33 +285,60 @@ class CpuBackend(ReferenceBackend):
         x: Tensor,
         passes: CodePasses,
         table: RotaryTable,
-        store: KeyValueStore,
-        choose: Callable[[Tensor], int],
+        stores: Sequence[KeyValueStore],
+        choose: Sequence[Callable[[Tensor], int]],
         total: Tensor,
-    ) -> list[int]:
+    ) -> list[list[int]]:
+        codes = []
+        for begin in range(0, len(stores), FEW_ROWS // 2):  # the first pass has two rows of each sequence
+            part = slice(begin, begin + FEW_ROWS // 2)
+            codes += self._code_passes(x[part], passes, table, stores[part], choose[part], total[part])
+        return codes
+
+    def _code_passes(
+        self,
+        x: Tensor,
+        passes: CodePasses,
+        table: RotaryTable,
+        stores: Sequence[KeyValueStore],
+        choose: Sequence[Callable[[Tensor], int]],
+        total: Tensor,
+    ) -> list[list[int]]:
         struct, layers = self._blocks.code_passes(passes), self._blocks.layers(passes.layers)
-        count, codes = len(passes.heads), torch.zeros(len(passes.heads), dtype=torch.int64)
-        logits = torch.empty(count, passes.heads[0].out_features)
-        step = _native_step(self.begin_step(table, [Segment(0, count + 1, store)]))
+        frames, places = len(stores), len(passes.heads) + 1
+        step = _native_step(self.begin_step(table, [Segment(0, places, store) for store in stores]))
         layers.set_cache_dtype(step.cache_dtype)
+        # All by position, so that the rows of each pass lie side by side.
+        rows, cos, sin = x.transpose(0, 1).contiguous(), *(part.repeat_interleave(frames, 0) for part in table)
+        by_position = step.cache_rows.view(-1, frames, places, CACHE_ROW_WIDTH).transpose(1, 2).contiguous()
+        logits = torch.empty(len(passes.heads), frames, passes.heads[0].out_features)
+        codes = torch.zeros(len(passes.heads), frames, dtype=torch.int64)
         raised: list[BaseException] = []
 
         def chosen(_: int | None, number: int) -> int:
             try:
-                return choose(logits[number])
+                codes[number] = torch.tensor([pick(row) for pick, row in zip(choose, logits[number], strict=True)])
             except BaseException as error:  # it cannot pass through the kernels: it is raised again behind them
                 raised.append(error)
-                return -1
+            return len(raised)
 
         result = self._native.predict_codes(
-            struct, x.data_ptr(), step.cos.data_ptr(), step.sin.data_ptr(), step.cache_rows.data_ptr(), CHOOSE(chosen),
+            struct, frames, rows.data_ptr(), cos.data_ptr(), sin.data_ptr(), by_position.data_ptr(), CHOOSE(chosen),
             None, logits.data_ptr(), codes.data_ptr(), total.data_ptr(),
         )  # fmt: skip
         if raised:
             raise raised[0]
         self._native.check(result)
-        store.length += count + 1
-        return [int(code) for code in codes.tolist()]
+        for store in stores:
+            store.length += places
+        by_sequence: list[list[int]] = codes.T.tolist()
+        return by_sequence
+
+
+def _alike(lengths: Sequence[int]) -> bool:
+    """Whether segments are multiplied together as each is alone: sums of few rows are in another order than of many."""
+    few = lengths[0] <= FEW_ROWS
+    return all((rows <= FEW_ROWS) == few for rows in lengths) and (not few or sum(lengths) <= FEW_ROWS)
 
 
 def _native_step(step: Step) -> NativeStep:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Callable
-from ctypes import CFUNCTYPE, POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from collections.abc import Callable, Sequence
+from ctypes import CFUNCTYPE, POINTER, Array, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache, partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from lluda.errors import NativeLibraryError
 from lluda.native_file import native_file
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 FORMAT_BF16, FORMAT_PACKED_BF16, FORMAT_Q8_0, FORMAT_Q8_0_ROWS = 0, 1, 2, 3
 DTYPE_F32, DTYPE_BF16 = 0, 1
 INCOMPRESSIBLE = 4
@@ -178,7 +178,7 @@ class CodePredictorStruct(ctypes.Structure):
     )
 
 
-CHOOSE = CFUNCTYPE(c_int64, c_void_p, c_int64)
+CHOOSE = CFUNCTYPE(c_int, c_void_p, c_int64)
 """``lluda_choose``."""
 
 STRUCTS = {
@@ -206,18 +206,21 @@ _COMPUTES: dict[str, tuple[object, ...]] = {
         POINTER(EncoderStruct), c_int64, c_void_p, c_int64, c_void_p, c_void_p, POINTER(c_int64), c_int64,
     ),
     "lluda_conv1d": (
-        POINTER(WeightStruct), c_int64, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64,
+        POINTER(WeightStruct), c_int64, c_int64, c_int64, POINTER(c_int64), POINTER(c_void_p), c_int64, c_void_p,
+        c_int64,
     ),
     "lluda_snake_beta": (c_int64, c_int64, c_void_p, c_int32, c_int64, c_void_p, c_void_p, c_void_p, c_int64),
-    "lluda_residual_unit_block": (POINTER(ResidualUnitStruct), c_int64, c_void_p, c_int64, c_void_p),
+    "lluda_residual_unit_block": (
+        POINTER(ResidualUnitStruct), c_int64, POINTER(c_int64), c_void_p, c_int64, POINTER(c_void_p),
+    ),
     "lluda_mlp_block": (POINTER(MlpStruct), c_int64, c_void_p, c_int64),
     "lluda_moe_block": (POINTER(MoeStruct), c_int64, c_void_p, c_int64, c_void_p),
     "lluda_decoder_layers": (
         POINTER(LayerStruct), c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_void_p,
     ),
     "lluda_predict_codes": (
-        POINTER(CodePredictorStruct), c_void_p, c_void_p, c_void_p, c_void_p, CHOOSE, c_void_p, c_void_p, c_void_p,
-        c_void_p,
+        POINTER(CodePredictorStruct), c_int64, c_void_p, c_void_p, c_void_p, c_void_p, CHOOSE, c_void_p, c_void_p,
+        c_void_p, c_void_p,
     ),
     "lluda_lm_head": (
         POINTER(WeightStruct), c_void_p, c_float, c_int64, c_void_p, c_int64, c_void_p, c_int64,
@@ -315,6 +318,16 @@ class NativeContext:
 def native_library() -> NativeLibrary:
     """The library that was built with the package. NativeLibraryError says where it was looked for."""
     return NativeLibrary(native_file())
+
+
+def sizes(numbers: Sequence[int]) -> Array[c_int64]:
+    """An array of sizes."""
+    return (c_int64 * len(numbers))(*numbers)
+
+
+def pointers(tensors: Sequence[Tensor]) -> Array[c_void_p]:
+    """An array of the addresses of tensors' first elements."""
+    return (c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
 def pointer(tensor: Tensor | None) -> int | None:

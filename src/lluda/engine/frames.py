@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -81,61 +82,106 @@ class FrameGenerator:
     def __init__(
         self, talker: Talker, predictor: CodePredictor, params: SpeechParams, *, max_rows: int, kv_dtype: str
     ) -> None:
-        self._talker, self._predictor = talker, predictor
+        self.talker, self.predictor = talker, predictor
         config = talker.config
         device = talker.backend.device
-        self._cache = KVCache(config.decoder, CacheOptions(max_rows, dtype=kv_dtype), device)
+        self.cache = KVCache(config.decoder, CacheOptions(max_rows, dtype=kv_dtype), device)
         # The predictor's rows of one frame: the talker's, and one for each code but the last.
         own = CacheOptions(config.num_code_groups, "preallocated", kv_dtype)
-        self._frame_cache = KVCache(config.code_predictor, own, predictor.backend.device)
+        self.frame_cache = KVCache(config.code_predictor, own, predictor.backend.device)
         self._sampler = _talker_sampler(config, params.sampling)
         choice = code_predictor_sampling(params.sampling)
         self._predictor_sampler = Sampler(choice, [], config.code_predictor.vocab_size)
-        self._hidden = self._logits = self._next = torch.empty(0)
+        self.hidden = self.logits = torch.empty(0)
+        """Of the talker's last row: after the final norm ``[1, hidden]``, and of codebook 0 ``[vocab]``."""
+        self.next_row = torch.empty(0)
+        """Embeddings of the last frame's codes, summed ``[1, hidden]``."""
 
     @torch.inference_mode()
     def prefill(self, rows: Tensor, positions: Tensor | None = None) -> None:
         """Run the prompt: rows ``[n, hidden]`` in the residual dtype, at ``positions [3, n]`` or 0, 1, 2, …"""
         places = torch.arange(len(rows)) if positions is None else positions
-        self._cache.position_offset = 0 if positions is None else float(positions.max()) + 1 - len(rows)
-        self._run(rows, places)
+        self.cache.position_offset = 0 if positions is None else float(positions.max()) + 1 - len(rows)
+        _step([self], rows, places, [len(rows)])
 
-    @torch.inference_mode()
     def next_codes(self) -> list[int] | None:
         """The codes of the next frame, one of each codebook; None when the talker ends the speech."""
-        with self._talker.backend.own_threads():
-            return self._next_codes()
+        return next_codes([self])[0]
 
-    def _next_codes(self) -> list[int] | None:
-        first = self._sampler.sample(self._logits).id
-        if first == self._talker.config.codec.eos:
-            return None
-        embedded = self._talker.codec_embedding(torch.tensor([first], device=self._talker.backend.device))
-        rows = torch.cat((self._hidden.to(embedded.dtype), embedded)).to(self._predictor.backend.device)
-        total = rows[1:].clone()
-        self._frame_cache.truncate(0)
-        others = self._predictor.frame(rows, self._frame_cache, self._choose, total)
-        self._next = total.to(embedded.device)
-        return [first, *others]
-
-    @torch.inference_mode()
     def feed(self, text: Tensor) -> None:
         """Step the talker: the last frame's codes and one row of text ``[1, hidden]`` (a token's, the end's, or
         padding) become its next row."""
-        position = self._cache.length + self._cache.position_offset
-        self._run(self._next + text, torch.tensor([position]))
+        feed([self], text)
 
-    def _run(self, rows: Tensor, positions: Tensor) -> None:
-        count, device = len(rows), self._talker.backend.device
-        last = torch.tensor([count - 1], device=device)
-        segments = [Segment(0, count, self._cache)]
-        with self._talker.backend.own_threads():
-            self._hidden, logits = self._talker(rows, positions.to(device), segments, last)
-        self._logits = logits[0]
-        self._cache.advance(count)
+    @property
+    def position(self) -> float:
+        """Of the talker's next row."""
+        return self.cache.length + self.cache.position_offset
 
-    def _choose(self, logits: Tensor) -> int:
+    def choose_first(self) -> int:
+        """A code of codebook 0, or the end of speech."""
+        return self._sampler.sample(self.logits).id
+
+    def choose_other(self, logits: Tensor) -> int:
+        """A code of the next codebook, of the code predictor's ``logits [vocab]``."""
         return self._predictor_sampler.sample(logits).id
+
+
+@torch.inference_mode()
+def next_codes(answers: Sequence[FrameGenerator]) -> list[list[int] | None]:
+    """:meth:`FrameGenerator.next_codes` of several answers of one talker, with the code predictors of all as one: each
+    gets the codes that it gets alone."""
+    talker = answers[0].talker
+    with talker.backend.own_threads():
+        first = [answer.choose_first() for answer in answers]
+        going = [index for index, code in enumerate(first) if code != talker.config.codec.eos]
+        codes: list[list[int] | None] = [None] * len(answers)
+        if going:
+            others = _other_codes([answers[index] for index in going], [first[index] for index in going])
+            for index, rest in zip(going, others, strict=True):
+                codes[index] = [first[index], *rest]
+        return codes
+
+
+def _other_codes(answers: Sequence[FrameGenerator], first: Sequence[int]) -> list[list[int]]:
+    """The code predictor's codes after each answer's ``first``; their sums become part of the answers' next rows."""
+    talker, predictor = answers[0].talker, answers[0].predictor
+    embedded = talker.codec_embedding(torch.tensor(first, device=talker.backend.device))
+    hidden = torch.cat([answer.hidden for answer in answers]).to(embedded.dtype)
+    rows = torch.stack((hidden, embedded), dim=1).to(predictor.backend.device)
+    total = rows[:, 1].clone()
+    for answer in answers:
+        answer.frame_cache.truncate(0)
+    caches = [answer.frame_cache for answer in answers]
+    others = predictor.frames(rows, caches, [answer.choose_other for answer in answers], total)
+    for answer, row in zip(answers, torch.split(total.to(embedded.device), 1), strict=True):
+        answer.next_row = row
+    return others
+
+
+@torch.inference_mode()
+def feed(answers: Sequence[FrameGenerator], text: Tensor) -> None:
+    """:meth:`FrameGenerator.feed` of several answers of one talker, in as few steps as leave each what it gets alone:
+    ``text [answers, hidden]``. Those whose speech has ended are left out."""
+    rows = torch.cat([answer.next_row for answer in answers]) + text
+    positions = torch.tensor([answer.position for answer in answers])
+    for part in answers[0].talker.backend.step_parts([1] * len(answers)):
+        _step(answers[part], rows[part], positions[part], [1] * len(answers[part]))
+
+
+def _step(answers: Sequence[FrameGenerator], rows: Tensor, positions: Tensor, counts: Sequence[int]) -> None:
+    """The talker over ``counts`` rows of each answer."""
+    talker = answers[0].talker
+    device, ends = talker.backend.device, list(accumulate(counts))
+    segments = [
+        Segment(end - count, count, answer.cache) for answer, count, end in zip(answers, counts, ends, strict=True)
+    ]
+    last = torch.tensor([end - 1 for end in ends], device=device)
+    with talker.backend.own_threads():
+        hidden, logits = talker(rows, positions.to(device), segments, last)
+    for index, (answer, count) in enumerate(zip(answers, counts, strict=True)):
+        answer.hidden, answer.logits = hidden[index : index + 1], logits[index]
+        answer.cache.advance(count)
 
 
 def _talker_sampler(config: TalkerConfig, params: SamplingParams) -> Sampler:

@@ -1,10 +1,14 @@
-"""Convolutions along time, rows ``[time, channels]`` in, rows out, with explicit streaming state.
+"""Convolutions along time of one or more streams, rows ``[time, channels]`` of each in, rows of each out, with explicit
+streaming state.
 
 A causal convolution of a stream needs the last input rows of what came before. They are kept in a :class:`KeptRows`
-that the caller owns, so that feeding a sequence in pieces of any size gives the same rows as feeding it whole.
+that the caller owns, so that feeding a sequence in pieces of any size gives the same rows as feeding it whole. Streams
+that are convolved together read each weight once, and each gets the rows that it gets alone.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -42,6 +46,13 @@ class KeptRows:
         if convolution not in self._kept:
             self._kept[convolution] = torch.zeros(count, like.shape[1], dtype=dtype, device=like.device)
         return self._kept[convolution]
+
+
+def join_all(
+    convolution: object, streams: Sequence[Tensor], kept: Sequence[KeptRows], count: int, *, padded: bool
+) -> list[Tensor]:
+    """`KeptRows.join` of each stream with its own."""
+    return [own.join(convolution, x, count, padded=padded) for x, own in zip(streams, kept, strict=True)]
 
 
 class FixedRows(KeptRows):
@@ -83,12 +94,24 @@ class CausalConv:
         """Its product: weight ``[out, taps * in]``."""
         self._bias = bias
 
-    def __call__(self, x: Tensor, kept: KeptRows) -> Tensor:
-        """``[rows, in]`` -> ``[rows, out]``, both in the compute dtype."""
-        joined = kept.join(self, x, (self._taps - 1) * self._dilation, padded=True)
+    def __call__(self, streams: Sequence[Tensor], kept: Sequence[KeptRows]) -> list[Tensor]:
+        """``[rows, in]`` -> ``[rows, out]`` of each stream, both in the compute dtype."""
+        joined = join_all(self, streams, kept, (self._taps - 1) * self._dilation, padded=True)
         return self._backend.conv1d(
             joined, self.projection.weight, self._bias, taps=self._taps, dilation=self._dilation
         )
+
+
+class PointwiseConv:
+    """Convolution of one tap, with a weight ``[out, in]`` of any format."""
+
+    def __init__(self, backend: ComputeBackend, projection: Projection) -> None:
+        assert projection.bias is not None, "a vocoder's convolutions have biases"
+        self._backend, self._weight, self._bias = backend, projection.weight, projection.bias
+
+    def __call__(self, streams: Sequence[Tensor]) -> list[Tensor]:
+        """``[rows, in]`` -> ``[rows, out]`` of each stream, both in the compute dtype."""
+        return self._backend.conv1d(streams, self._weight, self._bias, taps=1, dilation=1)
 
 
 class TransposedConv:
@@ -107,13 +130,17 @@ class TransposedConv:
         runs = kernel.view(into, self._out, self._taps, stride).flip(2)
         self._weight = backend.matrix(runs.permute(3, 1, 2, 0).reshape(stride * self._out, -1))[0]
 
-    def __call__(self, x: Tensor, kept: KeptRows) -> Tensor:
-        """``[rows, in]`` -> ``[rows * stride, out]`` (fewer at the start of a stream), both in the compute dtype."""
-        joined = kept.join(self, x, self._taps - 1, padded=False)
-        if len(joined) < self._taps:
-            return x.new_empty(0, self._out)
-        runs = self._backend.conv1d(joined, self._weight, self._bias, taps=self._taps, dilation=1)
-        return runs.view(-1, self._out)
+    def __call__(self, streams: Sequence[Tensor], kept: Sequence[KeptRows]) -> list[Tensor]:
+        """``[rows, in]`` -> ``[rows * stride, out]`` of each stream (fewer at its start), both in the compute dtype."""
+        joined = join_all(self, streams, kept, self._taps - 1, padded=False)
+        out = [x.new_empty(0, self._out) for x in streams]
+        full = [index for index, x in enumerate(joined) if len(x) >= self._taps]
+        if full:
+            inputs = [joined[index] for index in full]
+            runs = self._backend.conv1d(inputs, self._weight, self._bias, taps=self._taps, dilation=1)
+            for index, rows in zip(full, runs, strict=True):
+                out[index] = rows.view(-1, self._out)
+        return out
 
 
 class DepthwiseConv:

@@ -9,7 +9,7 @@ which is too few for the transformer, and drops ``look_ahead`` samples at every 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from lluda.backends.base import ComputeBackend
 from lluda.backends.blocks import LayerNorm, Parameters, Projection, ResidualUnit, Segment
 from lluda.config_code2wav import Code2WavConfig
 from lluda.errors import InvalidRequest
-from lluda.layers.conv import CausalConv, DepthwiseConv, KeptRows, MonoConv, TransposedConv
-from lluda.layers.linear import Embedding, Linear
+from lluda.layers.conv import CausalConv, DepthwiseConv, KeptRows, MonoConv, PointwiseConv, TransposedConv
+from lluda.layers.linear import Embedding
 from lluda.layers.sliding_cache import SlidingCache
 from lluda.models.decoder import DecoderStack, Observer, stack_parameters
 from lluda.parameters import ParameterSpec
@@ -62,8 +62,9 @@ class _Build:
             dilation,
         )
 
-    def linear(self, name: str) -> Linear:
-        return Linear(self.backend, Projection(self.matrix(f"{name}.weight"), self.vector(f"{name}.bias")))
+    def pointwise(self, name: str) -> PointwiseConv:
+        projection = Projection(self.matrix(f"{name}.weight"), self.vector(f"{name}.bias"))
+        return PointwiseConv(self.backend, projection)
 
 
 class SnakeBeta:
@@ -86,13 +87,19 @@ class ConvNeXt:
         self._backend = build.backend
         self._dwconv = DepthwiseConv(*build.kernel(f"{name}.dwconv"))
         self._norm = LayerNorm(build.vector(f"{name}.norm.weight"), build.vector(f"{name}.norm.bias"), _LAYER_NORM_EPS)
-        self._pwconv1, self._pwconv2 = build.linear(f"{name}.pwconv1"), build.linear(f"{name}.pwconv2")
+        self._pwconv1, self._pwconv2 = build.pointwise(f"{name}.pwconv1"), build.pointwise(f"{name}.pwconv2")
         self._gamma = build.vector(f"{name}.gamma")
 
-    def __call__(self, x: Tensor, kept: KeptRows) -> Tensor:
-        """``[rows, channels]`` -> the same, both in the residual dtype."""
-        normed = self._backend.layer_norm(self._dwconv(x, kept), self._norm)
-        return torch.addcmul(x, self._pwconv2(self._backend.gelu(self._pwconv1(normed))).to(x.dtype), self._gamma)
+    def __call__(self, streams: Sequence[Tensor], kept: Sequence[KeptRows]) -> list[Tensor]:
+        """``[rows, channels]`` -> the same of each stream, in the residual dtype."""
+        inner = [
+            self._backend.layer_norm(self._dwconv(x, own), self._norm) for x, own in zip(streams, kept, strict=True)
+        ]
+        inner = [self._backend.gelu(x) for x in self._pwconv1(inner)]
+        return [
+            torch.addcmul(x, rows.to(x.dtype), self._gamma)
+            for x, rows in zip(streams, self._pwconv2(inner), strict=True)
+        ]
 
 
 class DecoderBlock:
@@ -104,12 +111,14 @@ class DecoderBlock:
         self._upsample = TransposedConv(build.backend, *build.kernel(f"{name}.1"), rate)
         self._units = [build.residual_unit(f"{name}.{2 + i}", dilation) for i, dilation in enumerate(_DILATIONS)]
 
-    def __call__(self, x: Tensor, kept: KeptRows) -> Tensor:
-        """``[rows, channels]`` -> ``[rows * rate, channels / 2]`` in the residual dtype."""
-        x = self._upsample(self._act(x), kept).to(self._backend.precision.residual)
+    def __call__(self, streams: Sequence[Tensor], kept: Sequence[KeptRows]) -> list[Tensor]:
+        """``[rows, channels]`` -> ``[rows * rate, channels / 2]`` of each stream, in the residual dtype."""
+        widened = self._upsample([self._act(x) for x in streams], kept)
+        lengths = [len(x) for x in widened]
+        x = _below_each_other([rows.to(self._backend.precision.residual) for rows in widened])
         for unit in self._units:
-            x = self._backend.residual_unit(x, unit, kept)
-        return x
+            x = self._backend.residual_unit(x, lengths, unit, kept)
+        return list(torch.split(x, lengths))
 
 
 class Code2WavState:
@@ -161,7 +170,7 @@ class Code2Wav:
 
     def __call__(self, codes: Tensor) -> Tensor:
         """The whole waveform of int64 ``codes [num_quantizers, frames]``: ``[config.samples(frames)]`` in [-1, 1], in
-        the residual dtype. InvalidRequest as :meth:`push`."""
+        the residual dtype. InvalidRequest as :meth:`push_all`."""
         return self.push(codes, self.stream())
 
     def stream(self) -> Code2WavState:
@@ -169,61 +178,100 @@ class Code2Wav:
         return Code2WavState(self.config, self.backend)
 
     def push(self, codes: Tensor, state: Code2WavState, observe: Observer | None = None) -> Tensor:
-        """The next frames of a stream -> the samples that they complete.
+        """:meth:`push_all` of one stream. ``observe`` is told the rows after each stage, of every pass of
+        ``FRAMES_AT_ONCE`` frames: ``embeddings``, ``layers.0``, …, ``pre_transformer``, ``upsample.0``, …,
+        ``decoder.0``, …"""
+        return self._push([codes], [state], observe)[0]
 
-        After n frames in all, ``config.samples(n)`` samples have come out. Nothing is held back for an end: the last
-        ``look_ahead`` samples of the last frame do not exist, also for a waveform made whole.
+    def push_all(self, codes: Sequence[Tensor], states: Sequence[Code2WavState]) -> list[Tensor]:
+        """The next frames of each stream -> the samples that they complete, which are those that the stream gets alone.
+
+        After n frames in all, ``config.samples(n)`` samples of a stream have come out. Nothing is held back for an end:
+        the last ``look_ahead`` samples of the last frame do not exist, also for a waveform made whole.
 
         Args:
-            codes: int64 ``[num_quantizers, frames]``, any number of frames.
-            state: the stream's own, changed by this.
-            observe: told the rows after each stage, of every pass of ``FRAMES_AT_ONCE`` frames: ``embeddings``,
-                ``layers.0``, …, ``pre_transformer``, ``upsample.0``, …, ``decoder.0``, …
+            codes: int64 ``[num_quantizers, frames]`` of each stream, any number of frames.
+            states: the streams' own, no one twice, changed by this.
 
         Returns:
             Samples in [-1, 1], in the residual dtype.
 
         Raises:
-            InvalidRequest: codes of another shape or type, or outside the codebooks. The stream is as before.
+            InvalidRequest: codes of another shape or type, or outside the codebooks. All streams are as before.
         """
-        self._check(codes)
-        parts = torch.split(codes.to(self.backend.device), FRAMES_AT_ONCE, dim=1) if codes.numel() else ()
+        return self._push(codes, states, None)
+
+    def _push(self, codes: Sequence[Tensor], states: Sequence[Code2WavState], observe: Observer | None) -> list[Tensor]:
+        for own in codes:
+            self._check(own)
         none = torch.empty(0, dtype=self.backend.precision.residual, device=self.backend.device)
+        samples = [[none] for _ in codes]
+        parts = [
+            torch.split(own.to(self.backend.device), FRAMES_AT_ONCE, dim=1) if own.numel() else () for own in codes
+        ]
         with self.backend.own_threads():
-            return torch.cat([none, *(self._run(part, state, observe) for part in parts)])
+            for number in range(max(map(len, parts), default=0)):
+                going = [index for index, own in enumerate(parts) if number < len(own)]
+                made = self._run([parts[i][number] for i in going], [states[i] for i in going], observe)
+                for index, part in zip(going, made, strict=True):
+                    samples[index].append(part)
+        return [torch.cat(own) for own in samples]
 
     def frame(self, codes: Tensor, state: Code2WavState) -> Tensor:
         """As :meth:`push` of one frame, with codes that are on the device and were looked at."""
-        return self._run(codes, state, None)
+        return self._run([codes], [state], None)[0]
 
-    def _run(self, codes: Tensor, state: Code2WavState, watch: Observer | None) -> Tensor:
-        observe = watch or _nobody
+    def _run(self, codes: Sequence[Tensor], states: Sequence[Code2WavState], watch: Observer | None) -> list[Tensor]:
+        def told(name: str, streams: Sequence[Tensor]) -> None:
+            if watch:
+                watch(name, _below_each_other(streams))
+
         compute, residual = self.backend.precision.compute, self.backend.precision.residual
-        x = self._frames(codes, state, watch)
+        kept = [state.kept for state in states]
+        streams = self._frames(codes, states, watch)
+        told("pre_transformer", streams)
         for index, (widen, convnext) in enumerate(self._upsample):
-            x = convnext(widen(x.to(compute), state.kept).to(residual), state.kept)
-            observe(f"upsample.{index}", x)
-        x = self._first(x.to(compute), state.kept)
-        observe("decoder.0", x)
+            widened = widen([x.to(compute) for x in streams], kept)
+            streams = convnext([x.to(residual) for x in widened], kept)
+            told(f"upsample.{index}", streams)
+        streams = self._first([x.to(compute) for x in streams], kept)
+        told("decoder.0", streams)
         for index, block in enumerate(self._blocks, start=1):
-            x = block(x, state.kept)
-            observe(f"decoder.{index}", x)
-        return self._last(self._act(x), state.kept).clamp_(-1, 1)
+            streams = block(streams, kept)
+            told(f"decoder.{index}", streams)
+        return [self._last(self._act(x), own).clamp_(-1, 1) for x, own in zip(streams, kept, strict=True)]
 
-    def _frames(self, codes: Tensor, state: Code2WavState, watch: Observer | None) -> Tensor:
-        """Codes ``[num_quantizers, n]`` -> the transformer's rows ``[n, hidden]`` in the compute dtype."""
-        count = codes.shape[1]
-        rows = self._embedding((codes + self._offsets).flatten())
-        x = rows.view(len(codes), count, -1).mean(0)
-        observe = watch or _nobody
-        observe("embeddings", x)
+    def _frames(self, codes: Sequence[Tensor], states: Sequence[Code2WavState], watch: Observer | None) -> list[Tensor]:
+        """Codes ``[num_quantizers, n]`` of each stream -> the transformer's rows ``[n, hidden]`` in the compute
+        dtype."""
+        lengths = [own.shape[1] for own in codes]
+        rows: list[Tensor] = []
+        for part in self.backend.step_parts(lengths):
+            rows += self._transformed(codes[part], states[part], watch)
+        for count, state in zip(lengths, states, strict=True):
+            state.cache.advance(count)
+            state.frames += count
+        return [self.backend.rms_norm(x, self._transformer.norm) for x in rows]
+
+    def _transformed(
+        self, codes: Sequence[Tensor], states: Sequence[Code2WavState], watch: Observer | None
+    ) -> list[Tensor]:
+        lengths = [own.shape[1] for own in codes]
+        segments: list[Segment] = []
+        for count, state in zip(lengths, states, strict=True):
+            start = sum(segment.rows for segment in segments)
+            segments.append(Segment(start, count, state.cache))
+        x = _below_each_other([self._embedded(own) for own in codes])
+        if watch:
+            watch("embeddings", x)
+        places = zip(states, lengths, strict=True)
+        positions = torch.cat([state.positions(count, x.device) for state, count in places])
         # Told nothing, a backend may run all layers as one.
-        x = self._transformer.run(x, state.positions(count, x.device), [Segment(0, count, state.cache)], watch)
-        state.cache.advance(count)
-        state.frames += count
-        x = self.backend.rms_norm(x, self._transformer.norm)
-        observe("pre_transformer", x)
-        return x
+        return list(torch.split(self._transformer.run(x, positions, segments, watch), lengths))
+
+    def _embedded(self, codes: Tensor) -> Tensor:
+        rows = self._embedding((codes + self._offsets).flatten())
+        return rows.view(len(codes), codes.shape[1], -1).mean(0)
 
     def _check(self, codes: Tensor) -> None:
         groups, size = self.config.num_quantizers, self.config.codebook_size
@@ -235,8 +283,8 @@ class Code2Wav:
             raise InvalidRequest(f"code {worst} is not in a codebook of {size}; give codes from 0 to {size - 1}")
 
 
-def _nobody(name: str, rows: Tensor) -> None:
-    """Observes nothing."""
+def _below_each_other(streams: Sequence[Tensor]) -> Tensor:
+    return streams[0] if len(streams) == 1 else torch.cat(list(streams))
 
 
 def code2wav_parameters(config: Code2WavConfig) -> Iterator[ParameterSpec]:

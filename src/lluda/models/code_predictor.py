@@ -42,11 +42,14 @@ class CodePredictor:
         """Residual rows ``[n, hidden]`` of int64 ``codes [n]`` of codebook ``group`` (from 1)."""
         return self._embeddings[group - 1](codes)
 
-    def frame(self, x: Tensor, store: KeyValueStore, choose: Callable[[Tensor], int], total: Tensor) -> list[int]:
-        """All passes of a frame: rows ``[2, hidden]`` (changed in place) and an empty ``store`` -> a code of each
-        codebook after the first, which ``choose`` takes of its logits ``[vocab]``. The codes' embeddings are added to
-        ``total [1, hidden]``, in order. Rows are in the residual dtype."""
-        return self.backend.code_passes(x, self._whole, self._table, store, choose, total)
+    def frames(
+        self, x: Tensor, stores: Sequence[KeyValueStore], choose: Sequence[Callable[[Tensor], int]], total: Tensor
+    ) -> list[list[int]]:
+        """All passes of a frame of each sequence: rows ``[sequences, 2, hidden]`` (may be changed in place) and empty
+        ``stores`` -> its codes of each codebook after the first, which its own of ``choose`` takes of their logits
+        ``[vocab]``. The codes' embeddings are added to ``total [sequences, hidden]``, in order. Rows are in the
+        residual dtype."""
+        return self.backend.code_passes(x, self._whole, self._table, stores, choose, total)
 
     def __call__(
         self, x: Tensor, positions: Tensor, segments: Sequence[Segment], group: int, observe: Observer | None = None
