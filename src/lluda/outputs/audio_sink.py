@@ -84,14 +84,15 @@ class _FileSink(AudioSink):
         self._path = path
         self._format = {"samplerate": rate, "channels": 1, "subtype": ENCODINGS[encoding], "format": container}
         self._file: Any = None
+        self._begun = self._closed = False
         self._samples = 0
-        self._closed = False
 
     def write(self, samples: NDArray[np.float32]) -> None:
         import soundfile
 
         with self._told():
             if self._file is None:
+                self._begun = True
                 self._file = soundfile.SoundFile(self._path, "w", **self._format)
             self._file.write(samples)
             self._file.flush()
@@ -117,8 +118,9 @@ class _FileSink(AudioSink):
         if self._file is not None:
             with suppress(LludaError), self._told():
                 self._file.close()
-            if not self._samples:
-                self._path.unlink(missing_ok=True)
+        if self._begun and not self._samples:
+            with suppress(OSError):
+                self._path.unlink()
 
     @contextmanager
     def _told(self) -> Iterator[None]:
