@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import lluda
-from lluda.errors import CorruptFile, LimitExceeded
+from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded
 from lluda.inputs.audio_file import Recording
 from lluda.inputs.media_parts import MediaPart, with_sources
 from tests.cli.omni import write_omni
@@ -196,6 +196,13 @@ def test_sources_take_the_place_of_media_and_of_nothing_else():
     assert changed[0] == messages[0]
     assert changed[1]["content"] == [{"type": "audio", "audio": "one"}, text, {"type": "image", "image": "two"}]
     assert messages[1]["content"][0] is sound_part
+
+
+def test_what_one_model_encoded_is_no_medium_for_another(model, small, tmp_path):
+    talk = model.conversation()
+    answer(talk, file_part("image", make_picture(tmp_path / "a.png", 1)))
+    with pytest.raises(InvalidRequest, match=r"messages\[0\].content\[0\]: this image was encoded by another model"):
+        small.chat(talk.messages[:1], **GREEDY)
 
 
 @pytest.fixture(scope="module")

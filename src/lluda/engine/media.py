@@ -50,12 +50,14 @@ class PreparedMedia:
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedMedia:
     """One medium as rows for the decoder: ``heard [tokens, hidden]`` and what was ``seen``. Media of one ``key`` are
-    the same. It may stand in a message in the place of its file or array, as what was heard then."""
+    the same. It may stand in a message in the place of its file or array, as what was heard then; ``model`` stands for
+    the model whose encoders made it, the only one that can take it."""
 
     key: bytes = field(repr=False)
     span: Span
     heard: Tensor | None = field(repr=False)
     seen: VisionOutput | None = field(repr=False)
+    model: object = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +85,19 @@ class MediaReader:
         """``model``: the folder or .gguf file. UnsupportedModel, CorruptFile: its settings break a rule."""
         audio, image, video = (read_media_settings(model, medium) for medium in ("audio", "image", "video"))
         self._thinker, omni = thinker, thinker.omni
+        self.model = object()  # not the model itself, which messages would keep in memory
         self._mel = MelConfig.from_hf(audio.raw, audio.where, omni.audio)
         self._image = VisionInputConfig.from_hf(image.raw, image.where, omni.vision)
         self._video = VisionInputConfig.for_video(video.raw, video.where, omni.vision)
         self._layout = Layout(omni.tokens, omni.vision.spatial_merge_size, omni.position_id_per_seconds)
 
     def key(self, part: MediaPart, max_tokens: int) -> bytes:
-        """The digest of a medium as it is now, with all that shapes what `prepare` makes of it."""
+        """The digest of a medium as it is now, with all that shapes what `prepare` makes of it. InvalidRequest: it was
+        encoded by another model."""
+        if isinstance(part.source, EncodedMedia):
+            if part.source.model is not self.model:
+                raise InvalidRequest(f"{part.where}: this {part.kind} was encoded by another model; give its file")
+            return part.source.key
         settings = {
             "audio": (self._mel,),
             "image": (self._image,),
@@ -131,7 +139,7 @@ class MediaReader:
                 heard = self._thinker.audio_tower([torch.tensor(medium.features)])
             if medium.patches is not None:
                 seen = self._thinker.visual(medium.patches.values, [medium.patches.grid])
-        return EncodedMedia(medium.key, medium.span, heard, seen)
+        return EncodedMedia(medium.key, medium.span, heard, seen, self.model)
 
     def prompt_rows(self, prompt: MediaPrompt, media: Sequence[EncodedMedia]) -> PromptRows:
         """The prompt with positions and the rows of its ``media``, in order."""
@@ -181,7 +189,9 @@ class MediaReader:
             if recording.seconds is not None:
                 # Packets say to a frame or so how long they are; what is decoded is counted.
                 self._require_sound(int(max(recording.seconds - _INEXACT_SECONDS, 0) * rate), room)
-            return log_mel(self._fitting(recording.blocks(rate), room), self._mel)
+            # Many small operations: waking several threads for each costs more than they save.
+            with self._thinker.backend.own_threads():
+                return log_mel(self._fitting(recording.blocks(rate), room), self._mel)
         finally:
             recording.close()
 
@@ -244,7 +254,7 @@ def read_media(
     }
     taken = len(ids) - len(parts)
     for part in parts:
-        key = part.source.key if isinstance(part.source, EncodedMedia) else reader.key(part, context)
+        key = reader.key(part, context)
         medium = found.get(key) or reader.prepare(part, context, Room(context, taken), key)
         found[key] = medium
         taken += reader.count(medium.span)
