@@ -74,13 +74,13 @@ def test_both_engines_do_the_same_work(folder: Path) -> None:
     for session in (ours, reference):
         session.start(PROMPT_ROWS)
     # Both are BF16 of the same weights after the same prompt.
-    a, b = ours._generator._logits.float(), reference._logits[0].float()  # type: ignore[attr-defined]
+    a, b = ours._generator.logits.float(), reference._logits[0].float()  # type: ignore[attr-defined]
     assert float((a - b).abs().max()) < 0.05 * float(b.max() - b.min())
     for session in (ours, reference):
         for _ in range(3):
             session.frame()
             session.step()
-    assert ours._generator._cache.length == reference._cache.get_seq_length() == PROMPT_ROWS + 3  # type: ignore[attr-defined]
+    assert ours._generator.cache.length == reference._cache.get_seq_length() == PROMPT_ROWS + 3  # type: ignore[attr-defined]
     # Norms are float32 in lluda's memory.
     for mine, other in (
         (ours.traffic.code_predictor, reference.traffic.code_predictor),
