@@ -1,6 +1,7 @@
 """Evaluates a checkpoint through lluda on held-out content; prints a line of JSON.
 
 - ``speak CHECKPOINT --set TEACHER --out FOLDER``: speaks the texts of a teacher's set; lengths against the teacher's.
+- ``copies CHECKPOINT --codes FOLDER --out FOLDER``: copy-synthesis: the held-out clips of a `CodeSet` through code2wav.
 - ``typed CHECKPOINT``: typed questions of every domain; exact answers.
 - ``heard CHECKPOINT --set SET``: spoken questions; exact answers, slots, and spoken answers with ``--out FOLDER``.
 - ``transcripts CHECKPOINT --set SET``: writes down what is heard; word errors.
@@ -20,6 +21,8 @@ import numpy as np
 import torch
 
 import lluda
+from lluda.config_code2wav import SAMPLE_RATE
+from training.code_set import CodeSet
 from training.noises import coloured_noise
 from training.speech_folder import SpeechFolder, clips_of
 from training.word_errors import Errors, contains, count_errors
@@ -27,6 +30,7 @@ from training.world import held_out_turns
 
 WRITE_DOWN = "Write what you hear."
 MAX_TOKENS = 64
+_NEEDED = {"speak": ("set", "out"), "copies": ("codes", "out"), "typed": (), "heard": ("set",), "transcripts": ("set",)}
 
 
 def speak_texts(
@@ -51,6 +55,20 @@ def speak_texts(
         "length_within_15_percent": round(right / total, 4),
         "length_of_teacher": round(spoken / wanted, 4),
     }
+
+
+def copy_clips(checkpoint: Path, codes: Path, voice: str, count: int, out: Path) -> dict[str, Any]:
+    """The first held-out clips of a voice, coded by the codec and decoded by lluda's code2wav in float32."""
+    network = lluda.load_speech(checkpoint, backend="reference", dtype="f32").voice.code2wav
+    stored = CodeSet.load(codes)
+    clips = [clip for clip in stored.clips if clip.split == "test" and clip.voice == voice][:count]
+    folder = SpeechFolder(out, SAMPLE_RATE)
+    with torch.inference_mode():
+        for clip in clips:
+            found = stored.codes[:, clip.first : clip.first + clip.frames].long()
+            folder.add(network(found).float().numpy().ravel(), clip.text)
+    folder.close()
+    return {"clips": len(clips)}
 
 
 def _sound(events: Iterator[Any]) -> tuple[np.ndarray, lluda.SpeechCompletion]:
@@ -156,9 +174,10 @@ def _report(report: Any, entry: dict[str, Any]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speak", "typed", "heard", "transcripts"))
+    parser.add_argument("what", choices=("speak", "copies", "typed", "heard", "transcripts"))
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--set", type=Path, help="a set of make_sound: the teacher's speech, or spoken questions")
+    parser.add_argument("--codes", type=Path, help="a CodeSet, of copies")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1, help="of the list of typed questions")
     parser.add_argument("--speaker", default="lark")
@@ -173,14 +192,15 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = _parser()
     given = parser.parse_args(arguments)
-    if given.what != "typed" and given.set is None:
-        parser.error(f"{given.what} needs --set FOLDER")
-    if given.what == "speak" and given.out is None:
-        parser.error("speak needs --out FOLDER")
+    for name in _NEEDED[given.what]:
+        if getattr(given, name) is None:
+            parser.error(f"{given.what} needs --{name} FOLDER")
     report = given.report.open("w", encoding="utf-8") if given.report else None
     match given.what:
         case "speak":
             result = speak_texts(given.checkpoint, given.set, given.speaker, given.count, given.out, given.temperature)
+        case "copies":
+            result = copy_clips(given.checkpoint, given.codes, given.speaker, given.count, given.out)
         case "typed":
             result = answer_typed(given.checkpoint, given.count, given.seed, report)
         case "heard":

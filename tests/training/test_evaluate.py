@@ -5,9 +5,12 @@ import json
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from training import evaluate
+from training.code_set import CodeSet
 from training.judge import clips_of_folder
+from training.sound_set import Clip
 from training.speech_folder import SpeechFolder, clips_of
 
 
@@ -93,3 +96,15 @@ def test_what_is_missing_is_named(arguments, missing, capsys):
     with pytest.raises(SystemExit):
         evaluate.main(arguments)
     assert f"needs {missing}" in capsys.readouterr().err
+
+
+def test_copies_are_made_of_held_out_clips_alone(random_checkpoint, tmp_path, capsys):
+    codes = torch.randint(256, (8, 7), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    clips = [Clip("Trained.", "lark", "train", "", 0, 3), Clip("One.", "lark", "test", "", 3, 3)]
+    CodeSet(codes, [*clips, Clip("Other.", "rms", "test", "", 6, 1)]).save(tmp_path / "codes")
+    out = tmp_path / "copies"
+    assert _result(capsys, "copies", random_checkpoint, "--codes", tmp_path / "codes", "--out", out)["clips"] == 1
+    (clip,) = clips_of_folder(out, 5)
+    assert clip.text == "One."
+    # Of three frames of 1920 samples the last 555 never come out.
+    assert len(clip.samples) == 3 * 1920 - 555
