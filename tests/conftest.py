@@ -104,9 +104,13 @@ def _interruptible() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _few_threads() -> None:
-    """Tests compare numbers, not speed: the same threads everywhere."""
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    """Tests compare numbers of tiny models, which more threads compute no faster: pytest-xdist's workers share the
+    cores. A test of threads sets its own number."""
+    torch.set_num_threads(1)
+
+
+torch.set_num_threads(1)  # for fixtures of modules and sessions, which come before that of a test
 
 
 @pytest.fixture(scope="session")

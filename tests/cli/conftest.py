@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from lluda.cli.main import main
 from lluda.config import ModelConfig
@@ -36,12 +35,6 @@ def write_model(folder: Path, changes: Mapping[str, Any] | None = None, **option
     write_tiny(folder)
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_few_threads: None) -> None:
-    """On models this small a second thread only waits."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

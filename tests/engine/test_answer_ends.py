@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 import lluda
 from lluda.cli.main import main
@@ -16,12 +15,6 @@ from tests.cli.conftest import END, TEMPLATE, write_model
 from tests.inputs.conftest import NOT_SPECIAL, SPECIAL, tiny_gguf, tiny_vocabulary
 
 NO_END = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant: "
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_few_threads) -> None:
-    """On models this small a second thread only waits."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,6 @@ from lluda.errors import InvalidRequest, LimitExceeded, LludaError
 from tests.cli.conftest import END, write_model
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_few_threads) -> None:
-    """On models this small a second thread only waits."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def load(tmp_path_factory) -> Callable[..., lluda.Model]:
     """Loads one checkpoint with a generation_config.json of these keys."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 
 from lluda.engine import frames as frames_module
 from lluda.engine.frames import SpeechParams
@@ -20,12 +19,6 @@ from tests.engine.test_speech import ASSISTANT, IM_END, IM_START, NEWLINE, model
 
 HEADER = PromptRows([IM_START, ASSISTANT, NEWLINE])
 GREEDY = SpeechParams(sampling=SamplingParams(temperature=0)).with_defaults({})
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_few_threads) -> None:
-    """On models this small a second thread only waits."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -22,12 +22,6 @@ __all__ = ["damage"]  # fixture
 FRAMES = 6
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The small networks' rows are too short to share."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> ModelFiles:
     pytest.importorskip("transformers", reason="transformers is the reference here")

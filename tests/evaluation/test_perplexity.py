@@ -129,7 +129,6 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("models")
     source = write_model(folder / "m")
     quantize_model(source, folder / "q.gguf", TypeChoice("q8_0"))

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import lluda
 from lluda.cli.main import main
@@ -19,11 +18,6 @@ from tests.cli.omni import write_omni, write_speaking_omni
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
 EXAMPLES = sorted(path.name for path in FOLDER.glob("*.py"))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_few_threads: None) -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

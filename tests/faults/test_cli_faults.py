@@ -38,11 +38,6 @@ def _fresh_events() -> None:
     events.clear()
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_few_threads: None) -> None:
-    torch.set_num_threads(1)
-
-
 def refused(printed: Printed, *words: object, lines: int = 1) -> None:
     """Bad input, told as it must be, ``words`` in it."""
     assert (printed.code, printed.out) == (2, "")

@@ -21,12 +21,6 @@ from tests.test_config_code2wav import SMALL
 RAMP = [1, 2, 4, 8, 16, 32, 64, 128]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The small network's rows are too short to share, and threads that wait for each other take longer."""
-    torch.set_num_threads(1)
-
-
 def speech_like(config):
     """Random values, but residual branches that add little and a last kernel that stays in range, as training leaves
     them: at full gain each block makes differences 2.5 times as large, float32's rounding among them."""

@@ -35,11 +35,6 @@ PROMPTS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def given(reference):
     """What the reference's talker is given first."""

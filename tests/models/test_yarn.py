@@ -58,12 +58,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_few_threads: None) -> None:
-    """On models this small a second thread only waits."""
-    torch.set_num_threads(1)
-
-
 def rotary(config: DecoderConfig) -> Rotary:
     return rotary_of(config, select_backend("reference", "cpu", "f32"))
 

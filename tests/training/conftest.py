@@ -5,16 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 
 from lluda.cli.main import main as lluda_command
 from training import config, tokenizer
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_few_threads):
-    """Networks this small are slower on two threads, most of all where other work runs beside the tests."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

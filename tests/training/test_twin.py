@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from lluda.backends import select_backend
@@ -15,11 +14,6 @@ from tests.test_config_code2wav import SMALL
 from training.twin.code2wav import Code2Wav as Code2WavTwin
 
 BAR = 1e-5
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 def load(module, tensors, prefix):

@@ -58,12 +58,6 @@ SPARSE = [name for name, (kind, _) in TEXT.items() if kind == "Qwen3Moe"]
 LAYOUTS = {"original": True, "fused": False}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The small networks' rows are too short to share."""
-    torch.set_num_threads(1)
-
-
 def text_model(name: str, dtype: torch.dtype = torch.float32) -> Any:
     """A model of transformers with weights large enough for its choices to have a margin."""
     kind, raw = TEXT[name]
