@@ -82,10 +82,10 @@ def _sound(events: Iterator[Any]) -> tuple[np.ndarray, lluda.SpeechCompletion]:
     return np.concatenate(parts), completion
 
 
-def answer_typed(checkpoint: Path, count: int, seed: int, report: Any) -> dict[str, Any]:
-    """Exact answers to held-out questions, all together and by domain."""
+def answer_typed(checkpoint: Path, count: int, seed: int, domain: str | None, report: Any) -> dict[str, Any]:
+    """Exact answers to held-out questions, all together and by domain, or of one domain."""
     model, score = lluda.load(checkpoint), _Score()
-    for turn in held_out_turns(count, seed):
+    for turn in held_out_turns(count, seed, domain):
         told = model.chat([{"role": "user", "content": turn.question}], temperature=0.0, max_tokens=MAX_TOKENS).text
         score.add(turn.domain, turn.question, turn.answer, told, turn.slot, report)
     return score.summary()
@@ -180,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--codes", type=Path, help="a CodeSet, of copies")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1, help="of the list of typed questions")
+    parser.add_argument("--domain", help="of typed questions; all without")
     parser.add_argument("--speaker", default="lark")
     parser.add_argument("--temperature", type=float, help="of speech; the checkpoint's own without")
     parser.add_argument("--noise", type=float, metavar="DB", help="pink noise so many decibels below each clip")
@@ -202,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
         case "copies":
             result = copy_clips(given.checkpoint, given.codes, given.speaker, given.count, given.out)
         case "typed":
-            result = answer_typed(given.checkpoint, given.count, given.seed, report)
+            result = answer_typed(given.checkpoint, given.count, given.seed, given.domain, report)
         case "heard":
             where = given.checkpoint, given.set, given.count, given.noise
             result = answer_heard(*where, given.out, given.speaker, report)
