@@ -48,8 +48,9 @@ def answer_loss(logits: Tensor, ids: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
 
 
-def train(limits: Limits, conversations: int, jobs: int, rate: float, scored: int) -> None:
-    """One network over ``conversations`` different ones, drawn again when they are used up."""
+def train(limits: Limits, conversations: int, jobs: int, rate: float, scored: int, rows: int) -> None:
+    """One network over ``conversations`` different ones, drawn again when they are used up; ``scored`` held-out ones
+    are asked at the end."""
     torch.manual_seed(2)
     sets = [one.to(limits.device) for one in typed_conversations(conversations, "train", 0, jobs)]
     sets = [one for one in sets if len(one)]
@@ -61,7 +62,7 @@ def train(limits: Limits, conversations: int, jobs: int, rate: float, scored: in
     shares = torch.tensor([float(one.numel()) for one in sets])
     for progress in stage:
         chosen = sets[int(torch.multinomial(shares, 1))]
-        count = max(1, min(len(chosen), ROWS_AT_ONCE // chosen.shape[1]))
+        count = max(1, min(len(chosen), rows // chosen.shape[1]))
         ids = chosen[torch.randint(len(chosen), (count,), device=limits.device)]
         with rounded([thinker], progress > 1 - ROUNDED_SHARE), autocast(limits.device):
             logits, routing = forward(thinker.embed(ids.long() % LEARNT))
@@ -109,12 +110,13 @@ def main() -> None:
     """The command line."""
     parser = Limits.parser(__doc__)
     parser.add_argument("--conversations", type=int, default=3_000_000)
+    parser.add_argument("--rows", type=int, default=ROWS_AT_ONCE, help="of a step's batch")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--scored", type=int, default=2000, help="held-out questions that are asked at the end")
     parser.add_argument("--rate", type=float, default=2e-3)
     options = parser.parse_args()
     torch.set_float32_matmul_precision("high")
-    train(Limits.of(options), options.conversations, options.jobs, options.rate, options.scored)
+    train(Limits.of(options), options.conversations, options.jobs, options.rate, options.scored, options.rows)
 
 
 if __name__ == "__main__":
