@@ -19,6 +19,9 @@ _WIDTH, _INNER, _HEADS, _LAYERS, _REACH = 256, 640, 4, 4, 16
 _VECTOR = 16
 _DECAY = 0.99
 
+PLACES = 2
+"""Of phonemes in a frame: 25 a second, for about 15 phonemes."""
+
 
 class _Halving(nn.Module):
     """Two rows to one, then a residual convolution."""
@@ -158,16 +161,16 @@ class Quantiser(nn.Module):
 
 
 class PhonemeHead(nn.Module):
-    """Phonemes of the first codebook's rows, four places a frame, so that these codes follow from the text."""
+    """Phonemes of the first codebook's rows, ``PLACES`` a frame, so that these codes follow from the text."""
 
     def __init__(self, hidden: int, phonemes: int) -> None:
         super().__init__()
-        self.widen = nn.Linear(hidden, 4 * hidden)
+        self.widen = nn.Linear(hidden, PLACES * hidden)
         self.mix = nn.ModuleList(nn.Conv1d(hidden, hidden, 5, 1, 2) for _ in range(2))
         self.out = nn.Linear(hidden, 1 + phonemes)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """``[batch, frames, hidden]`` -> logits ``[batch, 4 * frames, 1 + phonemes]``, blank first."""
+        """``[batch, frames, hidden]`` -> logits ``[batch, PLACES * frames, 1 + phonemes]``, blank first."""
         x = self.widen(rows).view(rows.shape[0], -1, rows.shape[2]).transpose(1, 2)
         for conv in self.mix:
             x = x + F.gelu(conv(x))

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lluda.config_code2wav import Code2WavConfig
 from lluda.config_omni import SpeechConfig
 from training.captured import CapturedSteps, Values
-from training.codec import Encoder, PhonemeHead, Quantiser, encode_all
+from training.codec import PLACES, Encoder, PhonemeHead, Quantiser, encode_all
 from training.config import read_config
+from training.ctc import ctc_losses, usable
 from training.discriminators import Discriminators, deceived, halves, hinge
 from training.optimizer import adamw, clip
 from training.sound_set import FRAME, Clip, SoundSet, read_sets
@@ -32,8 +32,8 @@ SEGMENT = 64
 UNHEARD = 2
 """First frames of a piece from the middle of a segment that no loss is taken of: the convolutions begin with zeros."""
 
-PLACE_EVERY, PHONEMES_EVERY = 200, 10
-_MEL, _PHONEMES, _FEATURES = 15.0, 3.0, 20.0
+PLACE_EVERY = 200
+_MEL, _PHONEMES, _FEATURES = 15.0, 1.0, 20.0
 
 
 class Pieces:
@@ -50,8 +50,7 @@ class Pieces:
         self.targets, self.target_lengths, self.whole = self._phonemes(sound.trained, len(fitting))
 
     def _phonemes(self, clips: Sequence[Clip], count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each segment the phonemes (from 1) of the clips that end in it; and, on the host, how many, and in how
-        many frames."""
+        """Of each segment the phonemes (from 1) of the clips that end in it, how many, and in how many frames."""
         ids = {symbol: 1 + index for index, symbol in enumerate(self.symbols)}
         rows, frames = [], []
         for index in range(count):
@@ -64,11 +63,12 @@ class Pieces:
                 end = one.first + one.frames - begin
             rows.append(row)
             frames.append(end)
-        lengths = torch.tensor([len(row) for row in rows])
+        device = self.sound.device
+        lengths = torch.tensor([len(row) for row in rows], device=device)
         padded = torch.zeros(count, max(1, *map(len, rows)), dtype=torch.int64)
         for index, row in enumerate(rows):
             padded[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
-        return padded.to(self.sound.device), lengths, torch.tensor(frames)
+        return padded.to(device), lengths, torch.tensor(frames, device=device)
 
     def draw(self) -> Tensor:
         """The clips that segments begin with, ``[batch]`` on the host."""
@@ -128,8 +128,8 @@ class CodecTrainer:
         self.distance = MelDistance().to(self.device)
         self.frames, self.waveform = limits.compile(self.vocoder.frames), limits.compile(self.vocoder.waveform)
 
-    def step(self, is_rounded: bool, chosen: Tensor, drawn: Tensor | None = None) -> Values:
-        """One step on the segments ``chosen``; with phonemes if ``drawn``, the same on the host, is given."""
+    def step(self, is_rounded: bool, chosen: Tensor) -> Values:
+        """One step on the segments ``chosen``."""
         pieces, device = self.pieces, self.device
         piece = pieces.begin(chosen)
         segment = pieces.segments(chosen)
@@ -139,10 +139,8 @@ class CodecTrainer:
             total, first, commitment = self.quantised(self.encoder(segment))
             made = pieces.heard(self.waveform(pieces.cut(self.frames(total), piece)), true, piece)
             values = {"mel": self.distance(made, true), "commitment": commitment}
-            loss = _MEL * values["mel"] + commitment
-            if drawn is not None:
-                values["phonemes"] = self.phonemes(first, chosen, drawn)
-                loss = loss + _PHONEMES * values["phonemes"]
+            values["phonemes"] = self.phonemes(first, chosen)
+            loss = _MEL * values["mel"] + commitment + _PHONEMES * values["phonemes"]
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
         clip(list(self.modules.values()), 1.0)
@@ -161,15 +159,17 @@ class CodecTrainer:
             total, first, _, commitment = self.quantiser(latent, used)
         return total, first, commitment
 
-    def phonemes(self, first: Tensor, chosen: Tensor, drawn: Tensor) -> Tensor:
-        """Connectionist temporal classification of the phonemes by the first codebook."""
+    def phonemes(self, first: Tensor, chosen: Tensor) -> Tensor:
+        """CTC of the phonemes in the first codebook's rows ``[batch, SEGMENT, hidden]``, a phoneme on average."""
         spoken = self.head(first).float().log_softmax(-1).transpose(0, 1)
-        frames, lengths = (4 * self.pieces.whole[drawn]).clamp(min=1), self.pieces.target_lengths[drawn]
-        return F.ctc_loss(spoken, self.pieces.targets[chosen], frames, lengths, zero_infinity=True)
+        own, count = PLACES * self.pieces.whole[chosen], self.pieces.target_lengths[chosen]
+        targets = self.pieces.targets[chosen]
+        losses, counted = ctc_losses(spoken, own, targets, count, 0), usable(own, targets, count)
+        return torch.where(counted, losses, 0.0).sum() / (count * counted).sum().clamp(min=1)
 
 
 def train_a(sound: SoundSet, limits: Limits, batch: int, frames: int, rate: float) -> None:
-    """Stage A. The phonemes' part needs the host, so only every tenth step has it."""
+    """Stage A."""
     config = speech_config().code2wav
     torch.manual_seed(0)
     pieces = Pieces(sound, batch, frames, config.look_ahead)
@@ -177,15 +177,13 @@ def train_a(sound: SoundSet, limits: Limits, batch: int, frames: int, rate: floa
     stage = Stage("codec_a", limits, trainer.modules, [trainer.optimizer])
     steps = CapturedSteps(trainer.step, limits.captured)
     for progress in stage:
-        drawn = pieces.draw()
-        chosen = drawn.to(limits.device)
+        chosen = pieces.draw().to(limits.device)
         is_rounded = progress > 1 - ROUNDED_SHARE
         if stage.step % PLACE_EVERY == 0 and progress < 0.7:
             with torch.no_grad(), autocast(limits.device):
                 latent = trainer.encoder(pieces.segments(chosen))
             trainer.quantiser.place(latent, math.inf if stage.step == 0 else 1.0)
-        with_phonemes = stage.step % PHONEMES_EVERY == 0
-        stage.report(trainer.step(is_rounded, chosen, drawn) if with_phonemes else steps(is_rounded, chosen))
+        stage.report(steps(is_rounded, chosen))
 
 
 def perplexity(counts: Tensor) -> Tensor:

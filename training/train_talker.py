@@ -18,10 +18,12 @@ from lluda.config_omni import SpeechConfig
 from training.captured import CapturedSteps, Values
 from training.code_set import CodeSet
 from training.config import read_config
+from training.ctc import ctc_losses, usable
 from training.optimizer import adamw, clip
 from training.prompts import PromptWriter
 from training.stage import LOG_EVERY, ROUNDED_SHARE, Limits, Stage, autocast, rounded
 from training.talker_examples import Examples, examples_of, user_turns
+from training.tokenizer import FIRST_ADDED
 from training.twin.talker import Talker
 
 FRAMES_AT_ONCE = 128 * 32
@@ -31,9 +33,10 @@ OPENING = 9
 TURNS = 20_000
 _ALONE, _TYPED = 0.5, 0.25
 _SMOOTHING = 0.05
-_OTHERS = 2.0
+_OTHERS, _PLACE = 2.0, 0.3
 _WRONG_FRAME, _WRONG_CODE, _OTHER_FRAME = 0.2, 0.4, 0.05
 _VALIDATE_EVERY = 10 * LOG_EVERY
+HELD_OUT = ("first", "others", "place")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +54,14 @@ class Batch:
 
 
 class TalkerTrainer(nn.Module):
-    """The talker with the frozen table of tokens: a batch -> its losses."""
+    """The talker with the frozen table of tokens: a batch -> its losses. A head that is thrown away reads the tokens
+    spoken so far from the rows of the frames (CTC), so that these know their place in the text: all of it is fed long
+    before it is spoken, and without this speech begins right and then loses its place."""
 
     def __init__(self, config: SpeechConfig, table: Tensor) -> None:
         super().__init__()
         self.config, self.talker = config, Talker(config.talker)
+        self.words = nn.Linear(config.talker.decoder.hidden_size, FIRST_ADDED + 1)
         self.register_buffer("table", table, persistent=False)
         codec, tokens = config.talker.codec, config.tokens
         text = [tokens.im_start, tokens.assistant, 0, *[tokens.tts_pad] * 4, tokens.tts_bos]
@@ -99,7 +105,20 @@ class TalkerTrainer(nn.Module):
         found = predictor(rows, self.talker.model.codec_embedding(codes[:, 0]), predictor.tables(codes[:, 1:-1]))
         targets = torch.where(batch.own.flatten()[:, None], codes[:, 1:], -100)
         others = F.cross_entropy(found.flatten(0, 1).float(), targets.flatten())
-        return {"first": firsts, "others": others, "routing": routing}
+        return {"first": firsts, "others": others, "place": self.place(batch, hidden[:, first:-1]), "routing": routing}
+
+    def place(self, batch: Batch, rows: Tensor) -> Tensor:
+        """CTC of the text's tokens in the rows of the frames ``[batch, frames, hidden]``, a token on average."""
+        # Clips have less than a token for two frames; a longer path would only cost time.
+        words = batch.text[:, : rows.shape[1] // 2 + 8]
+        counts = (words < FIRST_ADDED).sum(1)
+        length = batch.own.sum(1)
+        found = self.words(rows).float().log_softmax(-1).transpose(0, 1)
+        words = words.clamp(max=FIRST_ADDED - 1)
+        losses = ctc_losses(found, length, words, counts, FIRST_ADDED)
+        whole = batch.text[:, words.shape[1]] >= FIRST_ADDED
+        counted = usable(length, words, counts) & whole
+        return torch.where(counted, losses, 0.0).sum() / (counts * counted).sum().clamp(min=1)
 
 
 class Batches:
@@ -170,7 +189,7 @@ def train(codes: CodeSet, weights: Path, limits: Limits, frames: int, rate: floa
     )
     print([(one.size, len(one)) for one in batches.examples], flush=True)
     optimizer = adamw([trainer], rate, (0.9, 0.98), 0.1)
-    stage = Stage("talker", limits, {"talker": trainer.talker}, [optimizer])
+    stage = Stage("talker", limits, {"talker": trainer.talker, "words": trainer.words}, [optimizer])
     forward, size = limits.compile(trainer.forward), speech.talker.code_predictor.vocab_size
 
     def step(kind: tuple[tuple[int, bool], bool]) -> Values:
@@ -178,7 +197,8 @@ def train(codes: CodeSet, weights: Path, limits: Limits, frames: int, rate: floa
         with rounded([trainer], kind[1]), autocast(device):
             losses: Values = forward(batch, heard_rows(batch, table), mistaken(batch.codes, batch.own, size))
             optimizer.zero_grad(set_to_none=True)
-            (losses["first"] + _OTHERS * losses["others"] + losses["routing"]).backward()
+            total = losses["first"] + _OTHERS * losses["others"] + _PLACE * losses["place"] + losses["routing"]
+            total.backward()
         clip([trainer], 1.0)
         optimizer.step()
         return losses
@@ -197,7 +217,7 @@ def validate(trainer: TalkerTrainer, held_out: Batches, frames: int, device: str
     with autocast(device):
         batches = [held_out.draw(held_out.kind(), frames) for _ in range(8)]
         found = [trainer(batch, heard_rows(batch, trainer.table), batch.codes) for batch in batches]
-    means = {name: round(float(torch.stack([one[name] for one in found]).mean()), 4) for name in ("first", "others")}
+    means = {name: round(float(torch.stack([one[name] for one in found]).mean()), 4) for name in HELD_OUT}
     trainer.train()
     stage.curve.append({"step": stage.step, **{f"held_out_{name}": value for name, value in means.items()}})
     print(f"talker {stage.step} held out {means}", flush=True)
