@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lluda.engine.sampler import Sampler, SamplingParams
+from lluda.engine.sampler import Sampler, SamplingParams, _at_least_rank
 from lluda.errors import InvalidRequest, LludaError
 
 transformers = pytest.importorskip("transformers", reason="transformers is the reference here")
@@ -91,6 +91,39 @@ def test_the_strictest_filters_keep_the_most_likely_token(params):
     logits = logits_of(5000, 3)
     token = Sampler(SamplingParams(**{"temperature": 1.0, **params}), [], 5000).sample(logits)
     assert token.id == int(logits.argmax())
+
+
+@pytest.mark.parametrize("rank", [1, 2, 20, 50])
+@pytest.mark.parametrize("vocab", [511, 4096, 30_001, 151_936])
+def test_the_ids_of_a_rank_are_those_of_a_look_at_all_scores(vocab, rank):
+    """Also where many scores tie with the last, lie side by side, are masked out or at the very ends."""
+    scores = logits_of(vocab, rank)
+    masked = scores.masked_fill(scores < 1, -math.inf)
+    at_the_end = scores.clone()
+    at_the_end[-rank:] += 100
+    for values in (scores, scores.round(), scores.sort().values, masked, at_the_end, torch.zeros(vocab)):
+        expected = (values >= values.sort(descending=True).values[rank - 1]).nonzero().flatten()
+        assert torch.equal(_at_least_rank(values, rank), expected)
+
+
+def test_penalties_are_those_of_a_pass_over_the_whole_vocabulary():
+    """transformers' repetition penalty and OpenAI's formula of the other two, written out, to the bit."""
+    vocab, prompt = 3000, [*range(0, 900, 3), 5, 5, 4000]
+    params = SamplingParams(
+        repetition_penalty=1.3, presence_penalty=0.7, frequency_penalty=-0.2, temperature=0.8, seed=4
+    )
+    sampler, counts = Sampler(params, prompt, vocab), torch.zeros(vocab)
+    seen = torch.zeros(vocab, dtype=torch.bool)
+    seen[[token for token in prompt if token < vocab]] = True
+    for step in range(150):
+        logits = logits_of(vocab, step % 7)
+        scores = torch.where(seen, torch.where(logits < 0, logits * 1.3, logits / 1.3), logits)
+        scores = scores - -0.2 * counts - 0.7 * (counts > 0)
+        assert torch.equal(sampler._scores(logits)[1], scores)
+        token = sampler.sample(logits).id
+        seen[token] = True
+        counts[token] += 1
+    assert int(counts.max()) > 1
 
 
 def test_draws_follow_the_probabilities():

@@ -169,7 +169,7 @@ class Generator:
             while waiting and len(active) < MAX_STREAMS:
                 sequence = waiting.pop()
                 sequence.started = time.perf_counter()
-                yield sequence.take(sequence.sampler.sample(self._first_logits(sequence)))
+                yield self._sampled(sequence, self._first_logits(sequence))
                 active.append(sequence)
             for sequence in active:
                 if sequence.finish_reason:
@@ -182,7 +182,11 @@ class Generator:
                         yield sequence.take(sequence.sampler.likeliest(token, peak))
                     continue
                 for sequence, row in zip(active, self.step(ids, caches), strict=True):
-                    yield sequence.take(sequence.sampler.sample(row))
+                    yield self._sampled(sequence, row)
+
+    def _sampled(self, sequence: _Sequence, logits: Tensor) -> Token:
+        with self.model.backend.own_threads():
+            return sequence.take(sequence.sampler.sample(logits))
 
     def _first_logits(self, sequence: _Sequence) -> Tensor:
         return self.prefill(sequence.prompt, sequence.cache, sequence.observe)

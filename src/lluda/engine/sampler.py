@@ -21,6 +21,9 @@ __all__ = ["SampledToken", "Sampler", "SamplingParams"]
 
 _FULL_SORT_BELOW = 4096
 _NUCLEUS_GUESS = 1024
+_CHUNKS_A_RANK = 32
+_LEAST_WIDTH = 16
+"""Of a chunk whose maximum is worth taking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +75,12 @@ class Sampler:
         self._frequency = _resolved(params.frequency_penalty)
         self._logprobs = params.logprobs
         self._generator = torch.Generator().manual_seed(self.seed)
-        self._seen = _mask(prompt_ids, vocab) if self._repetition != 1.0 else None
-        self._counts = torch.zeros(vocab) if self._presence or self._frequency else None
+        repeats, counts = self._repetition != 1.0, bool(self._presence or self._frequency)
+        self._seen = _Occurrences(_known(prompt_ids, vocab)) if repeats or counts else None
         self._count = 0
         always = suppress.union(params.suppress_tokens or ())
         first = frozenset(params.begin_suppress_tokens or ())
-        # Masks of ids not to choose, each while fewer tokens than this have been chosen.
+        # Ids not to choose, each while fewer tokens than this have been chosen.
         self._suppressed = [
             (until, _suppressed(ids | always, vocab))
             for until, ids in ((math.inf, always), (params.min_tokens or 0, end_ids), (1, first))
@@ -129,30 +132,32 @@ class Sampler:
         raw = logits.detach().float()
         if self._takes_raw:
             return raw, raw
-        _require_finite(float(raw.max()))  # the steps below could hide a NaN
-        scores = raw
+        _require_finite(_peak(raw))  # the steps below could hide a NaN
+        scores = raw.clone()
         if self._seen is not None:
-            self._seen = self._seen.to(raw.device)
-            penalised = torch.where(scores < 0, scores * self._repetition, scores / self._repetition)
-            scores = torch.where(self._seen, penalised, scores)
-        if self._counts is not None:
-            self._counts = self._counts.to(raw.device)
-            scores = scores - self._frequency * self._counts - self._presence * (self._counts > 0)
-        self._suppressed = [(until, mask.to(raw.device)) for until, mask in self._suppressed if self._count < until]
-        for _, mask in self._suppressed:
-            scores = scores.masked_fill(mask, -math.inf)
+            ids, counts = self._seen.on(raw.device)
+            scores[ids] = self._penalised(raw[ids], counts)
+        self._suppressed = [(until, ids.to(raw.device)) for until, ids in self._suppressed if self._count < until]
+        for _, ids in self._suppressed:
+            scores[ids] = -math.inf
         return raw, scores
+
+    def _penalised(self, scores: Tensor, counts: Tensor) -> Tensor:
+        """Of ids that the prompt or the answer has, the answer ``counts`` times."""
+        if self._repetition != 1.0:
+            scores = torch.where(scores < 0, scores * self._repetition, scores / self._repetition)
+        return scores - self._frequency * counts - self._presence * (counts > 0)
 
     @property
     def _takes_raw(self) -> bool:
         """Whether the next token is chosen from the model's logits as they are."""
         suppresses = any(self._count < until for until, _ in self._suppressed)
-        return self._seen is None and self._counts is None and not suppresses
+        return self._seen is None and not suppresses
 
     def _kept(self, scores: Tensor) -> tuple[Tensor | None, Tensor]:
         """Ids in ascending order (None: all) and their weights: probabilities over that of the most likely, with
         zero for tokens that are not kept."""
-        peak = float(scores.max())
+        peak = _peak(scores)
         _require_finite(peak)
         ids = None
         if 0 < self._top_k < self.vocab:
@@ -179,9 +184,38 @@ class Sampler:
     def _remember(self, token: int) -> None:
         self._count += 1
         if self._seen is not None:
-            self._seen[token] = True
-        if self._counts is not None:
-            self._counts[token] += 1
+            self._seen.add(token)
+
+
+class _Occurrences:
+    """Ids that came so far, each once, and how often each came in the answer: what penalties change, so that they do
+    not pass over a whole vocabulary."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self._places = {token: place for place, token in enumerate(ids)}
+        self._ids = torch.tensor(ids, dtype=torch.int64)
+        self._counts = torch.zeros(len(ids))
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Ids and their counts (float32), from now on kept on ``device``."""
+        self._ids, self._counts = self._ids.to(device), self._counts.to(device)
+        return self._ids[: len(self._places)], self._counts[: len(self._places)]
+
+    @torch.inference_mode()  # tensors that were made in this mode can only be changed in it
+    def add(self, token: int) -> None:
+        """Count one more of the answer."""
+        place = self._places.setdefault(token, len(self._places))
+        if place == len(self._ids):
+            room = max(64, place)
+            self._ids = torch.cat((self._ids, self._ids.new_zeros(room)))
+            self._counts = torch.cat((self._counts, self._counts.new_zeros(room)))
+        self._ids[place] = token
+        self._counts[place] += 1
+
+
+def _peak(scores: Tensor) -> float:
+    """The largest; NaN if any is."""
+    return float(scores.numpy().max() if scores.device.type == "cpu" else scores.max())  # numpy: as in _argmax
 
 
 def _argmax(scores: Tensor) -> int:
@@ -207,7 +241,25 @@ def _require_finite(peak: float) -> None:
 
 def _at_least_rank(scores: Tensor, rank: int) -> Tensor:
     """Ids, ascending, of the ``rank`` largest scores and of all that tie with the smallest of these."""
-    return (scores >= torch.topk(scores, rank).values[-1]).nonzero().flatten()
+    ids = _at_least_bound(scores, rank) if scores.device.type == "cpu" else None
+    values = scores if ids is None else scores[ids]
+    chosen = (values >= torch.topk(values, rank).values[-1]).nonzero().flatten()
+    return chosen if ids is None else ids[chosen]
+
+
+def _at_least_bound(scores: Tensor, rank: int) -> Tensor | None:
+    """Ids, ascending, among which the ``rank`` largest scores and all their ties are; None: all.
+
+    The rank-th largest of the maxima of chunks is at most the rank-th largest score. So whatever is as large as that
+    lies in a chunk whose maximum is as large as the former."""
+    chunks = _CHUNKS_A_RANK * rank
+    width = len(scores) // chunks
+    if width < _LEAST_WIDTH:
+        return None
+    whole = chunks * width
+    maxima = scores[:whole].view(chunks, width).amax(1)
+    kept = (maxima >= torch.topk(maxima, rank).values[-1]).nonzero()
+    return torch.cat(((kept * width + torch.arange(width)).flatten(), torch.arange(whole, len(scores))))
 
 
 def _nucleus(weights: Tensor, top_p: float) -> Tensor:
@@ -240,14 +292,12 @@ def _report(raw: Tensor, token: int, alternatives: int) -> SampledToken:
     return SampledToken(token, float(logits[token]) - norm, top)
 
 
-def _mask(ids: Iterable[int], vocab: int) -> Tensor:
-    """A bool mask [vocab] of the ids, those past the vocabulary left out."""
+def _known(ids: Iterable[int], vocab: int) -> list[int]:
+    """The distinct ids, ascending, those past the vocabulary left out."""
     distinct = sorted(set(ids))
     if distinct and distinct[0] < 0:
         raise InvalidRequest(f"token ids must not be negative; got {distinct[0]}")
-    mask = torch.zeros(vocab, dtype=torch.bool)
-    mask[torch.tensor([i for i in distinct if i < vocab], dtype=torch.long)] = True
-    return mask
+    return [i for i in distinct if i < vocab]
 
 
 def _suppressed(ids: frozenset[int], vocab: int) -> Tensor:
@@ -257,7 +307,7 @@ def _suppressed(ids: frozenset[int], vocab: int) -> Tensor:
         )
     if len(ids) == vocab:
         raise InvalidRequest(f"suppress_tokens holds all {vocab} tokens; at least one must be left to choose")
-    return _mask(ids, vocab)
+    return torch.tensor(sorted(ids))
 
 
 def _resolved(value: float | None) -> float:
