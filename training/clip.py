@@ -21,8 +21,11 @@ _WINDOW_SECONDS = 0.005
 _FADE_SECONDS = 0.008
 
 
-def trimmed(samples: np.ndarray, rate: int) -> np.ndarray:
+def trimmed(samples: np.ndarray, rate: int) -> tuple[np.ndarray, int]:
     """The clip without what is quieter than 46 dB below its loudest 5 ms at both edges, with 15 ms kept and faded.
+
+    Returns:
+        the clip, and how many samples were cut off before it.
 
     Raises:
         ValueError: the clip is silent, or is no sound at all: a number that is not finite, or above 8 full scales.
@@ -40,7 +43,7 @@ def trimmed(samples: np.ndarray, rate: int) -> np.ndarray:
     fade = np.linspace(0, 1, int(_FADE_SECONDS * rate), dtype=np.float32)
     clip[: len(fade)] *= fade
     clip[-len(fade) :] *= fade[::-1]
-    return clip
+    return clip, int(first)
 
 
 def _k_weighting(rate: int, size: int) -> np.ndarray:
@@ -94,7 +97,12 @@ def padded(samples: np.ndarray, rate: int, before: float = SILENCE_BEFORE, after
     return np.pad(samples, (round(before * rate), round(after * rate)))
 
 
-def finished(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """What a set stores: trimmed, at the wanted rate, levelled, with silence around it, as int16."""
-    clip = levelled(resampled(trimmed(samples, rate), rate, wanted), wanted)
-    return np.round(padded(clip, wanted) * 32767).clip(-32768, 32767).astype("<i2")
+def finished(samples: np.ndarray, rate: int, wanted: int) -> tuple[np.ndarray, float]:
+    """What a set stores: trimmed, at the wanted rate, levelled, with silence around it, as int16.
+
+    Returns:
+        the clip, and the seconds by which everything in it is later than in `samples` (negative: earlier).
+    """
+    kept, cut = trimmed(samples, rate)
+    clip = padded(levelled(resampled(kept, rate, wanted), wanted), wanted)
+    return np.round(clip * 32767).clip(-32768, 32767).astype("<i2"), SILENCE_BEFORE - cut / rate

@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from training.clip import finished
 from training.script import FAMILIES, Line, hearing_lines, speaking_lines
@@ -26,20 +26,32 @@ _HOUR = 3600
 _WINDOW = 8
 
 
-def _spoken(task: tuple[int, Line, int]) -> tuple[int, Line, bytes, str]:
-    """A numbered line as the bytes of its clip, with its phonemes; no bytes where the voice made no sound of it."""
+class _Clip(NamedTuple):
+    """A numbered line with the bytes of its clip, and what the index says of them; no bytes where no sound came."""
+
+    number: int
+    line: Line
+    data: bytes
+    about: dict[str, Any]
+
+
+def _spoken(task: tuple[int, Line, int]) -> _Clip:
+    """A line, spoken."""
     number, line, rate = task
     spoken = open_voice(line.voice)(line.text, line.seed)
-    told = spoken.phonemes
-    if rate == SPEAK_RATE and not told:
-        from training.voices.hibari_voice import phonemes
-
-        told = phonemes(line.text)
     try:
-        return number, line, finished(spoken.samples, spoken.rate, rate).tobytes(), told
+        sound, later = finished(spoken.samples, spoken.rate, rate)
     except ValueError as error:
         print(f"left out: {line.voice}, {line.text!r}: {error}", file=sys.stderr, flush=True)
-        return number, line, b"", ""
+        return _Clip(number, line, b"", {})
+    about: dict[str, Any] = {"phonemes": spoken.phonemes} if spoken.phonemes else {}
+    if rate == SPEAK_RATE and not spoken.phonemes:
+        from training.voices.hibari_voice import phonemes
+
+        about["phonemes"] = phonemes(line.text)
+    if len(spoken.starts) == len(line.text.split()):
+        about["starts"] = [round(start + later, 3) for start in spoken.starts]
+    return _Clip(number, line, sound.tobytes(), about)
 
 
 def _resumed(folder: Path) -> tuple[int, int]:
@@ -76,21 +88,20 @@ def make_set(
         (folder / "index.jsonl").open("a", encoding="utf-8") as index,
         closing(_all_spoken(tasks, jobs)) as all_spoken,
     ):
-        for number, line, clip, phonemes in all_spoken:
+        for clip in all_spoken:
             if samples >= full or time.monotonic() >= end:
                 break
-            if not clip:
+            if not clip.data:
                 continue
-            sound.write(clip)
+            sound.write(clip.data)
             sound.flush()
-            entry = {"line": number} | _entry(line, samples, len(clip) // 2, phonemes)
-            index.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            index.write(json.dumps(_entry(clip, samples), ensure_ascii=False) + "\n")
             index.flush()
-            samples += len(clip) // 2
+            samples += len(clip.data) // 2
     return samples / rate / _HOUR
 
 
-def _all_spoken(tasks: Iterator[tuple[int, Line, int]], jobs: int) -> Iterator[tuple[int, Line, bytes, str]]:
+def _all_spoken(tasks: Iterator[tuple[int, Line, int]], jobs: int) -> Iterator[_Clip]:
     if jobs == 1:
         yield from map(_spoken, tasks)
         return
@@ -104,9 +115,12 @@ def _all_spoken(tasks: Iterator[tuple[int, Line, int]], jobs: int) -> Iterator[t
         pool.shutdown(cancel_futures=True)
 
 
-def _entry(line: Line, start: int, samples: int, phonemes: str) -> dict[str, Any]:
-    entry = {"text": line.text, "voice": line.voice.partition("@")[0], "start": start, "samples": samples}
-    return entry | {"split": line.split} | ({"phonemes": phonemes} if phonemes else {}) | line.about
+def _entry(clip: _Clip, start: int) -> dict[str, Any]:
+    """A clip's line in the index. `starts` are the seconds at which each word of the text begins."""
+    line = clip.line
+    entry: dict[str, Any] = {"line": clip.number, "text": line.text, "voice": line.voice.partition("@")[0]}
+    entry |= {"start": start, "samples": len(clip.data) // 2, "split": line.split}
+    return entry | clip.about | line.about
 
 
 def main(arguments: list[str] | None = None) -> int:

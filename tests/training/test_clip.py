@@ -31,8 +31,16 @@ def test_levelled_to_the_target_or_to_its_peak():
 
 def test_quiet_edges_are_cut():
     sound = np.concatenate([np.zeros(RATE // 2, np.float32), _tone(1), np.full(RATE, 1e-4, np.float32)])
-    kept = clip.trimmed(sound, RATE)
+    kept, cut = clip.trimmed(sound, RATE)
     assert RATE <= len(kept) <= 1.06 * RATE
+    assert 0.97 * RATE / 2 <= cut <= RATE / 2
+
+
+def test_a_finished_clip_says_by_how_much_it_is_later():
+    sound = np.concatenate([np.zeros(RATE // 2, np.float32), _tone(1)])
+    stored, later = clip.finished(sound, RATE, 24000)
+    loud = np.flatnonzero(np.abs(stored) > 1000)[0] / 24000
+    assert loud == pytest.approx(0.5 + later, abs=0.01)
 
 
 def test_silence_is_refused():

@@ -50,6 +50,19 @@ def test_a_clip_has_silence_around_and_its_loudness_inside(whole):
     assert 0.01 < np.sqrt(np.square(clip).mean()) < 0.3
 
 
+def test_words_begin_where_the_index_says(whole):
+    sound, index = whole
+    entry = next(entry for entry in index if len(entry["text"].split()) > 2)
+    clip = sound[entry["start"] : entry["start"] + entry["samples"]].astype(np.float64)
+    assert len(entry["starts"]) == len(entry["text"].split())
+    for start in entry["starts"][1:]:
+        # A tone voice is silent in the space before a word, and loud from the word's first letter on.
+        place = round(start * 24000)
+        assert (
+            np.square(clip[place + 100 : place + 700]).mean() > 100 * np.square(clip[place - 700 : place - 100]).mean()
+        )
+
+
 def test_a_set_cut_off_within_a_clip_goes_on(whole, tmp_path):
     sound, index = _make(tmp_path, 3)
     with (tmp_path / "sound.i16").open("ab") as file:

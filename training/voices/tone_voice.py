@@ -14,7 +14,8 @@ def tone(text: str, seed: int) -> Spoken:
     parts = [np.sin(2 * np.pi * _hertz(letter) * time) * letter.isalpha() for letter in text.lower()]
     samples = 0.3 * np.concatenate(parts)
     samples += 0.001 * np.random.default_rng(seed).standard_normal(len(samples))
-    return Spoken(samples.astype(np.float32), RATE, text)
+    starts = [place * _SECONDS_A_LETTER for place in range(len(text)) if place == 0 or text[place - 1] == " "]
+    return Spoken(samples.astype(np.float32), RATE, text, tuple(starts))
 
 
 def _hertz(letter: str) -> float:

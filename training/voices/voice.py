@@ -12,11 +12,13 @@ import numpy as np
 
 
 class Spoken(NamedTuple):
-    """Samples (float32, mono, in [-1, 1]), their rate in hertz, and the phonemes where the family tells them."""
+    """Samples (float32, mono, in [-1, 1]), their rate in hertz; where the family tells them, the phonemes, and the
+    seconds at which each word begins."""
 
     samples: np.ndarray
     rate: int
     phonemes: str = ""
+    starts: tuple[float, ...] = ()
 
 
 Voice = Callable[[str, int], Spoken]
