@@ -78,7 +78,7 @@ def test_a_cut_off_m4a(tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     refused(path)
-    path = transcoded(tmp_path / "b.m4a", sound(10), RATE, "-movflags", "+faststart")
+    path = transcoded(tmp_path / "b.m4a", sound(10), movflags="faststart")
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     assert "cut off" in refused(path)
