@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import lluda
 from lluda.engine.generation import Completion, Token
+from lluda.engine.sampler import Sampler
 from lluda.errors import InvalidRequest, LimitExceeded
 
 PROMPTS = ["The capital of France is", "1 2 3 4 5", "Once upon a time there was a small robot who wanted to"]
@@ -39,6 +41,26 @@ def test_a_batch_gives_what_single_runs_give(model, options):
     single = [model.generate(prompt, max_tokens=12, **options) for prompt in PROMPTS]
     assert [c.token_ids for c in together] == [c.token_ids for c in single]
     assert [c.index for c in together] == [0, 1, 2]
+
+
+def test_the_cpu_backends_tokens_are_chosen_on_one_thread(smollm2, monkeypatch):
+    """Torch's threads would spin beside the kernels' for milliseconds after every token."""
+    threads, sample = [], Sampler.sample
+
+    def watched(sampler, logits):
+        threads.append(torch.get_num_threads())
+        return sample(sampler, logits)
+
+    monkeypatch.setattr(Sampler, "sample", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        model = lluda.load(smollm2, backend="cpu", dtype="bf16", max_context=64)
+        model.generate(PROMPTS[:2], temperature=0.6, top_k=20, seed=1, max_tokens=3)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1] * 6
 
 
 def test_more_prompts_than_streams_all_get_answers(model):
