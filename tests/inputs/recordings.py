@@ -35,9 +35,10 @@ def transcoded(path: Path, samples: np.ndarray, rate: int = RATE, *, picture: bo
     ``picture``: moving pictures as well, all red."""
     extension = path.suffix[1:]
     form = {"wma": "asf", "aac": "adts", "mka": "matroska", "m4a": "ipod"}.get(extension, extension)
-    with av.open(str(path), "w", format=form, options=options) as container:
+    of_container = {name: options.pop(name) for name in ("movflags", "write_xing") if name in options}
+    with av.open(str(path), "w", format=form, options=of_container) as container:
         stream = container.add_stream(CODECS.get(extension, "aac"), rate=rate, layout="mono", options=options)
-        if "global_quality" not in options:
+        if not options:
             stream.bit_rate = 64_000
         if picture:
             _add_red(container, len(samples) / rate)
