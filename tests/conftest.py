@@ -104,10 +104,10 @@ def _interruptible() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
+def _few_threads(request: pytest.FixtureRequest) -> None:
     """Tests compare numbers of tiny models, which more threads compute no faster: pytest-xdist's workers share the
-    cores. A test of threads sets its own number."""
-    torch.set_num_threads(1)
+    cores. Models of full size (the slow tests) take two, and a test of threads sets its own number."""
+    torch.set_num_threads(2 if request.node.get_closest_marker("slow") else 1)
 
 
 torch.set_num_threads(1)  # for fixtures of modules and sessions, which come before that of a test

@@ -96,9 +96,7 @@ class ReferenceBackend(ComputeBackend):
     def rms_norm(self, x: Tensor, norm: Norm) -> Tensor:
         return _normalise(x.to(self.precision.residual), norm).to(self.precision.compute)
 
-    def rotary_table(
-        self, positions: Tensor, inverse_frequencies: Tensor, scale: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
+    def rotary_table(self, positions: Tensor, inverse_frequencies: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
         # Frequencies are float32 by definition (the models were trained so); a float64 run only widens them.
         angles = positions.to(self.precision.rotary) * inverse_frequencies.to(self.precision.rotary)
         return (angles.cos(), angles.sin()) if scale == 1 else (angles.cos() * scale, angles.sin() * scale)
