@@ -177,7 +177,7 @@ class ConfigReader:
             said = self.raw.get(key)
             if said:
                 method = said.get("quant_method", said.get("mode")) if isinstance(said, Mapping) else None
-                what = f"{key} ({method!r:.40})" if method else key
+                what = f"{key} ({method!r:.40})" if method else f"{key} (MLX's)" if key == "quantization" else key
                 raise UnsupportedModel(f"{self.path}: {what} is not supported; use the BF16 release of this model")
 
     def _value(self, key: str, default: Any) -> Any:

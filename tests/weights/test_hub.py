@@ -120,6 +120,20 @@ def test_a1_what_looks_like_a_path_is_never_asked_of_the_hub(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("address", "advice"),
+    [
+        ("https://huggingface.co/Qwen/Qwen3-0.6B", "give Qwen/Qwen3-0.6B"),
+        ("HTTPS://huggingface.co/Qwen/Qwen3-0.6B/tree/main", "give Qwen/Qwen3-0.6B"),
+        ("hf://hf.co/Qwen/Qwen3-0.6B", "give Qwen/Qwen3-0.6B"),
+        ("https://modelscope.cn/models/Qwen/Qwen3-0.6B", "written org/name"),
+    ],
+)
+def test_c8_an_address_is_told_apart_from_a_path(address: str, advice: str) -> None:
+    refuses(address, "an address, not a model", advice)
+    assert connections == []
+
+
+@pytest.mark.parametrize(
     "name", ["org/na me", "org/näme", "org/name@", "-org/name", "org/name\0", "org\\x/name", "o" * 5000 + "/x"]
 )
 def test_a1_names_no_repository_can_have(name: str) -> None:

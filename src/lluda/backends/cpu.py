@@ -150,6 +150,7 @@ class CpuBackend(ReferenceBackend):
         return rows
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        assert x.dtype is torch.bfloat16, f"rows of {x.dtype}; the kernels read BF16"
         if len(x) > FEW_ROWS and weight.format == "BF16" and not self._alone:
             # Between torch's operations torch's own product, as good for many rows, or each one's threads would spin
             # while the other's work (journal/08-benchmarks.md).
@@ -166,6 +167,7 @@ class CpuBackend(ReferenceBackend):
         self, streams: Sequence[Tensor], weight: Weight, bias: Tensor, *, taps: int, dilation: int
     ) -> list[Tensor]:
         inputs = [x.contiguous() for x in streams]
+        assert all(x.dtype is torch.bfloat16 for x in inputs), "the kernels read BF16 rows"
         lengths = [len(x) - (taps - 1) * dilation for x in inputs]
         y = torch.empty(sum(lengths), weight.out_features, dtype=torch.bfloat16)
         self._native.check(

@@ -19,6 +19,7 @@ from lluda.weights.repository import Check, Repository, fetch
 from lluda.weights.unfinished_downloads import unfinished_downloads
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+_ADDRESS = re.compile(r"(?i)(?:https?|hf|git|ssh)://(?:(?:huggingface\.co|hf\.co)/(?P<name>[\w.-]+/[\w.-]+))?")
 
 
 def find_source(
@@ -52,6 +53,10 @@ def resolve_model(
     status = _status(text)
     if status is not None:
         return _local(_expand(text), status)
+    address = _ADDRESS.match(text)
+    if address is not None:
+        name = f"; give {address['name']}" if address["name"] else ""
+        raise ModelNotFound(f"{text}: an address, not a model; a model on the Hub is written org/name{name}")
     name, at, tag = text.partition("@")
     if _looks_like_path(name):
         hint = "" if "/" in text else "; a model on the Hub is written org/name"
