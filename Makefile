@@ -72,6 +72,11 @@ $(VENV)/.test: $(VENV)/.demo requirements/test.txt
 	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -r requirements/test.txt
 	touch $@
 
+# llama.cpp is built again without AMX where its AMX kernels do not run (tools/check_llama_cpp.py).
+NO_AMX := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
 $(VENV)/.peers: $(VENV)/.test requirements/peers.txt
 	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -r requirements/peers.txt
+	$(BIN)/python tools/check_llama_cpp.py || CFLAGS="$(NO_AMX)" CXXFLAGS="$(NO_AMX)" \
+	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall --no-cache-dir --no-binary llama-cpp-python \
+	-c requirements/constraints.txt llama-cpp-python
 	touch $@
