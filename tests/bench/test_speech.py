@@ -124,9 +124,9 @@ def test_a_run_has_a_row_for_each_test_and_says_who_has_none(folder: Path) -> No
         plan = Plan(tests=("tg", "speech", "audio"), generate=2)
         report = run_bench(str(folder), Settings(plan=plan, repeat=1, threads=1, timeout=120))
         assert [state.status for state in report.engines] == ["ok"], report.engines
-        assert {row.test: row.unit for row in report.rows} == {"tg2": "tok/s"} | MS | STREAMED
+        assert {row.test: row.unit for row in report.rows} == {"tg2": "tok/s", "tg2_sampled": "tok/s"} | MS | STREAMED
         shares = {row.test for row in report.rows if row.roofline_fraction is not None}
-        assert shares == {"tg2", "code_predictor", "talker"}
+        assert shares == {"tg2", "tg2_sampled", "code_predictor", "talker"}
         settings = Settings(against=("mistralrs",), plan=Plan(tests=("audio",)), repeat=1, threads=1, timeout=120)
         state = run_bench(str(folder), settings).engines[-1]
     assert (state.status, state.engine) == ("not supported", "mistralrs")

@@ -24,7 +24,8 @@ def measure(job: Job, open_session: Callable[[Job], Session], told: Callable[[Se
       interpreter, imports, load and one cold pass;
     * ``ttft``: the same prompt in the warm process, median of five;
     * ``ppN``: prompt tokens a second, logits of the last position only, after one warm-up of the same length;
-    * ``tgN``: tokens a second of N decode steps at batch 1 after a prompt of 128;
+    * ``tgN``: tokens a second of N decode steps at batch 1 after a prompt of 128, chosen greedily;
+    * ``tgN_sampled``: the same with the released models' sampling, of engines whose own it can be;
     * ``memory``: peak resident memory of the process so far, in GB (10^9);
     * ``streamsN``: tokens a second of N sequences decoding together, all of them counted.
     """
@@ -45,6 +46,8 @@ def measure(job: Job, open_session: Callable[[Job], Session], told: Callable[[Se
     if "tg" in tests:
         steps = job.plan.generate
         yield Sample(f"tg{steps}", _decode_rate(job, session, 1, steps), "tok/s")
+        if session.samples:
+            yield Sample(f"tg{steps}_sampled", _decode_rate(job, session, 1, steps, sampled=True), "tok/s")
     if "memory" in tests:
         yield Sample("memory", peak_memory() / 1e9, "GB")
     if "streams" in tests:
@@ -59,9 +62,10 @@ def _prefill(job: Job, session: Session, length: int) -> Sample:
     return Sample(f"pp{length}", length / session.first_token(prompt), "tok/s")
 
 
-def _decode_rate(job: Job, session: Session, streams: int, steps: int) -> float:
+def _decode_rate(job: Job, session: Session, streams: int, steps: int, *, sampled: bool = False) -> float:
     length = job.plan.decode_prompt(job.context)
-    return streams * steps / session.decode([job.prompt(length, stream) for stream in range(streams)], steps)
+    prompts = [job.prompt(length, stream) for stream in range(streams)]
+    return streams * steps / session.decode(prompts, steps, sampled=sampled)
 
 
 def peak_memory() -> int:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from lluda.engine.sampling_params import SamplingParams
+
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
@@ -19,8 +21,15 @@ class EngineInfo:
     settings: str
 
 
+RELEASED_SAMPLING = SamplingParams(temperature=0.6, top_k=20, top_p=0.95, seed=0)
+"""What the released Qwen3 models' generation_config.json asks for, and so what a user gets who asks for nothing."""
+
+
 class Session(Protocol):
-    """A loaded model that can be timed. Tokens are chosen greedily; nothing stops at an end-of-text token."""
+    """A loaded model that can be timed. Nothing stops at an end-of-text token."""
+
+    samples: bool
+    """Whether `decode` can choose by RELEASED_SAMPLING."""
 
     @property
     def info(self) -> EngineInfo:
@@ -29,13 +38,15 @@ class Session(Protocol):
     def first_token(self, prompt: Sequence[int]) -> float:
         """Seconds to run ``prompt`` as a fresh sequence and choose the token after it."""
 
-    def decode(self, prompts: Sequence[Sequence[int]], steps: int) -> float:
+    def decode(self, prompts: Sequence[Sequence[int]], steps: int, *, sampled: bool = False) -> float:
         """Seconds of ``steps`` decode steps, each giving one token to each of ``prompts`` (of equal length), which have
-        been run before the clock starts."""
+        been run before the clock starts. Tokens are chosen greedily, or by RELEASED_SAMPLING if ``sampled``."""
 
 
 class SteppingSession(ABC):
     """A session of an engine that is driven step by step: it says how to start and how to step, not how to time."""
+
+    samples = False
 
     @property
     @abstractmethod
@@ -44,7 +55,12 @@ class SteppingSession(ABC):
 
     @abstractmethod
     def start(self, prompts: Sequence[Sequence[int]]) -> list[int]:
-        """Forget all sequences, run these prompts and return the token after each; only last rows need logits."""
+        """Forget all sequences, run these prompts and return the likeliest token after each; only last rows need
+        logits. Steps choose greedily, until `sample` is called."""
+
+    def sample(self, prompts: Sequence[Sequence[int]]) -> None:
+        """From now on steps choose by RELEASED_SAMPLING, where ``samples``; these are the prompts that were started."""
+        raise NotImplementedError(f"{type(self).__name__} chooses greedily")
 
     @abstractmethod
     def step(self, tokens: list[int]) -> list[int]:
@@ -56,9 +72,11 @@ class SteppingSession(ABC):
         self.start([prompt])
         return time.perf_counter() - begun
 
-    def decode(self, prompts: Sequence[Sequence[int]], steps: int) -> float:
+    def decode(self, prompts: Sequence[Sequence[int]], steps: int, *, sampled: bool = False) -> float:
         """See ``Session``."""
         tokens = self.start(prompts)
+        if sampled:
+            self.sample(prompts)
         begun = time.perf_counter()
         for _ in range(steps):
             tokens = self.step(tokens)

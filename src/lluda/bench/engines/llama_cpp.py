@@ -10,7 +10,7 @@ import llama_cpp
 import numpy as np
 
 from lluda.bench.job import Job
-from lluda.bench.session import EngineInfo, Session, SteppingSession
+from lluda.bench.session import RELEASED_SAMPLING, EngineInfo, Session, SteppingSession
 from lluda.errors import UnsupportedModel
 from lluda.weights.checkpoint import open_checkpoint
 
@@ -23,7 +23,9 @@ def open_session(job: Job) -> Session:
 
 
 class LlamaCppSession(SteppingSession):
-    """One context; each stream is a sequence of it."""
+    """One context; each stream is a sequence of it, with a chain of llama.cpp's own samplers."""
+
+    samples = True
 
     def __init__(self, job: Job) -> None:
         llama_cpp.llama_backend_init()
@@ -34,6 +36,7 @@ class LlamaCppSession(SteppingSession):
         self._vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
         self._batch = llama_cpp.llama_batch_init(_BATCH, 0, 1)
         self._lengths = [0]
+        self._samplers: list[ctypes.c_void_p] = []
         self._context = self._new_context(1)
 
     @property
@@ -46,6 +49,9 @@ class LlamaCppSession(SteppingSession):
         if len(prompts) != len(self._lengths):
             llama_cpp.llama_free(self._context)
             self._context = self._new_context(len(prompts))
+        for chain in self._samplers:
+            llama_cpp.llama_sampler_free(chain)
+        self._samplers = []
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
         self._lengths = [0] * len(prompts)
         return [self._prefill(stream, list(prompt)) for stream, prompt in enumerate(prompts)]
@@ -53,7 +59,13 @@ class LlamaCppSession(SteppingSession):
     def step(self, tokens: list[int]) -> list[int]:
         """See ``SteppingSession``."""
         self._run([(token, stream, True) for stream, token in enumerate(tokens)])
+        if self._samplers:
+            return [llama_cpp.llama_sampler_sample(one, self._context, row) for row, one in enumerate(self._samplers)]
         return [self._chosen(row) for row in range(len(tokens))]
+
+    def sample(self, prompts: Sequence[Sequence[int]]) -> None:
+        """See ``SteppingSession``."""
+        self._samplers = [_sampler(seed) for seed in range(len(prompts))]
 
     def _new_context(self, streams: int) -> ctypes.c_void_p:
         options = llama_cpp.llama_context_default_params()
@@ -91,6 +103,20 @@ class LlamaCppSession(SteppingSession):
     def _chosen(self, row: int) -> int:
         logits = llama_cpp.llama_get_logits_ith(self._context, row)
         return int(np.ctypeslib.as_array(logits, (self._vocabulary,)).argmax())
+
+
+def _sampler(seed: int) -> ctypes.c_void_p:
+    """RELEASED_SAMPLING in llama.cpp's usual order: top-k, top-p, temperature, draw."""
+    chain: ctypes.c_void_p = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+    wanted = RELEASED_SAMPLING
+    for one in (
+        llama_cpp.llama_sampler_init_top_k(wanted.top_k),
+        llama_cpp.llama_sampler_init_top_p(wanted.top_p, 1),
+        llama_cpp.llama_sampler_init_temp(wanted.temperature),
+        llama_cpp.llama_sampler_init_dist(seed),
+    ):
+        llama_cpp.llama_sampler_chain_add(chain, one)
+    return chain
 
 
 def _info(path: Path) -> EngineInfo:

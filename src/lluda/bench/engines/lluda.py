@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from lluda.bench.formats import held_format, load_options
 from lluda.bench.job import Job
-from lluda.bench.session import EngineInfo, Session, SteppingSession
+from lluda.bench.session import RELEASED_SAMPLING, EngineInfo, Session, SteppingSession
 from lluda.bench.weight_traffic import bytes_per_step, weights_per_step
 from lluda.config import resolve_dtype
 from lluda.engine.generation import Generator
 from lluda.engine.kv_cache import KVCache
 from lluda.engine.loading import LoadOptions, ModelFiles, load_network
+from lluda.engine.sampler import Sampler
 from lluda.inputs.tokenizer import Tokenizer
 from lluda.models.thinker import PREFIX as THINKER_PREFIX
 from lluda.weights.loader import LoadReport
@@ -24,6 +25,8 @@ def open_session(job: Job) -> Session:
 
 class LludaSession(SteppingSession):
     """One KV cache per stream; all streams share each step."""
+
+    samples = True
 
     def __init__(self, job: Job) -> None:
         options = LoadOptions(
@@ -41,6 +44,7 @@ class LludaSession(SteppingSession):
         self._bytes_per_weight = bytes_per_step(text, sizes) / weights_per_step(text)
         self._format = held_format(job.format, job.model, report.formats)
         self._caches: list[KVCache] = []
+        self._samplers: list[Sampler] = []
 
     @property
     def info(self) -> EngineInfo:
@@ -50,14 +54,24 @@ class LludaSession(SteppingSession):
 
     def start(self, prompts: Sequence[Sequence[int]]) -> list[int]:
         """See ``SteppingSession``."""
+        self._samplers = []
         self._caches = [self._generator.new_cache() for _ in prompts]
         rows = [self._generator.prefill(list(p), cache) for p, cache in zip(prompts, self._caches, strict=True)]
         return [int(row.argmax()) for row in rows]
 
+    def sample(self, prompts: Sequence[Sequence[int]]) -> None:
+        """See ``SteppingSession``."""
+        vocabulary = self._generator.model.config.vocab_size
+        self._samplers = [Sampler(RELEASED_SAMPLING, prompt, vocabulary) for prompt in prompts]
+
     def step(self, tokens: list[int]) -> list[int]:
         """See ``SteppingSession``."""
+        logits = self._generator.step(tokens, self._caches)
+        if self._samplers:
+            with self._generator.model.backend.own_threads():
+                return [one.sample(row).id for one, row in zip(self._samplers, logits, strict=True)]
         # As the sampler chooses greedily: numpy's argmax (see lluda.engine.sampler).
-        chosen: list[int] = self._generator.step(tokens, self._caches).cpu().numpy().argmax(-1).tolist()
+        chosen: list[int] = logits.cpu().numpy().argmax(-1).tolist()
         return chosen
 
 

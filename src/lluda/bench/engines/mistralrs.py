@@ -28,6 +28,8 @@ def open_session(job: Job) -> Session:
 class MistralRsSession:
     """Implements ``Session`` over streamed chat requests with a template that is the prompt itself."""
 
+    samples = False
+
     def __init__(self, job: Job) -> None:
         model_type = json.loads((Path(job.model) / "config.json").read_text())["model_type"]
         which = mistralrs.Which.Plain(
@@ -48,9 +50,10 @@ class MistralRsSession:
         begun = time.perf_counter()
         return _arrivals(self._send(prompt, 1), 1)[0] - begun
 
-    def decode(self, prompts: Sequence[Sequence[int]], steps: int) -> float:
+    def decode(self, prompts: Sequence[Sequence[int]], steps: int, *, sampled: bool = False) -> float:
         """See ``Session``. The rate is taken while all streams decode: from the last stream's first token to the first
         stream's last one."""
+        assert not sampled, "asked for greedy steps alone"
         # Sending returns at once but must not overlap with another sending; receiving waits without Python's lock.
         chunks = [self._send(prompt, steps + 1) for prompt in prompts]
         with ThreadPoolExecutor(len(prompts)) as pool:
