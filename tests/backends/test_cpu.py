@@ -290,7 +290,7 @@ def test_a_row_of_the_kv_cache_carries_its_capacity():
     runner = Runner(TINY_QWEN3, CpuBackend(CPU, BF16))
     cache = runner.cache()
     runner.run([ids(3)], [cache])
-    keys, values = cache.room(1)
+    keys, values = cache.reserve(1)
     beyond = torch.tensor([[[keys.data_ptr(), values.data_ptr(), keys.stride(1), cache.capacity, cache.capacity]]])
     step = NativeStep(torch.ones(1, 16), torch.zeros(1, 16), [], beyond, DTYPE_BF16)
     block = runner.network.decoder.layers.blocks[0][0]

@@ -83,7 +83,7 @@ def test_a_step_s_logits_are_the_reference_s(raw):
             ids = [11 + step] * len(prompts)
             got, expected = ours.step(ids, caches[0]), theirs.step(ids, caches[1])
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-            assert got.argmax(-1).tolist() == ours.likeliest(ids, [_back(cache) for cache in caches[0]])
+            assert got.argmax(-1).tolist() == ours.greedy_step(ids, [_back(cache) for cache in caches[0]])
 
 
 def _back(cache):
@@ -125,7 +125,7 @@ def test_a_captured_step_is_broken_for_work_on_the_host():
 
     def body():
         here.copy_(x * 2, non_blocking=True)
-        backend.on_host(lambda: seen.append(here.tolist()))
+        backend.host_callback(lambda: seen.append(here.tolist()))
         y.copy_(here, non_blocking=True)
         y.add_(1)
 
@@ -255,7 +255,7 @@ def test_the_host_waits_at_the_end_of_a_step_alone():
     ours = generator(SPARSE, backend)
     cache = ours.new_cache()
     ours.prefill([3, 1, 4], cache)
-    ours.likeliest([7], [cache])
+    ours.greedy_step([7], [cache])
     graph = ours._graph(1)
     assert host_waits(lambda: graph.launch([7], [cache.length], [cache])) == 0
     assert host_waits(graph.result) == 1

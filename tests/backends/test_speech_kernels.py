@@ -10,7 +10,7 @@ from lluda.backends.base import ComputeBackend, Precision
 from lluda.backends.blocks import MixtureBlock, Norm, Projection, ResidualUnit, SharedExpert, SwiGLU
 from lluda.backends.cpu import CpuBackend
 from lluda.backends.reference import ReferenceBackend
-from lluda.layers.conv import KeptRows
+from lluda.layers.conv import ConvState
 from tests.backends.test_cpu import available_isas
 
 CPU = torch.device("cpu")
@@ -127,9 +127,9 @@ def test_a_mixture_with_a_shared_expert(rows: int, isa: str, packed: bool) -> No
 def test_own_threads_are_given_back() -> None:
     torch.set_num_threads(2)
     backend = native("auto")
-    with backend.own_threads():
+    with backend.single_threaded_torch():
         assert torch.get_num_threads() == 1
-        with backend.own_threads():
+        with backend.single_threaded_torch():
             pass
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
@@ -160,7 +160,7 @@ def spoken(backend: ComputeBackend, shape: tuple[int, int, int, int], at_once: i
     acts = (vector(), vector()), (vector(), vector())
     unit = ResidualUnit(acts[0], conv(taps * channels), acts[1], conv(channels), taps, dilation)
     x = torch.randn(rows, channels, generator=random).to(backend.precision.residual)
-    kept = KeptRows()
+    kept = ConvState()
     parts = [backend.residual_unit(part.clone(), [len(part)], unit, [kept]) for part in torch.split(x, at_once)]
     return torch.cat(parts)
 

@@ -83,7 +83,7 @@ def test_ends_wait_for_min_tokens_as_in_transformers():
     ids = [0, 0, 0]
     for _ in range(4):
         allowed = processor(torch.tensor([ids]), LOGITS[None].clone())[0]
-        assert sampler.takes_likeliest == bool(torch.equal(allowed, LOGITS))
+        assert sampler.takes_argmax == bool(torch.equal(allowed, LOGITS))
         ids.append(sampler.sample(LOGITS).id)
         assert ids[-1] == int(allowed.argmax())
     assert ids[3:] == [3, 3, 1, 1]
@@ -92,14 +92,14 @@ def test_ends_wait_for_min_tokens_as_in_transformers():
 def test_begin_suppress_holds_for_one_token_and_suppress_for_all():
     sampler = Sampler(SamplingParams(begin_suppress_tokens=(1,), suppress_tokens=(2,)), [], 4)
     assert [sampler.sample(LOGITS).id for _ in range(2)] == [3, 1]
-    assert not sampler.takes_likeliest
+    assert not sampler.takes_argmax
 
 
 def test_a_token_found_on_the_device_counts_too():
     sampler = Sampler(SamplingParams(min_tokens=1), [], 4, end_ids=frozenset({1}))
     assert sampler.sample(LOGITS).id == 2
-    assert sampler.takes_likeliest
-    assert sampler.likeliest(1, 5.0).id == 1
+    assert sampler.takes_argmax
+    assert sampler.take_argmax(1, 5.0).id == 1
 
 
 def test_ids_outside_the_vocabulary_are_refused():

@@ -20,7 +20,7 @@ def rows(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 def store(cache: KVCache, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What the reference backend does in one step, for every layer."""
-    buffers = cache.room(len(keys))
+    buffers = cache.reserve(len(keys))
     start, end = cache.length, cache.length + len(keys)
     for buffer, rows in zip(buffers, (keys, values), strict=True):
         buffer[:, :, start:end] = rows.transpose(0, 1)
@@ -74,4 +74,4 @@ def test_bad_options_and_a_full_cache():
         CacheOptions(8, dtype="f16")
     cache = KVCache(CONFIG, CacheOptions(4, dtype="f32"), CPU)
     with pytest.raises(LimitExceeded, match="holds 4 positions but 5"):
-        cache.room(5)
+        cache.reserve(5)

@@ -132,7 +132,7 @@ def test_work_on_the_host_waits_for_the_gpu_on_the_reference_backend_too(monkeyp
     stream = SimpleNamespace(synchronize=lambda: told.append("waited"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
     for device in ("cuda", "cpu"):
-        ReferenceBackend(torch.device(device), Precision.of("f32")).on_host(lambda: told.append("worked"))
+        ReferenceBackend(torch.device(device), Precision.of("f32")).host_callback(lambda: told.append("worked"))
     assert told == ["waited", "worked", "worked"]
 
 

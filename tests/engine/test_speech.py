@@ -17,7 +17,7 @@ from lluda.engine.media import MediaReader, read_media
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.sampling_params import SamplingParams
 from lluda.engine.speech import SpeechChunk, SpeechCompletion, Voice, speak
-from lluda.engine.talker_prompt import MediaRows, TalkerPromptBuilder, assistant_header
+from lluda.engine.talker_prompt import CapturedHiddenStates, TalkerPromptBuilder, assistant_header
 from lluda.errors import InvalidRequest
 from lluda.inputs.media_parts import MediaPart
 from lluda.inputs.tokenizer import Tokenizer
@@ -131,7 +131,7 @@ def rows_of(reader, pieces):
 def answer(model, prompt, **options):
     thinker, voice, _ = model
     generator = Generator(thinker, Tokenizer.empty(), (IM_END,), CacheOptions(4096, dtype="f32"))
-    media = MediaRows(prompt, voice.talker.config.accept_hidden_layer)
+    media = CapturedHiddenStates(prompt, voice.talker.config.accept_hidden_layer)
     text = SamplingParams(temperature=0, max_tokens=TEXT_TOKENS).with_defaults({})
     params = SpeechParams(sampling=SamplingParams(temperature=0), max_frames=FRAMES).with_defaults({})
     events = generator.stream([prompt], text, observe=media.observer)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from lluda.backends import select_backend
-from lluda.layers.conv import CausalConv, DepthwiseConv, KeptRows, MonoConv, TransposedConv
+from lluda.layers.conv import CausalConv, ConvState, DepthwiseConv, MonoConv, TransposedConv
 from lluda.layers.sliding_cache import SlidingCache
 
 BACKEND = select_backend("reference", "cpu", "f64")
@@ -69,7 +69,7 @@ CASES = {
 @torch.inference_mode()
 def test_pieces_give_what_torch_gives_of_the_whole(name, pieces):
     width, ours, theirs = CASES[name]
-    x, kept = noise(1 + sum(pieces), width), KeptRows()
+    x, kept = noise(1 + sum(pieces), width), ConvState()
     out = torch.cat([ours(part, kept) for part in x.split([1, *pieces])])
     expected = theirs(x)[0].T
     torch.testing.assert_close(out.view_as(expected), expected, rtol=1e-12, atol=1e-12)
@@ -81,18 +81,18 @@ def test_windows_cut_into_parts_are_those_of_one(monkeypatch):
 
     width, ours, _ = CASES["7 taps, dilated"]
     x = noise(50, width)
-    whole = ours(x, KeptRows())
+    whole = ours(x, ConvState())
     monkeypatch.setattr(base, "_MIN_WINDOWS", 7)
     monkeypatch.setattr(base, "_WINDOW_ELEMENTS", 1)
-    torch.testing.assert_close(ours(x, KeptRows()), whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours(x, ConvState()), whole, rtol=1e-12, atol=1e-12)
 
 
 @torch.inference_mode()
 def test_streams_do_not_share_rows_and_keep_no_more_than_they_need():
     width, ours, _ = CASES["7 taps, dilated"]
-    first, second, x = KeptRows(), KeptRows(), noise(40, width)
+    first, second, x = ConvState(), ConvState(), noise(40, width)
     ours(x, first)
-    torch.testing.assert_close(ours(x[:3], second), ours(x[:3], KeptRows()), rtol=0, atol=0)
+    torch.testing.assert_close(ours(x[:3], second), ours(x[:3], ConvState()), rtol=0, atol=0)
     assert first.nbytes == second.nbytes == 18 * width * 8
 
 
@@ -110,7 +110,7 @@ def test_a_sliding_cache_keeps_the_window(steps):
     cache = SlidingCache((2, 1, 2), window=4, rows=6, dtype=torch.float32, device=torch.device("cpu"))
     held, position = cache.nbytes, 0
     for rows in steps:
-        keys, values = cache.room(rows)
+        keys, values = cache.reserve(rows)
         for buffer in (keys, values):
             buffer[:, :, cache.length : cache.length + rows] = torch.arange(position, position + rows)[:, None]
         cache.advance(rows)

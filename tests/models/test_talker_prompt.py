@@ -9,7 +9,7 @@ import torch
 from lluda.engine.generation import Generator
 from lluda.engine.kv_cache import CacheOptions
 from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.talker_prompt import MediaRows
+from lluda.engine.talker_prompt import CapturedHiddenStates
 from lluda.inputs.media_parts import MediaPart
 from lluda.inputs.tokenizer import Tokenizer
 from tests.engine.test_speech import ASSISTANT, IM_END, SYSTEM, USER, model, reference, rows_of, tensors, turn
@@ -69,7 +69,7 @@ def test_rows_and_positions_are_those_of_transformers(model, reference, given, t
         talker_do_sample=False,
         talker_max_new_tokens=2,
     )
-    media = MediaRows(prompt, voice.talker.config.accept_hidden_layer)
+    media = CapturedHiddenStates(prompt, voice.talker.config.accept_hidden_layer)
     generator = Generator(thinker, Tokenizer.empty(), (IM_END,), CacheOptions(4096, dtype="f32"))
     params = SamplingParams(temperature=0, max_tokens=1).with_defaults({})
     list(generator.stream([prompt], params, observe=media.observer))

@@ -206,7 +206,7 @@ def test_the_last_of_131072_positions_on_the_cpu_backend() -> None:
     ):  # fmt: skip
         runner.options = CacheOptions(131072, "preallocated", runner.options.dtype)
         cache, generator = runner.cache(), torch.Generator().manual_seed(0)
-        for stored in cache.room(131072):
+        for stored in cache.reserve(131072):
             stored.copy_(torch.randn(stored.shape, generator=generator))
         cache.advance(131072 - fresh)
         ids = prompt(fresh) % 333

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from lluda.backends.blocks import (
     AttentionBlock,
-    CodePasses,
+    CodePredictorSteps,
+    ConvContext,
     DecoderLayers,
     EncoderBlock,
     KeyValueStore,
@@ -29,7 +30,6 @@ from lluda.backends.blocks import (
     Norm,
     Projection,
     ResidualUnit,
-    RowStore,
     Segment,
     SharedExpert,
     Step,
@@ -117,7 +117,7 @@ class ComputeBackend(ABC):
         ``kv_dtype``. None: this backend runs them operation by operation."""
         return None
 
-    def on_host(self, work: Callable[[], object]) -> None:
+    def host_callback(self, work: Callable[[], object]) -> None:
         """Run ``work`` on the host, between what this backend was asked before and what it is asked next; again each
         time that a captured step is launched."""
         if self.device.type == "cuda":
@@ -130,7 +130,7 @@ class ComputeBackend(ABC):
         """``layers(x, positions, segments, observe)``: all layers of a stack, which a backend may launch as one."""
         return layers(x, positions, segments, observe)
 
-    def own_threads(self) -> AbstractContextManager[None]:
+    def single_threaded_torch(self) -> AbstractContextManager[None]:
         """Around work of many small operations: a backend with threads of its own sees to it that no others are awake
         beside them meanwhile."""
         return nullcontext()
@@ -231,12 +231,14 @@ class ComputeBackend(ABC):
         parts = [self.linear(part.reshape(-1, taps * width), weight, bias) for part in torch.split(windows, at_once)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def residual_unit(self, x: Tensor, lengths: Sequence[int], unit: ResidualUnit, kept: Sequence[RowStore]) -> Tensor:
+    def residual_unit(
+        self, x: Tensor, lengths: Sequence[int], unit: ResidualUnit, kept: Sequence[ConvContext]
+    ) -> Tensor:
         """See ResidualUnit: rows ``[rows, channels]`` in the residual dtype, changed in place: ``lengths[i]`` of stream
         i, one stream below the other, which do not depend on each other."""
         streams = torch.split(x, list(lengths))
         joined = [
-            store.join(unit, self.snake_beta(rows, *unit.act1), unit.context, padded=True)
+            store.with_context(unit, self.snake_beta(rows, *unit.act1), unit.context, padded=True)
             for store, rows in zip(kept, streams, strict=True)
         ]
         inner = self._convolved(joined, unit.conv1, unit.taps, unit.dilation)
@@ -328,17 +330,17 @@ class ComputeBackend(ABC):
             return self.mixture_block(x, feed_forward)
         return self.swiglu_block(x, feed_forward)
 
-    def code_passes(
+    def predict_codes(
         self,
         x: Tensor,
-        passes: CodePasses,
+        passes: CodePredictorSteps,
         table: RotaryTable,
         stores: Sequence[KeyValueStore],
         choose: Sequence[Callable[[Tensor], int]],
         total: Tensor,
     ) -> list[list[int]]:
-        """See CodePasses: of each sequence, as it would be alone, the codes that its own of ``choose`` takes of each
-        pass's logits ``[codes]``, in turn.
+        """See CodePredictorSteps: of each sequence, as it would be alone, the codes that its own of ``choose`` takes of
+        each pass's logits ``[codes]``, in turn.
 
         ``x [sequences, 2, hidden]``: the rows of the first pass, positions 0 and 1; ``table`` turns position after
         position; ``stores`` are empty. ``total [sequences, hidden]``: the codes' rows of their tables are added to it,
@@ -351,7 +353,7 @@ class ComputeBackend(ABC):
     def _codes_of_one(
         self,
         x: Tensor,
-        passes: CodePasses,
+        passes: CodePredictorSteps,
         table: RotaryTable,
         store: KeyValueStore,
         choose: Callable[[Tensor], int],

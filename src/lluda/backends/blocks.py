@@ -199,14 +199,14 @@ class ResidualUnit:
         return (self.taps - 1) * self.dilation
 
 
-class RowStore(Protocol):
+class ConvContext(Protocol):
     """What the convolutions of one stream keep of their past."""
 
-    def join(self, convolution: object, x: Tensor, count: int, *, padded: bool) -> Tensor:
+    def with_context(self, convolution: object, x: Tensor, count: int, *, padded: bool) -> Tensor:
         """The last ``count`` rows that ``convolution`` has seen (zeros, if ``padded``, before the first), then ``x``,
         whose last rows are kept in turn."""
 
-    def held(self, convolution: object, like: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    def rows(self, convolution: object, like: Tensor, count: int, dtype: torch.dtype) -> Tensor:
         """Where these rows lie, ``[count, channels]`` with the channels and device of ``like``: to be changed in place
         instead of joined. Zeros at first."""
 
@@ -220,7 +220,7 @@ class DecoderLayers:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CodePasses:
+class CodePredictorSteps:
     """Passes over the same layers, each with a head ``[codes, hidden]`` and a table ``[codes, hidden]`` of its own: a
     code is chosen of pass g's logits, ``head(norm(last row))``, and its row of pass g's table is pass g + 1's row."""
 
@@ -236,7 +236,7 @@ class KeyValueStore(Protocol):
 
     length: int
 
-    def room(self, rows: int) -> tuple[Tensor, Tensor]:
+    def reserve(self, rows: int) -> tuple[Tensor, Tensor]:
         """The buffers of keys and of values with room for ``rows`` more positions in every layer, what is stored kept:
         each ``[layers, kv_heads, capacity, head_dim]`` in the store's dtype. They stay the same until more is asked."""
 

@@ -17,14 +17,14 @@ from torch import Tensor
 from lluda.backends.base import Precision, RotaryTable
 from lluda.backends.blocks import (
     AttentionBlock,
-    CodePasses,
+    CodePredictorSteps,
+    ConvContext,
     DecoderLayers,
     EncoderBlock,
     KeyValueStore,
     MixtureBlock,
     Norm,
     ResidualUnit,
-    RowStore,
     Segment,
     Step,
     SwiGLUBlock,
@@ -124,7 +124,7 @@ class CpuBackend(ReferenceBackend):
         return NativeWeight(struct, stored, "Q8_0")
 
     @contextmanager
-    def own_threads(self) -> Iterator[None]:
+    def single_threaded_torch(self) -> Iterator[None]:
         """torch computes on the calling thread alone: its others would spin beside the kernels' for milliseconds after
         each operation that wakes them."""
         if self._alone:
@@ -190,11 +190,13 @@ class CpuBackend(ReferenceBackend):
         )  # fmt: skip
         return y
 
-    def residual_unit(self, x: Tensor, lengths: Sequence[int], unit: ResidualUnit, kept: Sequence[RowStore]) -> Tensor:
+    def residual_unit(
+        self, x: Tensor, lengths: Sequence[int], unit: ResidualUnit, kept: Sequence[ConvContext]
+    ) -> Tensor:
         struct = self._blocks.residual_unit(unit)
         if struct is None:
             return super().residual_unit(x, lengths, unit, kept)
-        held = pointers([store.held(unit, x, unit.context, torch.bfloat16) for store in kept])
+        held = pointers([store.rows(unit, x, unit.context, torch.bfloat16) for store in kept])
         self._native.check(
             self._native.residual_unit_block(struct, len(lengths), sizes(lengths), x.data_ptr(), x.stride(0), held)
         )
@@ -224,7 +226,7 @@ class CpuBackend(ReferenceBackend):
     def begin_step(self, table: RotaryTable, segments: Sequence[Segment]) -> Step:
         parts, layers, dtype = [], 1, torch.bfloat16
         for segment in segments:
-            keys, values = segment.store.room(segment.rows)
+            keys, values = segment.store.reserve(segment.rows)
             layers, dtype = len(keys), keys.dtype
             parts.append(_cache_rows(keys, values, segment.store.length, segment.rows))
         rows = torch.cat(parts, dim=1) if parts else torch.empty(layers, 0, CACHE_ROW_WIDTH, dtype=torch.int64)
@@ -282,10 +284,10 @@ class CpuBackend(ReferenceBackend):
         )  # fmt: skip
         return x
 
-    def code_passes(
+    def predict_codes(
         self,
         x: Tensor,
-        passes: CodePasses,
+        passes: CodePredictorSteps,
         table: RotaryTable,
         stores: Sequence[KeyValueStore],
         choose: Sequence[Callable[[Tensor], int]],
@@ -300,13 +302,13 @@ class CpuBackend(ReferenceBackend):
     def _code_passes(
         self,
         x: Tensor,
-        passes: CodePasses,
+        passes: CodePredictorSteps,
         table: RotaryTable,
         stores: Sequence[KeyValueStore],
         choose: Sequence[Callable[[Tensor], int]],
         total: Tensor,
     ) -> list[list[int]]:
-        struct, layers = self._blocks.code_passes(passes), self._blocks.layers(passes.layers)
+        struct, layers = self._blocks.predict_codes(passes), self._blocks.layers(passes.layers)
         frames, places = len(stores), len(passes.heads) + 1
         step = _native_step(self.begin_step(table, [Segment(0, places, store) for store in stores]))
         layers.set_cache_dtype(step.cache_dtype)

@@ -220,9 +220,9 @@ class CudaBackend(ReferenceBackend):
         on_gpu = self.device.type == "cuda"
         return DecodeGraph(run, self.argmax, rows, kv_dtype, self.device, capture=capture and on_gpu)
 
-    def on_host(self, work: Callable[[], object]) -> None:
+    def host_callback(self, work: Callable[[], object]) -> None:
         if Graph.recording is None:
-            super().on_host(work)
+            super().host_callback(work)
         else:
             Graph.recording.break_for(work)
 
@@ -251,7 +251,7 @@ class CudaBackend(ReferenceBackend):
         if not (alone and wanted and not torch.cuda.is_current_stream_capturing()):
             return layers(x, positions, segments, observe)
         try:
-            buffers, place = store.room(rows), store_row(store, rows)
+            buffers, place = store.reserve(rows), store_row(store, rows)
         except LimitExceeded:  # by the rows that it is filled up with
             return layers(x, positions, segments, observe)
         if buffers[0].dtype != self.precision.compute:

@@ -35,14 +35,14 @@ class DeviceStore:
     def advance(self, rows: int) -> None:
         """Nothing: whoever writes the table counts."""
 
-    def room(self, rows: int) -> tuple[Tensor, Tensor]:
+    def reserve(self, rows: int) -> tuple[Tensor, Tensor]:
         """Not known to the host."""
         raise AssertionError(f"{rows} rows of a device store were asked for by an operation that runs on the host")
 
 
 def store_row(store: KeyValueStore, rows: int = 1) -> tuple[int, int, int, int]:
     """What the table says of a store of the host's, with room for ``rows`` more positions."""
-    keys, values = store.room(rows)
+    keys, values = store.reserve(rows)
     return keys.data_ptr(), values.data_ptr(), store.length, keys.shape[2]
 
 
@@ -51,7 +51,7 @@ class Graph:
     CPU, or to compare) it runs each time. It is run once to compile what is not compiled yet (``warm_up_seconds``);
     ``state``, which it changes, is put back after that.
 
-    Where the body asks its backend for work `on_host`, the launch is in parts, with that work between them."""
+    Where the body asks its backend for work `host_callback`, the launch is in parts, with that work between them."""
 
     recording: ClassVar[Graph | None] = None
     """The one that is being captured."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lluda.backends.blocks import (
     AttentionBlock,
-    CodePasses,
+    CodePredictorSteps,
     DecoderLayers,
     EncoderBlock,
     MixtureBlock,
@@ -107,7 +107,7 @@ class NativeBlocks:
         """``lluda_layer`` of each."""
         return self._once(layers, self._layer_structs)
 
-    def code_passes(self, passes: CodePasses) -> CodePredictorStruct:
+    def predict_codes(self, passes: CodePredictorSteps) -> CodePredictorStruct:
         """``lluda_code_predictor``."""
         return self._once(passes, lambda made: _predictor_struct(made, self.layers(made.layers)))
 
@@ -253,7 +253,7 @@ def _moe_struct(block: MixtureBlock) -> MoeStruct:
     return struct
 
 
-def _predictor_struct(passes: CodePasses, layers: NativeLayers) -> CodePredictorStruct:
+def _predictor_struct(passes: CodePredictorSteps, layers: NativeLayers) -> CodePredictorStruct:
     return CodePredictorStruct(
         layer_count=len(layers.attentions),
         passes=len(passes.heads),

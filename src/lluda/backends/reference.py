@@ -183,7 +183,7 @@ def _normalise(x: Tensor, norm: Norm) -> Tensor:
 
 def _store(segment: Segment, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Write a segment's rows behind what is stored; returns all keys and values ``[kv_heads, length, head_dim]``."""
-    key_buffer, value_buffer = segment.store.room(segment.rows)
+    key_buffer, value_buffer = segment.store.reserve(segment.rows)
     start, end = segment.store.length, segment.store.length + segment.rows
     key_buffer[layer, :, start:end] = keys.transpose(0, 1)
     value_buffer[layer, :, start:end] = values.transpose(0, 1)

@@ -222,7 +222,7 @@ class _Network:
             token = int(self._generator.prefill(self._prompt(DECODE_PROMPT), cache).argmax())
             started = time.perf_counter()
             for _ in range(settings.generate):
-                token = self._generator.likeliest([token], [cache])[0]
+                token = self._generator.greedy_step([token], [cache])[0]
             yield settings.generate / (time.perf_counter() - started)
 
     def _prefill(self, rows: int, repeat: int) -> Iterator[float]:

@@ -15,10 +15,10 @@ from lluda.engine.generation import Generator
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.sampling_params import SamplingParams
 from lluda.engine.speech import SpeechCompletion, Voice, speak
-from lluda.engine.talker_prompt import MediaRows, TalkerPromptBuilder
+from lluda.engine.talker_prompt import CapturedHiddenStates, TalkerPromptBuilder
 from lluda.models.code2wav import Code2Wav
 from lluda.models.code_predictor import CodePredictor
-from lluda.models.decoder import InjectedRows
+from lluda.models.decoder import MultimodalEmbeddings
 from lluda.models.talker import Talker
 from lluda.models.thinker import Thinker
 
@@ -156,7 +156,7 @@ class _Turn:
         wait_for(rows.device)
         encoded = time.perf_counter() - started
         prompt = self._prompt(rows)
-        media = MediaRows(prompt, omni.speech.talker.accept_hidden_layer)
+        media = CapturedHiddenStates(prompt, omni.speech.talker.accept_hidden_layer)
         sampling = replace(_GREEDY, seed=0).with_defaults({})
         answer = self._generator.stream([prompt], sampling, observe=media.observer)
         done = next(
@@ -178,4 +178,4 @@ class _Turn:
         after = [media.audio_end, speech.im_start, speech.assistant, newline]
         ids = [*before, *[media.audio_pad] * len(rows), *after]
         places = torch.arange(len(before), len(before) + len(rows))
-        return PromptRows(ids, None, InjectedRows(places, rows, torch.empty(0, dtype=torch.int64)))
+        return PromptRows(ids, None, MultimodalEmbeddings(places, rows, torch.empty(0, dtype=torch.int64)))

@@ -33,8 +33,8 @@ _LOAD_OPTIONS = (
     *("rope_scaling", "allow_unexpected", "allow_unknown_config"),
 )
 _NUMBERS = {
-    "top-p": "keep the likeliest tokens that make up this probability; 1 is off",
-    "min-p": "drop tokens less likely than this part of the likeliest; 0 is off",
+    "top-p": "keep the most likely tokens that make up this probability; 1 is off",
+    "min-p": "drop tokens less likely than this part of the most likely; 0 is off",
     "repetition-penalty": "divide the logits of tokens already seen; 1 is off",
     "presence-penalty": "subtract from the logits of tokens of the answer; 0 is off",
     "frequency-penalty": "subtract for each time a token is in the answer; 0 is off",
@@ -167,7 +167,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-n", "--max-tokens", type=int, metavar="N", help="tokens to generate at most")
     group.add_argument("--min-tokens", type=int, metavar="N", help="tokens that come before an end (default 0)")
     group.add_argument("-t", "--temperature", type=float, metavar="T", help="0 is greedy")
-    group.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest tokens; 0 is off")
+    group.add_argument("--top-k", type=int, metavar="K", help="keep the K most likely tokens; 0 is off")
     for name, meaning in _NUMBERS.items():
         group.add_argument(f"--{name}", type=float, metavar="X", help=meaning)
     group.add_argument("--seed", type=int, metavar="N", help="repeat the same draw (default: a new one each time)")

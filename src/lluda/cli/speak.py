@@ -40,8 +40,8 @@ def add_speech(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--encoding", default="pcm16", metavar="E", help=f"{' or '.join(ENCODINGS)} (default pcm16)")
     group.add_argument("--speech-temperature", type=float, metavar="T", help="0 is greedy")
     group.add_argument("--speech-seed", type=int, metavar="N", help="repeat the same draw")
-    group.add_argument("--speech-top-k", type=int, metavar="K", help="keep the K likeliest codes; 0 is off")
-    group.add_argument("--speech-top-p", type=float, metavar="X", help="keep the likeliest codes of this probability")
+    group.add_argument("--speech-top-k", type=int, metavar="K", help="keep the K most likely codes; 0 is off")
+    group.add_argument("--speech-top-p", type=float, metavar="X", help="keep the most likely codes of this probability")
     group.add_argument("--speech-repetition-penalty", type=float, metavar="X", help="against codes already said")
     group.add_argument("--max-frames", type=int, metavar="N", help="80 ms each (default 4096)")
     group.add_argument(

@@ -132,7 +132,7 @@ def next_codes(answers: Sequence[FrameGenerator]) -> list[list[int] | None]:
     """:meth:`FrameGenerator.next_codes` of several answers of one talker, with the code predictors of all as one: each
     gets the codes that it gets alone."""
     talker = answers[0].talker
-    with talker.backend.own_threads():
+    with talker.backend.single_threaded_torch():
         first = [answer.choose_first() for answer in answers]
         going = [index for index, code in enumerate(first) if code != talker.config.codec.eos]
         codes: list[list[int] | None] = [None] * len(answers)
@@ -177,7 +177,7 @@ def _step(answers: Sequence[FrameGenerator], rows: Tensor, positions: Tensor, co
         Segment(end - count, count, answer.cache) for answer, count, end in zip(answers, counts, ends, strict=True)
     ]
     last = torch.tensor([end - 1 for end in ends], device=device)
-    with talker.backend.own_threads():
+    with talker.backend.single_threaded_torch():
         hidden, logits = talker(rows, positions.to(device), segments, last)
     for index, (answer, count) in enumerate(zip(answers, counts, strict=True)):
         answer.hidden, answer.logits = hidden[index : index + 1], logits[index]

@@ -177,15 +177,15 @@ class Generator:
             active = [sequence for sequence in active if not sequence.finish_reason]
             if active:
                 ids, caches = [s.tokens[-1].id for s in active], [s.cache for s in active]
-                if all(s.sampler.takes_likeliest for s in active) and self._graph(len(active)) is not None:
-                    for sequence, token, peak in zip(active, *self._likeliest(ids, caches), strict=True):
-                        yield sequence.take(sequence.sampler.likeliest(token, peak))
+                if all(s.sampler.takes_argmax for s in active) and self._graph(len(active)) is not None:
+                    for sequence, token, peak in zip(active, *self._greedy_step(ids, caches), strict=True):
+                        yield sequence.take(sequence.sampler.take_argmax(token, peak))
                     continue
                 for sequence, row in zip(active, self.step(ids, caches), strict=True):
                     yield self._sampled(sequence, row)
 
     def _sampled(self, sequence: _Sequence, logits: Tensor) -> Token:
-        with self.model.backend.own_threads():
+        with self.model.backend.single_threaded_torch():
             return sequence.take(sequence.sampler.sample(logits))
 
     def _first_logits(self, sequence: _Sequence) -> Tensor:
@@ -205,7 +205,7 @@ class Generator:
             wanted = torch.tensor([rows - 1] if last else [], dtype=torch.int64, device=device)
             ids, positions, injected = prompt.chunk(start, start + rows, device)
             told = observe(start) if observe else None
-            with self.model.backend.own_threads():
+            with self.model.backend.single_threaded_torch():
                 logits = self.model(ids, positions, [Segment(0, rows, cache)], wanted, told, injected)
             cache.advance(rows)
         cache.position_offset = prompt.position_offset
@@ -223,22 +223,22 @@ class Generator:
         device = self.model.backend.device
         positions = torch.tensor([cache.length + cache.position_offset for cache in caches], device=device)
         segments = [Segment(row, 1, cache) for row, cache in enumerate(caches)]
-        with self.model.backend.own_threads():
+        with self.model.backend.single_threaded_torch():
             logits = self.model(torch.tensor(list(ids), device=device), positions, segments, None)
         for cache in caches:
             cache.advance(1)
         return logits.float()
 
     @torch.inference_mode()
-    def likeliest(self, ids: Sequence[int], caches: Sequence[KVCache]) -> list[int]:
+    def greedy_step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> list[int]:
         """As :meth:`step`, but returns the likeliest id of each sequence: where the backend launches steps whole, no
         logits leave the device."""
         if self._graph(len(caches)) is None:
             chosen: list[int] = self.step(ids, caches).argmax(-1).tolist()
             return chosen
-        return self._likeliest(ids, caches)[0]
+        return self._greedy_step(ids, caches)[0]
 
-    def _likeliest(self, ids: Sequence[int], caches: Sequence[KVCache]) -> tuple[list[int], list[float]]:
+    def _greedy_step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> tuple[list[int], list[float]]:
         graph = self._graph(len(caches))
         assert graph is not None, "asked for where there is one"
         self._launch(graph, ids, caches)

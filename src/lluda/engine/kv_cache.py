@@ -62,8 +62,8 @@ class KVCache:
         """Bytes allocated."""
         return self._keys.nbytes + self._values.nbytes
 
-    def room(self, rows: int) -> tuple[Tensor, Tensor]:
-        """See ``KeyValueStore.room``. LimitExceeded past ``max_length``."""
+    def reserve(self, rows: int) -> tuple[Tensor, Tensor]:
+        """See ``KeyValueStore.reserve``. LimitExceeded past ``max_length``."""
         needed = self.length + rows
         if needed > self.options.max_length:
             raise LimitExceeded(

@@ -24,7 +24,7 @@ from lluda.inputs.media_positions import AudioSpan, ImageSpan, Span, VideoSpan, 
 from lluda.inputs.media_prompt import Layout, MediaPrompt, expand_placeholders
 from lluda.inputs.video_file import open_video
 from lluda.inputs.vision_patches import VisionPatches, frame_size, image_size, picture_patches, video_patches
-from lluda.models.decoder import InjectedRows
+from lluda.models.decoder import MultimodalEmbeddings
 from lluda.models.thinker import Thinker
 from lluda.models.vision_encoder import VisionOutput
 from lluda.weights.checkpoint import Source
@@ -152,7 +152,7 @@ class MediaReader:
         spans = list(zip(prompt.spans, prompt.counts, strict=True))
         return PromptRows(prompt.ids, rows, self._injected(prompt.ids, media), spans, [each.key for each in media])
 
-    def _injected(self, ids: Sequence[int], media: Sequence[EncodedMedia]) -> InjectedRows:
+    def _injected(self, ids: Sequence[int], media: Sequence[EncodedMedia]) -> MultimodalEmbeddings:
         tokens, device = self._layout.tokens, self._thinker.backend.device
         placed = torch.tensor(ids, device=device)
         is_heard = placed == tokens.audio_pad
@@ -166,7 +166,7 @@ class MediaReader:
         if seen:
             embeddings[is_seen] = torch.cat([output.embeddings for output in seen]).to(device)
         injected = is_heard | is_seen
-        return InjectedRows(
+        return MultimodalEmbeddings(
             rows=injected.nonzero()[:, 0],
             embeddings=embeddings[injected],
             deepstack_rows=is_seen.nonzero()[:, 0],
@@ -190,7 +190,7 @@ class MediaReader:
                 # Packets say to a frame or so how long they are; what is decoded is counted.
                 self._require_sound(int(max(recording.seconds - _INEXACT_SECONDS, 0) * rate), room)
             # Many small operations: waking several threads for each costs more than they save.
-            with self._thinker.backend.own_threads():
+            with self._thinker.backend.single_threaded_torch():
                 return log_mel(self._fitting(recording.blocks(rate), room), self._mel)
         finally:
             recording.close()

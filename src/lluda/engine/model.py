@@ -17,7 +17,7 @@ from lluda.engine.media import EncodedMedia, MediaReader, read_media
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.sampling_params import SamplingParams
 from lluda.engine.speech import SpeechEvent, Voice, speak
-from lluda.engine.talker_prompt import MediaRows
+from lluda.engine.talker_prompt import CapturedHiddenStates
 from lluda.errors import InvalidRequest, UnsupportedModel
 from lluda.inputs.chat_options import ChatOptions
 from lluda.inputs.media_parts import take_media, with_sources
@@ -172,7 +172,7 @@ class Model:
         `chat`. Of a message that is continued only the rest is spoken."""
         chat, chosen = self._chosen(params, options)
         voice, (prompt, _) = self.voice(), self._read_prompt(messages, chat)
-        media = MediaRows(prompt, voice.talker.config.accept_hidden_layer)
+        media = CapturedHiddenStates(prompt, voice.talker.config.accept_hidden_layer)
         answer = self.generator.stream([prompt], chosen, observe=media.observer, end_ids=self.ends.turn)
         return self._speech(voice, answer, speech, prompt, media, speaker)
 
@@ -182,7 +182,7 @@ class Model:
         answer: Iterator[Token | Completion],
         speech: SpeechParams | None,
         prompt: PromptRows,
-        media: MediaRows,
+        media: CapturedHiddenStates,
         speaker: str | None,
     ) -> Iterator[SpeechEvent]:
         chosen = (speech or SpeechParams()).with_defaults(self.files.generation_config)
@@ -246,7 +246,7 @@ class Conversation:
     _cache: KVCache | None = None
     _prompt: PromptRows = field(default_factory=lambda: PromptRows(()))
     _answer_ids: list[int] = field(default_factory=list)
-    _heard: MediaRows | None = None
+    _heard: CapturedHiddenStates | None = None
 
     def ask(
         self,
@@ -302,7 +302,7 @@ class Conversation:
         messages = [*self.messages, *new]
         prompt, media = self.model._read_prompt(messages, chat)
         messages = with_sources(messages, media)
-        heard = MediaRows(prompt, voice.talker.config.accept_hidden_layer)
+        heard = CapturedHiddenStates(prompt, voice.talker.config.accept_hidden_layer)
         cache = self._reusable_cache(prompt, heard)
         ends = self.model.ends.turn
         answer = self.model.generator.stream([prompt], chosen, cache, observe=heard.observer, end_ids=ends)
@@ -320,7 +320,7 @@ class Conversation:
         finally:
             self.messages = with_answer(messages, "".join(parts), chat.continued_key)
 
-    def _reusable_cache(self, prompt: PromptRows, heard: MediaRows | None = None) -> KVCache:
+    def _reusable_cache(self, prompt: PromptRows, heard: CapturedHiddenStates | None = None) -> KVCache:
         """The cache cut back to the longest prefix it shares with ``prompt``, the last id always left to compute.
         ``heard`` takes over what was kept for the talker; media it lacks (of a turn that was not spoken) run again."""
         shared = 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lluda.inputs.media_positions import Span, TextSpan
-from lluda.models.decoder import InjectedRows
+from lluda.models.decoder import MultimodalEmbeddings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,7 +20,7 @@ class PromptRows:
 
     ids: Sequence[int]
     positions: Tensor | None = None
-    injected: InjectedRows | None = None
+    injected: MultimodalEmbeddings | None = None
     spans: Sequence[tuple[Span, int]] = ()
     media_keys: Sequence[bytes] = ()
 
@@ -44,7 +44,7 @@ class PromptRows:
         spans = [*self.spans, (TextSpan(len(ids)), len(ids))]
         return PromptRows([*self.ids, *ids], positions, self.injected, spans, self.media_keys)
 
-    def chunk(self, start: int, end: int, device: torch.device) -> tuple[Tensor, Tensor, InjectedRows | None]:
+    def chunk(self, start: int, end: int, device: torch.device) -> tuple[Tensor, Tensor, MultimodalEmbeddings | None]:
         """Ids, positions and injected rows of the rows from ``start`` to ``end``, on ``device``."""
         ids = torch.tensor(self.ids[start:end], device=device)
         if self.positions is None:
@@ -74,7 +74,7 @@ class PromptRows:
         assert starts or self.injected is None, "rows without a key could be taken for others"
         return starts
 
-    def _injected(self, start: int, end: int, device: torch.device) -> InjectedRows | None:
+    def _injected(self, start: int, end: int, device: torch.device) -> MultimodalEmbeddings | None:
         injected = self.injected
         if injected is None:
             return None
@@ -82,7 +82,7 @@ class PromptRows:
         deep_rows, deepstack = _between(injected.deepstack_rows, injected.deepstack, start, end)
         if not len(rows) and not len(deep_rows):
             return None
-        return InjectedRows(
+        return MultimodalEmbeddings(
             rows.to(device), embeddings[0].to(device), deep_rows.to(device), [part.to(device) for part in deepstack]
         )
 

@@ -104,13 +104,13 @@ class Sampler:
         return SampledToken(token) if self._logprobs is None else _report(raw, token, self._logprobs)
 
     @property
-    def takes_likeliest(self) -> bool:
+    def takes_argmax(self) -> bool:
         """Whether it takes the largest of the model's logits as they are, and reports nothing of the others."""
         return not self._temperature and self._takes_raw and self._logprobs is None
 
-    def likeliest(self, token: int, peak: float) -> SampledToken:
+    def take_argmax(self, token: int, peak: float) -> SampledToken:
         """What :meth:`sample` gives where the largest logit, ``peak`` (NaN if any is), was found on the device."""
-        assert self.takes_likeliest, "this sampler looks at all logits"
+        assert self.takes_argmax, "this sampler looks at all logits"
         _require_finite(peak)
         self._count += 1
         return SampledToken(token)

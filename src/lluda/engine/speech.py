@@ -24,7 +24,7 @@ from lluda.engine.frames import FrameGenerator, SpeechParams
 from lluda.engine.generation import Completion, Token
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.speech_graphs import CodesStream, SpeechGraphs
-from lluda.engine.talker_prompt import MediaRows, TalkerPromptBuilder
+from lluda.engine.talker_prompt import CapturedHiddenStates, TalkerPromptBuilder
 from lluda.models.code2wav import Code2Wav
 from lluda.models.code_predictor import CodePredictor
 from lluda.models.talker import Talker
@@ -172,7 +172,7 @@ def speak(
     end_ids: frozenset[int],
     params: SpeechParams,
     prompt: PromptRows,
-    media: MediaRows | None = None,
+    media: CapturedHiddenStates | None = None,
     speaker: str | None = None,
 ) -> Iterator[SpeechEvent]:
     """The events of ``answer`` as they come, and its speech between them; last a SpeechCompletion.
@@ -235,7 +235,7 @@ def _prefilled(
     voice: Voice,
     params: SpeechParams,
     prompt: PromptRows,
-    media: MediaRows | None,
+    media: CapturedHiddenStates | None,
     first: int,
     speaker: str | None,
 ) -> FrameGenerator | GraphFrames:

@@ -20,7 +20,7 @@ HEADER = 3
 """Ids that open the assistant's turn: ``<|im_start|>``, ``assistant``, a line's end."""
 
 
-class MediaRows:
+class CapturedHiddenStates:
     """The thinker's rows at the media of a prompt, before its layer ``accept_hidden_layer``: collected while the prompt
     runs through the thinker."""
 
@@ -29,7 +29,7 @@ class MediaRows:
         self.rows: list[int] = prompt.injected.rows.tolist() if prompt.injected else []
         self.hidden: dict[int, Tensor] = {}
 
-    def take_over(self, earlier: MediaRows | None, shared: int) -> int:
+    def take_over(self, earlier: CapturedHiddenStates | None, shared: int) -> int:
         """Keep what ``earlier`` has of this prompt's first ``shared`` rows. Returns how many rows need not run again:
         up to the first medium whose rows it does not have."""
         for row in self.rows:
@@ -90,7 +90,9 @@ class TalkerPromptBuilder:
         """The row ``[1, hidden]`` that a token of the answer, or one of the tts ids, adds."""
         return self._text([token])
 
-    def build(self, prompt: PromptRows, media: MediaRows | None, first: int, speaker: str | None) -> TalkerPrompt:
+    def build(
+        self, prompt: PromptRows, media: CapturedHiddenStates | None, first: int, speaker: str | None
+    ) -> TalkerPrompt:
         """The prompt for an answer whose first token is ``first``. ``prompt`` is the thinker's and ends with the header
         of the assistant's turn; ``media`` is complete (None: there are none)."""
         segments = list(user_segments(prompt.ids, self._speech.tokens))
@@ -99,7 +101,7 @@ class TalkerPromptBuilder:
         rows = torch.cat([*parts, self._assistant_rows(header, first, self.speaker_id(speaker))])
         return TalkerPrompt(rows, self._positions(prompt, segments))
 
-    def _user_rows(self, prompt: PromptRows, media: MediaRows | None, start: int, end: int) -> Tensor:
+    def _user_rows(self, prompt: PromptRows, media: CapturedHiddenStates | None, start: int, end: int) -> Tensor:
         rows = self._text(prompt.ids[start:end])
         seen = [row for row in (media.rows if media else ()) if start <= row < end]
         if seen and media:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lluda.layers.conv import FixedRows, KeptRows
+from lluda.layers.conv import ConvState, FixedConvState
 from lluda.models.code2wav import Code2Wav, Code2WavState
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class _FixedState(Code2WavState):
         self.inputs = torch.zeros(_STORE, dtype=torch.int64, device=device)
         self.store = DeviceStore(self.inputs.view(1, _STORE), 0, self.ring.dtype)
         self.cache = self.store  # type: ignore[assignment]
-        self.kept = self.fixed = FixedRows(begun.kept)
+        self.kept = self.fixed = FixedConvState(begun.kept)
 
     def positions(self, count: int, device: torch.device) -> Tensor:
         """Of the next frame: how many went before, as the device knows it."""
@@ -93,7 +93,7 @@ class VocoderGraph:
     def _first(self) -> None:
         state = self._state
         assert state is not None
-        state.kept = KeptRows()
+        state.kept = ConvState()
         self._frame(state, self._samples[0])
         state.fixed.begin(state.kept)
         state.kept = state.fixed

@@ -16,7 +16,7 @@ from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.engine.loading import LoadOptions, ModelFiles, load_parameters
 from lluda.engine.media import EncodedMedia, MediaReader, PreparedMedia
 from lluda.engine.prompt_rows import PromptRows
-from lluda.engine.talker_prompt import MediaRows
+from lluda.engine.talker_prompt import CapturedHiddenStates
 from lluda.evaluation.omni_inputs import OmniInput
 from lluda.evaluation.trace import Observe, Recorder, Step
 from lluda.models.audio_encoder import AudioEncoder, audio_encoder_parameters
@@ -94,7 +94,7 @@ class OmniNetwork:
         patches = [medium.patches for medium in media]
         return [None if each is None else encoder(each.values, [each.grid], observe) for each in patches]
 
-    def thinker(self, prompt: PromptRows, media: MediaRows | None = None) -> OmniThinker:
+    def thinker(self, prompt: PromptRows, media: CapturedHiddenStates | None = None) -> OmniThinker:
         """The decoder on ``prompt``; ``media`` collects what the talker takes of it."""
         config = self.files.config.text
         parameters, experts = self.load(causal_lm_parameters(config, PREFIX)), self.backend_of("experts")
@@ -116,7 +116,12 @@ class OmniThinker:
     name = "lluda"
 
     def __init__(
-        self, network: CausalLM, prompt: PromptRows, cache: CacheOptions, dtype: str, media: MediaRows | None = None
+        self,
+        network: CausalLM,
+        prompt: PromptRows,
+        cache: CacheOptions,
+        dtype: str,
+        media: CapturedHiddenStates | None = None,
     ) -> None:
         self.network, self.dtype = network, dtype
         self._prompt, self._cache_options, self._media = prompt, cache, media

@@ -24,7 +24,7 @@ from lluda.engine.media import PreparedMedia
 from lluda.engine.memory_plan import DTYPE_BYTES
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.talker_prompt import MediaRows
+from lluda.engine.talker_prompt import CapturedHiddenStates
 from lluda.errors import InvalidRequest, LimitExceeded, OutOfMemory
 from lluda.evaluation.omni_network import OmniNetwork, position_rows
 from lluda.evaluation.omni_validation import (
@@ -185,7 +185,7 @@ class _Run:
     def _thinker(self, prompt: PromptRows, made: _Made, *, judge: bool) -> Heard:
         network, request = self.network, self.request
         speech, ids = network.omni.speech, list(prompt.ids)
-        media = MediaRows(prompt, speech.talker.accept_hidden_layer) if speech else None
+        media = CapturedHiddenStates(prompt, speech.talker.accept_hidden_layer) if speech else None
         with self._timed("thinker"):
             self._require_memory("thinker")
             ours = network.thinker(prompt, media)

@@ -13,7 +13,7 @@ from lluda.config_decoder import DecoderConfig
 from lluda.engine.frames import FrameGenerator, SpeechParams
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.engine.prompt_rows import PromptRows
-from lluda.engine.talker_prompt import MediaRows, TalkerPromptBuilder
+from lluda.engine.talker_prompt import CapturedHiddenStates, TalkerPromptBuilder
 from lluda.evaluation.omni_network import OmniNetwork
 from lluda.evaluation.trace import Recorder
 from lluda.layers.linear import Embedding
@@ -59,7 +59,7 @@ class OmniVoice:
         self._embed = Embedding(backend, parameters.matrix(EMBEDDINGS))
         self._builder = TalkerPromptBuilder(network.omni, self._talker, self._embed)
         self._heard, self._device, self._kv_dtype = heard, backend.device, network.cache_options.dtype
-        media = MediaRows(heard.prompt, config.accept_hidden_layer)
+        media = CapturedHiddenStates(heard.prompt, config.accept_hidden_layer)
         media.hidden = dict(zip(media.rows, heard.hidden, strict=True))
         with torch.inference_mode():
             self._built = self._builder.build(heard.prompt, media, heard.answer[0], speaker)

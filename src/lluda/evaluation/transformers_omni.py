@@ -35,7 +35,7 @@ from lluda.evaluation.transformers_reference import (
 )
 from lluda.inputs.media_positions import VideoSpan
 from lluda.models.causal_lm import EMBEDDING, HEAD
-from lluda.models.decoder import InjectedRows
+from lluda.models.decoder import MultimodalEmbeddings
 from lluda.models.thinker import PREFIX as THINKER
 from lluda.weights.saved_names import missing_prefix, released_name
 
@@ -265,7 +265,7 @@ class ReferenceThinker:
         return step
 
 
-def _inject(x: Tensor, injected: InjectedRows) -> dict[str, Any]:
+def _inject(x: Tensor, injected: MultimodalEmbeddings) -> dict[str, Any]:
     """Put an encoder's rows where their placeholders stand; what DeepStack takes."""
     x[0, injected.rows.to(x.device)] = injected.embeddings.to(x)
     if not injected.deepstack:

@@ -1,7 +1,7 @@
 """Convolutions along time of one or more streams, rows ``[time, channels]`` of each in, rows of each out, with explicit
 streaming state.
 
-A causal convolution of a stream needs the last input rows of what came before. They are kept in a :class:`KeptRows`
+A causal convolution of a stream needs the last input rows of what came before. They are kept in a :class:`ConvState`
 that the caller owns, so that feeding a sequence in pieces of any size gives the same rows as feeding it whole. Streams
 that are convolved together read each weight once, and each gets the rows that it gets alone.
 """
@@ -17,7 +17,7 @@ from lluda.backends.base import ComputeBackend
 from lluda.backends.blocks import Projection
 
 
-class KeptRows:
+class ConvState:
     """The input rows that the convolutions of one stream still need, by the convolution that needs them."""
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class KeptRows:
         """Bytes held; constant once every convolution has seen as many rows as it keeps."""
         return sum(rows.nbytes for rows in self._kept.values())
 
-    def join(self, convolution: object, x: Tensor, count: int, *, padded: bool) -> Tensor:
+    def with_context(self, convolution: object, x: Tensor, count: int, *, padded: bool) -> Tensor:
         """The last ``count`` rows that ``convolution`` has seen, then ``x [rows, channels]``, whose last rows are kept
         in turn. Before the first row there are ``count`` rows of zeros if ``padded``, else none."""
         if count == 0:
@@ -40,7 +40,7 @@ class KeptRows:
         self._kept[convolution] = joined[max(0, len(joined) - count) :].clone()
         return joined
 
-    def held(self, convolution: object, like: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    def rows(self, convolution: object, like: Tensor, count: int, dtype: torch.dtype) -> Tensor:
         """Where the last ``count`` rows that ``convolution`` has seen lie, ``[count, channels of like]``, for a backend
         that changes them in place; zeros at first."""
         if convolution not in self._kept:
@@ -48,17 +48,17 @@ class KeptRows:
         return self._kept[convolution]
 
 
-def join_all(
-    convolution: object, streams: Sequence[Tensor], kept: Sequence[KeptRows], count: int, *, padded: bool
+def with_contexts(
+    convolution: object, streams: Sequence[Tensor], kept: Sequence[ConvState], count: int, *, padded: bool
 ) -> list[Tensor]:
-    """`KeptRows.join` of each stream with its own."""
-    return [own.join(convolution, x, count, padded=padded) for x, own in zip(streams, kept, strict=True)]
+    """`ConvState.with_context` of each stream with its own."""
+    return [own.with_context(convolution, x, count, padded=padded) for x, own in zip(streams, kept, strict=True)]
 
 
-class FixedRows(KeptRows):
+class FixedConvState(ConvState):
     """The rows of a stream past its first frame, in places that do not change: a captured step finds them there."""
 
-    def __init__(self, begun: KeptRows) -> None:
+    def __init__(self, begun: ConvState) -> None:
         super().__init__()
         self._kept = {convolution: rows.clone() for convolution, rows in begun._kept.items()}
 
@@ -67,13 +67,13 @@ class FixedRows(KeptRows):
         """All that is kept."""
         return tuple(self._kept.values())
 
-    def begin(self, begun: KeptRows) -> None:
+    def begin(self, begun: ConvState) -> None:
         """Go on where another stream of the same network stands."""
         for convolution, rows in begun._kept.items():
             self._kept[convolution].copy_(rows)
 
-    def join(self, convolution: object, x: Tensor, count: int, *, padded: bool) -> Tensor:  # noqa: ARG002
-        """As `KeptRows.join`."""
+    def with_context(self, convolution: object, x: Tensor, count: int, *, padded: bool) -> Tensor:  # noqa: ARG002
+        """As `ConvState.with_context`."""
         if count == 0:
             return x
         kept = self._kept[convolution]
@@ -94,9 +94,9 @@ class CausalConv:
         """Its product: weight ``[out, taps * in]``."""
         self._bias = bias
 
-    def __call__(self, streams: Sequence[Tensor], kept: Sequence[KeptRows]) -> list[Tensor]:
+    def __call__(self, streams: Sequence[Tensor], kept: Sequence[ConvState]) -> list[Tensor]:
         """``[rows, in]`` -> ``[rows, out]`` of each stream, both in the compute dtype."""
-        joined = join_all(self, streams, kept, (self._taps - 1) * self._dilation, padded=True)
+        joined = with_contexts(self, streams, kept, (self._taps - 1) * self._dilation, padded=True)
         return self._backend.conv1d(
             joined, self.projection.weight, self._bias, taps=self._taps, dilation=self._dilation
         )
@@ -130,9 +130,9 @@ class TransposedConv:
         runs = kernel.view(into, self._out, self._taps, stride).flip(2)
         self._weight = backend.matrix(runs.permute(3, 1, 2, 0).reshape(stride * self._out, -1))[0]
 
-    def __call__(self, streams: Sequence[Tensor], kept: Sequence[KeptRows]) -> list[Tensor]:
+    def __call__(self, streams: Sequence[Tensor], kept: Sequence[ConvState]) -> list[Tensor]:
         """``[rows, in]`` -> ``[rows * stride, out]`` of each stream (fewer at its start), both in the compute dtype."""
-        joined = join_all(self, streams, kept, self._taps - 1, padded=False)
+        joined = with_contexts(self, streams, kept, self._taps - 1, padded=False)
         out = [x.new_empty(0, self._out) for x in streams]
         full = [index for index, x in enumerate(joined) if len(x) >= self._taps]
         if full:
@@ -150,9 +150,9 @@ class DepthwiseConv:
     def __init__(self, kernel: Tensor, bias: Tensor) -> None:
         self._taps, self._bias = kernel[:, 0].to(bias.dtype).T.contiguous(), bias
 
-    def __call__(self, x: Tensor, kept: KeptRows) -> Tensor:
+    def __call__(self, x: Tensor, kept: ConvState) -> Tensor:
         """``[rows, channels]`` -> the same, both in the residual dtype."""
-        joined = kept.join(self, x, len(self._taps) - 1, padded=True)
+        joined = kept.with_context(self, x, len(self._taps) - 1, padded=True)
         out = self._bias.expand_as(x)
         for tap, weights in enumerate(self._taps):
             out = torch.addcmul(out, joined[tap : tap + len(x)], weights)
@@ -166,8 +166,8 @@ class MonoConv:
     def __init__(self, kernel: Tensor, bias: Tensor) -> None:
         self._weight, self._bias = kernel[0].to(bias.dtype), bias
 
-    def __call__(self, x: Tensor, kept: KeptRows) -> Tensor:
+    def __call__(self, x: Tensor, kept: ConvState) -> Tensor:
         """``[rows, in]`` in the compute dtype -> ``[rows]`` in the residual dtype."""
         taps = self._weight.shape[1]
-        products = kept.join(self, x, taps - 1, padded=True).to(self._bias.dtype) @ self._weight
+        products = kept.with_context(self, x, taps - 1, padded=True).to(self._bias.dtype) @ self._weight
         return sum((products[tap : tap + len(x), tap] for tap in range(taps)), start=self._bias)

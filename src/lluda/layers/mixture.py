@@ -24,11 +24,11 @@ class RemoteMixture:
             return self._rows(x, block).to(x.device)
         rows = self._room(x)
         rows.copy_(x, non_blocking=True)
-        self._here.on_host(lambda: rows.copy_(self._rows(rows, block)))
+        self._here.host_callback(lambda: rows.copy_(self._rows(rows, block)))
         return x.copy_(rows, non_blocking=True)
 
     def _rows(self, x: Tensor, block: MixtureBlock) -> Tensor:
-        with self._there.own_threads():
+        with self._there.single_threaded_torch():
             return self._there.mixture_block(x.to(self._there.device), block)
 
     def _room(self, x: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ class SlidingCache:
         """Bytes allocated, from the start and for good."""
         return sum(buffer.nbytes for buffer in self._buffers)
 
-    def room(self, rows: int) -> tuple[Tensor, Tensor]:
-        """See ``KeyValueStore.room``. Where no room is left, what the window still needs moves to the front."""
+    def reserve(self, rows: int) -> tuple[Tensor, Tensor]:
+        """See ``KeyValueStore.reserve``. Where no room is left, what the window still needs moves to the front."""
         capacity = self._buffers[0].shape[2]
         if self.length + rows > capacity:
             assert self._needed + rows <= capacity, f"a step of {rows} rows is longer than this cache was made for"

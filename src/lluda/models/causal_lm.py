@@ -9,7 +9,7 @@ from torch import Tensor
 from lluda.backends.base import ComputeBackend
 from lluda.backends.blocks import Parameters, Segment
 from lluda.config_decoder import DecoderConfig
-from lluda.models.decoder import Decoder, InjectedRows, Observer, decoder_parameters
+from lluda.models.decoder import Decoder, MultimodalEmbeddings, Observer, decoder_parameters
 from lluda.parameters import ParameterSpec
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -55,7 +55,7 @@ class CausalLM:
         segments: Sequence[Segment],
         rows: Tensor | None,
         observe: Observer | None = None,
-        injected: InjectedRows | None = None,
+        injected: MultimodalEmbeddings | None = None,
     ) -> Tensor:
         """Logits ``[len(rows), vocab_size]`` of the chosen ``rows`` (int64; None for all), after running ids int64
         ``[rows]`` at positions ``[rows]`` or ``[3, rows]`` through the decoder. A prefill needs only its last row."""

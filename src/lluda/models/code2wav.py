@@ -18,7 +18,7 @@ from lluda.backends.base import ComputeBackend
 from lluda.backends.blocks import LayerNorm, Parameters, Projection, ResidualUnit, Segment
 from lluda.config_code2wav import Code2WavConfig
 from lluda.errors import InvalidRequest
-from lluda.layers.conv import CausalConv, DepthwiseConv, KeptRows, MonoConv, PointwiseConv, TransposedConv
+from lluda.layers.conv import CausalConv, ConvState, DepthwiseConv, MonoConv, PointwiseConv, TransposedConv
 from lluda.layers.linear import Embedding
 from lluda.layers.sliding_cache import SlidingCache
 from lluda.models.decoder import DecoderStack, Observer, stack_parameters
@@ -90,7 +90,7 @@ class ConvNeXt:
         self._pwconv1, self._pwconv2 = build.pointwise(f"{name}.pwconv1"), build.pointwise(f"{name}.pwconv2")
         self._gamma = build.vector(f"{name}.gamma")
 
-    def __call__(self, streams: Sequence[Tensor], kept: Sequence[KeptRows]) -> list[Tensor]:
+    def __call__(self, streams: Sequence[Tensor], kept: Sequence[ConvState]) -> list[Tensor]:
         """``[rows, channels]`` -> the same of each stream, in the residual dtype."""
         inner = [
             self._backend.layer_norm(self._dwconv(x, own), self._norm) for x, own in zip(streams, kept, strict=True)
@@ -111,7 +111,7 @@ class DecoderBlock:
         self._upsample = TransposedConv(build.backend, *build.kernel(f"{name}.1"), rate)
         self._units = [build.residual_unit(f"{name}.{2 + i}", dilation) for i, dilation in enumerate(_DILATIONS)]
 
-    def __call__(self, streams: Sequence[Tensor], kept: Sequence[KeptRows]) -> list[Tensor]:
+    def __call__(self, streams: Sequence[Tensor], kept: Sequence[ConvState]) -> list[Tensor]:
         """``[rows, channels]`` -> ``[rows * rate, channels / 2]`` of each stream, in the residual dtype."""
         widened = self._upsample([self._act(x) for x in streams], kept)
         lengths = [len(x) for x in widened]
@@ -128,7 +128,7 @@ class Code2WavState:
         decoder = config.transformer
         self.frames = 0
         """Frames pushed so far."""
-        self.kept = KeptRows()
+        self.kept = ConvState()
         self.cache = SlidingCache(
             (decoder.num_hidden_layers, decoder.num_key_value_heads, decoder.head_dim),
             window=config.window,
@@ -209,7 +209,7 @@ class Code2Wav:
         parts = [
             torch.split(own.to(self.backend.device), FRAMES_AT_ONCE, dim=1) if own.numel() else () for own in codes
         ]
-        with self.backend.own_threads():
+        with self.backend.single_threaded_torch():
             for number in range(max(map(len, parts), default=0)):
                 going = [index for index, own in enumerate(parts) if number < len(own)]
                 made = self._run([parts[i][number] for i in going], [states[i] for i in going], observe)

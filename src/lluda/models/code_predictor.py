@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lluda.backends.base import ComputeBackend
-from lluda.backends.blocks import CodePasses, KeyValueStore, Parameters, Segment
+from lluda.backends.blocks import CodePredictorSteps, KeyValueStore, Parameters, Segment
 from lluda.config_talker import TalkerConfig
 from lluda.layers.linear import Embedding
 from lluda.models.decoder import DecoderStack, Observer, stack_parameters
@@ -35,7 +35,7 @@ class CodePredictor:
         ]
         self._heads = [parameters.matrix(f"{PREFIX}lm_head.{g}.weight") for g in names]
         tables = [embedding.weight for embedding in self._embeddings]
-        self._whole = CodePasses(self.decoder.layers, self.decoder.norm, self._heads, tables)
+        self._whole = CodePredictorSteps(self.decoder.layers, self.decoder.norm, self._heads, tables)
         self._table = self.decoder.rotary(torch.arange(self.passes + 1, device=backend.device))
 
     def embed(self, group: int, codes: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class CodePredictor:
         ``stores`` -> its codes of each codebook after the first, which its own of ``choose`` takes of their logits
         ``[vocab]``. The codes' embeddings are added to ``total [sequences, hidden]``, in order. Rows are in the
         residual dtype."""
-        return self.backend.code_passes(x, self._whole, self._table, stores, choose, total)
+        return self.backend.predict_codes(x, self._whole, self._table, stores, choose, total)
 
     def __call__(
         self, x: Tensor, positions: Tensor, segments: Sequence[Segment], group: int, observe: Observer | None = None

@@ -37,7 +37,7 @@ rows may change after the call: copy what is kept."""
 
 
 @dataclass(frozen=True, slots=True)
-class InjectedRows:
+class MultimodalEmbeddings:
     """Rows of a step that do not come from the embedding table: what an encoder made of sound or pictures.
 
     ``rows`` (int64 ``[n]``) take ``embeddings [n, hidden]``; after decoder layer i, ``deepstack[i] [m, hidden]`` is
@@ -77,7 +77,7 @@ class DecoderStack:
         positions: Tensor,
         segments: Sequence[Segment],
         observe: Observer | None = None,
-        injected: InjectedRows | None = None,
+        injected: MultimodalEmbeddings | None = None,
     ) -> Tensor:
         """Residual rows ``[rows, hidden]``, which may be changed in place, at positions ``[rows]`` or ``[3, rows]`` ->
         residual rows before the final norm. Of ``injected`` the deepstack is added."""
@@ -91,7 +91,7 @@ class DecoderStack:
         positions: Tensor,
         segments: Sequence[Segment],
         observe: Observer | None = None,
-        injected: InjectedRows | None = None,
+        injected: MultimodalEmbeddings | None = None,
     ) -> Tensor:
         step = self._backend.begin_step(self.rotary(positions), segments)
         deepstack = injected.deepstack if injected else ()
@@ -132,7 +132,7 @@ class Decoder(DecoderStack):
         positions: Tensor,
         segments: Sequence[Segment],
         observe: Observer | None = None,
-        injected: InjectedRows | None = None,
+        injected: MultimodalEmbeddings | None = None,
     ) -> Tensor:
         """ids int64 ``[rows]``, positions ``[rows]`` or ``[3, rows]`` -> residual rows ``[rows, hidden]`` before the
         final norm. The ids of ``injected`` rows are not looked at, but must be in the vocabulary."""

@@ -68,7 +68,7 @@ class LludaSession(SteppingSession):
         """See ``SteppingSession``."""
         logits = self._generator.step(tokens, self._caches)
         if self._samplers:
-            with self._generator.model.backend.own_threads():
+            with self._generator.model.backend.single_threaded_torch():
                 return [one.sample(row).id for one, row in zip(self._samplers, logits, strict=True)]
         # As the sampler chooses greedily: numpy's argmax (see lluda.engine.sampler).
         chosen: list[int] = logits.cpu().numpy().argmax(-1).tolist()
