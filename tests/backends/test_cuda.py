@@ -271,7 +271,7 @@ class Store:
         self.buffers = torch.randn(2, 2, kv_heads, capacity, head_dim).to(DEVICE, dtype)
         self.length = length
 
-    def room(self, _):
+    def reserve(self, _):
         return self.buffers[0], self.buffers[1]
 
     def copy(self):
