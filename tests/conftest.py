@@ -150,7 +150,7 @@ def watchdog(seconds: float) -> Iterator[None]:
 def random_tensors(raw: dict[str, Any], seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     """Values for every parameter of a config: matrices that keep activations alive, norms around one,
     routers that are seldom undecided (a choice that flips after a rounding changes all that follows)."""
-    from lluda.config import ModelConfig
+    from lluda.config.model import ModelConfig
     from lluda.models.causal_lm import causal_lm_parameters
 
     generator = torch.Generator().manual_seed(seed)
@@ -166,7 +166,7 @@ def random_tensors(raw: dict[str, Any], seed: int = 0, dtype: torch.dtype = torc
 def placed(tensors: dict[str, torch.Tensor], raw: dict[str, Any], backend: Any) -> Any:
     """The tensors as the loader hands them to a model."""
     from lluda.backends.blocks import Parameters
-    from lluda.config import ModelConfig
+    from lluda.config.model import ModelConfig
     from lluda.models.causal_lm import causal_lm_parameters
 
     specs = [spec for spec in causal_lm_parameters(ModelConfig.from_hf(raw).text) if not spec.tied_to]
@@ -180,7 +180,7 @@ class TinyModel:
 
     def __init__(self, raw: dict[str, Any], dtype: str = "f32", seed: int = 0, max_length: int = 1024) -> None:
         from lluda.backends import select_backend
-        from lluda.config import ModelConfig
+        from lluda.config.model import ModelConfig
         from lluda.models.causal_lm import CausalLM
 
         self.config = ModelConfig.from_hf(raw).text

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lluda.errors import CorruptFile, InvalidRequest, LludaError, ModelNotFound
-from lluda.json_file import parse_json
+from lluda.files.json_file import parse_json
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ OPTIONS_OF_OTHERS = {
     "--kl-divergence",  # llama-perplexity
 }
 OPTIONS_OF_MODULES = {"--layers"}
-"""Of ``python -m lluda.journal``."""
+"""Of ``python -m tools.journal``."""
 
 
 @cache

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
 
 PATH = Path(__file__).with_name("config.json")
 TOKENIZER = Path(__file__).with_name("tokenizer_files")

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import lluda
-from lluda.config_code2wav import SAMPLE_RATE
+from lluda.config.code2wav import SAMPLE_RATE
 from training.code_set import CodeSet
 from training.noises import coloured_noise
 from training.speech_folder import SpeechFolder, clips_of

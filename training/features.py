@@ -1,10 +1,10 @@
-"""Log-mel features in batches, on the device the sound is on: the values of `lluda.inputs.audio_features.log_mel`."""
+"""Log-mel features in batches, on the device the sound is on: the values of `audio_features.log_mel`."""
 
 import torch
 from torch import Tensor
 
-from lluda.config_audio import RELEASED_MEL
-from lluda.inputs.audio_features import mel_filters
+from lluda.config.audio import RELEASED_MEL
+from lluda.inputs.media.audio_features import mel_filters
 
 _FLOOR = 1e-10
 _RANGE = 8.0

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lluda.inputs.tokenizer import Tokenizer
+from lluda.inputs.text.tokenizer import Tokenizer
 from training.config import TOKENIZER
 from training.phrasing import typed
 from training.world import Conversation, sample

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lluda.config_audio import MelConfig
-from lluda.inputs.audio_features import mel_filters
+from lluda.config.audio import MelConfig
+from lluda.inputs.media.audio_features import mel_filters
 
 RATE = 24000
 _FLOOR = 1e-5

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lluda.config_code2wav import Code2WavConfig
-from lluda.config_omni import SpeechConfig
+from lluda.config.code2wav import Code2WavConfig
+from lluda.config.omni import SpeechConfig
 from training.captured import CapturedSteps, Values
 from training.codec import PLACES, Encoder, PhonemeHead, Quantiser, encode_all
 from training.config import read_config

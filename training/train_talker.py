@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lluda.config_omni import SpeechConfig
+from lluda.config.omni import SpeechConfig
 from training.captured import CapturedSteps, Values
 from training.code_set import CodeSet
 from training.config import read_config

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lluda.engine.speech import SpeechChunk, SpeechCompletion
     from lluda.engine.speech_guard import SpeechGuard
     from lluda.engine.speech_model import SpeechModel, load_speech
-    from lluda.inputs.chat_options import ChatOptions
+    from lluda.inputs.chat.chat_options import ChatOptions
     from lluda.outputs.audio_sink import open_audio_sink
 
 __version__ = "0.1.0"
@@ -60,7 +60,7 @@ __all__ = [
 
 _LAZY = {
     "Completion": "lluda.engine.generation",
-    "ChatOptions": "lluda.inputs.chat_options",
+    "ChatOptions": "lluda.inputs.chat.chat_options",
     "Conversation": "lluda.engine.model",
     "Model": "lluda.engine.model",
     "SamplingParams": "lluda.engine.sampling_params",

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lluda.backends import select_backend
-from lluda.backends.base import Precision
-from lluda.backends.reference import BlockedWeight, ReferenceBackend, can_block
+from lluda.backends.backend import Precision
+from lluda.backends.reference.backend import BlockedWeight, ReferenceBackend, can_block
 from lluda.errors import InvalidRequest
 
 CPU, BF16 = torch.device("cpu"), Precision.of("bf16")

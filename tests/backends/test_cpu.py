@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from lluda.backends import select_backend
-from lluda.backends.base import Precision
+from lluda.backends.backend import Precision
 from lluda.backends.blocks import Segment
-from lluda.backends.cpu import CpuBackend, NativeStep
-from lluda.backends.native_library import DTYPE_BF16, ISAS, STRUCTS, NativeContext, native_library
-from lluda.backends.reference import ReferenceBackend
-from lluda.config import ModelConfig
+from lluda.backends.cpu.backend import CpuBackend, NativeStep
+from lluda.backends.cpu.native_library import DTYPE_BF16, ISAS, STRUCTS, NativeContext, native_library
+from lluda.backends.reference.backend import ReferenceBackend
+from lluda.config.model import ModelConfig
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.errors import InvalidRequest, NativeLibraryError
 from lluda.models.causal_lm import CausalLM

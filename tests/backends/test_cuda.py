@@ -9,8 +9,7 @@ import torch
 
 pytest.importorskip("triton", reason="the kernels of the cuda backend are Triton's: pip install triton")
 
-from lluda.backends import triton_formats, triton_mixture
-from lluda.backends.base import Precision
+from lluda.backends.backend import Precision
 from lluda.backends.blocks import (
     AttentionBlock,
     DenseWeight,
@@ -22,15 +21,15 @@ from lluda.backends.blocks import (
     SwiGLU,
     SwiGLUBlock,
 )
-from lluda.backends.coded_weight import PACKED, Q8_0, pack, split_q8_0
-from lluda.backends.cuda import CudaBackend
-from lluda.backends.cuda_graph import DeviceStore, store_row
-from lluda.backends.native_library import NativeContext
-from lluda.backends.packing import pack_matrix
+from lluda.backends.cpu.native_library import NativeContext
+from lluda.backends.cpu.packing import pack_matrix
+from lluda.backends.cpu.weight_memory import WeightMemory
+from lluda.backends.cuda.backend import CudaBackend, triton_formats, triton_mixture
+from lluda.backends.cuda.coded_weight import PACKED, Q8_0, pack, split_q8_0
+from lluda.backends.cuda.graph import DeviceStore, store_row
+from lluda.backends.cuda.triton_target import interpreted
 from lluda.backends.q8_0 import decode
-from lluda.backends.reference import ReferenceBackend
-from lluda.backends.triton_target import interpreted
-from lluda.backends.weight_memory import WeightMemory
+from lluda.backends.reference.backend import ReferenceBackend
 from lluda.engine.sampler import Sampler, SamplingParams
 from lluda.errors import InvalidRequest, NativeLibraryError
 from lluda.weights.q8_0 import quantize

@@ -8,16 +8,16 @@ import torch
 pytest.importorskip("triton", reason="the kernels of the cuda backend are Triton's: pip install triton")
 
 import lluda
-from lluda.backends.base import Precision
+from lluda.backends.backend import Precision
 from lluda.backends.blocks import Parameters, Segment
-from lluda.backends.cuda import CudaBackend
-from lluda.backends.cuda_graph import Graph, pinned
-from lluda.backends.reference import ReferenceBackend
-from lluda.backends.triton_target import interpreted
+from lluda.backends.cuda.backend import CudaBackend
+from lluda.backends.cuda.graph import Graph, pinned
+from lluda.backends.cuda.triton_target import interpreted
+from lluda.backends.reference.backend import ReferenceBackend
 from lluda.bench.synth_speech import host_waits
-from lluda.config import ModelConfig
-from lluda.config_code2wav import read_code2wav
-from lluda.config_reader import ConfigReader
+from lluda.config.code2wav import read_code2wav
+from lluda.config.model import ModelConfig
+from lluda.config.reader import ConfigReader
 from lluda.engine.frames import FrameGenerator, SpeechParams
 from lluda.engine.generation import Completion, Generator
 from lluda.engine.kv_cache import CacheOptions
@@ -25,7 +25,7 @@ from lluda.engine.sampling_params import SamplingParams
 from lluda.engine.speech import SpeechChunk
 from lluda.engine.speech_graphs import SpeechGraphs
 from lluda.errors import LludaError, OutOfMemory
-from lluda.inputs.tokenizer import Tokenizer
+from lluda.inputs.text.tokenizer import Tokenizer
 from lluda.models.causal_lm import CausalLM
 from lluda.models.code2wav import Code2Wav, code2wav_parameters
 from lluda.models.code_predictor import CodePredictor, code_predictor_parameters

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lluda.backends.base import ComputeBackend, Precision
+from lluda.backends.backend import ComputeBackend, Precision
 from lluda.backends.blocks import EncoderBlock, LayerNorm, Projection
-from lluda.backends.cpu import CpuBackend
-from lluda.backends.reference import ReferenceBackend
+from lluda.backends.cpu.backend import CpuBackend
+from lluda.backends.reference.backend import ReferenceBackend
 from lluda.errors import NativeLibraryError
 from tests.backends.test_cpu import available_isas
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lluda.backends.base import ComputeBackend, Precision
+from lluda.backends.backend import ComputeBackend, Precision
 from lluda.backends.blocks import Norm, Weight
-from lluda.backends.cpu import CpuBackend
+from lluda.backends.cpu.backend import CpuBackend
 from lluda.backends.q8_0 import decode, rounded
-from lluda.backends.reference import ReferenceBackend
+from lluda.backends.reference.backend import ReferenceBackend
 from lluda.engine.kv_cache import CacheOptions
 from lluda.weights.q8_0 import quantize
 from tests.backends.test_cpu import Runner, available_isas, ids

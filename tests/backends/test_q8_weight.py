@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from lluda.backends import select_backend
-from lluda.backends.native_library import native_library
+from lluda.backends.cpu.native_library import native_library
 from lluda.backends.q8_0 import Q8Weight, decode, rounded
+from lluda.convert.quantize import TypeChoice
+from lluda.convert.quantize_model import quantize_model
 from lluda.engine.loading import LoadOptions, ModelFiles, load_network
-from lluda.engine.quantizing import quantize_model
 from lluda.errors import NativeLibraryError
 from lluda.evaluation.lluda_network import LludaNetwork
 from lluda.evaluation.validation_run import random_ids
 from lluda.weights.q8_0 import quantize
-from lluda.weights.quantize import TypeChoice
 from tests.conftest import TINY_MOE, TINY_QWEN3
 from tests.weights.test_quantize import checkpoint
 

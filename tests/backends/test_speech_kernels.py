@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lluda.backends.base import ComputeBackend, Precision
+from lluda.backends.backend import ComputeBackend, Precision
 from lluda.backends.blocks import MixtureBlock, Norm, Projection, ResidualUnit, SharedExpert, SwiGLU
-from lluda.backends.cpu import CpuBackend
-from lluda.backends.reference import ReferenceBackend
-from lluda.layers.conv import ConvState
+from lluda.backends.cpu.backend import CpuBackend
+from lluda.backends.reference.backend import ReferenceBackend
+from lluda.models.conv import ConvState
 from tests.backends.test_cpu import available_isas
 
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ import weakref
 
 import torch
 
-from lluda.backends import weight_memory
-from lluda.backends.weight_memory import WeightMemory
+from lluda.backends.cpu.backend import weight_memory
+from lluda.backends.cpu.weight_memory import WeightMemory
 
 
 def test_tensors_are_aligned_and_do_not_overlap() -> None:

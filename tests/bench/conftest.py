@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
+from lluda.convert.synth import synthesize
 from lluda.models.causal_lm import causal_lm_parameters
-from lluda.weights.synth import synthesize
 
 # What released configs spell out and mistralrs insists on.
 RELEASED_KEYS = {"max_window_layers": 3, "sliding_window": None, "use_sliding_window": False, "attention_bias": False}

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from lluda.backends.native_library import native_library
+from lluda.backends.cpu.native_library import native_library
 from lluda.bench.engines import ENGINES, PEERS, require_peer
 from lluda.bench.engines.lluda import LludaSession
 from lluda.bench.job import Job
 from lluda.bench.peer_files import prepare_files
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
+from lluda.convert.gguf_metadata import text_metadata
+from lluda.convert.quantize import TypeChoice, write_quantized
 from lluda.errors import InvalidRequest, NativeLibraryError, UnsupportedModel
 from lluda.models.causal_lm import causal_lm_parameters
 from lluda.weights.checkpoint import open_checkpoint, read_config
-from lluda.weights.gguf_metadata import text_metadata
-from lluda.weights.quantize import TypeChoice, write_quantized
 from tests.conftest import TINY_LLAMA, TINY_MIXED, TINY_MOE, TINY_QWEN3
 
 Make = Callable[..., Path]

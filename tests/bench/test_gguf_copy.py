@@ -13,7 +13,7 @@ import torch
 
 from lluda.bench.gguf_copy import gguf_copy
 from lluda.bench.job import Job
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
 from lluda.errors import UnsupportedModel
 from lluda.weights.checkpoint import open_checkpoint, read_config
 from tests.conftest import TINY_LLAMA, TINY_MIXED, TINY_MOE, TINY_QWEN3

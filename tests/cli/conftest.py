@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from lluda.cli.main import main
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
+from lluda.convert.synth import synthesize
 from lluda.models.causal_lm import causal_lm_parameters
-from lluda.weights.synth import synthesize
 from tests.conftest import TINY_QWEN3
 from tests.inputs.conftest import SPECIAL, tiny_vocabulary, write_tiny
 

@@ -6,9 +6,9 @@ import copy
 import json
 from pathlib import Path
 
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
+from lluda.convert.synth import synthesize
 from lluda.models.build import all_parameters
-from lluda.weights.synth import synthesize
 from tests.inputs.conftest import SPECIAL, tiny_tokenizer_json, tiny_vocabulary
 from tests.models.test_thinker import OMNI
 

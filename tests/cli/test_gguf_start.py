@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lluda import gguf_keys
+from lluda.files import gguf_keys
 from lluda.weights import gguf_file
 from tests.cli.conftest import Printed
 
@@ -16,8 +16,8 @@ from tests.cli.conftest import Printed
 @pytest.fixture(scope="module")
 def tiny_file(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small model with its tokenizer and template in one file, named in capitals."""
-    from lluda.engine.quantizing import quantize_model
-    from lluda.weights.quantize import TypeChoice
+    from lluda.convert.quantize import TypeChoice
+    from lluda.convert.quantize_model import quantize_model
 
     path = tmp_path_factory.mktemp("start") / "TINY.GGUF"
     quantize_model(model, path, TypeChoice("bf16"))

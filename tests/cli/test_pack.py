@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from lluda.backends.native_library import native_library
+from lluda.backends.cpu.native_library import native_library
 from lluda.errors import NativeLibraryError
 from lluda.weights.checkpoint import open_checkpoint
 from tests.cli.conftest import CONFIG, write_model
@@ -29,7 +29,7 @@ def wide(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def packed(wide, tmp_path_factory):
-    from lluda.engine.packing import pack_model
+    from lluda.convert.pack_model import pack_model
 
     folder = tmp_path_factory.mktemp("packed") / "wide"
     pack_model(wide, folder)
@@ -119,7 +119,7 @@ def test_what_cannot_be_packed_is_told(lluda, wide, packed, tmp_path):
 def test_nan_in_a_packed_matrix_is_told_at_load(lluda, wide, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    from lluda.engine.packing import pack_model
+    from lluda.convert.pack_model import pack_model
 
     broken = write_model(tmp_path / "broken", WIDE)
     tensors = load_file(broken / "model.safetensors")
@@ -133,7 +133,7 @@ def test_nan_in_a_packed_matrix_is_told_at_load(lluda, wide, tmp_path):
 
 def test_a_gguf_file_becomes_a_packed_folder(lluda, wide, tmp_path):
     from lluda.bench.gguf_copy import gguf_copy
-    from lluda.config import ModelConfig
+    from lluda.config.model import ModelConfig
     from lluda.weights.checkpoint import read_config
 
     pytest.importorskip("gguf")

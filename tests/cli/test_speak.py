@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lluda as package
-from lluda.inputs.speaking_parts import speaking_parts
+from lluda.inputs.text.speaking_parts import speaking_parts
 from tests.cli.omni import write_omni, write_speaking_omni
 
 soundfile = pytest.importorskip("soundfile")

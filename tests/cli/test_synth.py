@@ -149,7 +149,7 @@ def test_an_occupied_folder_is_left_alone(lluda, source, tmp_path):
     ids=["Ctrl-C", "disk full", "no memory"],
 )
 def test_a_run_that_breaks_off_leaves_nothing(lluda, source, tmp_path, monkeypatch, raised, code):
-    from lluda.weights import synth
+    from lluda.convert import synth
 
     real = synth._encoded
     calls = []

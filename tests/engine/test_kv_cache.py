@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.errors import InvalidRequest, LimitExceeded
 from tests.conftest import TINY_QWEN3

@@ -13,8 +13,8 @@ from PIL import Image
 
 import lluda
 from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded
-from lluda.inputs.audio_file import Recording
-from lluda.inputs.media_parts import MediaPart, with_sources
+from lluda.inputs.media.audio_file import Recording
+from lluda.inputs.media.media_parts import MediaPart, with_sources
 from tests.cli.omni import write_omni
 from tests.inputs.made_video import write_video
 from tests.inputs.recordings import sound, write
@@ -219,7 +219,7 @@ def small(tmp_path_factory):
 def test_the_context_is_asked_before_anything_is_decoded(small, tmp_path, monkeypatch, kind, make):
     """An hour of silence is 50 KB of flac, and would be 0.2 GB of features."""
     monkeypatch.setattr(
-        "lluda.inputs.media_decoder.DecodingJob.arrays", lambda *_a, **_o: pytest.fail("it was decoded")
+        "lluda.inputs.decoding.media_decoder.DecodingJob.arrays", lambda *_a, **_o: pytest.fail("it was decoded")
     )
     part = file_part(kind, make(tmp_path))
     with pytest.raises(

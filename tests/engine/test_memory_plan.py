@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
 from lluda.engine.kv_cache import CacheOptions
 from lluda.engine.memory_plan import MemoryPlan, PlanRow, plan_memory
 from lluda.errors import OutOfMemory

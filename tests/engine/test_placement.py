@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import lluda
-from lluda.backends.base import Precision
-from lluda.backends.reference import ReferenceBackend
-from lluda.config import ModelConfig
+from lluda.backends.backend import Precision
+from lluda.backends.reference.backend import ReferenceBackend
+from lluda.config.model import ModelConfig
 from lluda.engine.loading import LoadOptions, ModelFiles
 from lluda.engine.placement import COMPONENTS, Backends, component_of_parameter, read_placement
 from lluda.errors import InvalidRequest

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lluda.backends import select_backend
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
 from lluda.engine.frames import SpeechParams
 from lluda.engine.generation import Completion, Generator, Token
 from lluda.engine.kv_cache import CacheOptions
@@ -19,8 +19,8 @@ from lluda.engine.sampling_params import SamplingParams
 from lluda.engine.speech import SpeechChunk, SpeechCompletion, Voice, speak
 from lluda.engine.talker_prompt import CapturedHiddenStates, TalkerPromptBuilder, assistant_header
 from lluda.errors import InvalidRequest
-from lluda.inputs.media_parts import MediaPart
-from lluda.inputs.tokenizer import Tokenizer
+from lluda.inputs.media.media_parts import MediaPart
+from lluda.inputs.text.tokenizer import Tokenizer
 from lluda.models.build import all_parameters, build_text_model
 from lluda.models.code2wav import Code2Wav
 from lluda.models.code_predictor import CodePredictor

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
+from lluda.convert.synth import synthesize
 from lluda.models.build import all_parameters
-from lluda.weights.synth import synthesize
 from tests.conftest import TINY_QWEN3
 
 PROGRAM = """

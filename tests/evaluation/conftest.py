@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
+from lluda.convert.synth import synthesize
 from lluda.engine.loading import LoadOptions, ModelFiles
 from lluda.evaluation.omni_inputs import OmniInput
 from lluda.evaluation.validation import Validation, ValidationRequest
 from lluda.evaluation.validation_run import random_ids, validate
 from lluda.models.build import all_parameters
 from lluda.models.causal_lm import causal_lm_parameters
-from lluda.weights.synth import synthesize
 from tests.conftest import TINY_LLAMA, TINY_MIXED, TINY_MOE, TINY_QWEN3
 from tests.models.test_thinker import MIXES, OMNI
 

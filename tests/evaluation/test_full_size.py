@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from lluda.convert.synth import override_config
 from lluda.evaluation.validation import Validation
-from lluda.weights.synth import override_config
 from tests.evaluation.conftest import run_validation, write_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]

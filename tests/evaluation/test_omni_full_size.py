@@ -12,7 +12,8 @@ import shutil
 
 import pytest
 
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
+from lluda.convert.synth import override_config, synthesize
 from lluda.engine.loading import LoadOptions, ModelFiles
 from lluda.evaluation.omni_inputs import made_up_media, omni_input
 from lluda.evaluation.omni_network import OmniNetwork, OmniThinker, position_rows
@@ -21,7 +22,6 @@ from lluda.evaluation.omni_validation import OmniRequest
 from lluda.evaluation.trace import let_go
 from lluda.evaluation.transformers_omni import ReferenceThinker, TransformersOmni
 from lluda.models.build import all_parameters
-from lluda.weights.synth import override_config, synthesize
 from tests.evaluation.conftest import MIXES, mixed_input
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
@@ -52,7 +52,7 @@ def made(folder, raw, changes):
 
 @pytest.fixture(scope="module")
 def released(released_configs):
-    from lluda.json_file import read_json_object
+    from lluda.files.json_file import read_json_object
 
     return read_json_object(released_configs / NAME / "config.json")
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
 from lluda.errors import InvalidRequest
 from lluda.evaluation.omni_inputs import made_up_media, omni_input
 from tests.engine.test_speech import config

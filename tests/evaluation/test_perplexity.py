@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from lluda.cli.main import main
+from lluda.convert.quantize import TypeChoice
+from lluda.convert.quantize_model import quantize_model
 from lluda.engine.loading import LoadOptions, ModelFiles
-from lluda.engine.quantizing import quantize_model
 from lluda.errors import InvalidRequest
 from lluda.evaluation.perplexity import compare_predictions, text_chunks
-from lluda.weights.quantize import TypeChoice
 from tests.cli.conftest import write_model
 from tests.cli.omni import write_speaking_omni
 

@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 import torch
 
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
+from lluda.convert.quantize import TypeChoice
+from lluda.convert.quantize_model import quantize_model
+from lluda.convert.synth import synthesize
 from lluda.engine.loading import LoadOptions, ModelFiles
-from lluda.engine.quantizing import quantize_model
 from lluda.evaluation.lluda_network import LludaNetwork
 from lluda.evaluation.validation_run import random_ids
 from lluda.models.build import all_parameters
 from lluda.weights.gguf import GGUFCheckpoint
-from lluda.weights.quantize import TypeChoice
-from lluda.weights.synth import synthesize
 from tests.conftest import TINY_MOE, TINY_QWEN3
 from tests.weights.test_quantize import checkpoint
 

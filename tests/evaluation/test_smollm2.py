@@ -99,7 +99,7 @@ def test_logits_of_real_text_are_llama_cpps(smollm2):
 def test_llama_cpp_notices_a_model_that_reads_the_text_one_token_late(smollm2, monkeypatch):
     """The bars for llama.cpp are wider than float32's; wrong positions must still fail them."""
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (requirements/peers.txt)")
-    from lluda.layers.rotary import Rotary
+    from lluda.models.rotary import Rotary
 
     call = Rotary.__call__
     monkeypatch.setattr(Rotary, "__call__", lambda rotary, positions: call(rotary, positions * 2))

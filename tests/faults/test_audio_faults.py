@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lluda.config_audio import AUDIO_LIMITS, AudioLimits
+from lluda.config.audio import AUDIO_LIMITS, AudioLimits
 from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded, LludaError
-from lluda.inputs.audio_features import LogMelStream, log_mel
-from lluda.inputs.audio_file import AudioFile, read_audio
+from lluda.inputs.media.audio_features import LogMelStream, log_mel
+from lluda.inputs.media.audio_file import AudioFile, read_audio
 from tests.inputs.recordings import RATE, sound, transcoded, write
 
 pytest.importorskip("soundfile")

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lluda.errors import CorruptFile, ModelNotFound
-from lluda.json_file import MAX_DEPTH, parse_json, read_json
+from lluda.files.json_file import MAX_DEPTH, parse_json, read_json
 from lluda.weights.checkpoint import read_config, read_generation_config
 from tests.conftest import RELEASED_CONFIGS, watchdog
 

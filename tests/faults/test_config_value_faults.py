@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lluda.config import ModelConfig
-from lluda.config_decoder import MAX_EXPERTS
+from lluda.config.decoder import MAX_EXPERTS
+from lluda.config.model import ModelConfig
 from lluda.errors import CorruptFile, LludaError
 from lluda.models.build import all_parameters
 from tests.conftest import TINY_LLAMA, TINY_MOE, TINY_QWEN3, watchdog

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lluda.errors import CorruptFile
-from lluda.json_file import MAX_CONTAINERS, MAX_VALUES, parse_json, read_json
+from lluda.files.json_file import MAX_CONTAINERS, MAX_VALUES, parse_json, read_json
 from lluda.weights import safetensors_header
 from lluda.weights.gguf import GGUFCheckpoint
 from lluda.weights.gguf_header import MAX_ARRAYS, MAX_KEYS, MAX_STRINGS, MAX_TENSORS

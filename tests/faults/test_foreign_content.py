@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from lluda.errors import CorruptFile
-from lluda.inputs.text_file import read_text
-from lluda.json_file import read_json_object
+from lluda.files.json_file import read_json_object
+from lluda.inputs.text.text_file import read_text
 from lluda.weights.checkpoint import read_config
 from lluda.weights.gguf import GGUFCheckpoint
 from lluda.weights.safetensors import SafetensorsFile

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
 from lluda.errors import CorruptFile, LludaError, UnsupportedModel
-from lluda.gguf_keys import GGUFKeys, same_value
-from lluda.inputs.chat_template import ChatTemplate
-from lluda.inputs.tokenizer import Tokenizer
+from lluda.files.gguf_keys import GGUFKeys, same_value
+from lluda.inputs.chat.chat_template import ChatTemplate
+from lluda.inputs.text.tokenizer import Tokenizer
 from lluda.weights.checkpoint import (
     DOCUMENT_KEYS,
     open_checkpoint,

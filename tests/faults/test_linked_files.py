@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from lluda.errors import LludaError
-from lluda.inputs.chat_template import ChatTemplate
-from lluda.inputs.tokenizer import Tokenizer
+from lluda.inputs.chat.chat_template import ChatTemplate
+from lluda.inputs.text.tokenizer import Tokenizer
 from lluda.weights.checkpoint import read_config, read_generation_config
 from lluda.weights.media_settings import read_media_settings
 from tests.inputs.conftest import write_tiny

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded, LludaError
-from lluda.inputs.audio_file import read_audio
-from lluda.inputs.image_file import open_image, read_image
-from lluda.inputs.media_decoder import DECODER, DecodingJob
-from lluda.inputs.media_parts import check_file
-from lluda.inputs.video_file import open_video
+from lluda.inputs.decoding.media_decoder import DECODER, DecodingJob
+from lluda.inputs.media.audio_file import read_audio
+from lluda.inputs.media.image_file import open_image, read_image
+from lluda.inputs.media.media_parts import check_file
+from lluda.inputs.media.video_file import open_video
 from tests.inputs.made_video import grey_frames, write_video
 from tests.inputs.recordings import sound, write
 
@@ -188,9 +188,9 @@ def test_a_stream_that_appears_while_others_are_decoded(tmp_path):
 
 
 def test_what_libraries_raise_is_one_error_wherever_it_comes_from(tmp_path, monkeypatch):
-    from lluda.config_audio import AUDIO_LIMITS
-    from lluda.config_vision import VISION_LIMITS
-    from lluda.inputs import audio_decoders, image_decoder, video_decoder
+    from lluda.config.audio import AUDIO_LIMITS
+    from lluda.config.vision import VISION_LIMITS
+    from lluda.inputs.decoding import audio_decoders, image_decoder, video_decoder
 
     paths = {
         "mp3": write(tmp_path / "a.mp3", sound(1)),
@@ -222,7 +222,7 @@ def test_what_libraries_raise_is_one_error_wherever_it_comes_from(tmp_path, monk
         ("png", "PIL.ImageFile.ImageFile.load"),
         ("png", "PIL.Image.Image.convert"),
         ("mkv", "av.open"),
-        ("mkv", "lluda.inputs.video_decoder._rgb"),
+        ("mkv", "lluda.inputs.decoding.video_decoder._rgb"),
     ):
         with monkeypatch.context() as patched:
             patched.setattr(place, fail)

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lluda.backends.native_library import NativeContext
+from lluda.backends.cpu.native_library import NativeContext
 from lluda.errors import CorruptFile, NativeLibraryError
 from lluda.weights.packed_bf16 import METADATA_KEY, PackedSections
 from lluda.weights.safetensors import SafetensorsFile

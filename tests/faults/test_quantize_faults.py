@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lluda.engine.quantizing import quantize_model
+from lluda.convert.gguf_writer import NewTensor, write_gguf
+from lluda.convert.quantize import TypeChoice
+from lluda.convert.quantize_model import quantize_model
 from lluda.errors import CorruptFile, InvalidRequest, LludaError
 from lluda.weights.checkpoint import read_config, read_generation_config
 from lluda.weights.gguf import GGUFCheckpoint
-from lluda.weights.gguf_writer import NewTensor, write_gguf
-from lluda.weights.quantize import TypeChoice
 from tests.conftest import TINY_QWEN3
 from tests.weights.test_quantize import checkpoint
 
@@ -38,8 +38,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 KILL = """
 import os, signal, sys
 from pathlib import Path
-from lluda.engine.quantizing import quantize_model
-from lluda.weights.quantize import TypeChoice
+from lluda.convert.quantize_model import quantize_model
+from lluda.convert.quantize import TypeChoice
 calls = 0
 def kill(done, total):
     global calls

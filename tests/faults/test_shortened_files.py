@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from lluda.errors import LludaError
-from lluda.mapped_file import MappedFile, _native_library
-from lluda.weights.atomic_file import atomic_file
+from lluda.files.atomic_file import atomic_file
+from lluda.files.mapped_file import MappedFile, _native_library
 from tests.cli.conftest import write_model
 
 pytestmark = pytest.mark.skipif(_native_library() is None, reason="the native library is not built")
@@ -44,7 +44,7 @@ def test_a_lost_page_is_one_line_and_exit_code_2(tmp_path):
     code = """
 import os, sys
 from pathlib import Path
-from lluda.mapped_file import MappedFile
+from lluda.files.mapped_file import MappedFile
 mapped = MappedFile(Path(sys.argv[1])).map()
 assert mapped[20000] == 0
 os.truncate(sys.argv[1], 100)
@@ -108,7 +108,7 @@ def test_a_bus_error_elsewhere_meets_whoever_was_there_before(tmp_path):
     code = """
 import mmap, os, sys
 from pathlib import Path
-from lluda.mapped_file import MappedFile
+from lluda.files.mapped_file import MappedFile
 ours = MappedFile(Path(sys.argv[1])).map()
 file = open(sys.argv[2], "r+b")
 theirs = mmap.mmap(file.fileno(), 0)
@@ -148,7 +148,7 @@ def test_a_map_that_is_gone_is_watched_no_more(tmp_path, monkeypatch):
             ended.append(handle)
             unwatch(handle)
 
-    monkeypatch.setattr("lluda.mapped_file._native_library", lambda: Recording)
+    monkeypatch.setattr("lluda.files.mapped_file._native_library", lambda: Recording)
     file = MappedFile(tmp_path / "a")
     view = memoryview(file.map())
     file.close()

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from lluda.config_reader import ConfigReader
+from lluda.config.reader import ConfigReader
 from lluda.engine.frames import SpeechParams
 from lluda.engine.sampling_params import SamplingParams
 from lluda.errors import LludaError
-from lluda.inputs.chat_template import ChatTemplate
-from lluda.inputs.tokenizer import Tokenizer
+from lluda.inputs.chat.chat_template import ChatTemplate
+from lluda.inputs.text.tokenizer import Tokenizer
 from tests.conftest import watchdog
 from tests.inputs.conftest import NOT_SPECIAL, SPECIAL, tiny_tokenizer_json, tiny_vocabulary
 

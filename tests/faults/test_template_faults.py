@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lluda.errors import CorruptFile, TemplateError
-from lluda.inputs.chat_template import MAX_OUTPUT, MAX_SECONDS, ChatTemplate
+from lluda.inputs.chat.chat_template import MAX_OUTPUT, MAX_SECONDS, ChatTemplate
 from tests.conftest import watchdog
 
 HI = [{"role": "user", "content": "hi"}]

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lluda.errors import CorruptFile, LludaError, ModelNotFound, UnsupportedModel
-from lluda.inputs.tokenizer import Tokenizer
+from lluda.inputs.text.tokenizer import Tokenizer
 from tests.conftest import watchdog
 from tests.inputs.conftest import NOT_SPECIAL, SPECIAL, tiny_gguf, tiny_tokenizer_json, tiny_vocabulary, write_tiny
 

@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lluda.config_vision import RELEASED_VISION, VISION_LIMITS
+from lluda.config.vision import RELEASED_VISION, VISION_LIMITS
 from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded, LludaError
-from lluda.inputs import video_decoder
-from lluda.inputs.image_file import read_image
-from lluda.inputs.video_file import open_video
-from lluda.inputs.vision_patches import image_patches, video_patches
+from lluda.inputs.decoding import video_decoder
+from lluda.inputs.media.image_file import read_image
+from lluda.inputs.media.video_file import open_video
+from lluda.inputs.media.vision_patches import image_patches, video_patches
 from tests.inputs.made_video import grey_frames, write_sound, write_video
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from lluda.inputs.byte_level import LETTERS
-from lluda.inputs.chat_template import ChatTemplate
-from lluda.inputs.tokenizer import Tokenizer
+from lluda.inputs.chat.chat_template import ChatTemplate
+from lluda.inputs.text.byte_level import LETTERS
+from lluda.inputs.text.tokenizer import Tokenizer
 
 RELEASED = "Qwen3-Omni-30B-A3B-Instruct"
 SPECIAL, NOT_SPECIAL = "<|end|>", "<think>"

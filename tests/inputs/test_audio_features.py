@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lluda.config_audio import RELEASED_MEL
-from lluda.inputs.audio_features import LogMelStream, log_mel, mel_filters
-from lluda.inputs.audio_file import read_audio
+from lluda.config.audio import RELEASED_MEL
+from lluda.inputs.media.audio_features import LogMelStream, log_mel, mel_filters
+from lluda.inputs.media.audio_file import read_audio
 from tests.inputs.recordings import RATE, sound, voice, write
 
 BAR = 1e-5

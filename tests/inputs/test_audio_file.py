@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lluda.config_audio import AUDIO_LIMITS
+from lluda.config.audio import AUDIO_LIMITS
 from lluda.errors import InvalidRequest
-from lluda.inputs.audio_decoders import BLOCK_VALUES
-from lluda.inputs.audio_file import AudioFile, audio_blocks, convert, read_audio
+from lluda.inputs.decoding.audio_decoders import BLOCK_VALUES
+from lluda.inputs.media.audio_file import AudioFile, audio_blocks, convert, read_audio
 from tests.inputs.recordings import RATE, sound, transcoded, voice, write
 
 pytest.importorskip("soundfile")

@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from lluda.errors import CorruptFile, LimitExceeded, LludaError
-from lluda.inputs import media_decoder, media_worker
-from lluda.inputs.audio_file import AudioFile, open_audio, read_audio
-from lluda.inputs.image_file import read_image
-from lluda.inputs.media_decoder import DECODER, MediaDecoder
-from lluda.inputs.media_file import MediaFile
-from lluda.inputs.media_limits import data_bytes, processor_seconds
-from lluda.inputs.video_file import open_video
+from lluda.inputs.decoding import media_decoder, media_worker
+from lluda.inputs.decoding.media_decoder import DECODER, MediaDecoder
+from lluda.inputs.media.audio_file import AudioFile, open_audio, read_audio
+from lluda.inputs.media.image_file import read_image
+from lluda.inputs.media.media_file import MediaFile
+from lluda.inputs.media.media_limits import data_bytes, processor_seconds
+from lluda.inputs.media.video_file import open_video
 from tests.inputs.made_video import grey_frames, write_video
 from tests.inputs.many_channels import write_channels
 from tests.inputs.recordings import sound, write
@@ -59,8 +59,8 @@ def test_more_channels(tmp_path, name, codec, layout, channels):
 
 WORKER = f"""
 import os, resource, signal, socket, sys, time
-sys.path.insert(0, {str(Path(media_worker.__file__).parents[2])!r})
-from lluda.inputs import media_jobs
+sys.path.insert(0, {str(Path(media_worker.__file__).parents[3])!r})
+from lluda.inputs.decoding import media_jobs
 def misbehave(path, file, request):
     {{}}
     yield {{{{}}}}
@@ -174,14 +174,16 @@ def test_an_interrupted_reading_leaves_no_half_used_process(tmp_path, monkeypatc
 def script(tmp_path, text):
     path = tmp_path / "script.py"
     path.write_text(text)
-    environment = os.environ | {"PYTHONPATH": str(Path(media_worker.__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(media_worker.__file__).parents[3])}
     return subprocess.Popen([sys.executable, path], stdout=subprocess.PIPE, cwd=tmp_path, env=environment)
 
 
 def test_a_script_needs_no_main_guard_and_its_folder_is_not_searched(tmp_path):
     write(tmp_path / "a.wav", sound(0.5))
     (tmp_path / "av.py").write_text("raise SystemExit('a module of the folder was imported')")
-    process = script(tmp_path, "from lluda.inputs.audio_file import read_audio\nprint(len(read_audio('a.wav')))\n")
+    process = script(
+        tmp_path, "from lluda.inputs.media.audio_file import read_audio\nprint(len(read_audio('a.wav')))\n"
+    )
     assert process.communicate(timeout=WATCHDOG)[0].split() == [b"8000"]
 
 
@@ -189,7 +191,8 @@ def test_it_ends_with_its_parent(tmp_path):
     write(tmp_path / "a.flac", sound(60))
     process = script(
         tmp_path,
-        "import os\nfrom lluda.inputs.audio_file import AudioFile\nfile = AudioFile('a.flac')\nblocks = file.blocks()\n"
+        "import os\nfrom lluda.inputs.media.audio_file import AudioFile\n"
+        "file = AudioFile('a.flac')\nblocks = file.blocks()\n"
         "next(blocks)\nprint(file._job._worker.pid, flush=True)\nos.kill(os.getpid(), 9)\n",
     )
     pid = int(process.communicate(timeout=WATCHDOG)[0])

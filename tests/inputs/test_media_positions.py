@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lluda.inputs.media_positions import (
+from lluda.inputs.media.media_positions import (
     AudioSpan,
     ImageSpan,
     TextSpan,

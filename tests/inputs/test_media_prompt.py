@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from lluda.config_omni import MediaTokens
+from lluda.config.omni import MediaTokens
 from lluda.errors import InvalidRequest, TemplateError
-from lluda.inputs.media_parts import take_media
-from lluda.inputs.media_positions import AudioSpan, ImageSpan, TextSpan, VideoSpan
-from lluda.inputs.media_prompt import Layout, expand_placeholders
+from lluda.inputs.media.media_parts import take_media
+from lluda.inputs.media.media_positions import AudioSpan, ImageSpan, TextSpan, VideoSpan
+from lluda.inputs.media.media_prompt import Layout, expand_placeholders
 
 TOKENS = MediaTokens(audio_start=1, audio_pad=2, audio_end=3, vision_start=4, image_pad=5, video_pad=6, vision_end=7)
 

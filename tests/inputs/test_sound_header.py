@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lluda.errors import CorruptFile, InvalidRequest
-from lluda.inputs.audio_file import read_audio
+from lluda.inputs.media.audio_file import read_audio
 from tests.inputs.made_video import grey_frames, write_video
 from tests.inputs.recordings import RATE, sound, write
 
@@ -134,7 +134,7 @@ def test_a_header_of_nothing_but_empty_chunks_is_not_read_to_its_end(tmp_path):
 
 def test_the_sizes_of_a_piped_avi_are_no_promise(tmp_path):
     """FFmpeg then leaves 0xFFFFFFFF for the whole and the frames: 220 s were expected of the one second there is."""
-    from lluda.inputs.video_file import open_video
+    from lluda.inputs.media.video_file import open_video
 
     path = write_video(tmp_path / "a.avi", grey_frames(10), 10, codec="mpeg4", pixels="yuv420p")
     content = bytearray(path.read_bytes())

@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lluda.config_vision import RELEASED_VISION
-from lluda.inputs.video_file import open_video
+from lluda.config.vision import RELEASED_VISION
+from lluda.inputs.media.video_file import open_video
 from tests.inputs.made_video import grey_frames, write_video
 
 

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lluda.config_vision import RELEASED_VISION, VisionInputConfig
+from lluda.config.vision import RELEASED_VISION, VisionInputConfig
 from lluda.errors import CorruptFile, LimitExceeded, UnsupportedModel
-from lluda.inputs.image_file import read_image
-from lluda.inputs.vision_patches import frame_size, image_patches, image_size, video_patches
+from lluda.inputs.media.image_file import read_image
+from lluda.inputs.media.vision_patches import frame_size, image_patches, image_size, video_patches
 
 
 def noise(*shape, seed=0):

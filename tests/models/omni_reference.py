@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lluda.backends.base import ComputeBackend
+from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import Parameters
 from lluda.parameters import ParameterSpec
 

@@ -11,10 +11,10 @@ import torch
 
 from lluda.backends import select_backend
 from lluda.backends.blocks import Parameters
-from lluda.config_audio import read_audio_encoder
-from lluda.config_reader import ConfigReader
+from lluda.config.audio import read_audio_encoder
+from lluda.config.reader import ConfigReader
+from lluda.convert.synth import distribution
 from lluda.models.audio_encoder import PREFIX, AudioEncoder, audio_encoder_parameters, sinusoids
-from lluda.weights.synth import distribution
 
 RELEASED = {
     "num_mel_bins": 128, "d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120,
@@ -231,7 +231,7 @@ def resident(field="VmRSS"):
 def test_an_hour_takes_the_memory_of_its_features_and_output():
     import numpy as np
 
-    from lluda.inputs.audio_features import log_mel
+    from lluda.inputs.media.audio_features import log_mel
 
     raw = RELEASED | {"encoder_layers": 1, "d_model": 320, "encoder_ffn_dim": 640, "downsample_hidden_size": 48}
     network = encoder(raw, state(raw))

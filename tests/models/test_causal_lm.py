@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lluda.backends.blocks import Segment
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
 from lluda.errors import LimitExceeded
 from lluda.models.causal_lm import causal_lm_parameters
 from tests.conftest import TINY_LLAMA, TINY_MIXED, TINY_MOE, TINY_QWEN3, TinyModel, placed

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lluda.backends import select_backend
-from lluda.config_code2wav import SAMPLE_RATE, read_code2wav
-from lluda.config_reader import ConfigReader
+from lluda.config.code2wav import SAMPLE_RATE, read_code2wav
+from lluda.config.reader import ConfigReader
 from lluda.errors import InvalidRequest, NativeLibraryError
 from lluda.models.code2wav import FRAMES_AT_ONCE, Code2Wav, code2wav_parameters
 from tests.models.omni_reference import load_reference, placed_parameters, random_parameters

@@ -9,8 +9,8 @@ import torch
 
 from lluda.backends import select_backend
 from lluda.backends.blocks import Segment
-from lluda.config_reader import ConfigReader
-from lluda.config_talker import read_talker
+from lluda.config.reader import ConfigReader
+from lluda.config.talker import read_talker
 from lluda.engine.frames import code_predictor_sampling
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.engine.sampling_params import SamplingParams

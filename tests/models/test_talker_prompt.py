@@ -10,8 +10,8 @@ from lluda.engine.generation import Generator
 from lluda.engine.kv_cache import CacheOptions
 from lluda.engine.sampling_params import SamplingParams
 from lluda.engine.talker_prompt import CapturedHiddenStates
-from lluda.inputs.media_parts import MediaPart
-from lluda.inputs.tokenizer import Tokenizer
+from lluda.inputs.media.media_parts import MediaPart
+from lluda.inputs.text.tokenizer import Tokenizer
 from tests.engine.test_speech import ASSISTANT, IM_END, SYSTEM, USER, model, reference, rows_of, tensors, turn
 from tests.inputs.made_video import write_video
 from tests.models.test_thinker import picture, sound, told, video

@@ -11,13 +11,13 @@ import torch
 
 from lluda.backends import select_backend
 from lluda.backends.blocks import Segment
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
 from lluda.engine.generation import Generator
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.engine.media import MediaReader, read_media
 from lluda.engine.sampling_params import SamplingParams
-from lluda.inputs.media_parts import MediaPart
-from lluda.inputs.tokenizer import Tokenizer
+from lluda.inputs.media.media_parts import MediaPart
+from lluda.inputs.text.tokenizer import Tokenizer
 from lluda.models.build import all_parameters, build_text_model, text_parameters
 from tests.models.omni_reference import load_reference, placed_parameters, random_parameters
 
@@ -272,7 +272,7 @@ def test_a_prompt_shares_rows_until_its_media_differ(model, tmp_path):
 
 @torch.inference_mode()
 def test_bf16_on_the_cpu_backend_is_near_float32(model, tmp_path):
-    pytest.importorskip("lluda.backends.cpu")
+    pytest.importorskip("lluda.backends.cpu.backend")
     logits = {}
     for dtype, backend in (("f32", "reference"), ("bf16", "auto")):
         thinker, reader = thinker_of(model, tmp_path, dtype, backend)

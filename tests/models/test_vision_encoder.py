@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from lluda.backends import select_backend
-from lluda.config_reader import ConfigReader
-from lluda.config_vision import read_vision_encoder
+from lluda.config.reader import ConfigReader
+from lluda.config.vision import read_vision_encoder
 from lluda.errors import CorruptFile, UnsupportedModel
 from lluda.models import vision_encoder
 from lluda.models.vision_encoder import PREFIX, VisionEncoder, bilinear_corners, vision_encoder_parameters

@@ -11,12 +11,12 @@ import torch
 
 import lluda
 from lluda.backends import select_backend
-from lluda.config import ModelConfig
-from lluda.config_decoder import DecoderConfig
+from lluda.config.decoder import DecoderConfig
+from lluda.config.model import ModelConfig
 from lluda.engine.kv_cache import CacheOptions
 from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded, NativeLibraryError
-from lluda.layers.rotary import Rotary
 from lluda.models.decoder import rotary_of
+from lluda.models.rotary import Rotary
 from lluda.weights.config_override import with_rope_scaling
 from tests.cli.conftest import write_model
 from tests.conftest import TINY_LLAMA, TINY_MOE, TINY_QWEN3, TinyModel
@@ -188,10 +188,10 @@ def test_qwens_documented_setting_reaches_131072_positions(released_config: Any,
 @torch.inference_mode()
 def test_the_last_of_131072_positions_on_the_cpu_backend() -> None:
     """Over a cache of random keys and values; as near to float64 as the reference backend is, times a little."""
-    from lluda.backends.base import Precision
-    from lluda.backends.cpu import CpuBackend
-    from lluda.backends.native_library import native_library
-    from lluda.backends.reference import ReferenceBackend
+    from lluda.backends.backend import Precision
+    from lluda.backends.cpu.backend import CpuBackend
+    from lluda.backends.cpu.native_library import native_library
+    from lluda.backends.reference.backend import ReferenceBackend
     from tests.backends.test_cpu import Runner, truth
 
     try:

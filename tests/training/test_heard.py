@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import lluda
-from lluda.inputs.audio_features import log_mel
+from lluda.inputs.media.audio_features import log_mel
 from training.features import LogMel
 from training.heard_batches import HeardBatches, encoder_rows, learnt_targets
 from training.heard_examples import TASKS, read_heard

@@ -114,8 +114,8 @@ class AsWritten:
 
 def test_typed_prompts_are_the_engines():
     """Ids of a conversation with a system prompt and two turns; the reference is the released chat template."""
-    from lluda.inputs.chat_template import ChatTemplate
-    from lluda.inputs.prompt import build_chat_prompt
+    from lluda.inputs.chat.chat_template import ChatTemplate
+    from lluda.inputs.chat.prompt import build_chat_prompt
     from training.config import TOKENIZER
 
     turns = (Turn("What is one plus two?", "It is three.", "sum", "three"), Turn("And a cat?", "A cat.", "x", "cat"))

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 from transformers import AutoTokenizer
 
-from lluda.inputs.tokenizer import Tokenizer
+from lluda.inputs.text.tokenizer import Tokenizer
 from training import tokenizer as trainer
 from training.world import sample
 

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from lluda.backends import select_backend
 from lluda.backends.blocks import Segment
-from lluda.config import ModelConfig
-from lluda.config_code2wav import read_code2wav
-from lluda.config_reader import ConfigReader
+from lluda.config.code2wav import read_code2wav
+from lluda.config.model import ModelConfig
+from lluda.config.reader import ConfigReader
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.talker_prompt import TalkerPromptBuilder

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
+from lluda.convert.synth import override_config
 from lluda.errors import InvalidRequest
-from lluda.weights.synth import override_config
 from tests.conftest import RELEASED_CONFIGS
 
 TEXT = {

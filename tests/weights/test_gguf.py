@@ -15,7 +15,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
 from lluda.errors import CorruptFile, UnsupportedModel
 from lluda.weights.gguf import GGUFCheckpoint
 from lluda.weights.gguf_file import GGUFFile

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from lluda.config import ModelConfig
-from lluda.engine.quantizing import quantize_model
+from lluda.config.model import ModelConfig
+from lluda.convert.quantize import TypeChoice
+from lluda.convert.quantize_model import quantize_model
 from lluda.errors import UnsupportedModel
 from lluda.evaluation.validation_run import random_ids
 from lluda.weights.checkpoint import read_config
 from lluda.weights.gguf_names import config_from_metadata
-from lluda.weights.quantize import TypeChoice
 from tests.conftest import TINY_QWEN3
 from tests.weights.test_gguf import keys_of
 from tests.weights.test_quantize import checkpoint

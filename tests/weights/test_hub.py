@@ -169,7 +169,7 @@ def test_a1_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr("lluda.mapped_file.os.open", refuse)
+        patch.setattr("lluda.files.mapped_file.os.open", refuse)
         refuses(file, str(file), "no permission to read it")
         refuses(folder, "config.json", "no permission to read it")
     with monkeypatch.context() as patch:

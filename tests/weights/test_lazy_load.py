@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 import lluda
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
+from lluda.convert.synth import synthesize
 from lluda.models.causal_lm import causal_lm_parameters
 from lluda.parameters import ParameterSpec
 from lluda.weights.checkpoint import open_checkpoint
 from lluda.weights.loader import load_tensors
-from lluda.weights.synth import synthesize
 from tests.conftest import TINY_QWEN3
 from tests.inputs.conftest import write_tiny
 

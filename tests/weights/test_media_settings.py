@@ -7,8 +7,8 @@ from itertools import product
 
 import pytest
 
-from lluda.config_audio import RELEASED_MEL, MelConfig
-from lluda.config_vision import RELEASED_VISION, VisionInputConfig
+from lluda.config.audio import RELEASED_MEL, MelConfig
+from lluda.config.vision import RELEASED_VISION, VisionInputConfig
 from lluda.errors import CorruptFile, UnsupportedModel
 from lluda.weights.media_settings import read_media_settings
 from tests.models.test_thinker import OMNI
@@ -126,7 +126,7 @@ def test_frames_that_the_processor_would_choose_are_refused(switch):
 
 
 def test_numbers_that_the_encoders_fix_must_be_theirs_and_may_be_left_out():
-    from lluda.config import ModelConfig
+    from lluda.config.model import ModelConfig
 
     vision, audio = (getattr(ModelConfig.from_hf(OMNI).omni, name) for name in ("vision", "audio"))
     for read in (VisionInputConfig.from_hf, VisionInputConfig.for_video):

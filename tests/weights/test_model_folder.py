@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from lluda.cli.main import main
-from lluda.engine.packing import pack_model
-from lluda.engine.quantizing import quantize_model
+from lluda.convert.pack_model import pack_model
+from lluda.convert.quantize import TypeChoice
+from lluda.convert.quantize_model import quantize_model
 from lluda.errors import LludaError
-from lluda.inputs.chat_template import ChatTemplate
+from lluda.files.new_folder import MARKER, new_folder
+from lluda.inputs.chat.chat_template import ChatTemplate
 from lluda.weights.checkpoint import read_document
 from lluda.weights.model_folder import SETTINGS_FILES, TOKENIZER_FILES, TOOL_TEMPLATE
-from lluda.weights.new_folder import MARKER, new_folder
-from lluda.weights.quantize import TypeChoice
 from tests.conftest import TINY_QWEN3
 from tests.inputs.conftest import write_tiny
 

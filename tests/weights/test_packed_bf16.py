@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lluda.backends.native_library import NativeContext
-from lluda.backends.packing import pack_matrix
-from lluda.backends.weight_memory import WeightMemory
+from lluda.backends.cpu.native_library import NativeContext
+from lluda.backends.cpu.packing import pack_matrix
+from lluda.backends.cpu.weight_memory import WeightMemory
 from lluda.errors import NativeLibraryError
 from lluda.weights.entry import TensorEntry
 from lluda.weights.packed_bf16 import DTYPE, PackedMatrix, packed_matrix

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lluda.errors import CorruptFile, ModelNotFound, UnsupportedModel
-from lluda.mapped_file import MappedFile
+from lluda.files.mapped_file import MappedFile
 from lluda.weights.safetensors import _TORCH_NAMES, SafetensorsFile
 from lluda.weights.safetensors_header import DTYPE_BITS
 
@@ -207,7 +207,7 @@ def test_an_absent_file_and_a_refused_one_say_so(tmp_path: Path, monkeypatch: py
     def refuse(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("lluda.mapped_file.os.open", refuse)
+    monkeypatch.setattr("lluda.files.mapped_file.os.open", refuse)
     with pytest.raises(ModelNotFound, match="no permission"):
         SafetensorsFile(tmp_path / "x.safetensors")
 

@@ -20,18 +20,18 @@ from safetensors.torch import load_file, save_file
 import lluda
 from lluda.backends.blocks import Segment
 from lluda.cli.main import main
+from lluda.convert.pack_model import pack_model
+from lluda.convert.quantize import TypeChoice
+from lluda.convert.quantize_model import quantize_model
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.engine.loading import LoadOptions, ModelFiles, load_network, load_voice
 from lluda.engine.media import MediaReader
-from lluda.engine.packing import pack_model
-from lluda.engine.quantizing import quantize_model
 from lluda.errors import CorruptFile, UnsupportedModel
 from lluda.evaluation.omni_inputs import omni_input
 from lluda.evaluation.omni_run import validate_omni
 from lluda.evaluation.omni_validation import OmniRequest
 from lluda.weights.checkpoint import open_checkpoint
 from lluda.weights.entry import TensorEntry
-from lluda.weights.quantize import TypeChoice
 from lluda.weights.saved_names import released_entries, require_listable
 from tests.conftest import TINY_LLAMA, TINY_MOE, TINY_QWEN3
 from tests.engine.test_speech import CONVERSATIONS, assert_text_codes_and_waveform, reference, tensors

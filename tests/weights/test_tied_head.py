@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 
 from lluda.backends.blocks import Segment
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
+from lluda.convert.pack_model import pack_model
+from lluda.convert.quantize import TypeChoice
+from lluda.convert.quantize_model import quantize_model
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.engine.loading import LoadOptions, ModelFiles, load_network, load_voice
-from lluda.engine.packing import pack_model
-from lluda.engine.quantizing import quantize_model
 from lluda.models.build import all_parameters
 from lluda.weights.checkpoint import open_checkpoint
-from lluda.weights.quantize import TypeChoice
 from lluda.weights.tied_weights import same_values, stored_alike
 from tests.conftest import TINY_LLAMA, TINY_MOE, TINY_QWEN3, random_tensors
 from tests.engine.test_speech import config as omni_config

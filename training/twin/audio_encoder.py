@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lluda.config_audio import AudioEncoderConfig, halved
+from lluda.config.audio import AudioEncoderConfig, halved
 from lluda.models.audio_encoder import LAYER_NORM_EPS, sinusoids
 
 

@@ -1,7 +1,7 @@
 """Code2wav, batched: frames of codes, or of what a quantiser made, -> waveforms.
 
 Rows are ``[batch, time, channels]``, and every convolution is one product over its taps side by side, as in
-lluda.layers.conv: with 12 to 192 channels that is faster on a GPU than its convolutions are.
+lluda.models.conv: with 12 to 192 channels that is faster on a GPU than its convolutions are.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lluda.config_code2wav import Code2WavConfig
+from lluda.config.code2wav import Code2WavConfig
 from training.twin.decoder import DecoderStack
 
 _DILATIONS = (1, 3, 9)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lluda.config_decoder import DecoderConfig, MoeConfig
+from lluda.config.decoder import DecoderConfig, MoeConfig
 
 
 class RMSNorm(nn.Module):

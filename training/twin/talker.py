@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lluda.config_decoder import DecoderConfig
-from lluda.config_talker import TalkerConfig
+from lluda.config.decoder import DecoderConfig
+from lluda.config.talker import TalkerConfig
 from training.twin.decoder import DecoderStack
 
 

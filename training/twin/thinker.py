@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lluda.config_decoder import DecoderConfig
-from lluda.config_omni import OmniConfig
+from lluda.config.decoder import DecoderConfig
+from lluda.config.omni import OmniConfig
 from training.twin.audio_encoder import AudioEncoder
 from training.twin.decoder import TokenDecoder
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lluda.backends.base import ComputeBackend, Precision
-from lluda.backends.reference import ReferenceBackend, can_block
+from lluda.backends.backend import ComputeBackend, Precision
+from lluda.backends.reference.backend import ReferenceBackend, can_block
 from lluda.errors import InvalidRequest, MissingDependency, NativeLibraryError
 
 BACKENDS = ("cpu", "cuda", "reference")
@@ -68,14 +68,14 @@ def _reference(
 
 
 def _cpu(device: torch.device, precision: Precision, weights: str, q8_0_rows: bool) -> ComputeBackend:
-    from lluda.backends.cpu import CpuBackend
+    from lluda.backends.cpu.backend import CpuBackend
 
     return CpuBackend(device, precision, packed=weights == "packed", q8_0_rows=q8_0_rows)
 
 
 def _cuda(device: torch.device, precision: Precision, weights: str, q8_0_rows: bool) -> ComputeBackend:
     try:
-        from lluda.backends.cuda import CudaBackend
+        from lluda.backends.cuda.backend import CudaBackend
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise

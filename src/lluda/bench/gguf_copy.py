@@ -11,12 +11,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
+from lluda.convert.gguf_metadata import text_metadata
+from lluda.convert.quantize import TypeChoice, write_quantized
 from lluda.models.causal_lm import causal_lm_parameters
 from lluda.weights.checkpoint import open_checkpoint
 from lluda.weights.entry import Checkpoint
-from lluda.weights.gguf_metadata import text_metadata
-from lluda.weights.quantize import TypeChoice, write_quantized
 
 Progress = Callable[[int, int], None]
 

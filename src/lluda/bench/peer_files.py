@@ -12,9 +12,9 @@ from typing import Any
 import psutil
 
 from lluda.bench.gguf_copy import checkpoint_key, gguf_copy
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
 from lluda.errors import UnsupportedModel
-from lluda.weights.atomic_file import atomic_file
+from lluda.files.atomic_file import atomic_file
 from lluda.weights.checkpoint import is_gguf, open_checkpoint, read_config
 
 Progress = Callable[[int, int], None]

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lluda.backends.base import ComputeBackend
+from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import Parameters, Weight
 from lluda.backends.q8_0 import BLOCK, BLOCK_BYTES
+from lluda.convert.synth import distribution
 from lluda.parameters import ParameterSpec
-from lluda.weights.synth import distribution
 
 
 def random_parameters(

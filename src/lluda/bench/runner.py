@@ -17,7 +17,7 @@ from lluda.bench.report import Bandwidth, Conditions, EngineState, MeasuredModel
 from lluda.bench.session import EngineInfo
 from lluda.bench.supervisor import BANDWIDTH, run_worker
 from lluda.bench.weight_traffic import weights_per_step
-from lluda.config_decoder import DecoderConfig
+from lluda.config.decoder import DecoderConfig
 from lluda.engine.loading import ModelFiles
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError, UnsupportedModel
 

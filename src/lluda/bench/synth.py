@@ -26,17 +26,17 @@ from lluda.bench.random_weights import random_parameters
 from lluda.bench.report import Bandwidth, Conditions, EngineState, MeasuredModel, Report, Row, make_row
 from lluda.bench.synth_speech import speech_samples, wait_for
 from lluda.bench.weight_traffic import bytes_per_step, weights_per_step
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
 from lluda.engine.generation import Generator
 from lluda.engine.kv_cache import CacheOptions
 from lluda.errors import InvalidRequest, MissingDependency, OutOfMemory
-from lluda.inputs.tokenizer import Tokenizer
-from lluda.json_file import read_json_object
+from lluda.files.json_file import read_json_object
+from lluda.inputs.text.tokenizer import Tokenizer
 from lluda.models.build import all_parameters, build_text_model, text_parameters
 from lluda.parameters import ParameterSpec
 
 if TYPE_CHECKING:
-    from lluda.backends.base import ComputeBackend
+    from lluda.backends.backend import ComputeBackend
     from lluda.models.causal_lm import CausalLM
 
 CONTEXT = 4096

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from lluda.backends.blocks import Parameters
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
 from lluda.engine.frames import FrameGenerator, SpeechParams
 from lluda.engine.generation import Generator
 from lluda.engine.prompt_rows import PromptRows

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lluda.config_decoder import DecoderConfig
-from lluda.config_talker import TalkerConfig
+from lluda.config.decoder import DecoderConfig
+from lluda.config.talker import TalkerConfig
 from lluda.models.causal_lm import causal_lm_parameters
 from lluda.models.code_predictor import code_predictor_parameters
 from lluda.models.talker import talker_parameters

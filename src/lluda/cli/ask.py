@@ -21,7 +21,7 @@ from lluda.cli.generate import (
 from lluda.cli.speak import add_speech, say_guard, speech_params, spoken
 from lluda.cli.text_input import read_text_argument
 from lluda.errors import InvalidRequest
-from lluda.inputs.media_parts import check_file
+from lluda.inputs.media.media_parts import check_file
 from lluda.outputs.audio_sink import open_audio_sink
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lluda.cli.text_input import require_text
 from lluda.errors import InvalidRequest
-from lluda.inputs.chat_options import ChatOptions
+from lluda.inputs.chat.chat_options import ChatOptions
 
 
 def add_chat_options(parser: argparse.ArgumentParser) -> None:
@@ -84,8 +84,8 @@ def uses_template(args: argparse.Namespace) -> bool:
 
 
 def _messages(path: str) -> list[dict[str, Any]]:
-    from lluda.inputs.media_parts import take_media
-    from lluda.inputs.prompt import check_messages
+    from lluda.inputs.chat.prompt import check_messages
+    from lluda.inputs.media.media_parts import take_media
 
     messages = _json_list(path, "--messages")
     check_messages(take_media(messages)[0])  # refuses before a model is loaded
@@ -93,7 +93,7 @@ def _messages(path: str) -> list[dict[str, Any]]:
 
 
 def _json_list(path: str, option: str) -> list[Any]:
-    from lluda.json_file import read_json
+    from lluda.files.json_file import read_json
 
     if not Path(path).exists():
         raise InvalidRequest(f"{option} {path}: there is no such file")

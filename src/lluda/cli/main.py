@@ -21,7 +21,7 @@ from lluda import __version__
 from lluda.cli.console import one_line, say
 from lluda.cli.interrupts import Terminated, terminating_signals
 from lluda.errors import LludaError
-from lluda.system_errors import remedy_for
+from lluda.files.system_errors import remedy_for
 
 VERBS = {
     "generate": "answer one prompt",

@@ -59,7 +59,7 @@ def find_model(name: str | None, args: argparse.Namespace, *, weights: bool = Tr
 
     All that can be refused without torch is refused here, before its import takes seconds and 200 MB.
     """
-    from lluda.config import ModelConfig
+    from lluda.config.model import ModelConfig
     from lluda.engine.small_files import small_files_check
     from lluda.weights.checkpoint import CONFIG_NAME, read_config
     from lluda.weights.config_override import with_rope_scaling

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the folder, name its files on stdout, and say what it came to."""
     source = options.find_model(args.model, args)
     with heavy_imports():  # torch: what is refused above is refused without it
-        from lluda.engine.packing import pack_model
+        from lluda.convert.pack_model import pack_model
         from lluda.weights.loader import listed
     with byte_progress("packing") as progress:
         report = pack_model(

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run, print, draw."""
-    from lluda.inputs.text_file import read_text
+    from lluda.inputs.text.text_file import read_text
 
     if args.speech and args.against in (None, _LLAMA_CPP):
         raise InvalidRequest("--speech compares two voices; name the base with --against MODEL")

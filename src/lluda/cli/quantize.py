@@ -12,7 +12,7 @@ from lluda.cli.heavy_imports import heavy_imports
 from lluda.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from lluda.weights.quantize import QuantizeReport
+    from lluda.convert.quantize import QuantizeReport
 
 _TYPES = ("q8_0", "bf16")
 
@@ -39,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
     components = _components(args.component)
     source = options.find_model(args.model, args)
     with heavy_imports():  # torch: what is refused above is refused without it
-        from lluda.engine.quantizing import quantize_model
+        from lluda.convert.quantize import TypeChoice
+        from lluda.convert.quantize_model import quantize_model
         from lluda.weights.checkpoint import read_gguf_metadata
-        from lluda.weights.quantize import TypeChoice
     with byte_progress("quantizing") as progress:
         report = quantize_model(
             source,

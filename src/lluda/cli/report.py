@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lluda.errors import InvalidRequest, LludaError
-from lluda.weights.atomic_file import atomic_file
+from lluda.files.atomic_file import atomic_file
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:

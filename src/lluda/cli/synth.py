@@ -37,10 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the checkpoint and name its files on stdout."""
-    from lluda.config import ModelConfig
+    from lluda.config.model import ModelConfig
+    from lluda.convert.synth import override_config, synthesize
     from lluda.weights.checkpoint import CONFIG_NAME, read_config
     from lluda.weights.hub import resolve_model
-    from lluda.weights.synth import override_config, synthesize
 
     # Absolute, so that a mistyped path is never taken for a name on the Hub and fetched.
     source = resolve_model(args.config_dir.absolute())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from lluda.config_omni import OmniConfig
+    from lluda.config.omni import OmniConfig
     from lluda.engine.loading import LoadOptions, ModelFiles
     from lluda.evaluation.omni_validation import OmniRequest, OmniValidation
     from lluda.evaluation.parity import GreedyParity, StageParity
@@ -91,7 +91,7 @@ def _omni_request(args: argparse.Namespace, load: LoadOptions, files: ModelFiles
     """Media as given; without any and without a --prompt, made-up ones of each kind."""
     from lluda.evaluation.omni_inputs import made_up_media, omni_input
     from lluda.evaluation.omni_validation import DEFAULT_FRAMES, OmniRequest
-    from lluda.inputs.media_parts import take_media
+    from lluda.inputs.media.media_parts import take_media
 
     if args.reference != "transformers":
         raise InvalidRequest(f"an Omni model is held against transformers, not {args.reference!r:.40}")

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lluda.inputs.chat_template import ChatTemplate
-from lluda.inputs.tokenizer import Tokenizer
-from lluda.inputs.turn_end import turn_end
+from lluda.inputs.chat.chat_template import ChatTemplate
+from lluda.inputs.chat.turn_end import turn_end
+from lluda.inputs.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

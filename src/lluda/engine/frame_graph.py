@@ -21,7 +21,7 @@ from lluda.models.code_predictor import CodePredictor
 from lluda.models.talker import Talker
 
 if TYPE_CHECKING:
-    from lluda.backends.cuda import CudaBackend
+    from lluda.backends.cuda.backend import CudaBackend
 
 
 class FrameGraph:
@@ -35,8 +35,8 @@ class FrameGraph:
     def __init__(
         self, talker: Talker, predictor: CodePredictor, sampling: SamplingParams, kv_dtype: str, *, capture: bool = True
     ) -> None:
-        from lluda.backends.cuda import CudaBackend
-        from lluda.backends.cuda_graph import STORE_WIDTH, DeviceStore, Graph, pinned, store_row
+        from lluda.backends.cuda.backend import CudaBackend
+        from lluda.backends.cuda.graph import STORE_WIDTH, DeviceStore, Graph, pinned, store_row
 
         assert isinstance(talker.backend, CudaBackend), "only the cuda backend captures"
         self._backend: CudaBackend = talker.backend

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lluda.backends.blocks import Segment
-from lluda.config_talker import TalkerConfig
+from lluda.config.talker import TalkerConfig
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.engine.sampler import Sampler
 from lluda.engine.sampling_params import SamplingParams

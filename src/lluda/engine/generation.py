@@ -21,13 +21,13 @@ from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.sampler import SampledToken, Sampler
 from lluda.engine.sampling_params import SamplingParams
 from lluda.errors import InvalidRequest, LimitExceeded, OutOfMemory
-from lluda.inputs.text_stream import TextStream
-from lluda.inputs.tokenizer import Tokenizer
+from lluda.inputs.text.text_stream import TextStream
+from lluda.inputs.text.tokenizer import Tokenizer
 from lluda.models.causal_lm import CausalLM
 from lluda.models.decoder import Observer
 
 if TYPE_CHECKING:
-    from lluda.backends.cuda_graph import DecodeGraph
+    from lluda.backends.cuda.graph import DecodeGraph
 
 PREFILL_CHUNK, GPU_PREFILL_CHUNK = 512, 2048
 """Rows of a prompt computed at once, on a CPU and on a GPU."""

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lluda.config_decoder import DecoderConfig
+from lluda.config.decoder import DecoderConfig
 from lluda.errors import InvalidRequest, LimitExceeded
 
 Strategy = Literal["growing", "preallocated"]

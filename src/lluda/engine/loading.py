@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from lluda.backends import select_backend
-from lluda.backends.base import ComputeBackend
+from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import Parameters, Weight
-from lluda.config import DTypeName, ModelConfig, resolve_dtype
-from lluda.config_reader import ConfigReader
+from lluda.config.model import DTypeName, ModelConfig, resolve_dtype
+from lluda.config.reader import ConfigReader
 from lluda.engine.forked import require_own_threads
 from lluda.engine.generation import GPU_PREFILL_CHUNK, PREFILL_CHUNK
 from lluda.engine.kv_cache import CacheOptions, Strategy
@@ -30,9 +30,8 @@ from lluda.engine.speech import Voice
 from lluda.engine.talker_prompt import TalkerPromptBuilder
 from lluda.engine.tied_head import with_stored_head
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError, UnsupportedModel
-from lluda.inputs.chat_template import ChatTemplate
-from lluda.inputs.tokenizer import Tokenizer
-from lluda.layers.linear import Embedding
+from lluda.inputs.chat.chat_template import ChatTemplate
+from lluda.inputs.text.tokenizer import Tokenizer
 from lluda.models.build import (
     SPEECH_PREFIXES,
     all_parameters,
@@ -44,6 +43,7 @@ from lluda.models.build import (
 from lluda.models.causal_lm import CausalLM
 from lluda.models.code2wav import Code2Wav
 from lluda.models.code_predictor import CodePredictor
+from lluda.models.linear import Embedding
 from lluda.models.talker import Talker
 from lluda.models.thinker import PREFIX as THINKER_PREFIX
 from lluda.parameters import ParameterSpec

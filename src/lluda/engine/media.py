@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lluda.config_audio import MelConfig
-from lluda.config_vision import VisionInputConfig
+from lluda.config.audio import MelConfig
+from lluda.config.vision import VisionInputConfig
 from lluda.engine.forked import require_own_threads
 from lluda.engine.prompt_rows import PromptRows
 from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded
-from lluda.inputs.audio_features import log_mel
-from lluda.inputs.audio_file import open_audio
-from lluda.inputs.image_file import open_image
-from lluda.inputs.media_parts import MediaPart
-from lluda.inputs.media_positions import AudioSpan, ImageSpan, Span, VideoSpan, media_positions
-from lluda.inputs.media_prompt import Layout, MediaPrompt, expand_placeholders
-from lluda.inputs.video_file import open_video
-from lluda.inputs.vision_patches import VisionPatches, frame_size, image_size, picture_patches, video_patches
+from lluda.inputs.media.audio_features import log_mel
+from lluda.inputs.media.audio_file import open_audio
+from lluda.inputs.media.image_file import open_image
+from lluda.inputs.media.media_parts import MediaPart
+from lluda.inputs.media.media_positions import AudioSpan, ImageSpan, Span, VideoSpan, media_positions
+from lluda.inputs.media.media_prompt import Layout, MediaPrompt, expand_placeholders
+from lluda.inputs.media.video_file import open_video
+from lluda.inputs.media.vision_patches import VisionPatches, frame_size, image_size, picture_patches, video_patches
 from lluda.models.decoder import MultimodalEmbeddings
 from lluda.models.thinker import Thinker
 from lluda.models.vision_encoder import VisionOutput

@@ -9,8 +9,8 @@ import psutil
 import torch
 
 from lluda.backends import usable_device
-from lluda.config import DTypeName
-from lluda.config_decoder import DecoderConfig
+from lluda.config.decoder import DecoderConfig
+from lluda.config.model import DTypeName
 from lluda.errors import OutOfMemory
 from lluda.parameters import ParameterSpec
 from lluda.weights.components import component_of

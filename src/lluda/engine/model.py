@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
-from lluda.config import resolve_dtype
+from lluda.config.model import resolve_dtype
 from lluda.engine.answer_ends import AnswerEnds
 from lluda.engine.frames import SpeechParams
 from lluda.engine.generation import Completion, Generator, Token
@@ -19,16 +19,16 @@ from lluda.engine.sampling_params import SamplingParams
 from lluda.engine.speech import SpeechEvent, Voice, speak
 from lluda.engine.talker_prompt import CapturedHiddenStates
 from lluda.errors import InvalidRequest, UnsupportedModel
-from lluda.inputs.chat_options import ChatOptions
-from lluda.inputs.media_parts import take_media, with_sources
-from lluda.inputs.prompt import build_chat_prompt, with_answer
+from lluda.inputs.chat.chat_options import ChatOptions
+from lluda.inputs.chat.prompt import build_chat_prompt, with_answer
+from lluda.inputs.media.media_parts import take_media, with_sources
 from lluda.models.thinker import Thinker
 from lluda.weights.loader import Progress
 
 _Event = TypeVar("_Event", bound=SpeechEvent)
 Message = Mapping[str, Any]
 """``{"role": "user" | "assistant" | "system" | "tool", "content": str or list of parts}``; a part is ``{"type": "text",
-"text": …}`` or, for an Omni model, a medium (`lluda.inputs.media_parts.MediaPart`)."""
+"text": …}`` or, for an Omni model, a medium (`lluda.inputs.media.media_parts.MediaPart`)."""
 
 
 def load(name_or_path: str | os.PathLike[str], *, progress: Progress | None = None, **options: Any) -> Model:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from lluda.backends.base import ComputeBackend
+from lluda.backends.backend import ComputeBackend
 from lluda.errors import InvalidRequest
 
 COMPONENTS: Mapping[str, str] = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lluda.inputs.media_positions import Span, TextSpan
+from lluda.inputs.media.media_positions import Span, TextSpan
 from lluda.models.decoder import MultimodalEmbeddings
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
 from lluda.errors import ModelNotFound
 from lluda.weights.checkpoint import CONFIG_NAME, read_config, read_generation_config
 from lluda.weights.config_override import with_rope_scaling
@@ -19,7 +19,7 @@ def small_files_check(
     """A check of config, generation config and tokenizer; it raises what loading the model with these options would."""
 
     def check(folder: Path) -> None:
-        from lluda.inputs.tokenizer_files import vocabulary_from_folder  # a tenth of a second, and seldom needed
+        from lluda.inputs.text.tokenizer_files import vocabulary_from_folder  # a tenth of a second, and seldom needed
 
         raw = with_rope_scaling(read_config(folder), rope_scaling)
         ModelConfig.from_hf(raw, str(folder / CONFIG_NAME), allow_unknown=allow_unknown_config)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lluda.config_code2wav import SAMPLE_RATE
+from lluda.config.code2wav import SAMPLE_RATE
 from lluda.engine.forked import require_own_threads
 from lluda.engine.frame_graph import GraphFrames
 from lluda.engine.frames import FrameGenerator, SpeechParams

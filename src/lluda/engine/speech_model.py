@@ -14,7 +14,7 @@ from lluda.engine.loading import LoadOptions, ModelFiles, load_tokenizer, load_v
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.speech import SpeechEvent, join, speak
 from lluda.errors import InvalidRequest
-from lluda.inputs.speaking_parts import speaking_parts
+from lluda.inputs.text.speaking_parts import speaking_parts
 from lluda.weights.loader import Progress
 
 
@@ -53,7 +53,7 @@ class SpeechModel:
     ) -> Iterator[SpeechEvent]:
         """``text`` spoken word for word: its tokens and SpeechChunks as they are made, last a SpeechCompletion.
 
-        A long text is spoken in parts (`lluda.inputs.speaking_parts`), each a speech of its own for the talker, so any
+        A long text is spoken in parts (`speaking_parts.py`), each a speech of its own for the talker, so any
         length takes the same memory. ``max_frames``, where given, is of all parts together. InvalidRequest: an unknown
         speaker, or no text.
         """

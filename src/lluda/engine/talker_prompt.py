@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lluda.config_omni import OmniConfig, SpeechTokens
+from lluda.config.omni import OmniConfig, SpeechTokens
 from lluda.engine.prompt_rows import PromptRows
 from lluda.errors import InvalidRequest
-from lluda.inputs.media_positions import Span, TextSpan, media_positions
-from lluda.layers.linear import Embedding
+from lluda.inputs.media.media_positions import Span, TextSpan, media_positions
 from lluda.models.decoder import Observer
+from lluda.models.linear import Embedding
 from lluda.models.talker import Talker
 
 HEADER = 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from lluda.config import ModelConfig
+from lluda.config.model import ModelConfig
 from lluda.errors import LludaError
 from lluda.models.build import text_prefix
 from lluda.models.causal_lm import EMBEDDING, HEAD

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lluda.layers.conv import ConvState, FixedConvState
 from lluda.models.code2wav import Code2Wav, Code2WavState
+from lluda.models.conv import ConvState, FixedConvState
 
 if TYPE_CHECKING:
-    from lluda.backends.cuda_graph import Graph
+    from lluda.backends.cuda.graph import Graph
 
 _STORE = 4  # numbers that say where the transformer's cache is and what it holds
 
@@ -20,7 +20,7 @@ class _FixedState(Code2WavState):
     """A stream's state in places that do not change; its transformer's cache is a ring of one window."""
 
     def __init__(self, network: Code2Wav, begun: Code2WavState) -> None:
-        from lluda.backends.cuda_graph import DeviceStore
+        from lluda.backends.cuda.graph import DeviceStore
 
         super().__init__(network.config, network.backend)
         decoder, device = network.config.transformer, network.backend.device
@@ -41,7 +41,7 @@ class VocoderGraph:
     """The captured frames of one network, a stream's first and any other; streams use them in turn."""
 
     def __init__(self, network: Code2Wav, *, capture: bool = True) -> None:
-        from lluda.backends.cuda_graph import pinned
+        from lluda.backends.cuda.graph import pinned
 
         self._network, device = network, network.backend.device
         self._capture = capture and device.type == "cuda"
@@ -69,7 +69,7 @@ class VocoderGraph:
     @torch.inference_mode()
     def launch(self, codes: list[int], *, first: bool) -> Graph:
         """Start the next frame."""
-        from lluda.backends.cuda_graph import Graph
+        from lluda.backends.cuda.graph import Graph
 
         state = self._state = self._state or self._make_state()
         self._frames = 0 if first else self._frames + 1

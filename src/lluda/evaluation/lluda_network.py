@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lluda.backends.blocks import Segment
-from lluda.config import resolve_dtype
+from lluda.config.model import resolve_dtype
 from lluda.engine.kv_cache import KVCache
 from lluda.engine.loading import LoadOptions, ModelFiles, load_network
 from lluda.evaluation.trace import Observe, Step

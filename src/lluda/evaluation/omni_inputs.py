@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lluda.config_omni import OmniConfig
+from lluda.config.omni import OmniConfig
 from lluda.errors import InvalidRequest
-from lluda.inputs.media_parts import MediaPart
+from lluda.inputs.media.media_parts import MediaPart
 
 HEADER = 3
 """Ids that open a turn."""

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from lluda.backends.base import ComputeBackend
+from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import Parameters, Segment
-from lluda.config import resolve_dtype
-from lluda.config_omni import SpeechConfig
-from lluda.config_vision import VisionInputConfig
+from lluda.config.model import resolve_dtype
+from lluda.config.omni import SpeechConfig
+from lluda.config.vision import VisionInputConfig
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.engine.loading import LoadOptions, ModelFiles, load_parameters
 from lluda.engine.media import EncodedMedia, MediaReader, PreparedMedia

@@ -41,8 +41,8 @@ from lluda.evaluation.trace import Continuation, Recorder, Trace, continue_greed
 from lluda.evaluation.transformers_omni import TransformersOmni, widened
 from lluda.evaluation.transformers_voice import ReferenceVoice, VoiceTrace
 from lluda.evaluation.validation import TOLERANCES
-from lluda.inputs.audio_file import audio_blocks
-from lluda.inputs.image_file import read_image
+from lluda.inputs.media.audio_file import audio_blocks
+from lluda.inputs.media.image_file import read_image
 from lluda.models.build import all_parameters
 from lluda.models.vision_encoder import VisionOutput
 

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from lluda.backends.blocks import Segment
-from lluda.config_decoder import DecoderConfig
+from lluda.config.decoder import DecoderConfig
 from lluda.engine.frames import FrameGenerator, SpeechParams
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.talker_prompt import CapturedHiddenStates, TalkerPromptBuilder
 from lluda.evaluation.omni_network import OmniNetwork
 from lluda.evaluation.trace import Recorder
-from lluda.layers.linear import Embedding
 from lluda.models.code_predictor import CodePredictor, code_predictor_parameters
+from lluda.models.linear import Embedding
 from lluda.models.talker import Talker, talker_parameters
 from lluda.models.thinker import PREFIX
 from lluda.parameters import ParameterSpec

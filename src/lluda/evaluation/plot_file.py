@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lluda.errors import InvalidRequest, MissingDependency
-from lluda.weights.atomic_file import atomic_file
+from lluda.files.atomic_file import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lluda.config_vision import VisionInputConfig
+from lluda.config.vision import VisionInputConfig
 from lluda.engine.media import PreparedMedia
 from lluda.engine.prompt_rows import PromptRows
 from lluda.errors import LludaError, UnsupportedModel
@@ -33,7 +33,7 @@ from lluda.evaluation.transformers_reference import (
     silence,
     widen_while_running,
 )
-from lluda.inputs.media_positions import VideoSpan
+from lluda.inputs.media.media_positions import VideoSpan
 from lluda.models.causal_lm import EMBEDDING, HEAD
 from lluda.models.decoder import MultimodalEmbeddings
 from lluda.models.thinker import PREFIX as THINKER

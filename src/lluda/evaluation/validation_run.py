@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from lluda import __version__
-from lluda.config import resolve_dtype
+from lluda.config.model import resolve_dtype
 from lluda.engine.loading import LoadOptions, ModelFiles
 from lluda.engine.memory_plan import DTYPE_BYTES
 from lluda.errors import InvalidRequest, LimitExceeded, OutOfMemory

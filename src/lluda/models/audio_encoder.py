@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lluda.backends.base import ComputeBackend
+from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import EncoderBlock, LayerNorm, Parameters, Projection
-from lluda.config_audio import AudioEncoderConfig
-from lluda.layers.linear import Linear
+from lluda.config.audio import AudioEncoderConfig
+from lluda.models.linear import Linear
 from lluda.parameters import ParameterSpec
 
 PREFIX = "thinker.audio_tower."

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from lluda.backends.base import ComputeBackend
+from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import Parameters
-from lluda.config import ModelConfig
-from lluda.config_omni import SpeechConfig
+from lluda.config.model import ModelConfig
+from lluda.config.omni import SpeechConfig
 from lluda.models.causal_lm import CausalLM, causal_lm_parameters
 from lluda.models.code2wav import code2wav_parameters
 from lluda.models.code_predictor import code_predictor_parameters

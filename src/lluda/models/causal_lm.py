@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lluda.backends.base import ComputeBackend
+from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import Parameters, Segment
-from lluda.config_decoder import DecoderConfig
+from lluda.config.decoder import DecoderConfig
 from lluda.models.decoder import Decoder, MultimodalEmbeddings, Observer, decoder_parameters
 from lluda.parameters import ParameterSpec
 

@@ -14,14 +14,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from lluda.backends.base import ComputeBackend
+from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import LayerNorm, Parameters, Projection, ResidualUnit, Segment
-from lluda.config_code2wav import Code2WavConfig
+from lluda.config.code2wav import Code2WavConfig
 from lluda.errors import InvalidRequest
-from lluda.layers.conv import CausalConv, ConvState, DepthwiseConv, MonoConv, PointwiseConv, TransposedConv
-from lluda.layers.linear import Embedding
-from lluda.layers.sliding_cache import SlidingCache
+from lluda.models.conv import CausalConv, ConvState, DepthwiseConv, MonoConv, PointwiseConv, TransposedConv
 from lluda.models.decoder import DecoderStack, Observer, stack_parameters
+from lluda.models.linear import Embedding
+from lluda.models.sliding_cache import SlidingCache
 from lluda.parameters import ParameterSpec
 
 PREFIX = "code2wav."

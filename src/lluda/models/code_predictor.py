@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from lluda.backends.base import ComputeBackend
+from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import CodePredictorSteps, KeyValueStore, Parameters, Segment
-from lluda.config_talker import TalkerConfig
-from lluda.layers.linear import Embedding
+from lluda.config.talker import TalkerConfig
 from lluda.models.decoder import DecoderStack, Observer, stack_parameters
+from lluda.models.linear import Embedding
 from lluda.parameters import ParameterSpec
 
 PREFIX = "talker.code_predictor."

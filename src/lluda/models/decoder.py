@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lluda.backends.base import ComputeBackend
+from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import (
     AttentionBlock,
     DecoderLayers,
@@ -25,10 +25,10 @@ from lluda.backends.blocks import (
     SwiGLU,
     SwiGLUBlock,
 )
-from lluda.config_decoder import DecoderConfig
-from lluda.layers.linear import Embedding
-from lluda.layers.mixture import RemoteMixture
-from lluda.layers.rotary import Rotary, rotary_frequencies, yarn_frequencies
+from lluda.config.decoder import DecoderConfig
+from lluda.models.linear import Embedding
+from lluda.models.mixture import RemoteMixture
+from lluda.models.rotary import Rotary, rotary_frequencies, yarn_frequencies
 from lluda.parameters import ParameterSpec
 
 Observer = Callable[[str, Tensor], None]

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from lluda.backends.base import ComputeBackend
+from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import Parameters, Projection, Segment
-from lluda.config_talker import TalkerConfig
-from lluda.layers.linear import Embedding, Linear
+from lluda.config.talker import TalkerConfig
 from lluda.models.decoder import DecoderStack, Observer, stack_parameters
+from lluda.models.linear import Embedding, Linear
 from lluda.parameters import ParameterSpec
 
 PREFIX = "talker."

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from lluda.backends.base import ComputeBackend
+from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import Parameters
-from lluda.config_decoder import DecoderConfig
-from lluda.config_omni import OmniConfig
+from lluda.config.decoder import DecoderConfig
+from lluda.config.omni import OmniConfig
 from lluda.models.audio_encoder import AudioEncoder, audio_encoder_parameters
 from lluda.models.causal_lm import CausalLM, causal_lm_parameters
 from lluda.models.vision_encoder import VisionEncoder, vision_encoder_parameters

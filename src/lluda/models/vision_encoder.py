@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lluda.backends.base import ComputeBackend, RotaryTable
+from lluda.backends.backend import ComputeBackend, RotaryTable
 from lluda.backends.blocks import EncoderBlock, LayerNorm, Parameters, Projection
-from lluda.config_vision import VisionEncoderConfig
-from lluda.layers.linear import Embedding, Linear
-from lluda.layers.rotary import rotary_frequencies
+from lluda.config.vision import VisionEncoderConfig
+from lluda.models.linear import Embedding, Linear
+from lluda.models.rotary import rotary_frequencies
 from lluda.parameters import ParameterSpec
 
 PREFIX = "thinker.visual."

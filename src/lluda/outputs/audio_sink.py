@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from lluda.errors import InvalidRequest, LludaError, MissingDependency
-from lluda.system_errors import remedy_for
+from lluda.files.system_errors import remedy_for
 
 if TYPE_CHECKING:
     import numpy as np

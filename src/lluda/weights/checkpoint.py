@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lluda.errors import ModelNotFound
-from lluda.gguf_keys import GGUFKeys
-from lluda.json_file import read_json_object
+from lluda.files.gguf_keys import GGUFKeys
+from lluda.files.json_file import read_json_object
 from lluda.weights.entry import Checkpoint
 from lluda.weights.gguf_omni import document
 from lluda.weights.model_name import model_name

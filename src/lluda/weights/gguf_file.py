@@ -18,9 +18,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lluda.errors import CorruptFile, UnsupportedModel
-from lluda.foreign_content import foreign_content
-from lluda.gguf_keys import GGUFKeys
-from lluda.mapped_file import MappedFile
+from lluda.files.foreign_content import foreign_content
+from lluda.files.gguf_keys import GGUFKeys
+from lluda.files.mapped_file import MappedFile
 from lluda.weights.entry import TensorEntry
 from lluda.weights.gguf_header import STORAGE_TYPES, read_header, read_value
 

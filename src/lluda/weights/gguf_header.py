@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lluda.errors import CorruptFile
-from lluda.foreign_content import SAMPLE_BYTES, foreign_content
+from lluda.files.foreign_content import SAMPLE_BYTES, foreign_content
 from lluda.weights.entry import TensorEntry
 
 MAX_HEADER_BYTES = 64 * 2**20

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lluda.errors import CorruptFile, UnsupportedModel
-from lluda.gguf_keys import GGUFKeys, is_array
+from lluda.files.gguf_keys import GGUFKeys, is_array
 from lluda.weights.entry import TensorEntry
 
 ARCHITECTURES = {

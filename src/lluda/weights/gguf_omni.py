@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from lluda.errors import CorruptFile, UnsupportedModel
-from lluda.gguf_keys import GGUFKeys
-from lluda.json_file import MAX_JSON_BYTES, parse_json
+from lluda.files.gguf_keys import GGUFKeys
+from lluda.files.json_file import MAX_JSON_BYTES, parse_json
 from lluda.weights.entry import TensorEntry
 from lluda.weights.gguf_names import entries_by_name, expert_entries, layer_module, layer_part
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from lluda.errors import CorruptFile, ModelNotFound
-from lluda.gguf_keys import described, same_value
+from lluda.files.gguf_keys import described, same_value
 from lluda.weights.gguf_file import GGUFFile
 
 PART_NAME = re.compile(

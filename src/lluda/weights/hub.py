@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 
 from lluda.errors import InvalidRequest, ModelNotFound, UnsupportedModel
-from lluda.mapped_file import open_regular, unreadable
+from lluda.files.mapped_file import open_regular, unreadable
 from lluda.weights.checkpoint import CONFIG_NAME, ModelSource, is_gguf
 from lluda.weights.foreign_formats import foreign_files
 from lluda.weights.repository import Check, Repository, fetch

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lluda.errors import CorruptFile
-from lluda.json_file import parse_json
+from lluda.files.json_file import parse_json
 from lluda.weights.entry import TensorEntry
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from lluda.errors import CorruptFile, UnsupportedModel
-from lluda.foreign_content import SAMPLE_BYTES, foreign_content
-from lluda.mapped_file import MappedFile
+from lluda.files.foreign_content import SAMPLE_BYTES, foreign_content
+from lluda.files.mapped_file import MappedFile
 from lluda.weights.entry import TensorEntry
 from lluda.weights.packed_bf16 import DTYPE, PackedMatrix, packed_matrix, with_packed_shapes
 from lluda.weights.safetensors_header import LENGTH_BYTES, MAX_HEADER_BYTES, read_header

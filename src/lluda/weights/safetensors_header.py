@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lluda.errors import CorruptFile
-from lluda.json_file import decode_utf8, parse_json
+from lluda.files.json_file import decode_utf8, parse_json
 from lluda.weights.entry import TensorEntry
 
 MAX_HEADER_BYTES = 100_000_000

@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from lluda.errors import CorruptFile, ModelNotFound, UnsupportedModel
-from lluda.json_file import read_json_object
-from lluda.mapped_file import open_regular, unreadable
+from lluda.files.json_file import read_json_object
+from lluda.files.mapped_file import open_regular, unreadable
 from lluda.weights.entry import TensorEntry
 from lluda.weights.foreign_formats import PICKLE_SUFFIXES, foreign_files
 from lluda.weights.packed_bf16 import PackedMatrix

@@ -8,12 +8,12 @@ from lluda.bench.formats import held_format, load_options
 from lluda.bench.job import Job
 from lluda.bench.session import RELEASED_SAMPLING, EngineInfo, Session, SteppingSession
 from lluda.bench.weight_traffic import bytes_per_step, weights_per_step
-from lluda.config import resolve_dtype
+from lluda.config.model import resolve_dtype
 from lluda.engine.generation import Generator
 from lluda.engine.kv_cache import KVCache
 from lluda.engine.loading import LoadOptions, ModelFiles, load_network
 from lluda.engine.sampler import Sampler
-from lluda.inputs.tokenizer import Tokenizer
+from lluda.inputs.text.tokenizer import Tokenizer
 from lluda.models.thinker import PREFIX as THINKER_PREFIX
 from lluda.weights.loader import LoadReport
 

@@ -13,10 +13,10 @@ from lluda.bench.job import Job
 from lluda.bench.session import EngineInfo
 from lluda.bench.speech import FRAMES, StreamingSession, VoiceTraffic, prompt_rows
 from lluda.bench.weight_traffic import code_predictor_bytes, talker_bytes
-from lluda.config import resolve_dtype
-from lluda.config_code2wav import SAMPLE_RATE
-from lluda.config_omni import OmniConfig, SpeechConfig
-from lluda.config_talker import TalkerConfig
+from lluda.config.code2wav import SAMPLE_RATE
+from lluda.config.model import resolve_dtype
+from lluda.config.omni import OmniConfig, SpeechConfig
+from lluda.config.talker import TalkerConfig
 from lluda.engine.frames import FrameGenerator, SpeechParams
 from lluda.engine.generation import Token
 from lluda.engine.loading import LoadOptions, ModelFiles, load_parameters
@@ -24,11 +24,11 @@ from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.sampling_params import SamplingParams
 from lluda.engine.speech import SpeechCompletion, Voice, speak
 from lluda.engine.talker_prompt import TalkerPromptBuilder
-from lluda.layers.linear import Embedding
 from lluda.models.audio_encoder import AudioEncoder, audio_encoder_parameters
 from lluda.models.build import speech_parameters, text_parameters
 from lluda.models.code2wav import Code2Wav, Code2WavState
 from lluda.models.code_predictor import CodePredictor
+from lluda.models.linear import Embedding
 from lluda.models.talker import Talker
 from lluda.weights.checkpoint import open_checkpoint
 

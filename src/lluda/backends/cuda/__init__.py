@@ -1,0 +1,1 @@
+"""Triton kernels and captured steps on a GPU."""

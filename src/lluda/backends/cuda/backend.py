@@ -1,0 +1,357 @@
+"""The cuda backend: the reference's operations, those of few rows as Triton kernels, whole steps as graphs.
+
+Steps of up to `triton_gemv.MAX_ROWS` rows go through fused kernels; more rows through torch's products and attention,
+with experts in one grouped launch. It also serves AMD's GPUs through torch's ROCm build, which calls them cuda.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lluda.backends.backend import Layers, Observer, Precision, RotaryTable
+from lluda.backends.blocks import (
+    AttentionBlock,
+    DenseWeight,
+    MixtureBlock,
+    Norm,
+    Projection,
+    Segment,
+    Step,
+    SwiGLU,
+    SwiGLUBlock,
+    Weight,
+)
+from lluda.backends.cuda import (
+    triton_attention,
+    triton_formats,
+    triton_gemv,
+    triton_grouped,
+    triton_mixture,
+    triton_rows,
+    triton_sampling,
+)
+from lluda.backends.cuda.coded_weight import PACKED, Q8_0, CodedWeight, pack, split_q8_0, unpack_file
+from lluda.backends.cuda.graph import DecodeGraph, DeviceStore, Graph, PrefillGraph, Run, store_row
+from lluda.backends.cuda.triton_target import has_dependent_launch, interpreted
+from lluda.backends.reference.backend import ReferenceBackend, attend
+from lluda.errors import InvalidRequest, LimitExceeded
+
+_SCRATCH_ROWS = 16
+_FEW, _MOST_CAPTURED = 512, 2048
+_BUCKETS = 32, 256
+"""Prompts are filled up to a multiple of so many rows (up to ``_FEW``, beyond) where they are captured; longer ones
+keep the device busy without that."""
+
+_KERNEL_TYPES = (torch.bfloat16, torch.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStep(Step):
+    """A step whose stores are `DeviceStore`s: their ``table``, the ``fresh`` rows that each is given, their dtype."""
+
+    table: Tensor
+    fresh: int
+    cache: torch.dtype
+
+
+class CudaBackend(ReferenceBackend):
+    """Triton kernels on one GPU (in Triton's interpreter: on any device, for tests)."""
+
+    name = "cuda"
+
+    def __init__(
+        self, device: torch.device, precision: Precision, *, packed: bool = False, q8_0_rows: bool = False
+    ) -> None:
+        if device.type != "cuda" and not interpreted():
+            raise InvalidRequest(f"the cuda backend needs a GPU, not device {str(device)!r}; take --device cuda")
+        if packed and precision.compute is not torch.bfloat16:
+            raise InvalidRequest("packed weights are those of a BF16 run; take --dtype bf16, or leave out --weights")
+        if q8_0_rows:
+            raise InvalidRequest("the cuda backend multiplies Q8_0 weights with exact rows; take --backend reference")
+        super().__init__(device, precision)
+        self._packed = packed
+        self._forms = {PACKED} if packed else set[str]()
+        self._fused = precision.compute in _KERNEL_TYPES
+        self.captures = self._fused
+        self._pdl = has_dependent_launch(device)
+        self._experts: dict[MixtureBlock, Tensor | None] = {}
+        self._uniforms: dict[MixtureBlock, MixtureBlock] = {}
+        self._prefills: dict[Any, PrefillGraph] = {}
+        self._pool: Any = None
+        self._scratch: dict[tuple[int, int, int], triton_attention.DecodeScratch] = {}
+
+    def describe(self) -> str:
+        """One line for people."""
+        compute = str(self.precision.compute).removeprefix("torch.")
+        card = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "Triton's interpreter"
+        weights = f", {' and '.join(sorted(self._forms))} weights" if self._forms else ""
+        overlap = ", kernels overlap" if self._pdl else ""
+        return f"cuda backend on {self.device} ({card}), {compute}{weights}{overlap}"
+
+    def matrix(self, values: Tensor) -> tuple[Weight, bool]:
+        taken = values.to(self.device, self.precision.compute).contiguous()
+        if self._packed:
+            return pack(taken), False
+        return DenseWeight(taken, "BF16" if taken.dtype == torch.bfloat16 else str(taken.dtype)[6:].upper()), False
+
+    def packed_matrix(self, stored: Tensor) -> Weight | None:
+        if self.precision.compute is not torch.bfloat16:
+            return None
+        self._forms.add(PACKED)
+        return pack(unpack_file(stored, self.device))
+
+    def q8_0_matrix(self, blocks: Tensor) -> Weight | None:
+        if self.precision.compute is not torch.bfloat16:
+            return None
+        self._forms.add(Q8_0)
+        return split_q8_0(blocks.to(self.device))
+
+    def embedding(self, weight: Weight, ids: Tensor) -> Tensor:
+        if isinstance(weight, CodedWeight):
+            return triton_formats.decoded(weight, self.precision.residual, ids, pdl=self._pdl)
+        if not self._takes(weight):
+            return super().embedding(weight, ids)
+        return triton_rows.lookup(triton_formats.values_of(weight), ids, pdl=self._pdl)
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        if not (self._few(x) and self._takes(weight)):
+            return super().linear(x, self._plain(weight), bias)
+        out = torch.empty(len(x), weight.out_features, dtype=self.precision.compute, device=x.device)
+        return triton_gemv.project(x.contiguous(), None, [weight], pdl=self._pdl, out=out, bias=bias)
+
+    def rms_norm(self, x: Tensor, norm: Norm) -> Tensor:
+        if not self._fused:
+            return super().rms_norm(x, norm)
+        return triton_rows.rms_norm(x.contiguous(), norm.weight, norm.eps, self.precision.compute, pdl=self._pdl)
+
+    def rotary_table(self, positions: Tensor, inverse_frequencies: Tensor, scale: float = 1.0) -> RotaryTable:
+        if not self._fused:
+            return super().rotary_table(positions, inverse_frequencies, scale)
+        return triton_rows.angles(positions, inverse_frequencies, scale, pdl=self._pdl)
+
+    def rotate(self, x: Tensor, table: RotaryTable, norm: Norm | None) -> Tensor:
+        if not self._fused:
+            return super().rotate(x, table, norm)
+        weight = (norm.weight, norm.eps) if norm else None
+        return triton_rows.rotate(x.contiguous(), weight, table, self.precision.compute, pdl=self._pdl)
+
+    def route(self, x: Tensor, router: Tensor, top_k: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
+        if not self._fused or len(router) > triton_mixture.MAX_EXPERTS:
+            return super().route(x, router, top_k, normalise=normalise)
+        return triton_grouped.route(F.linear(x.to(router.dtype), router), top_k, normalise=normalise)
+
+    def snake_beta(self, x: Tensor, frequency: Tensor, amplitude: Tensor) -> Tensor:
+        if not self._fused:
+            return super().snake_beta(x, frequency, amplitude)
+        return triton_rows.snake(x.contiguous(), frequency, amplitude, self.precision.compute, pdl=self._pdl)
+
+    def head(self, x: Tensor, norm: Norm, weight: Weight) -> Tensor:
+        if not (self._few(x) and self._takes(weight)):
+            return super().head(x, norm, weight)
+        return triton_gemv.project(x.contiguous(), (norm.weight, norm.eps), [weight], pdl=self._pdl)
+
+    def begin_step(self, table: RotaryTable, segments: Sequence[Segment]) -> Step:
+        stores = [segment.store for segment in segments]
+        if not isinstance(stores[0], DeviceStore):
+            return Step(*table, segments)
+        fresh = {segment.rows for segment in segments}
+        assert len(fresh) == 1, f"sequences of a device step have one number of rows, not {sorted(fresh)}"
+        return DeviceStep(*table, segments, stores[0].table, fresh.pop(), stores[0].dtype)
+
+    def attention_block(self, x: Tensor, block: AttentionBlock, layer: int, step: Step) -> Tensor:
+        if not isinstance(step, DeviceStep):
+            return super().attention_block(x, block, layer, step)
+        if step.fresh > triton_gemv.MAX_ROWS:
+            return self._first_rows(x, block, layer, step)
+        heads, kv_heads = (p.weight.out_features // block.head_dim for p in (block.q_proj, block.k_proj))
+        norms = None
+        if block.q_norm is not None and block.k_norm is not None:
+            norms = (block.q_norm.weight, block.q_norm.eps), (block.k_norm.weight, block.k_norm.eps)
+        attended = triton_attention.decode_attention(
+            self._qkv(x, block), norms, (step.cos, step.sin), step.table, self._scratch_for(heads, kv_heads, block),
+            heads=heads, kv_heads=kv_heads, head_dim=block.head_dim, layer=layer, fresh=step.fresh,
+            window=block.window, compute=self.precision.compute, cache=step.cache, pdl=self._pdl,
+        )  # fmt: skip
+        return self._add(x, attended, block.o_proj, block.scale)
+
+    def swiglu_block(self, x: Tensor, block: SwiGLUBlock) -> Tensor:
+        mlp = block.mlp
+        if not (self._few(x) and self._takes(mlp.gate_proj, mlp.up_proj, mlp.down_proj)):
+            return super().swiglu_block(x, block)
+        norm = block.norm.weight, block.norm.eps
+        acts = triton_gemv.gated(x.contiguous(), norm, mlp.gate_proj, mlp.up_proj, pdl=self._pdl)
+        return self._add(x, acts, Projection(mlp.down_proj), block.scale)
+
+    def mixture_block(self, x: Tensor, block: MixtureBlock) -> Tensor:
+        block = self._uniform(block)
+        first, shared, table = block.experts[0], block.shared, self._table(block)
+        if table is None:
+            return super().mixture_block(x, block)
+        count, width = len(block.experts), first.gate_proj.out_features
+        norm, x = (block.norm.weight, block.norm.eps), x.contiguous()
+        if not self._few(x):
+            normed = self.rms_norm(x, block.norm)
+            weights, ids = self.route(normed, block.router, block.top_k, normalise=block.normalise)
+            table, decoded = self._plain_experts(first, table, count)
+            out = triton_grouped.grouped_mixture(x, normed, weights, ids, table, experts=count, width=width)
+            del decoded  # whose addresses were in the table
+            return out if shared is None else out.add_(self.shared_expert(normed, shared))
+        inner = shared.mlp.gate_proj.out_features if shared else 0
+        routers: list[Weight] = [
+            DenseWeight(part, "F32") for part in (block.router, *([shared.gate] if shared else []))
+        ]
+        logits = triton_gemv.project(x, norm, routers, pdl=self._pdl, compute=self.precision.compute)
+        return triton_mixture.mixture(
+            x, norm, logits, table, experts=count, top_k=block.top_k, width=width, shared=inner,
+            normalise=block.normalise, like=first.gate_proj, pdl=self._pdl,
+        )  # fmt: skip
+
+    def decode_graph(self, run: Run, rows: int, kv_dtype: torch.dtype, *, capture: bool = True) -> DecodeGraph | None:
+        """See `ComputeBackend.decode_graph`; without ``capture`` it runs launch by launch."""
+        if not self._fused or kv_dtype not in _KERNEL_TYPES or rows > _SCRATCH_ROWS:
+            return None
+        on_gpu = self.device.type == "cuda"
+        return DecodeGraph(run, self.argmax, rows, kv_dtype, self.device, capture=capture and on_gpu)
+
+    def host_callback(self, work: Callable[[], object]) -> None:
+        if Graph.recording is None:
+            super().host_callback(work)
+        else:
+            Graph.recording.break_for(work)
+
+    def argmax(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """First id of the largest of each row of ``[rows, count]``, and the largest (NaN if any is)."""
+        return triton_sampling.argmax(logits, pdl=self._pdl)
+
+    def sample(self, logits: Tensor, uniform: Tensor, out: Tensor, peak: Tensor, **settings: Any) -> None:
+        """Choose an id on the device: see `triton_sampling.sample`."""
+        triton_sampling.sample(logits, uniform, out, peak, pdl=self._pdl, **settings)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether kernels may start before the one in front of them has ended (for kernels called from outside)."""
+        return self._pdl
+
+    def run_layers(
+        self, layers: Layers, x: Tensor, positions: Tensor, segments: Sequence[Segment], observe: Observer | None
+    ) -> Tensor:
+        """The first rows of a sequence as one launch, from the second time on that about so many come."""
+        store = segments[0].store
+        bucket = _BUCKETS[len(x) > _FEW]
+        rows = -(-len(x) // bucket) * bucket
+        alone = len(segments) == 1 and not isinstance(store, DeviceStore) and store.length == 0
+        wanted = self._fused and self.device.type == "cuda" and triton_gemv.MAX_ROWS < len(x) <= _MOST_CAPTURED
+        if not (alone and wanted and not torch.cuda.is_current_stream_capturing()):
+            return layers(x, positions, segments, observe)
+        try:
+            buffers, place = store.reserve(rows), store_row(store, rows)
+        except LimitExceeded:  # by the rows that it is filled up with
+            return layers(x, positions, segments, observe)
+        if buffers[0].dtype != self.precision.compute:
+            return layers(x, positions, segments, observe)
+        key = layers, rows, positions.dim(), observe is None
+        if key not in self._prefills:
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            self._prefills[key] = PrefillGraph(
+                layers, rows, x, positions, buffers[0].dtype, observed=observe is not None, pool=self._pool
+            )
+        return self._prefills[key](x, positions, place, observe or _nobody)
+
+    def _first_rows(self, x: Tensor, block: AttentionBlock, layer: int, step: DeviceStep) -> Tensor:
+        """Attention of a sequence's first rows among themselves, whose keys and values are stored on the way."""
+        normed = self.rms_norm(x, block.norm)
+        query, key, value = (
+            self._project(normed, part).view(len(x), -1, block.head_dim)
+            for part in (block.q_proj, block.k_proj, block.v_proj)
+        )
+        table = step.cos, step.sin
+        query, key = self.rotate(query, table, block.q_norm), self.rotate(key, table, block.k_norm)
+        triton_attention.store_rows(key, value, step.table, layer, step.cache)
+        attended = attend(query, key.transpose(0, 1), value.transpose(0, 1), block.window)
+        return self._add(x, attended.to(self.precision.compute), block.o_proj, block.scale)
+
+    def _qkv(self, x: Tensor, block: AttentionBlock) -> Tensor:
+        """Queries, keys and values side by side, float32."""
+        parts, x = (block.q_proj, block.k_proj, block.v_proj), x.contiguous()
+        if self._few(x) and self._takes(*(part.weight for part in parts)) and block.q_proj.bias is None:
+            norm = block.norm.weight, block.norm.eps
+            return triton_gemv.project(x, norm, [part.weight for part in parts], pdl=self._pdl)
+        normed = self.rms_norm(x, block.norm)
+        return torch.cat([self._project(normed, part) for part in parts], dim=1).float()
+
+    def _add(self, x: Tensor, rows: Tensor, projection: Projection, scale: Tensor | None) -> Tensor:
+        """``x + scale * projection(rows)``, in place where one kernel does it."""
+        if self._few(x) and self._takes(projection.weight) and projection.bias is None:
+            return triton_gemv.add(rows, projection.weight, x.contiguous(), scale, pdl=self._pdl)
+        branch = self._project(rows, projection)
+        return x + (branch if scale is None else branch * scale)
+
+    def _few(self, x: Tensor) -> bool:
+        return self._fused and len(x) <= triton_gemv.MAX_ROWS
+
+    def _takes(self, *weights: Weight) -> bool:
+        """Whether kernels multiply with these together: all of one form."""
+        known = all(isinstance(weight, DenseWeight | CodedWeight) for weight in weights)
+        return self._fused and known and len({weight.format for weight in weights}) == 1
+
+    def _plain(self, weight: Weight) -> Weight:
+        """For products of many rows, which are no faster for fewer bytes of weights. Q8_0 ones are rounded to BF16."""
+        if not isinstance(weight, CodedWeight):
+            return weight
+        return DenseWeight(triton_formats.decoded(weight, self.precision.compute, pdl=self._pdl), "BF16")
+
+    def _uniform(self, block: MixtureBlock) -> MixtureBlock:
+        """The block with all experts in one form, made once: as they are, or else as plain numbers."""
+        if block not in self._uniforms:
+            mlps = [*block.experts, *([block.shared.mlp] if block.shared else [])]
+            if len({weight.format for weight in chain(*map(_matrices, mlps))}) == 1:
+                self._uniforms[block] = block
+            else:
+                plain = [SwiGLU(*map(self._plain, _matrices(mlp))) for mlp in mlps]
+                shared = block.shared and replace(block.shared, mlp=plain.pop())
+                self._uniforms[block] = replace(block, experts=plain, shared=shared)
+        return self._uniforms[block]
+
+    def _table(self, block: MixtureBlock) -> Tensor | None:
+        """Addresses of the experts' matrices, the shared expert's last, made once; None if no kernel takes them."""
+        if block not in self._experts:
+            mlps = [*block.experts, *([block.shared.mlp] if block.shared else [])]
+            taken = len(block.experts) <= triton_mixture.MAX_EXPERTS and self._takes(*chain(*map(_matrices, mlps)))
+            places = [[triton_formats.place_of(w) for w in _matrices(mlp)] for mlp in mlps] if taken else []
+            self._experts[block] = torch.tensor(places, device=self.device) if taken else None
+        return self._experts[block]
+
+    def _plain_experts(self, like: SwiGLU, table: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
+        """``table``, or one of the first ``count`` experts' numbers where they are coded, and what holds those."""
+        if not isinstance(like.gate_proj, CodedWeight):
+            return table, []
+        decoded = []
+        for part, weight in enumerate(_matrices(like)):
+            assert isinstance(weight, CodedWeight), "experts are of one form"
+            places = table.flatten()[part:]
+            decoded.append(triton_formats.decoded_group(weight, places, count, self.precision.compute, pdl=self._pdl))
+        index = torch.arange(count, device=self.device)
+        columns = [part.data_ptr() + index * (part.stride(0) * part.element_size()) for part in decoded]
+        return torch.stack(columns, dim=1), decoded
+
+    def _scratch_for(self, heads: int, kv_heads: int, block: AttentionBlock) -> triton_attention.DecodeScratch:
+        """Made once for each kind of heads."""
+        key = kv_heads, heads // kv_heads, block.head_dim
+        if key not in self._scratch:
+            self._scratch[key] = triton_attention.DecodeScratch(_SCRATCH_ROWS, *key, self.device)
+        return self._scratch[key]
+
+
+def _nobody(stage: str, rows: Tensor) -> None:
+    """Observes nothing."""
+
+
+def _matrices(mlp: SwiGLU) -> tuple[Weight, Weight, Weight]:
+    return mlp.gate_proj, mlp.up_proj, mlp.down_proj

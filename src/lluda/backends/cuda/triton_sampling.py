@@ -1,0 +1,159 @@
+"""The next token chosen on the device, in Triton: what `engine/sampler.py` does, in the same order and precision.
+
+Thresholds of top-k and top-p are found by halving the range of the scores' bit patterns, which have the scores' order;
+nothing is sorted. A row's vocabulary must fit one program (`MAX_VOCABULARY`); an argmax takes any.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lluda.backends.cuda.triton_target import interpreted, launch_options, take_input
+
+MAX_VOCABULARY = 8192
+_PARTS = 4 if interpreted() else 128
+
+
+@triton.jit
+def _part_maximum(logits_ptr, value_ptr, index_ptr, count, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+                  PDL: tl.constexpr):  # fmt: skip
+    r, part = tl.program_id(0), tl.program_id(1)
+    take_input(PDL)
+    best, place = float("-inf"), 0x7FFFFFFF
+    bad = 0
+    for start in range(part * BLOCK, count, PARTS * BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        value = tl.load(logits_ptr + r.to(tl.int64) * count + i, mask=i < count, other=float("-inf")).to(tl.float32)
+        bad += tl.sum((value != value).to(tl.int32), 0)
+        peak = tl.max(value, 0)
+        first = tl.min(tl.where(value == peak, i, 0x7FFFFFFF), 0)
+        place = tl.where(peak > best, first, tl.where(peak == best, tl.minimum(place, first), place))
+        best = tl.maximum(best, peak)
+    tl.store(value_ptr + r * PARTS + part, tl.where(bad > 0, float("nan"), best))
+    tl.store(index_ptr + r * PARTS + part, place)
+
+
+@triton.jit
+def _whole_maximum(value_ptr, index_ptr, out_ptr, peak_ptr, PARTS: tl.constexpr, PDL: tl.constexpr):
+    r = tl.program_id(0)
+    take_input(PDL)
+    part = tl.arange(0, PARTS)
+    value = tl.load(value_ptr + r * PARTS + part)
+    index = tl.load(index_ptr + r * PARTS + part)
+    bad = tl.sum((value != value).to(tl.int32), 0) > 0
+    peak = tl.max(value, 0)
+    token = tl.min(tl.where(value == peak, index, 0x7FFFFFFF), 0)
+    # Where nothing can be chosen the number is still one of the vocabulary: what reads it next must not fault.
+    tl.store(out_ptr + r, tl.where(bad | (token == 0x7FFFFFFF), 0, token).to(tl.int64))
+    tl.store(peak_ptr + r, tl.where(bad, float("nan"), peak))
+
+
+@triton.jit
+def _sample(logits_ptr, suppressed_ptr, seen_ptr, uniform_ptr, out_ptr, peak_ptr,
+            temperature, top_k, top_p, min_p, repetition,
+            COUNT: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr, SUPPRESS: tl.constexpr, SEEN: tl.constexpr,
+            PDL: tl.constexpr):  # fmt: skip
+    i = tl.arange(0, BLOCK)
+    take_input(PDL)
+    score = tl.load(logits_ptr + i, mask=i < COUNT, other=float("-inf")).to(tl.float32)
+    bad = tl.sum((score != score).to(tl.int32), 0) > 0
+    score = tl.where(score != score, float("-inf"), score)
+    if SEEN:
+        seen = tl.load(seen_ptr + i, mask=i < COUNT, other=0) != 0
+        score = tl.where(seen, tl.where(score < 0, score * repetition, score / repetition), score)
+    if SUPPRESS:
+        score = tl.where(tl.load(suppressed_ptr + i, mask=i < COUNT, other=0) != 0, float("-inf"), score)
+    peak = tl.max(score, 0)
+    if GREEDY:
+        token = tl.min(tl.where(score == peak, i, BLOCK), 0)
+    else:
+        bits = score.to(tl.int32, bitcast=True)
+        key = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+        kept = i < COUNT
+        if top_k > 0:
+            low, high = tl.min(key, 0).to(tl.int64), tl.max(key, 0).to(tl.int64) + 1
+            # The largest threshold that at least top_k scores reach, among four parts of the range at a time.
+            for _ in range(16):
+                step = (high - low + 3) >> 2
+                first, second, third = low + step, low + 2 * step, low + 3 * step
+                enough = (tl.sum((key >= first).to(tl.int32), 0) >= top_k).to(tl.int64)
+                enough += (tl.sum((key >= second).to(tl.int32), 0) >= top_k).to(tl.int64)
+                enough += (tl.sum((key >= third).to(tl.int32), 0) >= top_k).to(tl.int64)
+                low += enough * step
+                high = tl.minimum(low + step, high)
+            kept = kept & (key >= low.to(tl.int32))
+        weight = tl.where(kept, tl.exp((score.to(tl.float64) - peak.to(tl.float64)) / temperature), 0.0)
+        if top_p < 1.0:
+            needed = top_p * tl.sum(weight, 0)
+            low, high = tl.min(key, 0).to(tl.int64) - 1, tl.max(key, 0).to(tl.int64)
+            # The smallest threshold above which less than `needed` lies: those above it are kept, of those at it as
+            # many, by id, as are needed.
+            for _ in range(17):
+                step = (high - low + 3) >> 2
+                first, second, third = low + step, low + 2 * step, low + 3 * step
+                more = (tl.sum(tl.where(key > first, weight, 0.0), 0) >= needed).to(tl.int64)
+                more += (tl.sum(tl.where(key > second, weight, 0.0), 0) >= needed).to(tl.int64)
+                more += (tl.sum(tl.where(key > third, weight, 0.0), 0) >= needed).to(tl.int64)
+                low += more * step
+                high = tl.minimum(low + step, high)
+            border = high.to(tl.int32)
+            above = tl.sum(tl.where(key > border, weight, 0.0), 0)
+            at = tl.where(key == border, weight, 0.0)
+            before = tl.cumsum(at, 0) - at
+            weight = tl.where((key > border) | ((key == border) & (above + before < needed)), weight, 0.0)
+        weight = tl.where(weight >= min_p, weight, 0.0)
+        reached = tl.cumsum(weight, 0)
+        total = tl.max(reached, 0)
+        target = tl.load(uniform_ptr) * total
+        token = tl.sum((reached <= target).to(tl.int32), 0)
+        token = tl.minimum(token, tl.sum((reached < total).to(tl.int32), 0))
+    token = tl.where(token < COUNT, token, 0)
+    tl.store(out_ptr, token.to(tl.int64))
+    tl.store(peak_ptr, tl.where(bad, float("nan"), peak))
+    if SEEN:
+        tl.store(seen_ptr + token, 1)
+
+
+def argmax(logits: Tensor, *, pdl: bool) -> tuple[Tensor, Tensor]:
+    """Of each row of ``logits [rows, count]`` the first id of the largest (int64), and the largest (float32, NaN if any
+    is)."""
+    rows, count = logits.shape
+    values = torch.empty(rows, _PARTS, dtype=torch.float32, device=logits.device)
+    places = torch.empty(rows, _PARTS, dtype=torch.int32, device=logits.device)
+    out = torch.empty(rows, dtype=torch.int64, device=logits.device)
+    peaks = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    options = launch_options(pdl, 4)
+    _part_maximum[(rows, _PARTS)](logits, values, places, count, PARTS=_PARTS, BLOCK=1024, **options)
+    _whole_maximum[(rows,)](values, places, out, peaks, PARTS=_PARTS, **options)
+    return out, peaks
+
+
+def sample(
+    logits: Tensor,
+    uniform: Tensor,
+    out: Tensor,
+    peak: Tensor,
+    *,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repetition: float,
+    suppressed: Tensor | None,
+    seen: Tensor | None,
+    pdl: bool,
+) -> None:
+    """Choose from ``logits [count]`` by ``uniform`` (float64, one number of [0, 1)) into ``out`` (int64, one), its
+    largest score into ``peak`` (float32, one).
+
+    ``suppressed`` and ``seen`` are uint8 ``[count]``; the chosen id is marked as seen. Temperature 0 is greedy;
+    ``repetition`` counts where ``seen`` is given. The rest as in `engine.sampler.Sampler`.
+    """
+    count = logits.numel()
+    assert count <= MAX_VOCABULARY, f"{count} logits for one program"
+    _sample[(1,)](
+        logits, suppressed if suppressed is not None else out, seen if seen is not None else out, uniform, out, peak,
+        temperature, top_k, top_p, min_p, repetition, COUNT=count, BLOCK=triton.next_power_of_2(count),
+        GREEDY=temperature == 0.0, SUPPRESS=suppressed is not None, SEEN=seen is not None, **launch_options(pdl, 4),
+    )  # fmt: skip

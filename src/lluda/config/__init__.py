@@ -1,0 +1,1 @@
+"""Every number of a config.json, read strictly: one file a component."""

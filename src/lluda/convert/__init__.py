@@ -1,0 +1,1 @@
+"""Writing checkpoints: synth, pack, quantize, and the writers of both file formats."""

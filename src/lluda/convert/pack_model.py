@@ -1,0 +1,62 @@
+"""A model packed ahead of time: from its name to a folder of packed matrices, made by the native library."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lluda.backends.cpu.native_library import NativeContext
+from lluda.backends.cpu.packing import pack_matrix
+from lluda.backends.cpu.weight_memory import WeightMemory
+from lluda.convert.packed_folder import DEFAULT_SHARD_BYTES, PackReport, write_packed_folder
+from lluda.engine.loading import LoadOptions
+from lluda.weights.checkpoint import CONFIG_NAME, ModelSource, open_checkpoint, read_config, read_document
+from lluda.weights.hub import find_source
+from lluda.weights.loader import Progress
+from lluda.weights.model_folder import SETTINGS_FILES, TOKENIZER_FILES, companion_files, tokenizer_files
+
+
+def pack_model(
+    name_or_path: str | os.PathLike[str],
+    out_dir: Path,
+    *,
+    tokenizer: Path | None = None,
+    threads: int | None = None,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    progress: Progress | None = None,
+) -> PackReport:
+    """Pack a folder, .gguf file or hub model into the new folder ``out_dir``, with its config and settings, and with
+    its tokenizer and chat template or those of the folder ``tokenizer`` (a .gguf file's own are not copied).
+
+    Errors as `write_packed_folder`; NativeLibraryError: there is no native library; ModelNotFound: no such model.
+    """
+    threads = LoadOptions(threads=threads).threads
+    native = NativeContext(threads=threads or torch.get_num_threads())
+    source = find_source(name_or_path)
+    path, is_folder = source.path, not source.is_gguf
+    return write_packed_folder(
+        open_checkpoint(source),
+        out_dir,
+        partial(pack_matrix, memory=WeightMemory(), native=native),
+        config=path / CONFIG_NAME if is_folder else read_config(source),
+        extra_files=_extra_files(source, tokenizer),
+        shard_bytes=shard_bytes,
+        progress=progress,
+    )
+
+
+def _extra_files(source: ModelSource, tokenizer: Path | None) -> dict[str, Path | Mapping[str, Any]]:
+    """What stands beside the weights and the config."""
+    found: dict[str, Path | Mapping[str, Any]] = {}
+    if source.is_gguf:
+        found |= {name: document for name in SETTINGS_FILES if (document := read_document(source, name))}
+    else:
+        found |= companion_files(source.path)
+    if tokenizer is None:
+        return found
+    return {name: file for name, file in found.items() if name not in TOKENIZER_FILES} | tokenizer_files(tokenizer)

@@ -1,0 +1,1 @@
+"""Messages, chat templates and the prompts made of them."""

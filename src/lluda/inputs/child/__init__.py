@@ -1,0 +1,1 @@
+"""Child processes that are bounded in memory and time, and their messages."""

@@ -1,0 +1,1 @@
+"""Decoding media files in a child process that may crash."""

@@ -1,0 +1,1 @@
+"""Recordings, pictures and videos, before tensors of a model."""

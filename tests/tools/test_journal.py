@@ -1,0 +1,176 @@
+"""Tables are written from results, between their markers, and nothing else of a file changes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lluda.errors import InvalidRequest
+from tools.journal import main, markdown_table, replace_table, table_of
+
+ENTRY = "# Title\n\n<!-- table: speed -->\nold\n<!-- end -->\n\nText.\n\n<!-- table: parity -->\n<!-- end -->\n"
+
+LAYER = {
+    "stage": "logits",
+    "argmax_agreement": 0.984375,
+    "max_abs_error": 0.01234567,
+    "mean_abs_error": 0.001,
+    "range": 20.0,
+    "relative_error": 0.000617,
+    "error_to_float64": {"lluda": 0.064, "reference": 0.124, "ratio": 0.51613},
+    "first_divergence": None,
+}
+VALIDATION = LAYER | {
+    "kind": "validation",
+    "model": {"name": "Qwen3-0.6B"},
+    "reference": "transformers",
+    "dtype": "bf16",
+    "backend": "reference backend on cpu",
+    "tokens": 64,
+    "mode": "one prefill",
+    "layers": [
+        LAYER | {"stage": "embeddings", "error_to_float64": {"lluda": 0.0, "reference": 0.0, "ratio": None}},
+        LAYER,
+    ],
+    "greedy": {"tokens": 16, "agreement": 0.5625},
+    "distribution": None,
+    "passed": True,
+    "versions": {"lluda": "0.1.0", "torch": "2.13.0"},
+}
+BENCH = {
+    "machine": {"cpu": "a | b", "threads": 2},
+    "rows": [
+        {"engine": "lluda", "test": "tg128", "median": 18.25, "min": 18, "max": 19.0, "roofline_fraction": 0.873},
+        {"engine": "transformers", "test": "tg128", "median": 9.5, "min": 9, "max": 10, "roofline_fraction": None},
+    ],
+}  # fmt: skip
+
+
+def cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.splitlines() if "|" in line]
+
+
+def test_validations_become_one_row_each():
+    failed = VALIDATION | {"passed": False, "dtype": "f32", "error_to_float64": None, "greedy": None}
+    table = table_of([VALIDATION, failed])
+    header, _, first, second = cells(table)[:4]
+    row = dict(zip(header, first, strict=True))
+    assert row["model"] == "Qwen3-0.6B"
+    assert row["run"] == "64 tokens, one prefill"
+    assert row["ratio"] == "0.5161"
+    assert row["greedy tokens equal"] == "9 of 16"
+    assert row["bars"] == "passed"
+    other = dict(zip(header, second, strict=True))
+    assert (other["bars"], other["ratio"], other["greedy tokens equal"]) == ("FAILED", "–", "–")
+    assert table.endswith("\nRun with lluda 0.1.0, torch 2.13.0, reference backend on cpu.\n")
+
+
+def test_llama_cpp_has_its_own_columns():
+    parts = {"mean_kl": 0.00316, "max_kl": 0.0131, "correlation": 0.99961}
+    header, _, row = cells(table_of([VALIDATION | {"distribution": parts, "reference": "llama.cpp"}]))
+    assert dict(zip(header, row, strict=True))["mean KL (nats)"] == "0.00316"
+    assert "ratio" not in header
+
+
+def test_layers_of_one_validation():
+    header, _, first, last = cells(table_of([VALIDATION], layers=True))
+    assert dict(zip(header, first, strict=True))["ratio"] == "–"
+    assert dict(zip(header, last, strict=True)) == {
+        "stage": "logits",
+        "max abs error": "0.01235",
+        "mean abs error": "0.001",
+        "relative error": "0.000617",
+        "argmax agreement": "0.9844",
+        "lluda to float64": "0.064",
+        "reference to float64": "0.124",
+        "ratio": "0.5161",
+    }
+    for wrong in ([VALIDATION, VALIDATION], [BENCH]):
+        with pytest.raises(InvalidRequest, match="one validation"):
+            table_of(wrong, layers=True)
+
+
+def test_bench_rows_and_their_machine():
+    table = table_of([BENCH])
+    header, rule, lluda, peer = cells(table)[:4]
+    assert dict(zip(header, lluda, strict=True))["of the memory roof"] == "87%"
+    assert dict(zip(header, peer, strict=True))["of the memory roof"] == "–"
+    assert dict(zip(header, rule, strict=True))["median"] == "---:"
+    assert "Run with cpu: a \\| b, threads: 2." in table
+
+
+def test_plain_rows_and_mixed_kinds():
+    assert cells(table_of([[{"a": 1}, {"b": "x|y"}]]))[2:] == [["1", "–"], ["–", "x\\|y"]]
+    with pytest.raises(InvalidRequest, match="one kind; found bench, validation"):
+        table_of([BENCH, VALIDATION])
+    with pytest.raises(InvalidRequest, match="no rows"):
+        table_of([[]])
+    with pytest.raises(InvalidRequest, match="not int"):
+        table_of([3])
+
+
+def test_numbers_are_readable():
+    table = markdown_table([{"n": 751632384, "x": 1.23456789e-7, "ok": True, "s": "a\nb", "year": 2026}])
+    assert cells(table)[2] == ["751,632,384", "1.235e-07", "yes", "a b", "2026"]
+
+
+@given(head=st.text(), tail=st.text(), table=st.text(alphabet="ab|\n"))
+def test_only_what_is_between_the_markers_changes(head, tail, table):
+    start, end = "<!-- table: x -->", "<!-- end -->"
+    if start in head or start in tail:
+        return
+    once = replace_table(f"{head}{start}old{end}{tail}", "x", table)
+    assert once == f"{head}{start}\n{table.strip()}\n{end}{tail}"
+    assert replace_table(once, "x", table) == once
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no marker", "found it 0 times"),
+        (ENTRY.replace("parity", "speed"), "found it 2 times"),
+        ("<!-- table: speed -->\nno end", "not followed by its"),
+        ("<!-- table: speed -->\n<!-- table: other -->\n<!-- end -->", "not followed by its"),
+    ],
+)
+def test_broken_markers_are_refused(text, message):
+    with pytest.raises(InvalidRequest, match=message):
+        replace_table(text, "speed", "| a |")
+
+
+def test_the_command_writes_the_entry(tmp_path):
+    entry, result = tmp_path / "07.md", tmp_path / "r.json"
+    entry.write_text(ENTRY)
+    result.write_text(json.dumps(VALIDATION))
+    assert main([str(entry), "parity", str(result)]) == 0
+    text = entry.read_text()
+    assert text.startswith(ENTRY.split("<!-- table: parity -->", maxsplit=1)[0])
+    assert "Qwen3-0.6B" in text
+
+
+def test_the_command_leaves_the_entry_alone_on_an_error(tmp_path, capsys):
+    entry, result = tmp_path / "07.md", tmp_path / "r.json"
+    entry.write_text(ENTRY)
+    result.write_text("{broken")
+    assert main([str(entry), "parity", str(result)]) == 2
+    assert "must be JSON" in capsys.readouterr().err
+    assert main([str(entry), "parity", str(tmp_path / "absent.json")]) == 2
+    assert entry.read_text() == ENTRY
+
+
+def test_an_omni_validation_becomes_a_row_for_each_component():
+    stages = [LAYER | {"stage": name, "max_abs_error": error} for name, error in (("conv", 0.5), ("output", 0.25))]
+    bars = [{"name": "a", "passed": True}, {"name": "b", "passed": False}]
+    audio = {"component": "audio", "stages": stages, "last": ["output"], "ratio": 0.5, "greedy": None, "bars": bars}
+    voice = audio | {"component": "talker", "greedy": {"tokens": 40, "agreement": 1.0}, "bars": bars[:1]}
+    result = {"kind": "omni validation", "dtype": "f32", "components": [audio, voice], "versions": {"torch": "2.13.0"}}
+    header, _, first, second = cells(table_of([result]))[:4]
+    rows = [dict(zip(header, row, strict=True)) for row in (first, second)]
+    assert [row["component"] for row in rows] == ["audio", "talker"]
+    assert [row["bars"] for row in rows] == ["FAILED", "passed"]
+    assert [row["tokens or codes equal"] for row in rows] == ["–", "40 of 40"]
+    assert rows[0]["max error"] == "0.25"
+    assert rows[0]["stages"] == "2"
