@@ -16,8 +16,8 @@ from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded
 from lluda.inputs.media.audio_file import Recording
 from lluda.inputs.media.media_parts import MediaPart, with_sources
 from tests.cli.omni import write_omni
-from tests.inputs.made_video import write_video
-from tests.inputs.recordings import sound, write
+from tests.inputs.media.recordings import sound, write
+from tests.inputs.media.synthetic_video import write_video
 
 GREEDY = {"temperature": 0, "max_tokens": 3}
 

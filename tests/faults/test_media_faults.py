@@ -18,8 +18,8 @@ from lluda.inputs.media.audio_file import read_audio
 from lluda.inputs.media.image_file import open_image, read_image
 from lluda.inputs.media.media_parts import check_file
 from lluda.inputs.media.video_file import open_video
-from tests.inputs.made_video import grey_frames, write_video
-from tests.inputs.recordings import sound, write
+from tests.inputs.media.recordings import sound, write
+from tests.inputs.media.synthetic_video import grey_frames, write_video
 
 READERS = {"audio": read_audio, "image": read_image, "video": lambda path: list(open_video(path).frames())}
 KINDS = {"audio": "recording", "image": "picture", "video": "video"}
@@ -237,7 +237,7 @@ def seeds(folder):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8))
     for extension in ("wav", "flac", "mp3", "ogg", "aiff"):
         yield "audio", write(folder / f"a.{extension}", sound(0.2))
-    from tests.inputs.many_channels import write_channels
+    from tests.inputs.media.many_channels import write_channels
 
     for extension, codec in (("m4a", "aac"), ("webm", "libopus"), ("ts", "aac")):
         write_channels(folder / f"a.{extension}", codec, "stereo")

@@ -22,7 +22,7 @@ from lluda.inputs.decoding import video_decoder
 from lluda.inputs.media.image_file import read_image
 from lluda.inputs.media.video_file import open_video
 from lluda.inputs.media.vision_patches import image_patches, video_patches
-from tests.inputs.made_video import grey_frames, write_sound, write_video
+from tests.inputs.media.synthetic_video import grey_frames, write_sound, write_video
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
 

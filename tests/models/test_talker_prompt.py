@@ -13,7 +13,7 @@ from lluda.engine.talker_prompt import CapturedHiddenStates
 from lluda.inputs.media.media_parts import MediaPart
 from lluda.inputs.text.tokenizer import Tokenizer
 from tests.engine.test_speech import ASSISTANT, IM_END, SYSTEM, USER, model, reference, rows_of, tensors, turn
-from tests.inputs.made_video import write_video
+from tests.inputs.media.synthetic_video import write_video
 from tests.models.test_thinker import picture, sound, told, video
 
 __all__ = ["model", "reference", "tensors"]  # fixtures

@@ -11,7 +11,7 @@ from lluda.config.audio import AUDIO_LIMITS
 from lluda.errors import InvalidRequest
 from lluda.inputs.decoding.audio_decoders import BLOCK_VALUES
 from lluda.inputs.media.audio_file import AudioFile, audio_blocks, convert, read_audio
-from tests.inputs.recordings import RATE, sound, transcoded, voice, write
+from tests.inputs.media.recordings import RATE, sound, transcoded, voice, write
 
 pytest.importorskip("soundfile")
 pytest.importorskip("soxr")

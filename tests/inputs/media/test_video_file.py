@@ -11,7 +11,7 @@ import pytest
 
 from lluda.config.vision import RELEASED_VISION
 from lluda.inputs.media.video_file import open_video
-from tests.inputs.made_video import grey_frames, write_video
+from tests.inputs.media.synthetic_video import grey_frames, write_video
 
 
 def greys(video):

@@ -22,10 +22,10 @@ from lluda.inputs.media.image_file import read_image
 from lluda.inputs.media.media_file import MediaFile
 from lluda.inputs.media.media_limits import data_bytes, processor_seconds
 from lluda.inputs.media.video_file import open_video
-from tests.inputs.made_video import grey_frames, write_video
-from tests.inputs.many_channels import write_channels
-from tests.inputs.recordings import sound, write
-from tests.inputs.test_audio_file import alike
+from tests.inputs.media.many_channels import write_channels
+from tests.inputs.media.recordings import sound, write
+from tests.inputs.media.synthetic_video import grey_frames, write_video
+from tests.inputs.media.test_audio_file import alike
 
 WATCHDOG = 60
 
