@@ -17,10 +17,10 @@ from PIL import Image
 from lluda.errors import CorruptFile, LimitExceeded, LludaError
 from lluda.inputs.decoding import media_decoder, media_worker
 from lluda.inputs.decoding.media_decoder import DECODER, MediaDecoder
+from lluda.inputs.decoding.media_file import MediaFile
+from lluda.inputs.decoding.media_limits import data_bytes, processor_seconds
 from lluda.inputs.media.audio_file import AudioFile, open_audio, read_audio
 from lluda.inputs.media.image_file import read_image
-from lluda.inputs.media.media_file import MediaFile
-from lluda.inputs.media.media_limits import data_bytes, processor_seconds
 from lluda.inputs.media.video_file import open_video
 from tests.inputs.media.many_channels import write_channels
 from tests.inputs.media.recordings import sound, write

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from lluda.config.audio import AudioLimits
 from lluda.errors import CorruptFile
-from lluda.inputs.decoding import sound_header
-from lluda.inputs.media.audio_samples import BLOCK_VALUES, check_form, check_seconds
-from lluda.inputs.media.media_errors import library_errors
+from lluda.inputs.decoding import audio_header
+from lluda.inputs.decoding.audio_samples import BLOCK_VALUES, check_form, check_seconds
+from lluda.inputs.decoding.library_errors import library_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,7 @@ def open_decoder(path: Path, file: BinaryIO, limits: AudioLimits) -> Decoder:
     CorruptFile: neither decoder knows it, it holds no sound, or less than its header promises. LimitExceeded: beyond
     the limits.
     """
-    view = sound_header.completed(path, file)
+    view = audio_header.completed(path, file)
     decoder: Decoder = _SoundFileDecoder.open(path, view) or _FFmpegDecoder(path, view)
     try:
         check_form(str(path), decoder.rate, decoder.channels, limits)
@@ -125,7 +125,7 @@ class _FFmpegDecoder:
             raise CorruptFile(path, "the sound track's codec is not supported; convert it to flac or opus")
         self.kind = f"ffmpeg: {self._container.format.name} {codec.name}"
         self.rate, self.channels = int(codec.sample_rate or 0), int(codec.layout.nb_channels)
-        self.seconds = None if sound_header.has_placeholder_size(file) else self._promised_seconds()
+        self.seconds = None if audio_header.has_placeholder_size(file) else self._promised_seconds()
         self.promised = self.seconds is not None
         if self.seconds is None and self.rate > 0:
             self.seconds = self._seconds_of_packets()

@@ -21,8 +21,8 @@ from lluda.errors import CorruptFile, LimitExceeded, LludaError
 from lluda.inputs.child.child_messages import framed
 from lluda.inputs.child.child_process import ChildFailed, ChildProcess
 from lluda.inputs.decoding import media_worker
-from lluda.inputs.media.media_file import MediaFile
-from lluda.inputs.media.media_limits import processor_seconds
+from lluda.inputs.decoding.media_file import MediaFile
+from lluda.inputs.decoding.media_limits import processor_seconds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

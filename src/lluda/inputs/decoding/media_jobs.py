@@ -22,8 +22,8 @@ from lluda.config.vision import VisionLimits
 from lluda.errors import CorruptFile, LimitExceeded, LludaError
 from lluda.inputs.child.child_messages import framed, limit_resources, receive
 from lluda.inputs.decoding import audio_decoders, image_decoder, video_decoder
-from lluda.inputs.media.audio_samples import convert
-from lluda.inputs.media.media_limits import (
+from lluda.inputs.decoding.audio_samples import convert
+from lluda.inputs.decoding.media_limits import (
     FRAME_BYTES_PER_PIXEL,
     LEAST_FRAME_BYTES_PER_PIXEL,
     PICTURE_BYTES_PER_PIXEL,

@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lluda.config.vision import VisionLimits
 from lluda.errors import CorruptFile, LimitExceeded
-from lluda.inputs.decoding.sound_header import has_placeholder_size
-from lluda.inputs.media.media_errors import library_errors
-from lluda.inputs.media.video_file import TIE, check_frame
+from lluda.inputs.decoding.audio_header import has_placeholder_size
+from lluda.inputs.decoding.library_errors import library_errors
+from lluda.inputs.decoding.picture_size import check_frame
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+TIE = 1.001e-3
+"""Seconds by which two times may differ and be the same: some containers round to milliseconds."""
 
 _CONTAINERS = "asf,avi,flv,gif,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,ogg"
 

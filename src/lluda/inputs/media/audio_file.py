@@ -14,9 +14,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from lluda.config.audio import AUDIO_LIMITS, AudioLimits
+from lluda.inputs.decoding.audio_samples import convert
 from lluda.inputs.decoding.media_decoder import DECODER
-from lluda.inputs.media.audio_samples import array_blocks, convert, sound_array
-from lluda.inputs.media.media_file import MediaFile
+from lluda.inputs.decoding.media_file import MediaFile
+from lluda.inputs.media.audio_array import array_blocks, audio_array
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,7 +93,7 @@ def open_audio(
     if isinstance(source, str | os.PathLike):
         file = AudioFile(source, limits)
         return Recording(file.seconds, file.blocks, file.close)
-    samples = sound_array(source, sampling_rate, where, limits)
+    samples = audio_array(source, sampling_rate, where, limits)
     assert isinstance(sampling_rate, int)
     return Recording(
         len(samples) / sampling_rate,

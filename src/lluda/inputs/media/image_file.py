@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lluda.config.vision import VISION_LIMITS, VisionLimits
-from lluda.errors import InvalidRequest, LimitExceeded
+from lluda.errors import InvalidRequest
 from lluda.inputs.decoding.media_decoder import DECODER
-from lluda.inputs.media.media_file import MediaFile
+from lluda.inputs.decoding.media_file import MediaFile
+from lluda.inputs.decoding.picture_size import check_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,16 +105,3 @@ def rgb_array(source: Any, dimensions: int, where: str) -> NDArray[np.uint8]:
         f"{where}: an array must be RGB bytes, uint8 {wanted}, none of them 0; found {pixels.dtype} "
         f"{list(pixels.shape)} of {type(source).__name__}"
     )
-
-
-def check_size(where: str, height: int, width: int, limits: VisionLimits = VISION_LIMITS) -> None:
-    """LimitExceeded if a picture of that many pixels is too large, or one side too many times the other."""
-    if width * height > limits.max_pixels:
-        raise LimitExceeded(
-            f"{where}: {width} x {height} pixels exceed the {limits.max_pixels} of one picture; make it smaller"
-        )
-    if max(width, height) > limits.max_aspect_ratio * min(width, height):
-        raise LimitExceeded(
-            f"{where}: of {width} x {height} pixels one side is more than {limits.max_aspect_ratio} times the other; "
-            "cut it up"
-        )

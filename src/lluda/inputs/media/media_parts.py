@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from lluda.config.audio import AUDIO_LIMITS
 from lluda.config.vision import VISION_LIMITS
 from lluda.errors import InvalidRequest
-from lluda.inputs.media.audio_samples import sound_array
+from lluda.inputs.decoding.media_file import MediaFile, check_path
+from lluda.inputs.media.audio_array import audio_array
 from lluda.inputs.media.image_file import image_array
-from lluda.inputs.media.media_file import MediaFile, check_path
 from lluda.inputs.media.video_file import video_array
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def check_file(kind: Kind, path: str | os.PathLike[str]) -> None:
 
 
 _ARRAYS: Mapping[Kind, Callable[[MediaPart], NDArray[Any]]] = {
-    "audio": lambda part: sound_array(part.source, part.options.get("sampling_rate"), part.where),
+    "audio": lambda part: audio_array(part.source, part.options.get("sampling_rate"), part.where),
     "image": lambda part: image_array(part.source, part.where),
     "video": lambda part: video_array(part.source, part.where),
 }

@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 from lluda.config.vision import RELEASED_VISION, VISION_LIMITS, VisionInputConfig, VisionLimits
 from lluda.errors import InvalidRequest, LimitExceeded
 from lluda.inputs.decoding.media_decoder import DECODER
-from lluda.inputs.media.image_file import check_size, rgb_array
-from lluda.inputs.media.media_file import MediaFile
+from lluda.inputs.decoding.media_file import MediaFile
+from lluda.inputs.decoding.picture_size import check_frame
+from lluda.inputs.decoding.video_decoder import TIE
+from lluda.inputs.media.image_file import rgb_array
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-TIE = 1.001e-3
-"""Seconds by which two times may differ and be the same: some containers round to milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +98,3 @@ def video_array(source: Any, where: str, limits: VisionLimits = VISION_LIMITS) -
         raise LimitExceeded(f"{where}: {len(frames)} frames exceed the {limits.max_array_frames} of one video")
     check_frame(where, frames.shape[1], frames.shape[2], limits)
     return frames
-
-
-def check_frame(where: str, height: int, width: int, limits: VisionLimits) -> None:
-    """LimitExceeded if a frame is too large, or its size unknown."""
-    if height * width > limits.max_frame_pixels:
-        raise LimitExceeded(
-            f"{where}: frames of {width} x {height} pixels exceed {limits.max_frame_pixels}; make it smaller"
-        )
-    if not height or not width:  # as a decoder leaves them that was not allowed so many
-        raise LimitExceeded(f"{where}: the size of its frames is unknown, or exceeds {limits.max_frame_pixels} pixels")
-    check_size(where, height, width, limits)
