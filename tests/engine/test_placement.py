@@ -14,9 +14,10 @@ from lluda.backends.backend import Precision
 from lluda.backends.reference.backend import ReferenceBackend
 from lluda.config.model import ModelConfig
 from lluda.engine.loading import LoadOptions, ModelFiles
-from lluda.engine.placement import COMPONENTS, Backends, component_of_parameter, read_placement
+from lluda.engine.placement import Backends, component_of_parameter, read_placement
 from lluda.errors import InvalidRequest
 from lluda.models.build import all_parameters, expert_parameters, text_parameters
+from lluda.models.components import COMPONENTS
 from tests.cli.conftest import write_model
 from tests.cli.omni import write_speaking_omni
 from tests.conftest import TINY_MOE, TINY_QWEN3
@@ -58,7 +59,7 @@ def test_a_bad_placement_is_refused(given, rule):
 def test_every_parameter_of_an_omni_model_has_its_component(folder):
     config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
     found = {component_of_parameter(spec.name) for spec in all_parameters(config)}
-    assert found == set(COMPONENTS)
+    assert found == {component.name for component in COMPONENTS}
     assert component_of_parameter("model.layers.0.mlp.gate_proj.weight") == "thinker"
 
 
@@ -89,7 +90,7 @@ def test_experts_are_the_mixture_blocks_with_their_norms(mixture):
     assert not [name for name in rest if ".experts." in name or ".gate." in name]
 
 
-@pytest.mark.parametrize("place", ["", "experts=cpu:0", *(f"{component}=cpu:0" for component in COMPONENTS)])
+@pytest.mark.parametrize("place", ["", "experts=cpu:0", *(f"{component.name}=cpu:0" for component in COMPONENTS)])
 def test_speech_is_the_same_wherever_its_components_are(folder, place):
     placed = lluda.load(folder, dtype="f32", place=place)
     expected = lluda.load(folder, dtype="f32")

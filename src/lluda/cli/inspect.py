@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from lluda.cli import options
 from lluda.cli.report import add_report, publish, require_writable
 from lluda.errors import InvalidRequest
+from lluda.models.components import component_and_part
 from lluda.weights.checkpoint import open_checkpoint
-from lluda.weights.components import component_of
 from lluda.weights.entry import TensorEntry
 from lluda.weights.hub import resolve_model
 
@@ -57,7 +57,7 @@ def _totals(entries: Sequence[TensorEntry]) -> list[dict[str, object]]:
         elements = 1
         for size in entry.shape:
             elements *= size
-        for component in (component_of(entry.name), "total"):
+        for component in (component_and_part(entry.name), "total"):
             row = sums.setdefault(component, [0, 0, 0])
             for index, value in enumerate((1, elements, entry.nbytes)):
                 row[index] += value

@@ -12,7 +12,7 @@ from lluda.convert.safetensors_writer import StoredTensor, safetensors_header
 from lluda.errors import InvalidRequest, LludaError, UnsupportedModel
 from lluda.files.atomic_file import atomic_file
 from lluda.files.new_folder import new_folder
-from lluda.weights.components import component_of
+from lluda.models.components import part_of
 from lluda.weights.entry import Checkpoint, TensorEntry
 from lluda.weights.packed_bf16 import ALIGNMENT, DTYPE, METADATA_KEY, PackedSections, packed_matrix
 from lluda.weights.safetensors_header import DTYPE_BITS
@@ -117,7 +117,7 @@ def _refuse_unpackable(path: Path, entries: Sequence[TensorEntry]) -> None:
 
 
 def _is_matrix(entry: TensorEntry) -> bool:
-    is_router = component_of(entry.name).endswith("routers")
+    is_router = part_of(entry.name) == "routers"
     return entry.dtype == "BF16" and len(entry.shape) == 2 and 0 not in entry.shape and not is_router
 
 

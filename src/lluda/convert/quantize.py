@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from lluda.convert.gguf_writer import Metadata, NewTensor, Progress, write_gguf
 from lluda.errors import CorruptFile, InvalidRequest, UnsupportedModel
+from lluda.models.components import component_of, part_of
 from lluda.parameters import ParameterSpec
-from lluda.weights.components import component_of
 from lluda.weights.entry import Checkpoint, TensorEntry
 from lluda.weights.gguf import GGUFCheckpoint
 from lluda.weights.gguf_header import STORAGE_TYPES
@@ -63,8 +63,7 @@ class TypeChoice:
 def component_names(name: str) -> tuple[str, str]:
     """The component of a tensor and its part of it: ``thinker`` and ``thinker/experts``, ``text`` and
     ``text/attention``, …"""
-    component, part = component_of(name).split(" / ")
-    component = component.rpartition(".")[2]
+    component, part = component_of(name).plan_name.rpartition(".")[2], part_of(name)
     return component, f"{component}/{part.replace('routed ', '').replace(' ', '_')}"
 
 

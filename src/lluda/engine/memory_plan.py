@@ -12,13 +12,13 @@ from lluda.backends import usable_device
 from lluda.config.decoder import DecoderConfig
 from lluda.config.model import DTypeName
 from lluda.errors import OutOfMemory
+from lluda.models.components import BY_NAME, component_and_part
 from lluda.parameters import ParameterSpec
-from lluda.weights.components import component_of
 
 _MOVABLE = {
-    "code2wav": "code2wav", "thinker.visual": "vision_encoder", "thinker.audio_tower": "audio_encoder",
-    "talker.code_predictor": "code_predictor", "talker": "talker",
-}  # fmt: skip
+    BY_NAME[name].plan_name: name
+    for name in ("code2wav", "vision_encoder", "audio_encoder", "code_predictor", "talker")
+}
 """Components as the plan and as ``--place`` call them, those first that cost least on a CPU."""
 
 _THINKERS, _EXPERT_PARTS = ("thinker", "text"), ("routed experts", "shared experts", "routers")
@@ -142,7 +142,7 @@ def plan_memory(
         if spec.tied_to:
             continue
         place = device_of(spec.name) if device_of else device
-        row = totals.setdefault((component_of(spec.name), place), [0, 0])
+        row = totals.setdefault((component_and_part(spec.name), place), [0, 0])
         row[0] += spec.elements
         # Vectors are held as float32 in a BF16 run; they are too few to matter, but the plan is exact about storage.
         row[1] += kept.get(spec.name, spec.elements * DTYPE_BYTES[dtype])

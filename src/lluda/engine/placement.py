@@ -7,19 +7,12 @@ from dataclasses import dataclass, field
 
 from lluda.backends.backend import ComputeBackend
 from lluda.errors import InvalidRequest
-
-COMPONENTS: Mapping[str, str] = {
-    "audio_encoder": "thinker.audio_tower.",
-    "vision_encoder": "thinker.visual.",
-    "thinker": "thinker.",
-    "code_predictor": "talker.code_predictor.",
-    "talker": "talker.",
-    "code2wav": "code2wav.",
-}
-"""Prefix of each component's tensors; where two fit, the first."""
+from lluda.models.components import COMPONENTS, TEXT, component_of
 
 EXPERTS = "experts"
 """The thinker's mixture blocks (of a text model: its own), which may be apart from its attention."""
+
+PLACEABLE = (*(component.name for component in COMPONENTS), EXPERTS)
 
 Placement = Mapping[str, str]
 """Device of the components that are not on the default one; of experts, that are not with the thinker."""
@@ -36,9 +29,8 @@ def read_placement(given: str | Mapping[str, str]) -> dict[str, str]:
         ]
     placed: dict[str, str] = {}
     for name, device in pairs:
-        if name not in (*COMPONENTS, EXPERTS):
-            known = ", ".join((*COMPONENTS, EXPERTS))
-            raise InvalidRequest(f"place: component {name!r:.40} does not exist; choose from {known}")
+        if name not in PLACEABLE:
+            raise InvalidRequest(f"place: component {name!r:.40} does not exist; choose from {', '.join(PLACEABLE)}")
         if name in placed or not device:
             rule = "is placed twice" if name in placed else "has no device; write component=device"
             raise InvalidRequest(f"place: {name} {rule}")
@@ -48,7 +40,8 @@ def read_placement(given: str | Mapping[str, str]) -> dict[str, str]:
 
 def component_of_parameter(name: str) -> str:
     """The component a checkpoint tensor belongs to; all of a text model is its thinker."""
-    return next((component for component, prefix in COMPONENTS.items() if name.startswith(prefix)), "thinker")
+    component = component_of(name)
+    return "thinker" if component is TEXT else component.name
 
 
 @dataclass(slots=True)
