@@ -11,8 +11,8 @@ import pytest
 
 from lluda.config.model import ModelConfig
 from lluda.errors import CorruptFile, LludaError
+from tests.config.test_saved import CLASSES
 from tests.conftest import TINY_LLAMA, TINY_MOE, TINY_QWEN3
-from tests.test_config_saved import CLASSES
 
 OMNI = "Qwen3-Omni-30B-A3B-Instruct"
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}

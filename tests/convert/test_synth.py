@@ -22,8 +22,8 @@ from lluda.convert.synth import distribution, synthesize
 from lluda.errors import InvalidRequest, LludaError
 from lluda.models.code2wav import Code2Wav, code2wav_parameters
 from lluda.parameters import ParameterSpec
+from tests.config.test_code2wav import SMALL as CODE2WAV
 from tests.models.omni_reference import placed_parameters
-from tests.test_config_code2wav import SMALL as CODE2WAV
 
 safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is the reference here")
 

@@ -21,7 +21,7 @@ from lluda.errors import CorruptFile, InvalidRequest, LludaError
 from lluda.weights.checkpoint import read_config, read_generation_config
 from lluda.weights.gguf import GGUFCheckpoint
 from tests.conftest import TINY_QWEN3
-from tests.weights.test_quantize import checkpoint
+from tests.convert.test_quantize import checkpoint
 
 Q8_0 = TypeChoice("q8_0")
 

@@ -15,8 +15,8 @@ from lluda.config.code2wav import SAMPLE_RATE, read_code2wav
 from lluda.config.reader import ConfigReader
 from lluda.errors import InvalidRequest, NativeLibraryError
 from lluda.models.code2wav import FRAMES_AT_ONCE, Code2Wav, code2wav_parameters
+from tests.config.test_code2wav import SMALL
 from tests.models.omni_reference import load_reference, placed_parameters, random_parameters
-from tests.test_config_code2wav import SMALL
 
 RAMP = [1, 2, 4, 8, 16, 32, 64, 128]
 

@@ -87,7 +87,7 @@ def omni_sections() -> dict[str, tuple[dict[str, Any], Any]]:
     """Each decoder of an Omni model: lluda's reading of its section and transformers' rotary module for it."""
     from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as models
 
-    from tests.test_config_saved import tiny_omni
+    from tests.config.test_saved import tiny_omni
 
     config = tiny_omni()
     sections = {

@@ -21,7 +21,7 @@ from lluda.models.talker import Talker
 from tests.engine.test_speech import ASSISTANT, IM_END, IM_START, NEWLINE, USER, config
 from tests.models.omni_reference import placed_parameters, random_parameters
 from tests.models.test_code2wav import codes_of, speech_like
-from tests.test_config_code2wav import SMALL
+from tests.config.test_code2wav import SMALL
 from training.train_talker import Batch, TalkerTrainer
 from training.twin.code2wav import Code2Wav as Code2WavTwin
 from training.twin.talker import Talker as TalkerTwin

@@ -11,12 +11,12 @@ from lluda.config.model import ModelConfig
 from lluda.convert.quantize import TypeChoice
 from lluda.convert.quantize_model import quantize_model
 from lluda.errors import UnsupportedModel
-from lluda.evaluation.validation_run import random_ids
+from lluda.evaluation.inputs import random_ids
 from lluda.weights.checkpoint import read_config
 from lluda.weights.gguf_names import config_from_metadata
 from tests.conftest import TINY_QWEN3
+from tests.convert.test_quantize import checkpoint
 from tests.weights.test_gguf import keys_of
-from tests.weights.test_quantize import checkpoint
 
 TRAINED = 64
 RAW = TINY_QWEN3 | {
