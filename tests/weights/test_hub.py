@@ -501,7 +501,7 @@ def test_c7_what_is_in_the_cache_is_neither_judged_nor_fetched_again(server: Fak
     assert not {A, B} & set(server.fetched)
 
 
-def test_c7_too_little_room_is_told_before_any_weight_is_asked_for(server: FakeHub) -> None:
+def test_c7_too_little_disk_space_is_an_error_before_any_weight_is_fetched(server: FakeHub) -> None:
     server.sizes = {A: 10**15, B: 7}
     with pytest.raises(LludaError, match=r"need 1,000,000,000,000,007 bytes more .*set HF_HOME to a folder"):
         resolve_model("org/name")

@@ -41,10 +41,10 @@ def omni_metadata(
 
 
 def copied_metadata(checkpoint: GGUFCheckpoint, file_type: str) -> Metadata:
-    """The keys of a GGUF file, their types kept, for the same model in other types."""
+    """The keys of a GGUF file, with their types, for the same model in other types."""
     first = checkpoint.files[0]
-    kept = [key for key in first.metadata if key not in _OWN_KEYS and not key.startswith("split.")]
-    return {**{key: EncodedKey(first.encoded_key(key)) for key in kept}, **_types(file_type)}
+    copied = [key for key in first.metadata if key not in _OWN_KEYS and not key.startswith("split.")]
+    return {**{key: EncodedKey(first.encoded_key(key)) for key in copied}, **_types(file_type)}
 
 
 def _general(architecture: str, name: str, file_type: str) -> dict[str, Any]:

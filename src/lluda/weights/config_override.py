@@ -179,5 +179,5 @@ def _fit_layer_types(section: dict[str, Any], before: Any, after: Any) -> None:
     kinds = section.get("layer_types")
     if not isinstance(kinds, list) or not kinds or len(kinds) != before or type(after) is not int or after < 1:
         return
-    # A bound, so that a slip of the keyboard is told by the config's reader and does not fill the memory.
+    # A bound, so that a typing error is reported by the config's reader and does not fill the memory.
     section["layer_types"] = (kinds + kinds[-1:] * min(after - len(kinds), 1 << 16))[:after]

@@ -1,4 +1,4 @@
-"""What is often taken for a model folder, or for its weights, and is not: told by names, with what to do instead."""
+"""What is often taken for a model folder, or for its weights, and is not: recognised by names, with a remedy."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _WRAPPERS: Mapping[str, str] = {
 
 def foreign_files(names: Iterable[str]) -> str | None:
     """What a folder or repository of files ``names`` is, where it holds no model that lluda reads; None: not known, or
-    told by its pickle files."""
+    recognised by its pickle files."""
     listed = list(names)
     found = _first(listed, _UNFINISHED)
     pickled = any(name.lower().endswith(PICKLE_SUFFIXES) for name in listed)
@@ -92,4 +92,4 @@ def _shortened(names: Iterable[str], others: Collection[str]) -> tuple[str, str]
 
 def _first(names: Collection[str], table: tuple[tuple[_Told, str], ...]) -> str | None:
     """The first sentence of ``table`` that one of ``names`` tells."""
-    return next((text for told, text in table if any(map(told, names))), None)
+    return next((text for matches, text in table if any(map(matches, names))), None)

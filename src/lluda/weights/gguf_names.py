@@ -58,7 +58,7 @@ file may stand for a matrix, and an entry takes 400."""
 
 _LARGEST = 2**31 - 1
 # Read below, or without influence on the maths. Any other key of the architecture is passed on under its own name, for
-# the config reader to refuse or, if told to, ignore.
+# the config reader to refuse or, if asked to, ignore.
 _KNOWN_KEYS = frozenset(
     (
         "vocab_size",
@@ -169,7 +169,7 @@ def entries_by_name(
     entries: Mapping[str, TensorEntry], renamed: Callable[[TensorEntry], Iterable[TensorEntry]], path: Path
 ) -> dict[str, TensorEntry]:
     """What ``renamed`` makes of each of ``entries``, by the new names. CorruptFile: two of one name, or over
-    `MAX_ENTRIES` in all, told before any is made."""
+    `MAX_ENTRIES` in all, checked before any is made."""
     count = sum(entry.shape[0] if _ALL_EXPERTS in name else 1 for name, entry in entries.items())
     if count > MAX_ENTRIES:
         rule = "with each expert counted by itself the file has more matrices than lluda reads"

@@ -47,7 +47,7 @@ def resolve_model(
 
     ModelNotFound: nothing there, not permitted, not a model, offline or unreachable; the message has the remedy.
     UnsupportedModel: a repository without safetensors. CorruptFile: a broken index. InvalidRequest: two revisions.
-    LludaError: too little room on the disk.
+    LludaError: not enough space on the disk.
     """
     text = os.fspath(name_or_path)
     status = _status(text)

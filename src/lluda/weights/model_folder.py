@@ -10,7 +10,7 @@ from pathlib import Path
 from lluda.weights.checkpoint import CONFIG_NAME, DOCUMENT_KEYS
 
 TOOL_TEMPLATE = "additional_chat_templates/tool_use.jinja"
-"""The one file that stands in a folder of its own."""
+"""The one file that lies in a folder of its own."""
 
 VOCABULARIES = ("tokenizer.json", "vocab.json")
 """A tokenizer has one of these at least."""
@@ -45,8 +45,8 @@ def settings_files(folder: Path) -> dict[str, Path]:
 def companion_files(folder: Path) -> dict[str, Path]:
     """All that a copy of the model in ``folder`` takes along: texts beside its weights and config."""
     plain = {path.name: path for path in sorted(folder.iterdir()) if path.suffix in _COPIED_SUFFIXES and path.is_file()}
-    kept = {name: path for name, path in plain.items() if name != CONFIG_NAME and not name.endswith(".index.json")}
-    return kept | _present(folder, (TOOL_TEMPLATE,))
+    copied = {name: path for name, path in plain.items() if name != CONFIG_NAME and not name.endswith(".index.json")}
+    return copied | _present(folder, (TOOL_TEMPLATE,))
 
 
 def _present(folder: Path, names: tuple[str, ...]) -> dict[str, Path]:

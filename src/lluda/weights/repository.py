@@ -1,6 +1,6 @@
 """A repository on the Hub: what it lists, and the fetching of it into the client's cache, small files before weights.
 
-All that its listing, its config and its index tell is judged before a weight is asked for, and so is the room on the
+All that its listing, its config and its index say is checked before a weight is fetched, and so is the space on the
 disk. Of the weights only those that the index names are fetched.
 """
 
@@ -56,7 +56,7 @@ def fetch(repository: Repository, check: Check | None, *, weights: bool) -> Path
     If the Hub cannot be reached, a complete copy in the cache is used with a warning in the log.
 
     ModelNotFound: gated, absent, offline or unreachable, or without what a model needs. UnsupportedModel: no
-    safetensors. CorruptFile: a broken index. LludaError: too little room on the disk. All before any weight is asked
+    safetensors. CorruptFile: a broken index. LludaError: not enough space on the disk. All before any weight is asked
     for, as is whatever ``check`` raises.
     """
     if _offline():
@@ -74,7 +74,7 @@ def fetch(repository: Repository, check: Check | None, *, weights: bool) -> Path
     if missing and check is not None:
         check(folder)
     if missing and weights:
-        _require_room(repository, folder, missing)
+        _require_disk_space(repository, folder, missing)
         for file in missing:
             _fetch_file(repository, file, folder.name)
     return _checked(repository, folder, "the download did not bring all files") if weights else folder
@@ -143,7 +143,7 @@ def _weights(repository: Repository, folder: Path, files: Mapping[str, Any]) -> 
     return index.shards
 
 
-def _require_room(repository: Repository, folder: Path, missing: Mapping[str, int | None]) -> None:
+def _require_disk_space(repository: Repository, folder: Path, missing: Mapping[str, int | None]) -> None:
     """LludaError: ``missing`` take more than is free on the disk of the cache."""
     needed, free = sum(size or 0 for size in missing.values()), shutil.disk_usage(folder).free
     if needed > free:
@@ -262,7 +262,7 @@ def _refusal(repository: Repository, error: Exception) -> LludaError | None:
 
 
 def _offline() -> bool:
-    """Whether the client is told to stay offline, by the environment now or when it was first imported."""
+    """Whether the client is set to offline, by the environment now or when it was first imported."""
     from huggingface_hub import constants
 
     words = (os.environ.get("HF_HUB_OFFLINE", ""), os.environ.get("TRANSFORMERS_OFFLINE", ""))
