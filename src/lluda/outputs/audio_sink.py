@@ -90,7 +90,7 @@ class _FileSink(AudioSink):
     def write(self, samples: NDArray[np.float32]) -> None:
         import soundfile
 
-        with self._told():
+        with self._write_errors():
             if self._file is None:
                 self._begun = True
                 self._file = soundfile.SoundFile(self._path, "w", **self._format)
@@ -106,7 +106,7 @@ class _FileSink(AudioSink):
         if self._file is None:
             self.write(np.empty(0, np.float32))  # nothing was said: an empty recording
         self._closed = True
-        with self._told():
+        with self._write_errors():
             self._file.close()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -114,16 +114,16 @@ class _FileSink(AudioSink):
             self.close()
             return
         self._closed = True
-        # The error that led here is the one to tell.
+        # The error that led here is the one to report.
         if self._file is not None:
-            with suppress(LludaError), self._told():
+            with suppress(LludaError), self._write_errors():
                 self._file.close()
         if self._begun and not self._samples:
             with suppress(OSError):
                 self._path.unlink()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _write_errors(self) -> Iterator[None]:
         """LludaError for whatever goes wrong with the file."""
         import soundfile
 

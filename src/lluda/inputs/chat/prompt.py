@@ -1,4 +1,4 @@
-"""From a conversation to token ids: the chat template rendered, with everything that users typed kept text."""
+"""From a conversation to token ids: the chat template rendered, in which everything that users typed stays text."""
 
 from __future__ import annotations
 
@@ -165,9 +165,9 @@ class _Continuation:
                 f"{self._template.path}: template_error: the chat template leaves the last message out, so it cannot "
                 "be continued (continue_final_message)"
             )
-        kept = rendered[:place]
+        before = rendered[:place]
         # The space that was put after the mark is gone where the template trims.
-        return kept if rendered.startswith(self._end + " ", place) else kept.rstrip()
+        return before if rendered.startswith(self._end + " ", place) else before.rstrip()
 
     def _opened(self, message: dict[str, Any], key: str) -> dict[str, Any]:
         same = [one for one in REASONING_KEYS if key in REASONING_KEYS and message.get(one) == message.get(key)] or [

@@ -1,7 +1,7 @@
 """The two decoders of sound: libsndfile for wav, flac, ogg, opus and their like, FFmpeg for mp3 and containers.
 
 They run in the process that decodes media (`media_jobs.py`). Which one is asked depends on what a file's bytes are,
-never on its name. FFmpeg is kept to formats of recordings: no playlists, nothing that opens a further file or address.
+never on its name. FFmpeg is limited to audio formats: no playlists, nothing that opens a further file or address.
 """
 
 from __future__ import annotations
@@ -189,13 +189,13 @@ def _joined(frames: Iterator[NDArray[np.float32]], size: int) -> Iterator[NDArra
     import numpy as np
 
     parts: list[NDArray[np.float32]] = []
-    held = 0
+    count = 0
     for frame in frames:
         parts.append(frame)
-        held += len(frame)
-        if held >= size:
+        count += len(frame)
+        if count >= size:
             yield np.concatenate(parts)
-            parts, held = [], 0
+            parts, count = [], 0
     if parts:
         yield np.concatenate(parts)
 

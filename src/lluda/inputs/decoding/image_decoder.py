@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lluda.config.vision import VisionLimits
 from lluda.errors import CorruptFile, LimitExceeded
+from lluda.inputs.decoding.image_limits import check_size
 from lluda.inputs.decoding.library_errors import library_errors
-from lluda.inputs.decoding.picture_size import check_size
 
 if TYPE_CHECKING:
     import numpy as np

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from lluda.config.vision import VisionLimits
 from lluda.errors import CorruptFile, LimitExceeded
 from lluda.inputs.decoding.audio_header import has_placeholder_size
+from lluda.inputs.decoding.image_limits import check_frame
 from lluda.inputs.decoding.library_errors import library_errors
-from lluda.inputs.decoding.picture_size import check_frame
 
 if TYPE_CHECKING:
     import numpy as np
@@ -157,14 +157,14 @@ def _container(path: Path, file: BinaryIO, limits: VisionLimits) -> Iterator[tup
         container = av.open(file, metadata_errors="ignore", options=options)
     rule = "the video cannot be decoded to its end; the file is damaged or cut off"
     with library_errors(path, rule), container:
-        stream = _moving_pictures(path, container)
+        stream = _video_stream(path, container)
         check_frame(str(path), stream.height, stream.width, limits)
         stream.codec_context.options = {"max_pixels": options["max_pixels"]}
         stream.codec_context.thread_count = min(os.cpu_count() or 1, _MAX_THREADS)
         yield container, stream
 
 
-def _moving_pictures(path: Path, container: Any) -> Any:
+def _video_stream(path: Path, container: Any) -> Any:
     import av.stream
 
     cover = av.stream.Disposition.attached_pic

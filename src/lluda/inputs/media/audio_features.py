@@ -73,7 +73,7 @@ class LogMelStream:
 
 
 class _Spectrum:
-    """log10 mel powers of windows as soon as all their samples are there; what later windows need is kept."""
+    """log10 mel powers of windows as soon as all their samples are there."""
 
     def __init__(self, config: MelConfig) -> None:
         import numpy as np
@@ -81,7 +81,7 @@ class _Spectrum:
 
         self._config = config
         self._half = config.n_fft // 2
-        self._kept = np.empty(0, np.float32)  # from the next frame's first sample on, or from the beginning
+        self._buffer = np.empty(0, np.float32)  # what later windows need: from the next frame's first sample on
         self._started = False
         self._samples = self._frames = 0
         # torch's own float32 window and transform, as in Whisper: 80 dB below a loud tone, rounding is the feature.
@@ -98,12 +98,12 @@ class _Spectrum:
         import numpy as np
 
         self._samples += len(samples)
-        self._kept = np.concatenate([self._kept, samples])
+        self._buffer = np.concatenate([self._buffer, samples])
         if not self._started and self._samples > self._half:
-            self._kept = np.concatenate([self._kept[self._half : 0 : -1], self._kept])
+            self._buffer = np.concatenate([self._buffer[self._half : 0 : -1], self._buffer])
             self._started = True
         if self._started:
-            yield from self._transform((len(self._kept) - self._config.n_fft) // self._config.hop_length + 1)
+            yield from self._transform((len(self._buffer) - self._config.n_fft) // self._config.hop_length + 1)
 
     def finish(self) -> Iterator[NDArray[np.float32]]:
         import numpy as np
@@ -114,7 +114,7 @@ class _Spectrum:
                 f"a recording of {self._samples} samples is too short; it needs at least {least} at {rate} Hz "
                 f"({1000 * least / rate:.1f} ms)"
             )
-        self._kept = np.concatenate([self._kept, self._kept[-2 : -self._half - 2 : -1]])
+        self._buffer = np.concatenate([self._buffer, self._buffer[-2 : -self._half - 2 : -1]])
         yield from self._transform(self._config.frames(self._samples) - self._frames)
 
     def _transform(self, count: int) -> Iterator[NDArray[np.float32]]:
@@ -125,14 +125,14 @@ class _Spectrum:
         hop, count = self._config.hop_length, max(count, 0)
         for start in range(0, count, _FRAMES_AT_ONCE):
             rows = min(_FRAMES_AT_ONCE, count - start)
-            windows = np.lib.stride_tricks.sliding_window_view(self._kept, self._config.n_fft)[start * hop :: hop][
+            windows = np.lib.stride_tricks.sliding_window_view(self._buffer, self._config.n_fft)[start * hop :: hop][
                 :rows
             ]
             spectrum = torch.fft.rfft(torch.from_numpy(windows * self._window))
             mel = (spectrum.abs() ** 2).numpy() @ self._filters
             yield np.log10(np.maximum(mel, np.float32(_FLOOR)))
         self._frames += count
-        self._kept = self._kept[count * hop :].copy()
+        self._buffer = self._buffer[count * hop :].copy()
 
 
 def mel_filters(config: MelConfig) -> NDArray[np.float64]:

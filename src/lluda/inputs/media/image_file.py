@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from lluda.config.vision import VISION_LIMITS, VisionLimits
 from lluda.errors import InvalidRequest
+from lluda.inputs.decoding.image_limits import check_size
 from lluda.inputs.decoding.media_decoder import DECODER
 from lluda.inputs.decoding.media_file import MediaFile
-from lluda.inputs.decoding.picture_size import check_size
 
 if TYPE_CHECKING:
     import numpy as np

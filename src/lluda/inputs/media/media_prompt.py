@@ -31,8 +31,8 @@ class Layout:
                 return count
             case ImageSpan(grid):
                 return math.prod(grid) // self.merge_size**2
-            case VideoSpan(grid, _, heard):
-                return math.prod(grid) // self.merge_size**2 + (heard + 2 if heard else 0)
+            case VideoSpan(grid, _, audio):
+                return math.prod(grid) // self.merge_size**2 + (audio + 2 if audio else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +84,14 @@ def _add_text(prompt: MediaPrompt, token: int) -> None:
 
 def _add_media(prompt: MediaPrompt, span: Span, layout: Layout) -> None:
     tokens = layout.tokens
-    heard = isinstance(span, VideoSpan) and span.audio_tokens > 0
-    if heard:  # the sound's markers stand inside the video's (spec section 5.2)
+    has_audio = isinstance(span, VideoSpan) and span.audio_tokens > 0
+    if has_audio:  # the audio markers are inside the video's (spec section 5.2)
         _add_text(prompt, tokens.audio_start)
     ids = _placeholders(span, layout)
     prompt.ids.extend(ids)
     prompt.spans.append(span)
     prompt.counts.append(len(ids))
-    if heard:
+    if has_audio:
         _add_text(prompt, tokens.audio_end)
 
 

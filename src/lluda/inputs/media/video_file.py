@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from lluda.config.vision import RELEASED_VISION, VISION_LIMITS, VisionInputConfig, VisionLimits
 from lluda.errors import InvalidRequest, LimitExceeded
+from lluda.inputs.decoding.image_limits import check_frame
 from lluda.inputs.decoding.media_decoder import DECODER
 from lluda.inputs.decoding.media_file import MediaFile
-from lluda.inputs.decoding.picture_size import check_frame
 from lluda.inputs.decoding.video_decoder import TIE
 from lluda.inputs.media.image_file import rgb_array
 

@@ -14,7 +14,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from lluda.config.vision import VisionInputConfig
-from lluda.inputs.decoding.picture_size import check_size
+from lluda.inputs.decoding.image_limits import check_size
 from lluda.inputs.media.image_file import resized
 
 if TYPE_CHECKING:

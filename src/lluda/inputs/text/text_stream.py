@@ -25,30 +25,30 @@ class TextStream:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._searches = [_Search(text) for text in sorted(stop, key=len, reverse=True)]
-        self._held = ""
+        self._pending = ""
 
     def push(self, token_id: int) -> str:
         """The text that became safe to show with this token; special tokens have none."""
         return self._release(self._decoder.decode(self._tokenizer.bytes_of(token_id)))
 
     def finish(self) -> str:
-        """What was held back; bytes that never became a character are U+FFFD, as `Tokenizer.decode` has them."""
+        """The pending text; bytes that never became a character are U+FFFD, as `Tokenizer.decode` has them."""
         text = self._release(self._decoder.decode(b"", final=True))
-        text, self._held = text + self._held, ""
+        text, self._pending = text + self._pending, ""
         return text
 
     def _release(self, new: str) -> str:
         if self.stopped is not None:
             return ""
-        held, self._held = self._held + new, ""
-        for count, character in enumerate(new, len(held) - len(new) + 1):
+        text, self._pending = self._pending + new, ""
+        for count, character in enumerate(new, len(text) - len(new) + 1):
             for search in self._searches:
                 if search.advance(character):
                     self.stopped = search.text
-                    return held[: count - len(search.text)]
+                    return text[: count - len(search.text)]
         keep = max((search.matched for search in self._searches), default=0)
-        self._held = held[len(held) - keep :]
-        return held[: len(held) - keep]
+        self._pending = text[len(text) - keep :]
+        return text[: len(text) - keep]
 
 
 class _Search:
