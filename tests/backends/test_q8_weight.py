@@ -15,11 +15,11 @@ from lluda.convert.quantize import TypeChoice
 from lluda.convert.quantize_model import quantize_model
 from lluda.engine.loading import LoadOptions, ModelFiles, load_network
 from lluda.errors import NativeLibraryError
-from lluda.evaluation.lluda_network import LludaNetwork
-from lluda.evaluation.validation_run import random_ids
+from lluda.evaluation.inputs import random_ids
+from lluda.evaluation.lluda_components import load_decoder
 from lluda.weights.q8_0 import quantize
 from tests.conftest import TINY_MOE, TINY_QWEN3
-from tests.weights.test_quantize import checkpoint
+from tests.convert.test_quantize import checkpoint
 
 BACKENDS = ("reference", "cpu")
 MOE = TINY_MOE | {"moe_intermediate_size": 64}
@@ -92,7 +92,7 @@ def test_a_product_in_pieces_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def logits(path: Path, ids: tuple[int, ...], **options: str) -> torch.Tensor:
-    step = LludaNetwork(ModelFiles.find(path), LoadOptions(**options)).start()
+    step = load_decoder(ModelFiles.find(path), LoadOptions(**options))[0].start()
     return torch.cat([step(ids[:9]), *(step([one]) for one in ids[9:])]).float()
 
 

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from lluda.bench.machine import Machine, available_cores, read_machine
-from lluda.bench.plot import write_plot
 from lluda.bench.report import Bandwidth, Conditions, EngineState, MeasuredModel, Report, make_row
 from lluda.bench.table import render
+from lluda.cli.plot import plot_bench
 from lluda.errors import LludaError
 
 BANDWIDTH = Bandwidth.of([28.0, 30.0, 33.0], "a method")
@@ -81,10 +81,10 @@ def test_the_report_is_plain_json() -> None:
 
 def test_the_plot_is_a_png(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is optional (lluda[bench])")
-    write_plot(REPORT, tmp_path / "bench.png")
+    plot_bench(REPORT, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(LludaError, match="nowhere"):
-        write_plot(REPORT, tmp_path / "nowhere" / "bench.png")
+        plot_bench(REPORT, tmp_path / "nowhere" / "bench.png")
 
 
 def test_the_machine_is_described() -> None:

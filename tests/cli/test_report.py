@@ -42,7 +42,7 @@ REPORTS = {
         ],
         {"text", "frames", "codebooks"},
     ),
-    "validate": (["validate", "-m", "{text}", *VALIDATE, "--plot", "{plot}"], {"kind", "model", "bars", "layers"}),
+    "validate": (["validate", "-m", "{text}", *VALIDATE, "--plot", "{plot}"], {"kind", "model", "components"}),
     "validate an Omni model": (
         ["validate", "-m", "{omni}", *VALIDATE, "--only", "code2wav", "--frames", "2"],
         {"kind", "model", "components"},

@@ -15,9 +15,9 @@ import torch
 from lluda.config.model import ModelConfig
 from lluda.convert.synth import synthesize
 from lluda.engine.loading import LoadOptions, ModelFiles
-from lluda.evaluation.omni_inputs import OmniInput
-from lluda.evaluation.validation import Validation, ValidationRequest
-from lluda.evaluation.validation_run import random_ids, validate
+from lluda.evaluation.inputs import ValidationInput, random_ids
+from lluda.evaluation.ladder import validate
+from lluda.evaluation.validation import ComponentParity, Validation, ValidationRequest
 from lluda.models.build import all_parameters
 from lluda.models.causal_lm import causal_lm_parameters
 from tests.conftest import TINY_LLAMA, TINY_MIXED, TINY_MOE, TINY_QWEN3
@@ -37,8 +37,15 @@ def write_checkpoint(folder: Path, raw: dict[str, Any], seed: int = 0) -> Path:
 
 def run_validation(path: Path, dtype: str = "f32", *, tokens: int = 40, seed: int = 0, **request: Any) -> Validation:
     files = ModelFiles.find(path)
-    ids = random_ids(files.config.text.vocab_size, tokens, seed)
-    return validate(files, LoadOptions(dtype=dtype), ValidationRequest(ids=ids, source="random", **request))
+    given = ValidationInput(random_ids(files.config.text.vocab_size, tokens, seed), "random")
+    return validate(files, LoadOptions(dtype=dtype), ValidationRequest(given=given, **request))
+
+
+def text_of(validation: Validation) -> ComponentParity:
+    """The one component of a text model."""
+    (component,) = validation.components
+    assert component.component == "text"
+    return component
 
 
 @pytest.fixture(scope="session")
@@ -60,18 +67,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, 
 def damage(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[torch.Tensor], Any]], None]:
     """Change one tensor as lluda reads it, while the reference reads the file as it is."""
     from lluda.engine import loading
+    from lluda.formats.plain import plain_tensor
+    from lluda.formats.stored_tensor import StoredTensor
     from lluda.weights.shards import FolderCheckpoint
 
     class Damaged(FolderCheckpoint):
         name: str
         change: Callable[[torch.Tensor], Any]
 
-        def tensor(self, name: str) -> torch.Tensor:
-            values = super().tensor(name)
-            if name == self.name:
-                values = values.clone()
-                type(self).change(values)
-            return values
+        def stored(self, name: str) -> StoredTensor:
+            if name != self.name:
+                return super().stored(name)
+            values = super().tensor(name).clone()
+            type(self).change(values)
+            return plain_tensor(values)
 
     def install(name: str, change: Callable[[torch.Tensor], Any]) -> None:
         Damaged.name, Damaged.change = name, staticmethod(change)
@@ -80,7 +89,7 @@ def damage(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[torch.Te
     return install
 
 
-def mixed_input(config: ModelConfig, mix: list[Any], seed: int = 0) -> OmniInput:
+def mixed_input(config: ModelConfig, mix: list[Any], seed: int = 0) -> ValidationInput:
     """A mix of tests.models.test_thinker, lengths of text and media, as a prompt of a model's own ids."""
     marks, draw = config.omni.tokens, np.random.default_rng(seed)
     special = set(asdict(marks).values())
@@ -93,7 +102,7 @@ def mixed_input(config: ModelConfig, mix: list[Any], seed: int = 0) -> OmniInput
     ids: list[int] = []
     for piece in mix:
         ids += draw.choice(words, piece).tolist() if isinstance(piece, int) else opened[piece.kind]
-    return OmniInput(tuple(ids), tuple(piece for piece in mix if not isinstance(piece, int)), (), "a mix")
+    return ValidationInput(tuple(ids), "a mix", tuple(piece for piece in mix if not isinstance(piece, int)))
 
 
 def write_omni(folder: Path, *, speaks: bool = True) -> Path:

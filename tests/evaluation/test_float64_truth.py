@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from lluda.engine.loading import LoadOptions, ModelFiles
-from lluda.evaluation.lluda_network import LludaNetwork
+from lluda.evaluation.inputs import random_ids
+from lluda.evaluation.lluda_components import load_decoder
 from lluda.evaluation.trace import trace
-from lluda.evaluation.transformers_reference import TransformersReference
-from lluda.evaluation.validation_run import random_ids
+from lluda.evaluation.transformers_components import text_decoder
+from lluda.evaluation.transformers_loading import widened
 from tests.evaluation.conftest import TINY
 
 
@@ -16,11 +17,11 @@ from tests.evaluation.conftest import TINY
 def test_lluda_and_transformers_agree_in_float64_far_below_bf16_rounding(raw, checkpoint):
     path = checkpoint(raw)
     ids = random_ids(512, 40, 3)
-    ours = trace(LludaNetwork(ModelFiles.find(path), LoadOptions(dtype="f64")), ids, len(ids)).stages
-    reference = TransformersReference(path, "bf16")
+    ours = trace(load_decoder(ModelFiles.find(path), LoadOptions(dtype="f64"))[0], ids, len(ids)).stages
+    reference = text_decoder(path, "bf16")
     rounded = trace(reference, ids, len(ids)).stages
-    with reference.in_float64() as exact:
-        truth = trace(exact, ids, len(ids)).stages
+    with widened(reference.module):
+        truth = trace(reference, ids, len(ids)).stages
     for stage in truth:
         between = (ours[stage] - truth[stage]).abs().mean()
         noise = (rounded[stage].double() - truth[stage]).abs().mean()

@@ -1,4 +1,4 @@
-"""The bars of the text engine at the widths of released models, on seeded random weights. Minutes and gigabytes.
+"""The thresholds of a text model at the widths of released models, on seeded random weights. Minutes and gigabytes.
 
 * Qwen3-0.6B: whole.
 * Qwen3-30B-A3B: two of its 48 layers with all 128 experts, and a vocabulary of 32,768.
@@ -18,7 +18,7 @@ import pytest
 
 from lluda.convert.synth import override_config
 from lluda.evaluation.validation import Validation
-from tests.evaluation.conftest import run_validation, write_checkpoint
+from tests.evaluation.conftest import run_validation, text_of, write_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
@@ -85,16 +85,17 @@ def test_float32_logits_and_64_greedy_tokens(model, checkpoint_of):
     raw = raw | {"num_experts": 16} if name == "mixed" else raw
     with checkpoint_of(raw, 0) as path:
         validation = run_validation(path, "f32", tokens=TOKENS, greedy=64, float64=False)
-    assert validation.passed, [bar.describe() for bar in validation.bars]
-    assert validation.logits.relative_error <= 1e-3
-    assert validation.greedy.tokens == 64
-    assert validation.greedy.agreement == 1.0
+    assert validation.passed, [threshold.describe() for threshold in validation.thresholds]
+    text = text_of(validation)
+    assert text.stages[-1].relative_error <= 1e-3
+    assert text.greedy.tokens == 64
+    assert text.greedy.agreement == 1.0
 
 
 def test_float32_token_by_token_through_the_cache(released_config, checkpoint_of):
     with checkpoint_of(released_config("Qwen3-0.6B"), 0) as path:
         validation = run_validation(path, "f32", tokens=TOKENS, greedy=0, float64=False, rows_per_step=1)
-    assert validation.passed, [bar.describe() for bar in validation.bars]
+    assert validation.passed, [threshold.describe() for threshold in validation.thresholds]
 
 
 def test_bf16_is_no_further_from_float64_than_transformers(model, checkpoint_of):
@@ -104,7 +105,7 @@ def test_bf16_is_no_further_from_float64_than_transformers(model, checkpoint_of)
     for seed in SEEDS:
         with checkpoint_of(raw, seed) as path:
             validation: Validation = run_validation(path, "bf16", tokens=TOKENS, seed=seed, greedy=0)
-        distance = validation.logits.error_to_float64
+        distance = text_of(validation).stages[-1].error_to_float64
         ours, theirs = ours + distance.lluda, theirs + distance.reference
         print(f"{model[0]}, seed {seed}: {distance.lluda:.5f} / {distance.reference:.5f} = {distance.ratio:.3f}")
     assert theirs > 0

@@ -1,4 +1,4 @@
-"""The bars of the Omni model at the widths of the released one, on seeded random weights. Minutes and gigabytes.
+"""The thresholds of the Omni model at the widths of the released one, on seeded random weights. Minutes and gigabytes.
 
 * The thinker: 4 of 48 layers with all 128 experts and the whole vocabulary, encoders of a few layers.
 * Talker, code predictor and code2wav whole: 3.3 and 0.2 billion parameters, beside a thinker of one layer.
@@ -15,12 +15,12 @@ import pytest
 from lluda.config.model import ModelConfig
 from lluda.convert.synth import override_config, synthesize
 from lluda.engine.loading import LoadOptions, ModelFiles
-from lluda.evaluation.omni_inputs import made_up_media, omni_input
-from lluda.evaluation.omni_network import OmniNetwork, OmniThinker, position_rows
-from lluda.evaluation.omni_run import validate_omni
-from lluda.evaluation.omni_validation import OmniRequest
-from lluda.evaluation.trace import let_go
-from lluda.evaluation.transformers_omni import ReferenceThinker, TransformersOmni
+from lluda.evaluation.inputs import omni_input, synthetic_media
+from lluda.evaluation.ladder import validate
+from lluda.evaluation.lluda_components import LludaComponents, LludaDecoder, position_rows
+from lluda.evaluation.trace import release_memory
+from lluda.evaluation.transformers_components import TransformersComponents, TransformersDecoder
+from lluda.evaluation.validation import ValidationRequest
 from lluda.models.build import all_parameters
 from tests.evaluation.conftest import MIXES, mixed_input
 
@@ -73,38 +73,38 @@ def speech(released, tmp_path_factory):
 
 def run(files, dtype, only, **request):
     config = files.config
-    given = omni_input(config.omni, config.text.vocab_size, media=made_up_media(0))
-    validation = validate_omni(files, LoadOptions(dtype=dtype), OmniRequest(given=given, only=only, **request), print)
-    for bar in validation.bars:
-        print(bar.describe())
+    given = omni_input(config.omni, config.text.vocab_size, media=synthetic_media(0))
+    validation = validate(files, LoadOptions(dtype=dtype), ValidationRequest(given=given, only=only, **request), print)
+    for threshold in validation.thresholds:
+        print(threshold.describe())
     return validation
 
 
 def test_thinker_at_released_widths_in_float32(thinker):
     """12 mixes of media: positions equal, logits within 1e-3 of their range, 32 greedy tokens equal."""
-    network = OmniNetwork(thinker, LoadOptions(dtype="f32", max_context=4096))
+    ours = LludaComponents(thinker, LoadOptions(dtype="f32", max_context=4096))
     prompts = []
     for mix in MIXES.values():
         given = mixed_input(thinker.config, mix)
-        media = network.prepare(given)
-        prompts.append((media, network.prompt(given, media, network.hear(media), network.see(media))))
-    ours = [*_outcomes(network.thinker(prompts[0][1]).network, network, prompts)]
-    let_go()
-    reference = TransformersOmni(thinker.path, "f32", float64=False)
-    module = reference.thinker(prompts[0][1]).module
+        media = ours.prepare(given)
+        prompts.append((media, ours.prompt(given, media, ours.audio_encoder(media), ours.vision_encoder(media))))
+    outcomes = [*_outcomes(ours.decoder(prompts[0][1]).network, ours, prompts)]
+    release_memory()
+    reference = TransformersComponents(thinker.path, "f32", float64=False)
+    module = reference.decoder().module
     worst = 0.0
-    for (media, prompt), (logits, tokens) in zip(prompts, ours, strict=True):
+    for (media, prompt), (logits, tokens) in zip(prompts, outcomes, strict=True):
         assert (position_rows(prompt) - reference.positions(prompt.ids, media)).abs().max() <= 1e-3
-        expected, others = _outcome(ReferenceThinker(module, prompt, reference), prompt)
+        expected, others = _outcome(TransformersDecoder(module["decoder"], module["head"], prompt, axes=3), prompt)
         worst = max(worst, float((logits - expected).abs().max() / (expected.max() - expected.min())))
         assert others == tokens
     print(f"largest logit error / range {worst:.3g} over {len(prompts)} prompts, all {GREEDY} greedy tokens equal")
     assert 0 < worst <= 1e-3
 
 
-def _outcomes(causal_lm, network, prompts):
+def _outcomes(causal_lm, ours, prompts):
     for _, prompt in prompts:
-        yield _outcome(OmniThinker(causal_lm, prompt, network.cache_options, "f32"), prompt)
+        yield _outcome(LludaDecoder(causal_lm, ours.cache_options, "f32", prompt), prompt)
 
 
 def _outcome(implementation, prompt):
@@ -120,14 +120,14 @@ def _outcome(implementation, prompt):
 
 def test_thinker_at_released_widths_in_bf16(thinker):
     validation = run(thinker, "bf16", ("thinker",), greedy=0)
-    assert validation.passed, [bar.describe() for bar in validation.bars]
+    assert validation.passed, [threshold.describe() for threshold in validation.thresholds]
     assert 0 < validation.components[0].ratio <= 1
 
 
 def test_talker_and_code_predictor_in_float32(speech):
     """All 16 codes of 40 frames equal, logits within 1e-3 of their range; the prompt's rows and positions too."""
     validation = run(speech, "f32", ("talker", "code_predictor"), frames=40, float64=False)
-    assert validation.passed, [bar.describe() for bar in validation.bars]
+    assert validation.passed, [threshold.describe() for threshold in validation.thresholds]
     assert [component.greedy.tokens for component in validation.components] == [40, 600]
 
 
@@ -139,6 +139,6 @@ def test_talker_and_code_predictor_in_bf16(speech):
 def test_code2wav_as_synthesised_is_a_waveform(speech):
     """Not one that is clipped nearly everywhere; 40 frames in float32 against transformers' forward."""
     validation = run(speech, "f32", ("code2wav",), frames=40, float64=False)
-    assert validation.passed, [bar.describe() for bar in validation.bars]
-    waveform = validation.components[0].last[0]
+    assert validation.passed, [threshold.describe() for threshold in validation.thresholds]
+    waveform = validation.components[0].ends[0]
     assert 0.01 < waveform.mean_abs_value < 0.5

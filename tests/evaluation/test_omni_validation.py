@@ -10,10 +10,11 @@ import torch
 
 from lluda.engine.loading import LoadOptions, ModelFiles
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError, OutOfMemory, UnsupportedModel
-from lluda.evaluation import omni_run
-from lluda.evaluation.omni_inputs import made_up_media, omni_input
-from lluda.evaluation.omni_run import validate_omni
-from lluda.evaluation.omni_validation import COMPONENTS, OmniRequest
+from lluda.evaluation import ladder
+from lluda.evaluation.inputs import omni_input, synthetic_media
+from lluda.evaluation.ladder import validate
+from lluda.evaluation.validation import ValidationRequest
+from lluda.models.components import COMPONENTS
 from lluda.weights.checkpoint import ModelSource
 from tests.evaluation.conftest import MIXES, damage, mixed_input, write_omni
 
@@ -29,23 +30,24 @@ def files(tmp_path_factory) -> ModelFiles:
 
 
 def given_of(files, media=None, **options):
-    media = made_up_media(0) if media is None else media
+    media = synthetic_media(0) if media is None else media
     return omni_input(files.config.omni, files.config.text.vocab_size, media=media, tokens=8, **options)
 
 
 def run(files, dtype="f32", given=None, **request):
     request = {"frames": FRAMES, "greedy": 8, "float64": False} | request
-    return validate_omni(files, LoadOptions(dtype=dtype), OmniRequest(given=given or given_of(files), **request))
+    return validate(files, LoadOptions(dtype=dtype), ValidationRequest(given=given or given_of(files), **request))
 
 
 def test_every_component_passes_in_float32(files):
     validation = run(files)
-    assert [component.component for component in validation.components] == list(COMPONENTS)
-    assert validation.passed, [bar.describe() for bar in validation.bars]
+    assert [component.component for component in validation.components] == [one.name for one in COMPONENTS]
+    assert validation.passed, [threshold.describe() for threshold in validation.thresholds]
     assert validation.first_divergence is None
-    stages = [name for name, _ in validation.stages]
-    expected = ["audio features", "audio conv", "audio layers.1", "audio output", "vision pixels", "vision patches"]
-    expected += ["vision layers.3", "vision deepstack.2", "thinker positions", "thinker layers.4", "thinker logits"]
+    stages = [f"{one.component} {stage.stage}" for one in validation.components for stage in one.stages]
+    expected = [f"audio_encoder {stage}" for stage in ("features", "conv", "layers.1", "output")]
+    expected += [f"vision_encoder {stage}" for stage in ("pixels", "patches", "layers.3", "deepstack.2")]
+    expected += ["thinker positions", "thinker layers.4", "thinker logits"]
     expected += ["talker text_projection", "talker hidden_projection", "talker rows", "talker positions"]
     expected += ["talker layers.2", "talker logits", "code_predictor pass.1", "code_predictor pass.3"]
     expected += ["code2wav embeddings", "code2wav upsample.1", "code2wav decoder.2", "code2wav waveform"]
@@ -57,8 +59,8 @@ def test_every_component_passes_in_float32(files):
 @pytest.mark.parametrize(
     ("tensor", "found"),
     [
-        ("thinker.audio_tower.layers.1.fc1.weight", "audio layers.1"),
-        ("thinker.visual.merger_list.1.mlp.0.weight", "vision deepstack.1"),
+        ("thinker.audio_tower.layers.1.fc1.weight", "audio_encoder layers.1"),
+        ("thinker.visual.merger_list.1.mlp.0.weight", "vision_encoder deepstack.1"),
         ("thinker.model.layers.2.self_attn.o_proj.weight", "thinker layers.2"),
         ("talker.text_projection.linear_fc2.weight", "talker text_projection"),
         ("talker.model.layers.1.mlp.shared_expert.down_proj.weight", "talker layers.1"),
@@ -69,12 +71,13 @@ def test_every_component_passes_in_float32(files):
 def test_a_wrong_weight_is_found_where_it_is_and_nowhere_else(files, damage, tensor, found):
     damage(tensor, lambda weight: weight.neg_())
     component = found.split()[0]
-    validation = run(files, only=(component, *({"audio", "code2wav"} - {component})))
+    validation = run(files, only=(component, *({"audio_encoder", "code2wav"} - {component})))
     assert validation.passed is False
-    assert validation.first_divergence[0] == found
+    first, stage = validation.first_divergence
+    assert f"{first.component} {stage.stage}" == found
     for other in validation.components:
         if other.component != component:
-            assert all(bar.passed for bar in other.bars), other.component
+            assert all(threshold.passed for threshold in other.thresholds), other.component
 
 
 @pytest.mark.parametrize("name", ["text", "video of odd rate", "two sounds and a video"])
@@ -82,15 +85,15 @@ def test_the_thinker_of_any_mix_in_chunks(files, name):
     validation = run(files, given=mixed_input(files.config, MIXES[name]), only=("thinker",), rows_per_step=50)
     (thinker,) = validation.components
     assert thinker.component == "thinker"
-    assert validation.passed, [bar.describe() for bar in validation.bars]
+    assert validation.passed, [threshold.describe() for threshold in validation.thresholds]
 
 
 def test_bf16_is_judged_by_its_distance_to_float64(files):
-    validation = run(files, "bf16", float64=True, only=("audio", "thinker", "code_predictor", "code2wav"))
+    validation = run(files, "bf16", float64=True, only=("audio_encoder", "thinker", "code_predictor", "code2wav"))
     assert [component.component for component in validation.components] == [
-        *("audio", "thinker", "code_predictor", "code2wav")
+        *("audio_encoder", "thinker", "code_predictor", "code2wav")
     ]
-    names = [bar.name for bar in validation.bars]
+    names = [threshold.name for threshold in validation.thresholds]
     assert "thinker: distance to float64, lluda / reference," in names
     assert not any("equal" in name for name in names)
     assert all(0 < component.ratio <= 1 for component in validation.components)
@@ -101,32 +104,32 @@ def test_a_component_is_loaded_without_the_others(files, damage):
     damage("thinker.model.layers.0.input_layernorm.weight", lambda _: pytest.fail("the thinker was read"))
     given = given_of(files, [])
     validation = run(files, given=given, only=("talker", "code2wav"))
-    assert validation.passed, [bar.describe() for bar in validation.bars]
+    assert validation.passed, [threshold.describe() for threshold in validation.thresholds]
     assert [component.component for component in validation.components] == ["talker", "code2wav"]
 
 
-def test_the_document_names_corrections_and_bars(files):
+def test_the_document_names_corrections_and_thresholds(files):
     document = run(files, only=("talker",)).document()
-    assert document["kind"] == "omni validation"
+    assert document["kind"] == "validation"
     assert document["media"] == ["audio", "image", "video"]
     (talker,) = document["components"]
     assert any("n_window" in text for text in talker["corrections"])
-    assert all(bar["passed"] for bar in talker["bars"])
+    assert all(threshold["passed"] for threshold in talker["thresholds"])
     assert talker["stages"][0]["stage"] == "text_projection"
 
 
 def test_what_cannot_be_validated_is_refused(files, tmp_path, monkeypatch):
-    with pytest.raises(InvalidRequest, match="component 'ear' is not one of audio, vision"):
+    with pytest.raises(InvalidRequest, match="component 'ear' is not one of audio_encoder, vision_encoder"):
         run(files, only=("ear",))
-    with pytest.raises(InvalidRequest, match="gives the audio encoder nothing; add --audio"):
-        run(files, given=given_of(files, []), only=("audio",))
+    with pytest.raises(InvalidRequest, match="gives the audio_encoder nothing; add --audio"):
+        run(files, given=given_of(files, []), only=("audio_encoder",))
     with pytest.raises(LimitExceeded, match="exceed the context of 64"):
-        validate_omni(files, LoadOptions(dtype="f32", max_context=64), OmniRequest(given=given_of(files)))
+        validate(files, LoadOptions(dtype="f32", max_context=64), ValidationRequest(given=given_of(files)))
     mute = ModelFiles.find(write_omni(tmp_path / "mute", speaks=False))
     with pytest.raises(InvalidRequest, match="does not speak, so it has no code2wav"):
         run(mute, only=("code2wav",))
-    monkeypatch.setattr(omni_run.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    with pytest.raises(OutOfMemory, match=r"audio needs about .*--only"):
+    monkeypatch.setattr(ladder.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    with pytest.raises(OutOfMemory, match=r"transformers needs about .* for audio_encoder .*--only"):
         run(files)
 
 
@@ -146,9 +149,9 @@ def test_a_checkpoint_the_reference_would_read_otherwise_is_refused(files, tmp_p
     tensors["code2wav.extra.weight"] = torch.zeros(2)
     save_file(tensors, folder / "model.safetensors")
     options = LoadOptions(dtype="f32", allow_unexpected=True)
-    request = OmniRequest(given=given_of(files), only=("code2wav",), frames=FRAMES, float64=False)
+    request = ValidationRequest(given=given_of(files), only=("code2wav",), frames=FRAMES, float64=False)
     with pytest.raises(LludaError, match="Qwen3OmniMoeCode2Wav does not take these tensors"):
-        validate_omni(ModelFiles.find(folder), options, request)
+        validate(ModelFiles.find(folder), options, request)
     file = replace(files, source=ModelSource(folder / "model.safetensors"))
     with pytest.raises((UnsupportedModel, LludaError)):
-        validate_omni(file, options, request)
+        validate(file, options, request)

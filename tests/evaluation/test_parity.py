@@ -15,7 +15,7 @@ from lluda.evaluation.trace import Continuation, Trace
 
 
 def traced(name: str, **stages: torch.Tensor) -> Trace:
-    return Trace(name, "f32", stages)
+    return Trace(name, stages)
 
 
 def rows(seed: int, positions: int = 150, width: int = 20) -> torch.Tensor:
@@ -98,3 +98,8 @@ def test_greedy_tokens_up_to_the_first_that_differs():
     assert (other.first_divergence, other.lluda_token, other.reference_token) == (2, 7, 9)
     assert (other.lluda_margin, other.reference_margin) == (0.25, 0.125)
     assert other.agreement == 0.5
+
+
+def test_codes_are_compared_without_margins():
+    found = compare_greedy(Continuation((3, 4)), Continuation((3, 5)))
+    assert (found.first_divergence, found.lluda_token, found.lluda_margin, found.reference_margin) == (1, 4, None, None)

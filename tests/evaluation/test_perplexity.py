@@ -214,23 +214,23 @@ def test_a_voice_agrees_with_itself(voices, text, capsys) -> None:
 
 def test_the_forced_voice_follows_the_base(voices, text) -> None:
     """A voice of other weights, forced, has the base's past: its first codebook is judged after equal codes."""
-    from lluda.engine.frames import SpeechParams
+    from lluda.api.speech_model import load_speech
     from lluda.engine.sampling_params import SamplingParams
-    from lluda.engine.speech_model import load_speech
-    from lluda.evaluation.speech_agreement import _Following, _header, _Speaking
+    from lluda.engine.speech_params import SpeechParams
+    from lluda.evaluation.speech_agreement import _ForcedFrames, _header, _ObservedFrames
 
     base = load_speech(voices[1], dtype="f32")
     params = SpeechParams(sampling=SamplingParams(seed=1), max_frames=6).with_defaults({})
     words = base.tokenizer.encode("hello world", allow_special=False)
     header = _header(base)
-    speaking, following = (kind(base.voice, params, header, words, None) for kind in (_Speaking, _Following))
+    speaking, following = (kind(base.stack, params, header, words, None) for kind in (_ObservedFrames, _ForcedFrames))
     for _ in range(5):
         codes = speaking.next_codes()
         assert codes is not None
         following.force(codes)
-        assert all(torch.equal(*pair) for pair in zip(speaking.seen, following.seen, strict=True))
+        assert all(torch.equal(*pair) for pair in zip(speaking.observed, following.observed, strict=True))
         for one in (speaking, following):
-            one.feed(base.voice.prompts.text_row(words[0]))
+            one.feed(base.stack.prompts.text_row(words[0]))
 
 
 def test_long_contexts_are_refused_by_the_model(models, text) -> None:

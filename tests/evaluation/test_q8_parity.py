@@ -22,19 +22,19 @@ from lluda.convert.quantize import TypeChoice
 from lluda.convert.quantize_model import quantize_model
 from lluda.convert.synth import synthesize
 from lluda.engine.loading import LoadOptions, ModelFiles
-from lluda.evaluation.lluda_network import LludaNetwork
-from lluda.evaluation.validation_run import random_ids
+from lluda.evaluation.inputs import random_ids
+from lluda.evaluation.lluda_components import load_decoder
 from lluda.models.build import all_parameters
 from lluda.weights.gguf import GGUFCheckpoint
 from tests.conftest import TINY_MOE, TINY_QWEN3
-from tests.weights.test_quantize import checkpoint
+from tests.convert.test_quantize import checkpoint
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (requirements/peers.txt)")
 MOE = TINY_MOE | {"moe_intermediate_size": 64}
 
 
 def lluda_logits(path: Path, ids: tuple[int, ...], **options: str) -> torch.Tensor:
-    return LludaNetwork(ModelFiles.find(path), LoadOptions(**options)).start()(ids).double()
+    return load_decoder(ModelFiles.find(path), LoadOptions(**options))[0].start()(ids).double()
 
 
 def llama_logits(path: Path, ids: tuple[int, ...]) -> torch.Tensor:
@@ -141,7 +141,7 @@ def test_perplexity_of_real_weights_on_real_text(smollm2: Path, tmp_path: Path) 
     ids = load_tokenizer(tmp_path / "q.gguf").encode(text, allow_special=False)
     assert len(ids) >= 20_000
     options = LoadOptions(activations="q8_0", max_context=512, threads=1)
-    ours = LludaNetwork(ModelFiles.find(tmp_path / "q.gguf"), options)
+    ours, _ = load_decoder(ModelFiles.find(tmp_path / "q.gguf"), options)
     theirs = LlamaCppReference(tmp_path / "q.gguf", 512, threads=1)
     found = compare_predictions(ours, text_chunks(ids, 512, None), theirs).document()
     print(found)

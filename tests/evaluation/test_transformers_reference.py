@@ -12,7 +12,8 @@ import torch
 
 from lluda.errors import LludaError, MissingDependency, UnsupportedModel
 from lluda.evaluation.trace import continue_greedily, trace
-from lluda.evaluation.transformers_reference import TransformersReference
+from lluda.evaluation.transformers_components import text_decoder
+from lluda.evaluation.transformers_loading import load_text_model, widened
 from tests.evaluation.conftest import TINY, write_checkpoint
 
 IDS = tuple(range(7, 37))
@@ -20,12 +21,12 @@ IDS = tuple(range(7, 37))
 
 @pytest.mark.parametrize("raw", TINY.values(), ids=TINY)
 def test_every_stage_is_seen_in_order_and_is_what_transformers_returns(raw, checkpoint):
-    reference = TransformersReference(checkpoint(raw), "f32")
-    seen = trace(reference, IDS, len(IDS))
+    path = checkpoint(raw)
+    seen = trace(text_decoder(path, "f32"), IDS, len(IDS))
     layers = [f"layers.{index}" for index in range(raw["num_hidden_layers"])]
     assert list(seen.stages) == ["embeddings", *layers, "norm", "logits"]
     with torch.no_grad():
-        output = reference.model(torch.tensor([IDS]), output_hidden_states=True)
+        output = load_text_model(path, "f32")(torch.tensor([IDS]), output_hidden_states=True)
     assert torch.equal(seen.stages["logits"], output.logits[0])
     # transformers lists the embeddings, each layer's output but the last, and the final norm.
     for stage, hidden in zip(["embeddings", *layers[:-1], "norm"], output.hidden_states, strict=True):
@@ -35,7 +36,7 @@ def test_every_stage_is_seen_in_order_and_is_what_transformers_returns(raw, chec
 @pytest.mark.parametrize("raw", TINY.values(), ids=TINY)
 @pytest.mark.parametrize("rows", [1, 7])
 def test_token_by_token_and_chunks_equal_one_prefill(raw, rows, checkpoint):
-    reference = TransformersReference(checkpoint(raw), "f64")
+    reference = text_decoder(checkpoint(raw), "f64")
     whole, stepped = (trace(reference, IDS, n).stages for n in (len(IDS), rows))
     for stage in whole:
         torch.testing.assert_close(stepped[stage], whole[stage], rtol=1e-5, atol=1e-5, msg=stage)
@@ -43,29 +44,27 @@ def test_token_by_token_and_chunks_equal_one_prefill(raw, rows, checkpoint):
 
 @pytest.mark.parametrize("raw", TINY.values(), ids=TINY)
 def test_widened_in_place_equals_loaded_in_float64(raw, checkpoint):
-    loaded = trace(TransformersReference(checkpoint(raw), "f64"), IDS, len(IDS))
-    reference = TransformersReference(checkpoint(raw), "bf16")
+    loaded = trace(text_decoder(checkpoint(raw), "f64"), IDS, len(IDS))
+    reference = text_decoder(checkpoint(raw), "bf16")
     before = trace(reference, IDS, len(IDS))
-    with reference.in_float64() as exact:
-        widened = trace(exact, IDS, len(IDS))
-    assert widened.dtype == "f64"
+    with widened(reference.module):
+        exact = trace(reference, IDS, len(IDS))
     for stage, rows in loaded.stages.items():
-        assert widened.stages[stage].dtype == torch.float64
-        assert torch.equal(widened.stages[stage], rows), stage
+        assert exact.stages[stage].dtype == torch.float64
+        assert torch.equal(exact.stages[stage], rows), stage
     after = trace(reference, IDS, len(IDS))
-    assert after.dtype == "bf16"
     assert all(torch.equal(rows, after.stages[stage]) for stage, rows in before.stages.items())
-    assert {p.dtype for p in reference.model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in reference.module.parameters()} == {torch.bfloat16}
 
 
 def test_frequencies_stay_float32_in_bf16(checkpoint):
     for dtype in ("bf16", "f64"):
-        rotary = TransformersReference(checkpoint(TINY["qwen3"]), dtype).model.model.rotary_emb
+        rotary = load_text_model(checkpoint(TINY["qwen3"]), dtype).model.rotary_emb
         assert rotary.inv_freq.dtype == torch.float32
 
 
 def test_without_qk_norm_the_reference_has_none_and_misses_nothing(checkpoint):
-    model = TransformersReference(checkpoint(TINY["mixed"]), "f32").model
+    model = load_text_model(checkpoint(TINY["mixed"]), "f32")
     names = [name for name, _ in model.named_parameters()]
     assert not [name for name in names if "q_norm" in name or "k_norm" in name]
     kinds = [type(layer.mlp).__name__ for layer in model.model.layers]
@@ -73,9 +72,9 @@ def test_without_qk_norm_the_reference_has_none_and_misses_nothing(checkpoint):
 
 
 def test_greedy_tokens_are_those_of_generate(checkpoint):
-    reference = TransformersReference(checkpoint(TINY["moe"]), "f32")
-    ours = continue_greedily(reference, IDS, 20)
-    theirs = reference.model.generate(
+    path = checkpoint(TINY["moe"])
+    ours = continue_greedily(text_decoder(path, "f32"), IDS, 20)
+    theirs = load_text_model(path, "f32").generate(
         torch.tensor([IDS]), do_sample=False, max_new_tokens=20, min_new_tokens=20, pad_token_id=0, eos_token_id=-1
     )
     assert list(ours.tokens) == theirs[0, len(IDS) :].tolist()
@@ -90,7 +89,7 @@ def test_a_tensor_transformers_would_invent_is_an_error(checkpoint, tmp_path):
     del config["use_qk_norm"]
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(LludaError, match=r"missing keys: .*q_norm.* nothing to compare"):
-        TransformersReference(folder, "f32")
+        load_text_model(folder, "f32")
 
 
 def test_left_over_tensors_are_an_error(tmp_path):
@@ -99,20 +98,20 @@ def test_left_over_tensors_are_an_error(tmp_path):
     config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 3}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(LludaError, match=r"unexpected keys: .*layers\.3"):
-        TransformersReference(folder, "f32")
+        load_text_model(folder, "f32")
 
 
 def test_a_checkpoint_transformers_cannot_read_is_named(tmp_path):
     pytest.importorskip("transformers")
     (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
     with pytest.raises(UnsupportedModel, match="transformers cannot load it"):
-        TransformersReference(tmp_path, "f32")
+        load_text_model(tmp_path, "f32")
 
 
 def test_without_transformers_the_message_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingDependency, match=r"pip install 'lluda\[validate\]'"):
-        TransformersReference(tmp_path, "f32")
+        load_text_model(tmp_path, "f32")
 
 
 def test_loading_prints_nothing_and_leaves_the_settings(checkpoint, capfd):
@@ -122,6 +121,6 @@ def test_loading_prints_nothing_and_leaves_the_settings(checkpoint, capfd):
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
     path = checkpoint(TINY["qwen3"])
     capfd.readouterr()
-    TransformersReference(path, "bf16")
+    load_text_model(path, "bf16")
     assert capfd.readouterr() == ("", "")
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before

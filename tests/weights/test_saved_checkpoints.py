@@ -24,12 +24,12 @@ from lluda.convert.pack_model import pack_model
 from lluda.convert.quantize import TypeChoice
 from lluda.convert.quantize_model import quantize_model
 from lluda.engine.kv_cache import CacheOptions, KVCache
-from lluda.engine.loading import LoadOptions, ModelFiles, load_network, load_voice
+from lluda.engine.loading import LoadOptions, ModelFiles, load_network, load_speech_stack
 from lluda.engine.media import MediaReader
 from lluda.errors import CorruptFile, UnsupportedModel
-from lluda.evaluation.omni_inputs import omni_input
-from lluda.evaluation.omni_run import validate_omni
-from lluda.evaluation.omni_validation import OmniRequest
+from lluda.evaluation.inputs import omni_input
+from lluda.evaluation.ladder import validate
+from lluda.evaluation.validation import ValidationRequest
 from lluda.weights.checkpoint import open_checkpoint
 from lluda.weights.entry import TensorEntry
 from lluda.weights.saved_names import released_entries, require_listable
@@ -86,7 +86,7 @@ def save(model: Any, folder: Path, *, original: bool) -> Path:
 def test_logits_and_greedy_tokens_are_those_of_the_model_that_was_saved(tmp_path, name, layout):
     theirs = text_model(name)
     model = lluda.load(save(theirs, tmp_path, original=LAYOUTS[layout]), dtype="f32", backend="reference")
-    cache = model.generator.new_cache()
+    cache = model.runner.new_cache()
     logits = model.network(torch.tensor(IDS), torch.arange(len(IDS)), [Segment(0, len(IDS), cache)], None)
     expected = theirs(torch.tensor([IDS])).logits[0]
     assert float((logits - expected).abs().max()) <= 1e-5 * float(expected.max() - expected.min())
@@ -152,9 +152,9 @@ def test_a_fused_checkpoint_is_inspected_planned_packed_and_quantised(tmp_path, 
 def test_a_fused_omni_model_passes_its_validation(omni):
     files = ModelFiles.find(omni(False))
     given = omni_input(files.config.omni, files.config.text.vocab_size, media=[], tokens=8)
-    request = OmniRequest(given=given, frames=3, greedy=4, float64=False, only=("thinker", "talker"))
-    validation = validate_omni(files, FLOAT32, request)
-    assert validation.passed, [bar.describe() for bar in validation.bars]
+    request = ValidationRequest(given=given, frames=3, greedy=4, float64=False, only=("thinker", "talker"))
+    validation = validate(files, FLOAT32, request)
+    assert validation.passed, [threshold.describe() for threshold in validation.thresholds]
 
 
 def test_a_base_model_without_its_head_is_completed_where_the_head_is_tied(tmp_path):
@@ -243,9 +243,9 @@ def test_a_thinker_saved_by_itself_answers_and_passes_its_validation(omni, refer
     reader = MediaReader(thinker, files.source)
     assert_positions_and_logits(thinker, reader, reference.thinker, MIXES["picture then sound"])
     given = omni_input(files.config.omni, files.config.text.vocab_size, media=[], tokens=8)
-    request = OmniRequest(given=given, frames=1, greedy=4, float64=False, only=("thinker",))
-    validation = validate_omni(files, FLOAT32, request)
-    assert validation.passed, [bar.describe() for bar in validation.bars]
+    request = ValidationRequest(given=given, frames=1, greedy=4, float64=False, only=("thinker",))
+    validation = validate(files, FLOAT32, request)
+    assert validation.passed, [threshold.describe() for threshold in validation.thresholds]
     quantize_model(files.path, tmp_path / "thinker.gguf", TypeChoice("exact"))
     written = load_network(ModelFiles.find(tmp_path / "thinker.gguf"), FLOAT32)[0]
     assert torch.equal(written.lm_head.values, thinker.lm_head.values)
@@ -256,5 +256,5 @@ def test_a_thinker_saved_by_itself_answers_and_passes_its_validation(omni, refer
 def test_text_codes_and_speech_are_those_of_the_omni_model_that_was_saved(omni, reference, layout):
     files = ModelFiles.find(omni(LAYOUTS[layout]))
     thinker = load_network(files, FLOAT32)[0]
-    model = (thinker, load_voice(files, FLOAT32, thinker), MediaReader(thinker, files.source))
+    model = (thinker, load_speech_stack(files, FLOAT32, thinker), MediaReader(thinker, files.source))
     assert_text_codes_and_waveform(model, reference, CONVERSATIONS["picture, then sound"])

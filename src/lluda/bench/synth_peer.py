@@ -17,7 +17,7 @@ _STEPS = 32
 
 def peer_samples(config_dir: Path, settings: SynthSettings) -> dict[str, tuple[str, list[float]]]:
     """By test its unit and samples, the first a warm-up's. MissingDependency: transformers is not installed."""
-    from lluda.evaluation.transformers_reference import require_transformers
+    from lluda.evaluation.transformers_loading import require_transformers
 
     model = _model(require_transformers(), config_dir, settings.device)
     found = {f"tg{settings.generate}": ("tok/s", list(_decode(model, settings)))}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lluda.cli import options
 from lluda.cli.console import say
 from lluda.cli.heavy_imports import heavy_imports
+from lluda.cli.plot import plot_bench, require_plot
 from lluda.cli.report import add_report, publish, require_writable
 from lluda.errors import InvalidRequest
 
@@ -60,14 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and report; 1 if an engine failed."""
     with heavy_imports():
-        from lluda.bench.plot import write_plot
         from lluda.bench.table import print_report
-        from lluda.evaluation.plot_file import require_plot
     require_writable(args.output)
     if args.plot:
         require_plot(args.plot)
     report = _synth_report(args) if args.synth else _report(args)
-    plot = (lambda: write_plot(report, args.plot)) if args.plot else None
+    plot = (lambda: plot_bench(report, args.plot)) if args.plot else None
     publish(args, report.to_json(), lambda: print_report(report), plot)
     return 1 if report.failed else 0
 

@@ -1,4 +1,4 @@
-"""``lluda perplexity``: how well a model predicts a text, and how far it is from another; the same of a voice."""
+"""``lluda perplexity``: how well a model predicts a text, and how far it is from another; the same of speech."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lluda.cli import options
 from lluda.cli.console import byte_progress, count_progress, say
 from lluda.cli.heavy_imports import heavy_imports
+from lluda.cli.plot import plot_predictions, plot_speech, require_plot
 from lluda.cli.report import add_report, publish, require_writable
 from lluda.errors import InvalidRequest
 
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, default=512, metavar="N", help="tokens of a chunk (default 512)")
     parser.add_argument("--chunks", type=int, metavar="N", help="only the first N chunks")
     parser.add_argument(
-        "--speech", action="store_true", help="compare the voices of two Omni models, which read it aloud"
+        "--speech", action="store_true", help="compare the speech of two Omni models, which read it aloud"
     )
     parser.add_argument("--max-frames", type=int, default=250, metavar="N", help="of speech, 80 ms each (default 250)")
     parser.add_argument("--speaker", metavar="NAME", help="a speaker of the config (default: its first)")
@@ -47,12 +48,10 @@ def run(args: argparse.Namespace) -> int:
     from lluda.inputs.text.text_file import read_text
 
     if args.speech and args.against in (None, _LLAMA_CPP):
-        raise InvalidRequest("--speech compares two voices; name the base with --against MODEL")
+        raise InvalidRequest("--speech compares two models; name the base with --against MODEL")
     text = read_text(args.text, MAX_TEXT_BYTES)
     require_writable(args.output)
     if args.plot:
-        from lluda.evaluation.plot_file import require_plot
-
         require_plot(args.plot)
     return _speech(args, text) if args.speech else _text(args, text)
 
@@ -61,14 +60,13 @@ def _text(args: argparse.Namespace, text: str) -> int:
     with heavy_imports():
         from lluda.engine.loading import LoadOptions, ModelFiles, load_tokenizer
         from lluda.evaluation.perplexity import compare_predictions, text_chunks
-        from lluda.evaluation.perplexity_plot import plot_predictions
     files = ModelFiles.find(args.model, allow_unknown_config=args.allow_unknown_config)
     tokenizer = load_tokenizer(files.source)
     prefix = list(tokenizer.prefix_ids)
     ids = [*prefix, *tokenizer.encode(text, allow_special=False)]
     chunks = text_chunks(ids, args.context, prefix[0] if prefix else None, args.chunks)
     load = LoadOptions(**options.load_options(args) | {"max_context": args.context})
-    model = _network(files, load, args.model)
+    model = _decoder(files, load, args.model)
     base = _base(args, text, files, load, ids) if args.against else None
     with count_progress("chunks") as progress:
         comparison = compare_predictions(model, chunks, base, progress)
@@ -79,14 +77,14 @@ def _text(args: argparse.Namespace, text: str) -> int:
     return 0
 
 
-def _network(files: ModelFiles, load: LoadOptions, name: str) -> Implementation:
-    from lluda.evaluation.lluda_network import LludaNetwork
+def _decoder(files: ModelFiles, load: LoadOptions, name: str) -> Implementation:
+    from lluda.evaluation.lluda_components import load_decoder
 
     with byte_progress("loading") as progress:
-        network = LludaNetwork(files, load, progress)
-    network.name = files.name
-    say(f"{name}: {network.report.describe()}; {network.network.describe()}")
-    return network
+        decoder, report = load_decoder(files, load, progress)
+    decoder.name = files.name
+    say(f"{name}: {report.describe()}; {decoder.network.describe()}")
+    return decoder
 
 
 def _base(args: argparse.Namespace, text: str, files: ModelFiles, load: LoadOptions, ids: list[int]) -> Implementation:
@@ -104,23 +102,22 @@ def _base(args: argparse.Namespace, text: str, files: ModelFiles, load: LoadOpti
         raise InvalidRequest(
             f"{other.name} has another vocabulary than {files.name}, so their predictions cannot be compared"
         )
-    return _network(other, load, args.against)
+    return _decoder(other, load, args.against)
 
 
 def _speech(args: argparse.Namespace, text: str) -> int:
     with heavy_imports():
-        from lluda.engine.frames import SpeechParams
+        from lluda.api.speech_model import load_speech
         from lluda.engine.sampling_params import SamplingParams
-        from lluda.engine.speech_model import load_speech
-        from lluda.evaluation.perplexity_plot import plot_voices
-        from lluda.evaluation.speech_agreement import compare_voices
+        from lluda.engine.speech_params import SpeechParams
+        from lluda.evaluation.speech_agreement import compare_speech
     params = SpeechParams(sampling=SamplingParams(seed=args.seed), max_frames=args.max_frames)
     model, base = (load_speech(name, **options.load_options(args)) for name in (args.model, args.against))
-    for voice in (model, base):
-        say(voice.describe())
-    agreement = compare_voices(model, base, text, params, args.speaker)
+    for one in (model, base):
+        say(one.describe())
+    agreement = compare_speech(model, base, text, params, args.speaker)
     title = f"{model.files.name}: {agreement.frames} frames"
-    plot = (lambda: plot_voices(agreement, args.plot, title)) if args.plot else None
+    plot = (lambda: plot_speech(agreement, args.plot, title)) if args.plot else None
     publish(args, {"text": args.text.name, **agreement.document()}, lambda: _print_agreement(agreement), plot)
     return 0
 

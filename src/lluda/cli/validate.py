@@ -1,4 +1,4 @@
-"""``lluda validate``: does lluda compute what the reference computes? A table, or JSON; exit code 1 if a bar fails."""
+"""``lluda validate``: does lluda compute what the reference computes? Exit code 1 if a threshold fails."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from lluda.cli import options
 from lluda.cli.ask import add_media, media_content
 from lluda.cli.console import say
 from lluda.cli.heavy_imports import heavy_imports
+from lluda.cli.plot import plot_validation, require_plot
 from lluda.cli.report import add_report, publish, require_writable
 from lluda.errors import InvalidRequest
 
@@ -20,16 +21,15 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from lluda.config.omni import OmniConfig
     from lluda.engine.loading import LoadOptions, ModelFiles
-    from lluda.evaluation.omni_validation import OmniRequest, OmniValidation
+    from lluda.evaluation.inputs import ValidationInput
     from lluda.evaluation.parity import GreedyParity, StageParity
-    from lluda.evaluation.validation import Validation, ValidationRequest
+    from lluda.evaluation.validation import ComponentParity, Validation, ValidationRequest
 
 _DEFAULT_TOKENS = 64
 _TABLE_WIDTH = 118
 _ONLY_HELP = (
-    "of an Omni model: audio, vision, thinker, talker, code_predictor or code2wav alone (repeatable; "
+    "of an Omni model: audio_encoder, vision_encoder, thinker, talker, code_predictor or code2wav alone (repeatable; "
     "what it needs of the others lluda still computes)"
 )
 _COLUMNS = (
@@ -63,85 +63,66 @@ def run(args: argparse.Namespace) -> int:
     """Validate, print, judge."""
     with heavy_imports():
         from lluda.engine.loading import LoadOptions, ModelFiles
-        from lluda.evaluation.parity_plot import plot_parity
-        from lluda.evaluation.plot_file import require_plot
+        from lluda.evaluation.ladder import validate
     require_writable(args.output)
     if args.plot:
         require_plot(args.plot)
     files = ModelFiles.find(options.model_or_demo(args.model), allow_unknown_config=args.allow_unknown_config)
     load = LoadOptions(**options.load_options(args))
-    validation = _validate(files, load, args)
-    plot = (lambda: plot_parity(validation, args.plot)) if args.plot else None
+    validation = validate(files, load, _request(args, load, files), say)
+    plot = (lambda: plot_validation(validation, args.plot)) if args.plot else None
     publish(args, validation.document(), lambda: _print_validation(validation), plot)
     return _judge(validation)
 
 
-def _validate(files: ModelFiles, load: LoadOptions, args: argparse.Namespace) -> Validation | OmniValidation:
-    from lluda.evaluation.omni_run import validate_omni
-    from lluda.evaluation.validation_run import validate
+def _request(args: argparse.Namespace, load: LoadOptions, files: ModelFiles) -> ValidationRequest:
+    from lluda.evaluation.validation import DEFAULT_FRAMES, ValidationRequest
 
-    if files.config.omni is not None:
-        return validate_omni(files, load, _omni_request(args, load, files, files.config.omni), say)
-    if args.only or args.media or args.speaker or args.frames is not None:
+    if files.config.omni is None and (args.only or args.media or args.speaker or args.frames is not None):
         raise InvalidRequest(f"{files.name} is a text model: --only, --frames, --speaker and media are for Omni models")
-    return validate(files, load, _request(args, load, files), say)
-
-
-def _omni_request(args: argparse.Namespace, load: LoadOptions, files: ModelFiles, omni: OmniConfig) -> OmniRequest:
-    """Media as given; without any and without a --prompt, made-up ones of each kind."""
-    from lluda.evaluation.omni_inputs import made_up_media, omni_input
-    from lluda.evaluation.omni_validation import DEFAULT_FRAMES, OmniRequest
-    from lluda.inputs.media.media_parts import take_media
-
-    if args.reference != "transformers":
-        raise InvalidRequest(f"an Omni model is held against transformers, not {args.reference!r:.40}")
-    _, media = take_media([{"role": "user", "content": media_content(args)}])
-    text = None if args.prompt is None else _encode(files, args.prompt)[: args.tokens]
-    made_up = not media and text is None
-    given = omni_input(
-        omni,
-        files.config.text.vocab_size,
-        media=made_up_media(args.seed) if made_up else media,
-        text=text,
-        tokens=_DEFAULT_TOKENS if args.tokens is None else args.tokens,
-        seed=args.seed,
-        source="a prompt" if text else f"random ids, seed {args.seed}{', made-up media' if made_up else ''}",
-    )
-    return OmniRequest(
-        given=given,
+    if args.tokens is not None and args.tokens < 1:
+        raise InvalidRequest(f"--tokens must be at least 1, not {args.tokens}")
+    return ValidationRequest(
+        given=_omni_input(args, files) if files.config.omni else _text_input(args, files),
+        reference=args.reference,
         only=tuple(args.only),
+        rows_per_step=1 if args.cached else load.prefill_rows,
         greedy=args.greedy,
         frames=DEFAULT_FRAMES if args.frames is None else args.frames,
-        rows_per_step=1 if args.cached else load.prefill_rows,
         speaker=args.speaker,
         float64=not args.no_float64,
     )
 
 
-def _request(args: argparse.Namespace, load: LoadOptions, files: ModelFiles) -> ValidationRequest:
-    from lluda.evaluation.validation import ValidationRequest
-    from lluda.evaluation.validation_run import random_ids
+def _text_input(args: argparse.Namespace, files: ModelFiles) -> ValidationInput:
+    """A prompt, random ids or, for llama.cpp, the built-in text."""
+    from lluda.evaluation.inputs import SAMPLE_TEXT, ValidationInput, random_ids
 
-    if args.tokens is not None and args.tokens < 1:
-        raise InvalidRequest(f"--tokens must be at least 1, not {args.tokens}")
-    text = args.prompt
-    if text is None and args.reference == "llama.cpp":
-        from lluda.evaluation.sample_text import SAMPLE_TEXT
+    if args.prompt is not None:
+        return ValidationInput(_encode(files, args.prompt)[: args.tokens], "a prompt")
+    if args.reference == "llama.cpp":
+        return ValidationInput(_encode(files, SAMPLE_TEXT)[: args.tokens], "the built-in text")
+    ids = random_ids(files.config.text.vocab_size, args.tokens or _DEFAULT_TOKENS, args.seed)
+    return ValidationInput(ids, f"random ids, seed {args.seed}")
 
-        text = SAMPLE_TEXT
-    if text is None:
-        ids = random_ids(files.config.text.vocab_size, args.tokens or _DEFAULT_TOKENS, args.seed)
-        source = f"random ids, seed {args.seed}"
-    else:
-        ids = _encode(files, text)[: args.tokens]
-        source = "a prompt" if args.prompt is not None else "the built-in text"
-    return ValidationRequest(
-        ids=ids,
-        source=source,
-        reference=args.reference,
-        rows_per_step=1 if args.cached else load.prefill_rows,
-        greedy=args.greedy,
-        float64=not args.no_float64,
+
+def _omni_input(args: argparse.Namespace, files: ModelFiles) -> ValidationInput:
+    """Media as given; without any and without a --prompt, synthetic ones of each kind."""
+    from lluda.evaluation.inputs import omni_input, synthetic_media
+    from lluda.inputs.media.media_parts import take_media
+
+    assert files.config.omni is not None
+    _, media = take_media([{"role": "user", "content": media_content(args)}])
+    text = None if args.prompt is None else _encode(files, args.prompt)[: args.tokens]
+    synthetic = not media and text is None
+    return omni_input(
+        files.config.omni,
+        files.config.text.vocab_size,
+        media=synthetic_media(args.seed) if synthetic else media,
+        text=text,
+        tokens=args.tokens or _DEFAULT_TOKENS,
+        seed=args.seed,
+        source="a prompt" if text else f"random ids, seed {args.seed}{', synthetic media' if synthetic else ''}",
     )
 
 
@@ -153,42 +134,45 @@ def _encode(files: ModelFiles, text: str) -> tuple[int, ...]:
     return tuple(load_tokenizer(files.source).encode(text, allow_special=False))
 
 
-def _print_validation(validation: Validation | OmniValidation) -> None:
-    from lluda.evaluation.validation import Validation
-
-    if isinstance(validation, Validation):
-        _print_table(validation)
-    else:
-        _print_omni(validation)
-
-
-def _judge(validation: Validation | OmniValidation) -> int:
-    """Name the bars on stderr; 1 if one failed."""
-    for bar in validation.bars:
-        say(bar.describe())
+def _judge(validation: Validation) -> int:
+    """Name the thresholds on stderr; 1 if one failed."""
+    for threshold in validation.thresholds:
+        say(threshold.describe())
     if validation.passed is None:
-        say("not judged: bf16's bar needs the float64 run that --no-float64 left out")
+        say("not judged: bf16's threshold needs the float64 run that --no-float64 left out")
     return 1 if validation.passed is False else 0
 
 
-def _print_omni(validation: OmniValidation) -> None:
-    """A table for each component, and the first rung that diverges."""
-    console, model = _console(), validation.model
+def _print_validation(validation: Validation) -> None:
+    """A table for each component, and the first stage that diverges."""
+    console, model, request = _console(), validation.model, validation.request
     console.print(f"{model['name']}: {model['model_type']}, {model['parameters']:,} parameters, {validation.dtype}")
-    media = ", ".join(part.kind for part in validation.request.given.media) or "no media"
-    rows = f"{validation.rows} rows of prompt: " if validation.rows else ""
-    console.print(f"{rows}{validation.request.given.source} with {media}, against transformers")
+    media = ", ".join(["", *(part.kind for part in request.given.media)])
+    tokens = f"{validation.rows} tokens " if validation.rows else ""
+    mode = f", {request.mode(validation.rows)}" if validation.rows else ""
+    console.print(f"{tokens}({request.given.source}{media}){mode}, against {request.reference}")
     for component in validation.components:
         console.print(f"\n{component.component}")
         console.print(_table(component.stages))
-        if component.greedy:
-            what = "token" if component.component == "thinker" else "code"
-            console.print(_greedy(component.greedy, "transformers", what))
-        for text in component.corrections:
-            console.print(f"corrected expectation: {text}")
+        for line in _notes(component, request.reference):
+            console.print(line)
     divergence = validation.first_divergence
-    where = f"{divergence[0]}, row {divergence[1].first_divergence}" if divergence else "nowhere"
-    console.print(f"\nfirst divergence (beyond {validation.tolerance:g} of a row's range): {where}")
+    where = (
+        f"{divergence[0].component} {divergence[1].stage}, row {divergence[1].first_divergence}" if divergence else ""
+    )
+    console.print(f"\nfirst divergence (beyond {validation.tolerance:g} of a row's range): {where or 'nowhere'}")
+
+
+def _notes(component: ComponentParity, reference: str) -> list[str]:
+    """What stands below a component's table."""
+    found = []
+    if component.distribution:
+        parts = component.distribution
+        kl = f"mean KL {parts.mean_kl:.3g} nats, largest {parts.max_kl:.3g}"
+        found.append(f"{kl}; correlation {parts.correlation:.6f}")
+    if component.greedy:
+        found.append(_greedy(component, component.greedy, reference))
+    return found + [f"corrected expectation: {text}" for text in component.corrections]
 
 
 def _console() -> Console:
@@ -208,22 +192,6 @@ def _table(stages: Sequence[StageParity]) -> Table:
     return table
 
 
-def _print_table(validation: Validation) -> None:
-    console = _console()
-    request, model = validation.request, validation.model
-    console.print(f"{model['name']}: {model['model_type']}, {model['parameters']:,} parameters, {validation.dtype}")
-    console.print(f"{len(request.ids)} tokens ({request.source}), {request.mode}, against {request.reference}")
-    console.print(_table(validation.stages))
-    console.print(f"errors beyond {validation.tolerance:g} of a position's range count as divergence")
-    if validation.distribution:
-        parts = validation.distribution
-        console.print(
-            f"mean KL {parts.mean_kl:.3g} nats, largest {parts.max_kl:.3g}; correlation {parts.correlation:.6f}"
-        )
-    if validation.greedy:
-        console.print(_greedy(validation.greedy, request.reference))
-
-
 def _row(stage: StageParity) -> list[str]:
     distance = stage.error_to_float64
     ratio = distance.ratio if distance else None
@@ -240,7 +208,8 @@ def _row(stage: StageParity) -> list[str]:
     ]
 
 
-def _greedy(greedy: GreedyParity, reference: str, what: str = "token") -> str:
+def _greedy(component: ComponentParity, greedy: GreedyParity, reference: str) -> str:
+    what = "code" if component.component in ("talker", "code_predictor") else "token"
     if greedy.first_divergence is None:
         return f"greedy: all {greedy.tokens} {what}s equal"
     ours, theirs = (

@@ -1,7 +1,7 @@
 """llama.cpp on the same .gguf file: a second reference, written by other people in another language.
 
 Only its logits can be seen. For block formats its CPU kernels round activations to 8 bits, so it is judged by how alike
-the two distributions are, not by float32's bar.
+the two distributions are, not by float32's threshold.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ class LlamaCppReference:
     """Implements ``Implementation`` with the one stage ``logits``. The KV cache is float32."""
 
     name = "llama.cpp"
-    dtype = "f32"
 
     def __init__(self, path: Path, max_length: int, threads: int | None = None) -> None:
         """Open ``path`` (the first part of a split file) for sequences of ``max_length`` positions.

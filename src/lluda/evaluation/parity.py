@@ -53,9 +53,9 @@ class StageParity:
 
 @dataclass(frozen=True, slots=True)
 class GreedyParity:
-    """Greedy tokens of both after the same prompt. ``agreement`` is the share of tokens before the first difference,
-    since after it the two continue different texts. ``first_divergence`` is that token's index; the margins there say
-    by how much each preferred its own choice."""
+    """Greedy tokens (or codes) of both after the same prompt. ``agreement`` is the share of tokens before the first
+    difference, since after it the two continue different texts. ``first_divergence`` is that token's index; the margins
+    there say by how much each preferred its own choice."""
 
     tokens: int
     first_divergence: int | None
@@ -90,7 +90,8 @@ def compare_greedy(lluda: Continuation, reference: Continuation) -> GreedyParity
     assert len(lluda.tokens) == count, "both continue for the same number of tokens"
     for index, (ours, theirs) in enumerate(zip(lluda.tokens, reference.tokens, strict=True)):
         if ours != theirs:
-            return GreedyParity(count, index, ours, theirs, lluda.margins[index], reference.margins[index])
+            margins = [run.margins[index] if run.margins else None for run in (lluda, reference)]
+            return GreedyParity(count, index, ours, theirs, *margins)
     return GreedyParity(count, None)
 
 

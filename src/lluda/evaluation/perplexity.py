@@ -43,7 +43,7 @@ class Perplexity:
 @dataclass(frozen=True, slots=True)
 class Divergence:
     """Kullback-Leibler divergence KL(base || model) in nats of each prediction: mean with its standard error, median,
-    99th percentile and largest; and the share of predictions whose likeliest token is the same, with its error."""
+    99th percentile and largest; and the share of predictions with the same token of highest logit, with its error."""
 
     mean: float
     mean_error: float
@@ -123,8 +123,8 @@ def compare_predictions(
         for parts in zip(*runs, strict=True):
             targets = parts[0][0]
             logs = [logits.double().log_softmax(-1) for _, logits in parts]
-            for kept, log in zip(losses, logs, strict=False):
-                kept.append(-log.gather(1, targets[:, None]).flatten())
+            for found_losses, log in zip(losses, logs, strict=False):
+                found_losses.append(-log.gather(1, targets[:, None]).flatten())
             if base is not None:
                 ours, theirs = logs
                 divergences.append((theirs.exp() * (theirs - ours)).sum(-1))

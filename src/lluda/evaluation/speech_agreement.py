@@ -1,6 +1,6 @@
-"""What a voice loses in another format: its choices beside a base voice's, frame by frame, given the same past.
+"""What speech loses in another format: the choices of two models side by side, frame by frame, after the same past.
 
-The base reads a text aloud, and its codes are forced on the other voice (teacher forcing), so that every choice of both
+The base reads a text aloud, and its codes are forced on the other model (teacher forcing), so that every choice of both
 is made after the same codes. Then both make a waveform of the base's codes.
 """
 
@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lluda.engine.frames import FrameGenerator, SpeechParams
+from lluda.api.speech_model import SpeechModel
+from lluda.engine.frames import FrameGenerator
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.sampler import SampledToken, Sampler
-from lluda.engine.speech import Voice
-from lluda.engine.speech_model import SpeechModel
+from lluda.engine.speech import SpeechStack
+from lluda.engine.speech_params import SpeechParams
 from lluda.errors import InvalidRequest
 
 _WINDOW, _HOP = 1024, 256
@@ -28,7 +29,8 @@ _FLOOR = 1e-5  # of a magnitude in the spectra: 100 dB below a full-scale sine
 
 @dataclass(frozen=True, slots=True)
 class CodebookAgreement:
-    """Of one codebook: the share of frames whose likeliest code is the same, and the mean KL(base || voice) in nats."""
+    """Of one codebook: the share of frames whose code of highest logit is the same, and the mean KL(base || model) in
+    nats."""
 
     codebook: int
     same_code: float
@@ -54,89 +56,88 @@ class SpeechAgreement:
 
 
 @torch.inference_mode()
-def compare_voices(
+def compare_speech(
     model: SpeechModel, base: SpeechModel, text: str, params: SpeechParams, speaker: str | None = None
 ) -> SpeechAgreement:
     """``base`` speaks ``text`` (as ``params`` say, which must have ``max_frames``), ``model`` follows.
 
-    InvalidRequest: no text, an unknown speaker, voices of different shape, or a speech without a frame.
+    InvalidRequest: no text, an unknown speaker, networks of different shape, or a speech without a frame.
     """
     chosen = params.with_defaults(base.files.generation_config)
     assert chosen.max_frames is not None
     ids = base.tokenizer.encode(text, allow_special=False)[: chosen.max_frames]
     if not ids:
         raise InvalidRequest("there is no text to speak: give at least one character")
-    groups = base.voice.talker.config.num_code_groups
-    if model.voice.talker.config.num_code_groups != groups:
-        raise InvalidRequest(f"the two voices have different codebooks: {model.files.path}, {base.files.path}")
+    config = base.stack.talker.config
+    if model.stack.talker.config.num_code_groups != config.num_code_groups:
+        raise InvalidRequest(f"the two models have different codebooks: {model.files.path}, {base.files.path}")
     header = _header(base)
-    speaking = _Speaking(base.voice, chosen, header, ids, speaker)
-    following = _Following(model.voice, chosen, header, ids, speaker)
-    heard: list[list[int]] = []
-    codes = base.voice.talker.config.code_predictor.vocab_size
-    tallies = [_Tally(codes) for _ in range(groups)]
-    tts = base.voice.prompts.tokens
+    theirs = _ObservedFrames(base.stack, chosen, header, ids, speaker)
+    ours = _ForcedFrames(model.stack, chosen, header, ids, speaker)
+    frames: list[list[int]] = []
+    sums = [_CodebookSum(config.code_predictor.vocab_size) for _ in range(config.num_code_groups)]
+    tts = base.stack.prompts.tokens
     texts: Iterator[int] = chain(ids[1:], (tts.tts_eos,), repeat(tts.tts_pad))
     for token in islice(texts, chosen.max_frames):
-        frame = speaking.next_codes()
+        frame = theirs.next_codes()
         if frame is None:
             break
-        heard.append(frame)
-        following.force(frame)
-        for tally, ours, theirs in zip(tallies, following.seen, speaking.seen, strict=True):
-            tally.add(ours, theirs)
-        speaking.feed(base.voice.prompts.text_row(token))
-        following.feed(model.voice.prompts.text_row(token))
-    if not heard:
-        raise InvalidRequest("the base voice ended its speech before the first frame; give another text or seed")
-    ours, theirs = (voice.code2wav(torch.tensor(heard).T).float().cpu() for voice in (model.voice, base.voice))
-    found = tuple(tally.result(group, len(heard)) for group, tally in enumerate(tallies))
-    return SpeechAgreement(len(heard), found, _signal_to_difference(ours, theirs), _spectral_distance(ours, theirs))
+        frames.append(frame)
+        ours.force(frame)
+        for total, *logits in zip(sums, ours.observed, theirs.observed, strict=True):
+            total.add(*logits)
+        theirs.feed(base.stack.prompts.text_row(token))
+        ours.feed(model.stack.prompts.text_row(token))
+    if not frames:
+        raise InvalidRequest("the base ended its speech before the first frame; give another text or seed")
+    waveforms = [one.stack.code2wav(torch.tensor(frames).T).float().cpu() for one in (model, base)]
+    found = tuple(total.result(codebook, len(frames)) for codebook, total in enumerate(sums))
+    return SpeechAgreement(len(frames), found, _signal_to_difference(*waveforms), _spectral_distance(*waveforms))
 
 
 def _header(model: SpeechModel) -> PromptRows:
-    tokens = model.voice.prompts.tokens
+    tokens = model.stack.prompts.tokens
     return PromptRows([tokens.im_start, tokens.assistant, *model.tokenizer.encode("\n", allow_special=False)])
 
 
-class _Listener:
-    """A sampler's place: keeps the logits, and lets another choose."""
+class _RecordingSampler:
+    """In a sampler's place: records the logits, and takes the sampler's choice or, without one, the next forced one."""
 
-    def __init__(self, seen: list[Tensor], sampler: Sampler | None, forced: list[int]) -> None:
-        self._seen, self._sampler, self._forced = seen, sampler, forced
+    def __init__(self, observed: list[Tensor], sampler: Sampler | None, forced: list[int]) -> None:
+        self._observed, self._sampler, self._forced = observed, sampler, forced
 
     def sample(self, logits: Tensor) -> SampledToken:
-        """The sampler's choice, or the next forced one."""
-        self._seen.append(logits.double().cpu())
+        """As `Sampler.sample`."""
+        self._observed.append(logits.double().cpu())
         return self._sampler.sample(logits) if self._sampler else SampledToken(self._forced.pop(0))
 
 
-class _Speaking(FrameGenerator):
-    """The frames of a voice, and the logits of the last one by codebook in ``seen``."""
+class _ObservedFrames(FrameGenerator):
+    """The frames of one answer, and in ``observed`` the logits of the last one by codebook."""
 
     forces = False
 
     def __init__(
-        self, voice: Voice, params: SpeechParams, header: PromptRows, ids: Sequence[int], speaker: str | None
+        self, stack: SpeechStack, params: SpeechParams, header: PromptRows, ids: Sequence[int], speaker: str | None
     ) -> None:
-        built = voice.prompts.build(header, None, ids[0], speaker)
+        built = stack.prompts.build(header, None, ids[0], speaker)
         rows = len(built.rows) + (params.max_frames or 0)
-        super().__init__(voice.talker, voice.code_predictor, params, max_rows=rows, kv_dtype=voice.kv_dtype)
-        self.seen: list[Tensor] = []
+        super().__init__(stack.talker, stack.code_predictor, params, max_rows=rows, kv_dtype=stack.kv_dtype)
+        self.observed: list[Tensor] = []
         self._choices: list[int] = []
         first, others = (None, None) if self.forces else (self._sampler, self._predictor_sampler)
-        self._sampler = _Listener(self.seen, first, self._choices)  # type: ignore[assignment]
-        self._predictor_sampler = _Listener(self.seen, others, self._choices)  # type: ignore[assignment]
+        self._sampler = _RecordingSampler(self.observed, first, self._choices)  # type: ignore[assignment]
+        self._predictor_sampler = _RecordingSampler(self.observed, others, self._choices)  # type: ignore[assignment]
         self.prefill(built.rows, built.positions)
 
     def next_codes(self) -> list[int] | None:
         """As FrameGenerator's."""
-        self.seen.clear()
+        self.observed.clear()
         return super().next_codes()
 
 
-class _Following(_Speaking):
-    """A voice whose choices are made for it."""
+class _ForcedFrames(_ObservedFrames):
+    """Frames whose codes are given."""
 
     forces = True
 
@@ -146,7 +147,7 @@ class _Following(_Speaking):
         self.next_codes()
 
 
-class _Tally:
+class _CodebookSum:
     """One codebook's agreement as it adds up, over the codes alone (the talker's logits also have control ids)."""
 
     def __init__(self, codes: int) -> None:

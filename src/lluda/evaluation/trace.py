@@ -16,15 +16,15 @@ from torch import Tensor
 from lluda.engine.loading import return_freed_memory
 
 Observe = Callable[[str, Tensor], None]
+Stages = dict[str, Tensor]
 Step = Callable[[Sequence[int]], Tensor]
 """Runs further ids of one sequence (its cache holds those before); returns logits ``[len(ids), vocab_size]``."""
 
 
 class Implementation(Protocol):
-    """A loaded model that can be watched. ``name`` and ``dtype`` (bf16, f32, f64) are for the report."""
+    """A loaded model whose stages can be observed. ``name`` is for the report."""
 
     name: str
-    dtype: str
 
     def start(self, observe: Observe | None = None) -> Step:
         """Begin a sequence with an empty cache. ``observe`` is called in each step with every stage's name and rows
@@ -33,46 +33,41 @@ class Implementation(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One run over ``positions`` ids. ``stages``, in the order they are computed: ``embeddings``, ``layers.0`` … (the
-    residual stream after each block), ``norm``, ``logits``; each ``[positions, width]`` on the CPU, in the dtype the
+    """One run. ``stages``, in the order they are computed (of a decoder ``embeddings``, ``layers.0`` …, which is the
+    residual stream after each block, ``norm``, ``logits``): each ``[positions, width]`` on the CPU, in the dtype the
     implementation has it in."""
 
     implementation: str
-    dtype: str
     stages: Mapping[str, Tensor]
-
-    @property
-    def positions(self) -> int:
-        """Ids that were run."""
-        return next(iter(self.stages.values())).shape[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """Greedily chosen ``tokens`` and, for each, by how much its logit led the second best."""
+    """Greedily chosen ``tokens`` (or codes) and, for each, by how much its logit led the second best; no ``margins``
+    where they are not known."""
 
     tokens: tuple[int, ...]
-    margins: tuple[float, ...]
+    margins: tuple[float, ...] = ()
 
 
 class Recorder:
-    """An observer that keeps a copy of every stage it is told of; what comes in parts is put below each other."""
+    """An observer that copies every stage; what comes in parts is put below each other."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, list[Tensor]] = {}
+        self._parts: dict[str, list[Tensor]] = {}
 
     def __call__(self, stage: str, rows: Tensor) -> None:
         """See ``Observe``."""
         # A copy: what an implementation does later with its tensor must not reach the trace.
-        self._seen.setdefault(stage, []).append(rows.detach().to("cpu", copy=True))
+        self._parts.setdefault(stage, []).append(rows.detach().to("cpu", copy=True))
 
     @property
-    def stages(self) -> dict[str, Tensor]:
+    def stages(self) -> Stages:
         """All rows of each stage."""
-        return {stage: parts[0] if len(parts) == 1 else torch.cat(parts) for stage, parts in self._seen.items()}
+        return {stage: parts[0] if len(parts) == 1 else torch.cat(parts) for stage, parts in self._parts.items()}
 
 
-def let_go() -> None:
+def release_memory() -> None:
     """Give the memory of what nothing refers to any more back to the system, before the next side is loaded: glibc
     keeps tensors of a few megabytes, of which a mixture of experts is made, and two models would not fit."""
     gc.collect()
@@ -88,7 +83,7 @@ def trace(implementation: Implementation, ids: Sequence[int], rows_per_step: int
         step(ids[start : start + rows_per_step])
     stages = observe.stages
     assert all(len(rows) == len(ids) for rows in stages.values()), "a stage was not seen once in each step"
-    return Trace(implementation.name, implementation.dtype, stages)
+    return Trace(implementation.name, stages)
 
 
 def continue_greedily(implementation: Implementation, prompt: Sequence[int], count: int) -> Continuation:

@@ -1,16 +1,19 @@
-"""The outcome of a validation, what it is held to, and its JSON document."""
+"""A validation: what is asked for, what each component is held to, the outcome and its JSON document."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from lluda.errors import InvalidRequest
 from lluda.evaluation.distribution import DistributionParity
+from lluda.evaluation.inputs import ValidationInput
 from lluda.evaluation.parity import GreedyParity, StageParity
+from lluda.models.components import BY_NAME, COMPONENTS
 
-Reference = Literal["transformers", "llama.cpp"]
-REFERENCES: tuple[Reference, ...] = ("transformers", "llama.cpp")
+REFERENCES = ("transformers", "llama.cpp")
 
 TOLERANCES = {"f32": 1e-4, "bf16": 0.25, "f64": 1e-6}
 """Error at a position, as a share of the reference's range there, from which on a stage counts as diverged."""
@@ -18,45 +21,114 @@ TOLERANCES = {"f32": 1e-4, "bf16": 0.25, "f64": 1e-6}
 LLAMA_CPP_TOLERANCE = 0.1
 """The same for llama.cpp, which rounds activations to 8 bits where weights are quantised."""
 
-LOGIT_BARS = {"f32": 1e-3, "f64": 1e-5}
-"""Largest logit error as a share of the logits' range. BF16 is judged by its distance to float64 instead."""
+LLAMA_CPP_THRESHOLDS = {"correlation": 0.998, "mean_kl": 0.02}
 
-LLAMA_CPP_BARS = {"correlation": 0.998, "mean_kl": 0.02}
+DEFAULT_FRAMES = 40
+"""Of speech: 3.2 s."""
+
+_LOGITS = {"f32": 1e-3, "f64": 1e-5}
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """What a component is held to where its dtype is not BF16, whose distance to float64 is judged instead. ``ends``:
+    the stages (by how their names begin) in which all that it computes ends, whose largest error must stay within
+    ``limit`` by dtype, as a share of the stage's range or, ``absolute``, as it is. ``choices``: what it chooses
+    greedily, all of which must be equal."""
+
+    ends: tuple[str, ...]
+    quantity: str
+    limit: Mapping[str, float]
+    absolute: bool = False
+    choices: str = ""
+
+
+RUNGS: Mapping[str, Rung] = {
+    "text": Rung(("logits",), "largest logit error / logit range", _LOGITS, choices="greedy tokens"),
+    "audio_encoder": Rung(("output",), "largest error of its rows / their range", {"f32": 1e-4, "f64": 1e-4}),
+    "vision_encoder": Rung(
+        ("output", "deepstack."), "largest error of its rows / their range", {"f32": 1e-4, "f64": 1e-4}
+    ),
+    "thinker": Rung(("logits",), "largest logit error / logit range", _LOGITS, choices="greedy tokens"),
+    "talker": Rung(("logits",), "largest logit error / logit range", _LOGITS, choices="codes"),
+    "code_predictor": Rung(("pass.",), "largest logit error / logit range", _LOGITS, choices="codes"),
+    "code2wav": Rung(("waveform",), "largest error of a sample", {"f32": 1e-4, "f64": 1e-4}, absolute=True),
+}
+"""By the component's name (`lluda.models.components`), in the order of computation."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageLimit:
+    """The largest error that one stage may have, ``absolute`` or as a share of its range; in BF16 too if ``always``."""
+
+    quantity: str
+    limit: float
+    absolute: bool
+    always: bool
+
+
+STAGE_LIMITS: Mapping[str, StageLimit] = {
+    "features": StageLimit("largest error of a feature", 1e-4, absolute=True, always=True),
+    # Position ids are equal; a video's steps in time need not be whole, and are rounded in float32.
+    "positions": StageLimit("largest difference of a position", 1e-3, absolute=True, always=True),
+    "rows": StageLimit("largest error of the prompt's rows / their range", 1e-4, absolute=False, always=False),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationRequest:
-    """What to run. ``ids``: the sequence; ``source``: where it comes from, for the report; ``rows_per_step``: ids run
-    at once (1: token by token through the cache); ``greedy``: tokens to continue by; ``float64``: whether to measure
-    the distance to the float64 truth."""
+    """What to run. ``only``: components of an Omni model (none: all that there are and that the input reaches);
+    ``rows_per_step``: ids of the prompt run at once (1: token by token through the cache); ``greedy``: tokens to
+    continue by; ``frames`` of speech; ``float64``: whether to measure the distance to the float64 truth."""
 
-    ids: tuple[int, ...]
-    source: str
-    reference: Reference = "transformers"
+    given: ValidationInput
+    reference: str = "transformers"
+    only: tuple[str, ...] = ()
     rows_per_step: int = 512
     greedy: int = 16
+    frames: int = DEFAULT_FRAMES
+    speaker: str | None = None
     float64: bool = True
 
     def __post_init__(self) -> None:
         if self.reference not in REFERENCES:
             raise InvalidRequest(f"reference {self.reference!r:.40} is not one of {', '.join(REFERENCES)}")
-        if not self.ids:
+        known = [component.name for component in COMPONENTS]
+        for name in self.only:
+            if name not in known:
+                raise InvalidRequest(f"component {name!r:.40} is not one of {', '.join(known)}")
+        if not self.given.ids:
             raise InvalidRequest("nothing to run: give at least one token")
         if self.rows_per_step < 1:
             raise InvalidRequest(f"rows_per_step must be at least 1, not {self.rows_per_step}")
         if self.greedy < 0:
             raise InvalidRequest(f"greedy must be 0 (off) or a number of tokens, not {self.greedy}")
+        if self.frames < 1:
+            raise InvalidRequest(f"frames must be at least 1, not {self.frames}")
 
-    @property
-    def mode(self) -> str:
-        """How the ids are run, in words."""
-        if self.rows_per_step >= len(self.ids):
+    def require_components(self, *, speaks: bool) -> None:
+        """InvalidRequest: a component is asked for that the checkpoint does not have, or that the input does not
+        reach."""
+        for name in self.only:
+            if BY_NAME[name].speaks and not speaks:
+                raise InvalidRequest(f"this checkpoint does not speak, so it has no {name}; take the Instruct model")
+            if not self.reaches(name):
+                raise InvalidRequest(f"the input gives the {name} nothing; add --audio, --image or --video")
+
+    def reaches(self, component: str) -> bool:
+        """Whether the input has anything for a component."""
+        reached = {"audio_encoder": self.given.reaches_audio, "vision_encoder": self.given.reaches_vision}
+        return reached.get(component, True)
+
+    def mode(self, rows: int) -> str:
+        """How so many rows of the prompt are run, in words."""
+        if self.rows_per_step >= rows:
             return "one prefill"
         return "token by token" if self.rows_per_step == 1 else f"chunks of {self.rows_per_step}"
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
+class Threshold:
     """Something that must hold: ``value`` at most ``limit`` (``at_least``: at least)."""
 
     name: str
@@ -74,26 +146,27 @@ class Bar:
         sign, verdict = (">=" if self.at_least else "<="), ("passed" if self.passed else "FAILED")
         return f"{verdict}: {self.name} {self.value:.4g} {sign} {self.limit:g}"
 
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "passed": self.passed}
+
 
 @dataclass(frozen=True, slots=True)
-class Validation:
-    """The outcome. ``stages`` end with the logits; ``passed`` is None where no bar could be judged."""
+class ComponentParity:
+    """One component. ``greedy``: tokens or codes chosen; ``distribution``: of llama.cpp, of which only logits are
+    seen; ``corrections``: where the expectation is not what transformers itself would compute, and why."""
 
-    model: dict[str, Any]
-    request: ValidationRequest
+    component: str
     dtype: str
-    backend: str
-    tolerance: float
     stages: tuple[StageParity, ...]
-    greedy: GreedyParity | None
-    distribution: DistributionParity | None
-    versions: dict[str, str]
-    seconds: dict[str, float] = field(default_factory=dict)
+    greedy: GreedyParity | None = None
+    distribution: DistributionParity | None = None
+    corrections: tuple[str, ...] = ()
 
     @property
-    def logits(self) -> StageParity:
-        """The last stage."""
-        return self.stages[-1]
+    def ends(self) -> tuple[StageParity, ...]:
+        """The stages in which all that it computes ends; of a decoder its logits."""
+        return tuple(stage for stage in self.stages if stage.stage.startswith(RUNGS[self.component].ends))
 
     @property
     def first_divergence(self) -> StageParity | None:
@@ -101,32 +174,96 @@ class Validation:
         return next((stage for stage in self.stages if stage.first_divergence is not None), None)
 
     @property
-    def bars(self) -> tuple[Bar, ...]:
-        """What this run is held to, as its reference and dtype have it."""
+    def ratio(self) -> float | None:
+        """Distance to the float64 truth at the end, lluda's over the reference's; None where it was not measured."""
+        distances = [stage.error_to_float64 for stage in self.ends if stage.error_to_float64]
+        if not distances:
+            return None
+        lluda, reference = sum(one.lluda for one in distances), sum(one.reference for one in distances)
+        return lluda / reference if reference else (math.inf if lluda else 0.0)
+
+    @property
+    def thresholds(self) -> tuple[Threshold, ...]:
+        """What it is held to, as its reference and dtype have it."""
         if self.distribution:
             correlation, mean_kl = self.distribution.correlation, self.distribution.mean_kl
             return (
-                Bar("correlation of the logits", correlation, LLAMA_CPP_BARS["correlation"], at_least=True),
-                Bar("mean KL in nats", mean_kl, LLAMA_CPP_BARS["mean_kl"]),
+                self._held("correlation of the logits", correlation, LLAMA_CPP_THRESHOLDS["correlation"], least=True),
+                self._held("mean KL in nats", mean_kl, LLAMA_CPP_THRESHOLDS["mean_kl"]),
             )
+        found = list(self._of_stages())
         if self.dtype == "bf16":
-            distance = self.logits.error_to_float64
-            if distance is None:
-                return ()
-            ratio = distance.ratio if distance.ratio is not None else (float("inf") if distance.lluda else 0.0)
-            return (Bar("distance to float64, lluda / reference,", ratio, 1.0),)
-        bars = [Bar("largest logit error / logit range", self.logits.relative_error, LOGIT_BARS[self.dtype])]
+            if self.ratio is not None:
+                found.append(self._held("distance to float64, lluda / reference,", self.ratio, 1.0))
+            return tuple(found)
+        rung = RUNGS[self.component]
+        errors = [stage.max_abs_error if rung.absolute else stage.relative_error for stage in self.ends]
+        found.insert(0, self._held(rung.quantity, max(errors), rung.limit[self.dtype]))
         if self.greedy:
-            bars.append(Bar("share of equal greedy tokens", self.greedy.agreement, 1.0, at_least=True))
-        return tuple(bars)
+            found.append(self._held(f"share of equal {rung.choices}", self.greedy.agreement, 1.0, least=True))
+        return tuple(found)
+
+    def _of_stages(self) -> list[Threshold]:
+        found = []
+        for stage in self.stages:
+            held = STAGE_LIMITS.get(stage.stage)
+            if held and (held.always or self.dtype != "bf16"):
+                error = stage.max_abs_error if held.absolute else stage.relative_error
+                found.append(self._held(held.quantity, error, held.limit))
+        return found
+
+    def _held(self, name: str, value: float, limit: float, *, least: bool = False) -> Threshold:
+        return Threshold(f"{self.component}: {name}", value, limit, least)
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "component": self.component,
+            "stages": [_stage_document(stage) for stage in self.stages],
+            "ends": [stage.stage for stage in self.ends],
+            "ratio": self.ratio,
+            "greedy": self.greedy and {**asdict(self.greedy), "agreement": self.greedy.agreement},
+            "distribution": self.distribution and asdict(self.distribution),
+            "corrections": list(self.corrections),
+            "thresholds": [threshold.document() for threshold in self.thresholds],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """All components that were run, in the order of computation: of a text model one. ``rows``: of the prompt."""
+
+    model: dict[str, Any]
+    request: ValidationRequest
+    dtype: str
+    backend: str
+    tolerance: float
+    rows: int
+    components: tuple[ComponentParity, ...]
+    versions: dict[str, str]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def thresholds(self) -> tuple[Threshold, ...]:
+        """Those of every component."""
+        return tuple(threshold for component in self.components for threshold in component.thresholds)
+
+    @property
+    def first_divergence(self) -> tuple[ComponentParity, StageParity] | None:
+        """The first stage of all that leaves the tolerance."""
+        found = ((component, component.first_divergence) for component in self.components)
+        return next(((component, stage) for component, stage in found if stage), None)
 
     @property
     def passed(self) -> bool | None:
-        """Whether every bar holds."""
-        return all(bar.passed for bar in self.bars) if self.bars else None
+        """Whether every threshold holds; None where no end of a component could be judged."""
+        if not all(threshold.passed for threshold in self.thresholds):
+            return False
+        unjudged = self.dtype == "bf16" and all(component.ratio is None for component in self.components)
+        return None if unjudged else True
 
     def document(self) -> dict[str, Any]:
-        """For JSON: the logits' figures at the top, the same for every stage under ``layers``."""
+        """For JSON."""
         divergence = self.first_divergence
         return {
             "kind": "validation",
@@ -134,26 +271,29 @@ class Validation:
             "reference": self.request.reference,
             "dtype": self.dtype,
             "backend": self.backend,
-            "tokens": len(self.request.ids),
-            "input": self.request.source,
-            "mode": self.request.mode,
-            **figures(self.logits),
+            "input": self.request.given.source,
+            "media": [part.kind for part in self.request.given.media],
+            "tokens": self.rows,
+            "mode": self.request.mode(self.rows),
+            "frames": self.request.frames if any(BY_NAME[one.component].speaks for one in self.components) else 0,
             "tolerance": self.tolerance,
-            "first_divergence": divergence and {"stage": divergence.stage, "position": divergence.first_divergence},
-            "layers": [{"stage": stage.stage, **figures(stage)} for stage in self.stages],
-            "greedy": self.greedy and {**asdict(self.greedy), "agreement": self.greedy.agreement},
-            "distribution": self.distribution and asdict(self.distribution),
-            "bars": [{**asdict(bar), "passed": bar.passed} for bar in self.bars],
+            "first_divergence": divergence
+            and {
+                "component": divergence[0].component,
+                "stage": divergence[1].stage,
+                "position": divergence[1].first_divergence,
+            },
+            "components": [component.document() for component in self.components],
             "passed": self.passed,
             "versions": self.versions,
             "seconds": self.seconds,
         }
 
 
-def figures(stage: StageParity) -> dict[str, Any]:
-    """What a document says of a stage."""
+def _stage_document(stage: StageParity) -> dict[str, Any]:
     distance = stage.error_to_float64
     return {
+        "stage": stage.stage,
         "argmax_agreement": stage.argmax_agreement,
         "max_abs_error": stage.max_abs_error,
         "mean_abs_error": stage.mean_abs_error,

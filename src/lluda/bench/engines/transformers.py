@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from lluda.bench.job import Job
 from lluda.bench.session import EngineInfo, Session, SteppingSession
-from lluda.evaluation.transformers_omni import TransformersOmni
+from lluda.evaluation.transformers_components import TransformersComponents
 from lluda.weights.checkpoint import is_gguf
 
 
@@ -23,7 +23,7 @@ def open_session(job: Job) -> Session:
     transformers.utils.logging.disable_progress_bar()
     path = Path(job.model)
     if path.is_dir() and AutoConfig.from_pretrained(path, local_files_only=True).model_type == "qwen3_omni_moe":
-        return ThinkerSession(job, TransformersOmni(path, "bf16", float64=False).thinker_modules())
+        return ThinkerSession(job, TransformersComponents(path, "bf16", float64=False).decoder().module)
     source: dict[str, Any] = {"gguf_file": path.name} if is_gguf(path) else {}
     model = AutoModelForCausalLM.from_pretrained(
         path.parent if source else path, dtype=torch.bfloat16, attn_implementation="sdpa", **source

@@ -23,7 +23,7 @@ from lluda.bench.session import EngineInfo
 from lluda.bench.speech import SpeechSession, VoiceTraffic, prompt_rows
 from lluda.bench.weight_traffic import code_predictor_bytes, talker_bytes
 from lluda.engine.loading import ModelFiles
-from lluda.evaluation.transformers_omni import TransformersOmni
+from lluda.evaluation.transformers_components import TransformersComponents
 from lluda.models.build import speech_parameters
 
 
@@ -40,7 +40,7 @@ class TransformersSpeech(SpeechSession):
         torch.set_num_threads(job.threads)
         torch.manual_seed(7)
         self._job = job
-        self._omni = TransformersOmni(Path(job.model), "bf16", float64=False)
+        self._omni = TransformersComponents(Path(job.model), "bf16", float64=False)
 
     @property
     def info(self) -> EngineInfo:

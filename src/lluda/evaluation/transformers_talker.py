@@ -1,4 +1,4 @@
-"""transformers' talker and code predictor on what lluda's said: the same codes, all frames in one forward.
+"""transformers' talker and code predictor on the codes that lluda's chose, all frames in one forward.
 
 Fed with lluda's codes, the reference's own greedy choice at each step is what it would have chosen by itself, up to and
 including the first that differs; and every logit can be compared, also after that.
@@ -18,29 +18,28 @@ from torch.nn import functional
 
 from lluda.engine.media import PreparedMedia
 from lluda.engine.sampling_params import SamplingParams
-from lluda.evaluation.omni_voice import EMBEDDINGS, Heard, Speech
-from lluda.evaluation.trace import Recorder
-from lluda.evaluation.transformers_omni import Stages, TransformersOmni, rope_index, watch, widened
+from lluda.evaluation.lluda_talker import EMBEDDINGS, TalkerInput, TalkerTrace
+from lluda.evaluation.trace import Recorder, Stages
+from lluda.evaluation.transformers_components import TransformersComponents, watch
+from lluda.evaluation.transformers_loading import widened
 
 _SUPPRESSED = 1024
 """transformers' generate lets the talker choose none of the last ids but the one that ends the speech."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class VoiceTrace:
-    """The stages of talker and code predictor, and the greedy ``choices`` int64 ``[frames, codebooks]``; ``end``: what
-    the talker would choose after the last frame."""
+class ReferenceTrace:
+    """The stages of talker and code predictor, and the greedy ``choices`` int64 ``[frames, codebooks]``."""
 
     talker: Stages
     predictor: Stages
     choices: Tensor
-    end: int
 
 
-class ReferenceVoice:
+class TransformersTalker:
     """Both networks of one folder."""
 
-    def __init__(self, reference: TransformersOmni) -> None:
+    def __init__(self, reference: TransformersComponents) -> None:
         self._config = reference.config
         kind = reference.models.Qwen3OmniMoeTalkerForConditionalGeneration
         self._talker = reference.load(kind, self._config.talker_config, "talker.")
@@ -50,46 +49,56 @@ class ReferenceVoice:
 
     @torch.no_grad()
     def runs(
-        self, heard: Heard, media: Sequence[PreparedMedia], speech: Speech, speaker: str | None, params: SamplingParams
-    ) -> Iterator[VoiceTrace]:
+        self,
+        given: TalkerInput,
+        media: Sequence[PreparedMedia],
+        ours: TalkerTrace,
+        speaker: str | None,
+        params: SamplingParams,
+    ) -> Iterator[ReferenceTrace]:
         """What the networks as loaded compute and then, for the truth, with their parameters widened."""
-        yield self._run(heard, media, speech, speaker, params)
+        yield self._run(given, media, ours, speaker, params)
         if self._reference.float64:
             with widened(self._talker):
-                yield self._run(heard, media, speech, speaker, params)
+                yield self._run(given, media, ours, speaker, params)
 
     def _run(
-        self, heard: Heard, media: Sequence[PreparedMedia], speech: Speech, speaker: str | None, params: SamplingParams
-    ) -> VoiceTrace:
-        seen, talker = Recorder(), self._talker
-        words = self._table(torch.tensor([list(heard.prompt.ids)]))
-        hidden = heard.hidden.to(words.dtype)[None] if len(heard.hidden) else words
-        seen("text_projection", talker.text_projection(words)[0])
-        seen("hidden_projection", talker.hidden_projection(hidden)[0])
-        rows, ids, trailing, padding = self._prompt(heard, words, speaker)
-        seen("rows", rows[0])
+        self,
+        given: TalkerInput,
+        media: Sequence[PreparedMedia],
+        ours: TalkerTrace,
+        speaker: str | None,
+        params: SamplingParams,
+    ) -> ReferenceTrace:
+        recorder, talker = Recorder(), self._talker
+        words = self._table(torch.tensor([list(given.prompt.ids)]))
+        hidden = given.hidden.to(words.dtype)[None] if len(given.hidden) else words
+        recorder("text_projection", talker.text_projection(words)[0])
+        recorder("hidden_projection", talker.hidden_projection(hidden)[0])
+        rows, ids, trailing, padding = self._prompt(given, words, speaker)
+        recorder("rows", rows[0])
         positions = self._positions(ids, media)
-        seen("positions", positions)
-        count, frames = rows.shape[1], len(speech.codes)
+        recorder("positions", positions)
+        count, frames = rows.shape[1], len(ours.codes)
         offset = float(positions.max()) + 1 - count
         after = torch.arange(count, count + frames).float() + offset
         places = torch.cat((positions, after[:, None].expand(-1, 3))).T[:, None]
-        sums = self._frame_rows(speech.codes, trailing, padding)
+        sums = self._frame_rows(ours.codes, trailing, padding)
         with ExitStack() as hooks:
             for index, layer in enumerate(talker.model.layers):
-                hooks.enter_context(watch(layer, seen, f"layers.{index}", of=lambda x: x[0, :count]))
+                hooks.enter_context(watch(layer, recorder, f"layers.{index}", of=lambda x: x[0, :count]))
             out = talker.model(inputs_embeds=torch.cat((rows, sums), dim=1), position_ids=places, use_cache=False)
         logits = talker.codec_head(out.last_hidden_state[0, count - 1 :])
-        seen("logits", logits)
-        predictor = self._predictor(speech)
-        first = self._talker_choices(logits, speech.codes[:, 0], params)
+        recorder("logits", logits)
+        predictor = self._predictor(ours)
+        first = self._talker_choices(logits, ours.codes[:, 0], params)
         others = [values.argmax(-1) for values in predictor.values()]
         choices = torch.stack([first[:frames], *others], dim=1)
-        return VoiceTrace(seen.stages, predictor, choices, int(first[frames]))
+        return ReferenceTrace(recorder.stages, predictor, choices)
 
-    def _prompt(self, heard: Heard, words: Tensor, speaker: str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _prompt(self, given: TalkerInput, words: Tensor, speaker: str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Rows ``[1, n, hidden]`` and ids ``[1, n]`` of the prompt, trailing rows, the row of padding."""
-        config, ids = self._config, torch.tensor([list(heard.prompt.ids)])
+        config, ids = self._config, torch.tensor([list(given.prompt.ids)])
         padding, beginning, end = (
             self._talker.text_projection(self._table(torch.tensor([[token]])))
             for token in (config.tts_pad_token_id, config.tts_bos_token_id, config.tts_eos_token_id)
@@ -109,7 +118,7 @@ class ReferenceVoice:
         )
         is_media = torch.as_tensor(is_media, dtype=torch.bool)
         hidden = torch.zeros(*ids.shape, words.shape[-1], dtype=dtype)
-        hidden[is_media] = heard.hidden.to(dtype) if len(heard.hidden) else torch.empty(0, words.shape[-1], dtype=dtype)
+        hidden[is_media] = given.hidden.to(dtype) if len(given.hidden) else torch.empty(0, words.shape[-1], dtype=dtype)
         user = self._whole._get_talker_user_parts(whole, 0, ids.shape[1], is_media, hidden, words)
         starts = torch.where(ids == config.im_start_token_id, torch.arange(ids.shape[1]), -1).cummax(-1).values
         roles = ids.gather(1, (starts.clamp_min(0) + 1).clamp_max(ids.shape[1] - 1))
@@ -117,7 +126,7 @@ class ReferenceVoice:
         begin = int(
             ((ids[:, :-1] == config.im_start_token_id) & (ids[:, 1:] == config.assistant_token_id)).nonzero()[-1, 1]
         )
-        said = torch.tensor([[*heard.prompt.ids[begin:], *heard.answer]])
+        said = torch.tensor([[*given.prompt.ids[begin:], *given.answer]])
         speakers = config.talker_config.speaker_id
         number = speakers[speaker.lower()] if speaker else next(iter(speakers.values()))
         assistant, assistant_ids, trailing = self._whole._get_talker_assistant_parts(
@@ -136,8 +145,7 @@ class ReferenceVoice:
         config = self._config.talker_config
         # Corrected: transformers 5.23 looks in the talker's config for what only the thinker's has (spec section 6.2).
         config.audio_config = SimpleNamespace(n_window=self._config.thinker_config.audio_config.n_window)
-        kind = self._reference.models.Qwen3OmniMoePreTrainedModelForConditionalGeneration
-        return rope_index(kind, config, ids[0].tolist(), media)
+        return self._reference.rope_index(config, ids[0].tolist(), media)
 
     def _frame_rows(self, codes: Tensor, trailing: Tensor, padding: Tensor) -> Tensor:
         """What each frame's codes and its token of text become, ``[1, frames, hidden]``."""
@@ -149,13 +157,13 @@ class ReferenceVoice:
         text = torch.cat((trailing, padding.expand(max(0, len(codes) - len(trailing)), -1)))[: len(codes)]
         return (total + text)[None]
 
-    def _predictor(self, speech: Speech) -> Stages:
+    def _predictor(self, ours: TalkerTrace) -> Stages:
         """Logits of each pass, all frames as a batch of 16 rows each."""
-        predictor, codes = self._talker.code_predictor, speech.codes
+        predictor, codes = self._talker.code_predictor, ours.codes
         first = self._talker.get_input_embeddings()(codes[:, 0])
         tables = predictor.get_input_embeddings()
         others = [table(codes[:, group]) for group, table in enumerate(list(tables)[:-1], start=1)]
-        rows = torch.stack([speech.talker_rows.to(first.dtype), first, *others], dim=1)
+        rows = torch.stack([ours.hidden.to(first.dtype), first, *others], dim=1)
         hidden = predictor.model(inputs_embeds=rows, use_cache=False).last_hidden_state
         return {f"pass.{group}": head(hidden[:, group]) for group, head in enumerate(predictor.lm_head, start=1)}
 

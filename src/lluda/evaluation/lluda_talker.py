@@ -1,4 +1,4 @@
-"""lluda's talker and code predictor for an Omni validation: what they say greedily, and every stage of how."""
+"""lluda's talker and code predictor in a validation: the codes they choose greedily, and every stage on the way."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from torch import Tensor
 
 from lluda.backends.blocks import Segment
 from lluda.config.decoder import DecoderConfig
-from lluda.engine.frames import FrameGenerator, SpeechParams
+from lluda.engine.frames import FrameGenerator
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.engine.prompt_rows import PromptRows
+from lluda.engine.speech_params import SpeechParams
 from lluda.engine.talker_prompt import CapturedHiddenStates, TalkerPromptBuilder
-from lluda.evaluation.omni_network import OmniNetwork
+from lluda.evaluation.lluda_components import LludaComponents
 from lluda.evaluation.trace import Recorder
+from lluda.models.causal_lm import EMBEDDING
 from lluda.models.code_predictor import CodePredictor, code_predictor_parameters
 from lluda.models.linear import Embedding
 from lluda.models.talker import Talker, talker_parameters
 from lluda.models.thinker import PREFIX
 from lluda.parameters import ParameterSpec
 
-EMBEDDINGS = f"{PREFIX}model.embed_tokens.weight"
+EMBEDDINGS = f"{PREFIX}{EMBEDDING}"
+"""The thinker's table of tokens, which the talker reads too."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Heard:
+class TalkerInput:
     """What the talker takes of a thinker that ran on ``prompt``: ``answer``, the ids to speak; ``hidden [n, hidden]``,
-    the thinker's rows at the prompt's media, in order (the width of its residual stream; empty: there are none)."""
+    the thinker's hidden states at the prompt's media, in order (empty: there are none)."""
 
     prompt: PromptRows
     answer: tuple[int, ...]
@@ -36,40 +39,38 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Speech:
-    """What was said: ``codes`` int64 ``[frames, codebooks]``; ``ended``: the talker would say no more; ``talker_rows``:
-    of each frame the row that the code predictor starts from; the stages of both networks."""
+class TalkerTrace:
+    """``codes`` int64 ``[frames, codebooks]``; ``hidden``: of each frame the row that the code predictor starts from;
+    the stages of both networks."""
 
     codes: Tensor
-    ended: bool
-    talker_rows: Tensor
+    hidden: Tensor
     talker: dict[str, Tensor]
     predictor: dict[str, Tensor]
 
 
-class OmniVoice:
+class LludaTalker:
     """Talker and code predictor on one prompt."""
 
-    def __init__(self, network: OmniNetwork, heard: Heard, speaker: str | None) -> None:
-        config, backend, text = network.speech.talker, network.backend, network.files.config.text
+    def __init__(self, components: LludaComponents, given: TalkerInput, speaker: str | None) -> None:
+        config, backend, text = components.speech.talker, components.backend, components.files.config.text
         table = ParameterSpec(EMBEDDINGS, (text.vocab_size, text.hidden_size), "embedding")
-        parameters = network.load([*talker_parameters(config), *code_predictor_parameters(config), table])
+        parameters = components.load([*talker_parameters(config), *code_predictor_parameters(config), table])
         self._talker = Talker(config, parameters, backend)
         self._predictor = CodePredictor(config, parameters, backend)
         self._embed = Embedding(backend, parameters.matrix(EMBEDDINGS))
-        self._builder = TalkerPromptBuilder(network.omni, self._talker, self._embed)
-        self._heard, self._device, self._kv_dtype = heard, backend.device, network.cache_options.dtype
-        media = CapturedHiddenStates(heard.prompt, config.accept_hidden_layer)
-        media.hidden = dict(zip(media.rows, heard.hidden, strict=True))
+        self._builder = TalkerPromptBuilder(components.omni, self._talker, self._embed)
+        self._given, self._device, self._kv_dtype = given, backend.device, components.cache_options.dtype
+        captured = CapturedHiddenStates(given.prompt, config.accept_hidden_layer)
+        captured.hidden = dict(zip(captured.rows, given.hidden, strict=True))
         with torch.inference_mode():
-            self._built = self._builder.build(heard.prompt, media, heard.answer[0], speaker)
+            self._built = self._builder.build(given.prompt, captured, given.answer[0], speaker)
 
-    def speak(self, params: SpeechParams) -> Speech:
-        """Frames as the engine makes them; then the same codes step by step, watched."""
+    def trace(self, params: SpeechParams) -> TalkerTrace:
+        """Frames as the engine makes them; then the same codes step by step, observed."""
         codes = self._codes(params)
-        talker_rows, talker = self._talker_stages(codes)
-        ended = len(codes) < (params.max_frames or 0)
-        return Speech(codes, ended, talker_rows, talker, self._predictor_stages(codes, talker_rows))
+        hidden, stages = self._talker_stages(codes)
+        return TalkerTrace(codes, hidden, stages, self._predictor_stages(codes, hidden))
 
     @torch.inference_mode()
     def _codes(self, params: SpeechParams) -> Tensor:
@@ -87,15 +88,15 @@ class OmniVoice:
 
     @torch.inference_mode()
     def _talker_stages(self, codes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        seen, rows, positions = Recorder(), self._built.rows, self._built.positions
-        words = self._embed(torch.tensor(list(self._heard.prompt.ids), device=self._device))
-        hidden = self._heard.hidden.to(words.device, words.dtype)
-        seen("text_projection", self._talker.text_projection(words))
-        seen("hidden_projection", self._talker.hidden_projection(hidden if len(hidden) else words))
-        seen("rows", rows)
+        recorder, rows, positions = Recorder(), self._built.rows, self._built.positions
+        words = self._embed(torch.tensor(list(self._given.prompt.ids), device=self._device))
+        hidden = self._given.hidden.to(words.device, words.dtype)
+        recorder("text_projection", self._talker.text_projection(words))
+        recorder("hidden_projection", self._talker.hidden_projection(hidden if len(hidden) else words))
+        recorder("rows", rows)
         count = len(rows)
         places = torch.arange(count, device=self._device) if positions is None else positions.to(self._device)
-        seen("positions", places.expand(3, count).T.float())
+        recorder("positions", places.expand(3, count).T.float())
         offset = 0.0 if positions is None else float(positions.max()) + 1 - count
         cache = self._cache(self._talker.config.decoder, count + len(codes) + 1)
 
@@ -103,29 +104,33 @@ class OmniVoice:
             last = torch.tensor([len(rows) - 1], device=self._device)
             row, logits = self._talker(rows, places, [Segment(0, len(rows), cache)], last, observe)
             cache.advance(len(rows))
-            seen("logits", logits)
+            recorder("logits", logits)
             return row
 
-        kept = [run(rows.clone(), places, lambda name, x: seen(name, x) if name.startswith("layers.") else None)]
+        def observe_layers(stage: str, x: Tensor) -> None:
+            if stage.startswith("layers."):
+                recorder(stage, x)
+
+        hidden_rows = [run(rows.clone(), places, observe_layers)]
         for frame in range(len(codes)):
             place = torch.tensor([cache.length + offset], device=self._device)
-            kept.append(run(self._frame_row(codes[frame].to(self._device)) + self._text(frame), place))
-        return torch.cat(kept)[: len(codes)].cpu(), seen.stages
+            hidden_rows.append(run(self._frame_row(codes[frame].to(self._device)) + self._text(frame), place))
+        return torch.cat(hidden_rows)[: len(codes)].cpu(), recorder.stages
 
     @torch.inference_mode()
-    def _predictor_stages(self, codes: Tensor, talker_rows: Tensor) -> dict[str, Tensor]:
+    def _predictor_stages(self, codes: Tensor, hidden: Tensor) -> dict[str, Tensor]:
         """Logits of every pass for each frame, through the cache."""
-        seen, predictor = Recorder(), self._predictor
-        for frame, row in zip(codes.to(self._device), talker_rows.to(self._device), strict=True):
+        recorder, predictor = Recorder(), self._predictor
+        for frame, row in zip(codes.to(self._device), hidden.to(self._device), strict=True):
             first = self._talker.codec_embedding(frame[:1])
             rows = torch.cat((row[None].to(first.dtype), first))
             cache = self._cache(predictor.config, predictor.passes + 1)
             for group in range(1, predictor.passes + 1):
                 places = torch.arange(cache.length, cache.length + len(rows), device=self._device)
-                seen(f"pass.{group}", predictor(rows.clone(), places, [Segment(0, len(rows), cache)], group))
+                recorder(f"pass.{group}", predictor(rows.clone(), places, [Segment(0, len(rows), cache)], group))
                 cache.advance(len(rows))
                 rows = predictor.embed(group, frame[group : group + 1])
-        return seen.stages
+        return recorder.stages
 
     def _frame_row(self, codes: Tensor) -> Tensor:
         row = self._talker.codec_embedding(codes[:1]).clone()
@@ -135,7 +140,7 @@ class OmniVoice:
 
     def _text(self, frame: int) -> Tensor:
         """What a frame's codes are added to: the answer after its first token, its end, padding."""
-        tokens, rest = self._builder.tokens, self._heard.answer[1:]
+        tokens, rest = self._builder.tokens, self._given.answer[1:]
         ending = tokens.tts_eos if frame == len(rest) else tokens.tts_pad
         return self._builder.text_row(rest[frame] if frame < len(rest) else ending)
 

@@ -1,4 +1,4 @@
-"""What an Omni validation is given: the same for the same seed, without markers among its words."""
+"""What a validation runs: the same for the same seed; of an Omni model without markers among its words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from lluda.config.model import ModelConfig
 from lluda.errors import InvalidRequest
-from lluda.evaluation.omni_inputs import made_up_media, omni_input
+from lluda.evaluation.inputs import omni_input, random_ids, synthetic_media
 from tests.engine.test_speech import config
 
 
@@ -19,7 +19,7 @@ def parsed():
 
 
 def test_a_turn_of_the_user_with_media_and_the_header_of_the_assistants(parsed):
-    omni, media = parsed.omni, made_up_media(1)
+    omni, media = parsed.omni, synthetic_media(1)
     given = omni_input(omni, parsed.text.vocab_size, media=media, tokens=5, seed=3)
     marks, speech = omni.tokens, omni.speech.tokens
     assert given.ids[:2] == (speech.im_start, speech.user)
@@ -31,13 +31,13 @@ def test_a_turn_of_the_user_with_media_and_the_header_of_the_assistants(parsed):
     special = {*asdict(marks).values(), *asdict(speech).values()}
     assert special.isdisjoint(given.ids[12:-3])
     assert special.isdisjoint(given.spoken)
-    assert (given.hears, given.sees, len(given.ids)) == (True, True, 3 + 9 + 5 + 3)
+    assert (given.reaches_audio, given.reaches_vision, len(given.ids)) == (True, True, 3 + 9 + 5 + 3)
 
 
 def test_a_seed_gives_the_same_input(parsed):
     made = [omni_input(parsed.omni, 160, media=[], seed=seed).ids for seed in (1, 1, 2)]
     assert made[0] == made[1] != made[2]
-    sounds = [made_up_media(seed)[0].source for seed in (1, 1, 2)]
+    sounds = [synthetic_media(seed)[0].source for seed in (1, 1, 2)]
     assert np.array_equal(sounds[0], sounds[1])
     assert not np.array_equal(sounds[0], sounds[2])
 
@@ -45,6 +45,14 @@ def test_a_seed_gives_the_same_input(parsed):
 def test_text_comes_as_it_is_and_no_tokens_are_refused(parsed):
     given = omni_input(parsed.omni, 160, media=[], text=[40, 41], source="a prompt")
     assert given.ids[3:5] == (40, 41)
-    assert (given.source, given.hears, given.sees) == ("a prompt", False, False)
+    assert (given.source, given.reaches_audio, given.reaches_vision) == ("a prompt", False, False)
     with pytest.raises(InvalidRequest, match="tokens must be at least 1, not 0"):
         omni_input(parsed.omni, 160, media=[], tokens=0)
+
+
+def test_random_ids_follow_the_seed_and_the_vocabulary():
+    assert random_ids(512, 40, 0) == random_ids(512, 40, 0)
+    assert random_ids(512, 40, 0) != random_ids(512, 40, 1)
+    assert set(random_ids(3, 200, 0)) == {0, 1, 2}
+    with pytest.raises(InvalidRequest, match="at least 1"):
+        random_ids(512, 0, 0)

@@ -4,10 +4,11 @@ import sys
 
 import pytest
 
+from lluda.cli.plot import plot_validation, require_plot
 from lluda.errors import InvalidRequest, MissingDependency
-from lluda.evaluation.parity_plot import plot_parity
-from lluda.evaluation.plot_file import require_plot
-from tests.evaluation.conftest import TINY, run_validation
+from tests.evaluation.conftest import TINY, checkpoint, run_validation, text_of
+
+__all__ = ["checkpoint"]  # fixture
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -19,7 +20,7 @@ def validation(checkpoint):
 
 
 def drawn_lines(validation, path, monkeypatch):
-    """What plot_parity puts on its axes: label -> (stages, values)."""
+    """What plot_validation puts on its axes: label -> (stages, values)."""
     from matplotlib.axes import Axes
 
     lines = {}
@@ -30,7 +31,7 @@ def drawn_lines(validation, path, monkeypatch):
         return plot(axes, x, y, *style, **options)
 
     monkeypatch.setattr(Axes, "plot", record)
-    plot_parity(validation, path)
+    plot_validation(validation, path)
     return lines
 
 
@@ -39,8 +40,8 @@ def test_a_png_with_both_implementations_against_float64(validation, tmp_path, m
     assert (tmp_path / "errors.png").read_bytes().startswith(PNG)
     assert set(lines) == {"lluda against transformers", "lluda against float64", "transformers against float64"}
     stages, values = lines["lluda against float64"]
-    assert stages == tuple(range(1, len(validation.stages)))  # the embeddings have no error
-    logits = validation.logits
+    assert stages == tuple(range(1, len(text_of(validation).stages)))  # the embeddings have no error
+    logits = text_of(validation).stages[-1]
     assert values[-1] == pytest.approx(logits.error_to_float64.lluda / logits.mean_abs_value)
 
 
@@ -54,9 +55,10 @@ def test_a_run_without_any_error_is_drawn_as_such(validation, tmp_path, monkeypa
 
     same = tuple(
         replace(stage, mean_abs_error=0.0, error_to_float64=type(stage.error_to_float64)(0.0, 0.0))
-        for stage in validation.stages
+        for stage in text_of(validation).stages
     )
-    assert drawn_lines(replace(validation, stages=same), tmp_path / "none.png", monkeypatch) == {}
+    component = replace(text_of(validation), stages=same)
+    assert drawn_lines(replace(validation, components=(component,)), tmp_path / "none.png", monkeypatch) == {}
     assert (tmp_path / "none.png").stat().st_size > 1000
 
 
@@ -73,4 +75,4 @@ def test_where_it_cannot_be_written_is_found_before_the_run(tmp_path, monkeypatc
 def test_a_folder_in_the_place_of_the_file_is_refused(validation, tmp_path):
     (tmp_path / "errors.png").mkdir()
     with pytest.raises(InvalidRequest, match="cannot be written"):
-        plot_parity(validation, tmp_path / "errors.png")
+        plot_validation(validation, tmp_path / "errors.png")
