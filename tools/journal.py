@@ -96,64 +96,63 @@ def _kind(result: Any) -> str:
     if not isinstance(result, Mapping):
         raise InvalidRequest(f"a result must be an object or a list of objects, not {type(result).__name__}")
     if result.get("kind") in ("validation", "omni validation"):
-        return str(result["kind"])
+        return "validation"
     return "bench" if "rows" in result else "rows"
 
 
 def _rows(kind: str, results: Sequence[Any], layers: bool) -> list[Row]:
     if layers:
-        return [_layer_row(layer) for layer in results[0]["layers"]]
+        return [_layer_row(stage) for component in _components(results[0]) for stage in component["stages"]]
     if kind == "validation":
-        return [_validation_row(result) for result in results]
-    if kind == "omni validation":
-        return [_omni_row(result, component) for result in results for component in result["components"]]
+        return [_validation_row(result, component) for result in results for component in _components(result)]
     if kind == "bench":
         return [_bench_row(row) for result in results for row in result["rows"]]
     return [row for result in results for row in (result if isinstance(result, list) else [result])]
 
 
-def _validation_row(result: Result) -> Row:
+def _components(result: Result) -> list[Result]:
+    """Of a validation, with today's keys: results of before one ladder had ``bars`` and ``last``, and those of text
+    models one component's figures at the top."""
+    if "components" in result:
+        renamed = {"last": "ends", "bars": "thresholds"}
+        return [{renamed.get(key, key): value for key, value in one.items()} for one in result["components"]]
     distance = result["error_to_float64"] or {}
-    greedy = result["greedy"] or {}
+    figures = {"component": "text", "stages": result["layers"], "ends": ["logits"], "ratio": distance.get("ratio")}
+    passed = [{"passed": result["passed"]}] if result["passed"] is not None else []
+    return [{**figures, "greedy": result["greedy"], "distribution": result["distribution"], "thresholds": passed}]
+
+
+def _validation_row(result: Result, component: Result) -> Row:
+    """A component: the stages in which all that it computes ends."""
+    ends = [stage for stage in component["stages"] if stage["stage"] in component["ends"]]
+    tokens = result.get("tokens", result.get("prompt_rows"))
     row = {
         "model": result["model"]["name"],
-        "dtype": result["dtype"],
-        "reference": result["reference"],
-        "run": f"{result['tokens']} tokens, {result['mode']}",
-        "argmax agreement": result["argmax_agreement"],
-        "max logit error": result["max_abs_error"],
-        "/ range": result["relative_error"],
-    }
-    if result["distribution"]:
-        row |= {
-            "mean KL (nats)": result["distribution"]["mean_kl"],
-            "correlation": result["distribution"]["correlation"],
-        }
-    else:
-        row |= {
-            "lluda to float64": distance.get("lluda"),
-            "reference to float64": distance.get("reference"),
-            "ratio": distance.get("ratio"),
-        }
-    equal = f"{round(greedy['agreement'] * greedy['tokens'])} of {greedy['tokens']}" if greedy else None
-    return row | {"greedy tokens equal": equal, "bars": {True: "passed", False: "FAILED"}.get(result["passed"])}
-
-
-def _omni_row(result: Result, component: Result) -> Row:
-    """A component of an Omni validation: the stages in which all that it computes ends."""
-    last = [stage for stage in component["stages"] if stage["stage"] in component["last"]]
-    greedy = component["greedy"] or {}
-    equal = f"{round(greedy['agreement'] * greedy['tokens'])} of {greedy['tokens']}" if greedy else None
-    return {
         "component": component["component"],
         "dtype": result["dtype"],
-        "stages": len(component["stages"]),
-        "max error": max(stage["max_abs_error"] for stage in last),
-        "/ range": max(stage["relative_error"] for stage in last),
-        "to float64, lluda / transformers": component["ratio"],
-        "tokens or codes equal": equal,
-        "bars": "passed" if all(bar["passed"] for bar in component["bars"]) else "FAILED",
+        "reference": result["reference"],
+        "run": f"{tokens} tokens, {result['mode']}" if "mode" in result else f"{tokens} tokens",
+        "argmax agreement": min(stage["argmax_agreement"] for stage in ends),
+        "max error": max(stage["max_abs_error"] for stage in ends),
+        "/ range": max(stage["relative_error"] for stage in ends),
     }
+    if component.get("distribution"):
+        distribution = component["distribution"]
+        row |= {"mean KL (nats)": distribution["mean_kl"], "correlation": distribution["correlation"]}
+    else:
+        distances = [stage["error_to_float64"] for stage in ends if stage["error_to_float64"]]
+        for name in ("lluda", "reference"):
+            row[f"{name} to float64"] = sum(one[name] for one in distances) if distances else None
+        row["ratio"] = component["ratio"]
+    greedy = component["greedy"] or {}
+    equal = f"{round(greedy['agreement'] * greedy['tokens'])} of {greedy['tokens']}" if greedy else None
+    return row | {"tokens or codes equal": equal, "thresholds": _verdict(component["thresholds"])}
+
+
+def _verdict(thresholds: Sequence[Result]) -> str | None:
+    if not thresholds:
+        return None
+    return "passed" if all(threshold["passed"] for threshold in thresholds) else "FAILED"
 
 
 def _layer_row(layer: Result) -> Row:
@@ -166,7 +165,7 @@ def _layer_row(layer: Result) -> Row:
 def _bench_row(row: Result) -> Row:
     named = {name: row.get(name) for name in ("engine", "format", "test", "median", "min", "max", "unit")}
     share = row.get("roofline_fraction")
-    return named | {"of the memory roof": None if share is None else f"{share:.0%}"}
+    return named | {"of bandwidth": None if share is None else f"{share:.0%}"}
 
 
 def _provenance(results: Sequence[Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from lluda.errors import InvalidRequest
 from tools.journal import main, markdown_table, replace_table, table_of
 
+ROOT = Path(__file__).resolve().parents[2]
 ENTRY = "# Title\n\n<!-- table: speed -->\nold\n<!-- end -->\n\nText.\n\n<!-- table: parity -->\n<!-- end -->\n"
 
 LAYER = {
@@ -23,7 +25,19 @@ LAYER = {
     "error_to_float64": {"lluda": 0.064, "reference": 0.124, "ratio": 0.51613},
     "first_divergence": None,
 }
-VALIDATION = LAYER | {
+TEXT = {
+    "component": "text",
+    "stages": [
+        LAYER | {"stage": "embeddings", "error_to_float64": {"lluda": 0.0, "reference": 0.0, "ratio": None}},
+        LAYER,
+    ],
+    "ends": ["logits"],
+    "ratio": 0.51613,
+    "greedy": {"tokens": 16, "agreement": 0.5625},
+    "distribution": None,
+    "thresholds": [{"name": "text: distance to float64", "passed": True}],
+}
+VALIDATION = {
     "kind": "validation",
     "model": {"name": "Qwen3-0.6B"},
     "reference": "transformers",
@@ -31,12 +45,7 @@ VALIDATION = LAYER | {
     "backend": "reference backend on cpu",
     "tokens": 64,
     "mode": "one prefill",
-    "layers": [
-        LAYER | {"stage": "embeddings", "error_to_float64": {"lluda": 0.0, "reference": 0.0, "ratio": None}},
-        LAYER,
-    ],
-    "greedy": {"tokens": 16, "agreement": 0.5625},
-    "distribution": None,
+    "components": [TEXT],
     "passed": True,
     "versions": {"lluda": "0.1.0", "torch": "2.13.0"},
 }
@@ -53,24 +62,27 @@ def cells(table: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.splitlines() if "|" in line]
 
 
-def test_validations_become_one_row_each():
-    failed = VALIDATION | {"passed": False, "dtype": "f32", "error_to_float64": None, "greedy": None}
-    table = table_of([VALIDATION, failed])
+def test_validations_become_one_row_for_each_component():
+    exact = LAYER | {"error_to_float64": None}
+    failing = [{"name": "a", "passed": True}, {"name": "b", "passed": False}]
+    other = TEXT | {"stages": [exact], "ratio": None, "greedy": None, "thresholds": failing}
+    table = table_of([VALIDATION, VALIDATION | {"dtype": "f32", "components": [other]}])
     header, _, first, second = cells(table)[:4]
     row = dict(zip(header, first, strict=True))
     assert row["model"] == "Qwen3-0.6B"
     assert row["run"] == "64 tokens, one prefill"
     assert row["ratio"] == "0.5161"
-    assert row["greedy tokens equal"] == "9 of 16"
-    assert row["bars"] == "passed"
-    other = dict(zip(header, second, strict=True))
-    assert (other["bars"], other["ratio"], other["greedy tokens equal"]) == ("FAILED", "–", "–")
+    assert row["tokens or codes equal"] == "9 of 16"
+    assert row["thresholds"] == "passed"
+    row = dict(zip(header, second, strict=True))
+    assert (row["thresholds"], row["ratio"], row["tokens or codes equal"]) == ("FAILED", "–", "–")
     assert table.endswith("\nRun with lluda 0.1.0, torch 2.13.0, reference backend on cpu.\n")
 
 
 def test_llama_cpp_has_its_own_columns():
     parts = {"mean_kl": 0.00316, "max_kl": 0.0131, "correlation": 0.99961}
-    header, _, row = cells(table_of([VALIDATION | {"distribution": parts, "reference": "llama.cpp"}]))
+    result = VALIDATION | {"components": [TEXT | {"distribution": parts}], "reference": "llama.cpp"}
+    header, _, row = cells(table_of([result]))
     assert dict(zip(header, row, strict=True))["mean KL (nats)"] == "0.00316"
     assert "ratio" not in header
 
@@ -96,8 +108,8 @@ def test_layers_of_one_validation():
 def test_bench_rows_and_their_machine():
     table = table_of([BENCH])
     header, rule, lluda, peer = cells(table)[:4]
-    assert dict(zip(header, lluda, strict=True))["of the memory roof"] == "87%"
-    assert dict(zip(header, peer, strict=True))["of the memory roof"] == "–"
+    assert dict(zip(header, lluda, strict=True))["of bandwidth"] == "87%"
+    assert dict(zip(header, peer, strict=True))["of bandwidth"] == "–"
     assert dict(zip(header, rule, strict=True))["median"] == "---:"
     assert "Run with cpu: a \\| b, threads: 2." in table
 
@@ -161,16 +173,19 @@ def test_the_command_leaves_the_entry_alone_on_an_error(tmp_path, capsys):
     assert entry.read_text() == ENTRY
 
 
-def test_an_omni_validation_becomes_a_row_for_each_component():
+def test_an_omni_validation_ends_in_several_stages():
     stages = [LAYER | {"stage": name, "max_abs_error": error} for name, error in (("conv", 0.5), ("output", 0.25))]
-    bars = [{"name": "a", "passed": True}, {"name": "b", "passed": False}]
-    audio = {"component": "audio", "stages": stages, "last": ["output"], "ratio": 0.5, "greedy": None, "bars": bars}
-    voice = audio | {"component": "talker", "greedy": {"tokens": 40, "agreement": 1.0}, "bars": bars[:1]}
-    result = {"kind": "omni validation", "dtype": "f32", "components": [audio, voice], "versions": {"torch": "2.13.0"}}
-    header, _, first, second = cells(table_of([result]))[:4]
-    rows = [dict(zip(header, row, strict=True)) for row in (first, second)]
-    assert [row["component"] for row in rows] == ["audio", "talker"]
-    assert [row["bars"] for row in rows] == ["FAILED", "passed"]
-    assert [row["tokens or codes equal"] for row in rows] == ["–", "40 of 40"]
-    assert rows[0]["max error"] == "0.25"
-    assert rows[0]["stages"] == "2"
+    encoder = TEXT | {"component": "vision_encoder", "stages": [*stages, LAYER], "ends": ["output", "logits"]}
+    header, _, row = cells(table_of([VALIDATION | {"components": [encoder]}]))[:3]
+    found = dict(zip(header, row, strict=True))
+    assert (found["component"], found["max error"], found["lluda to float64"]) == ("vision_encoder", "0.25", "0.128")
+
+
+@pytest.mark.parametrize("name", ["qwen3-06b-f32", "qwen3-06b-bf16", "validate-omni-talker-f32"])
+def test_results_of_before_one_ladder_are_read(name):
+    """Those that the journal keeps."""
+    result = json.loads((ROOT / "journal" / "data" / f"{name}.json").read_text())
+    header, _, *rows = cells(table_of([result]))
+    found = [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
+    assert {row["thresholds"] for row in found} == {"passed"}
+    assert [row["component"] for row in found] == (["talker", "code_predictor"] if "omni" in name else ["text"])
