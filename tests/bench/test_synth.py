@@ -7,14 +7,11 @@ import json
 import pytest
 import torch
 
-from lluda.backends.q8_0 import decode
 from lluda.bench import bandwidth
-from lluda.bench.random_weights import q8_0_blocks
 from lluda.bench.synth import SynthSettings, read_synth_config, require_room, run_synth_bench
 from lluda.cli.main import main
 from lluda.errors import InvalidRequest, OutOfMemory
 from lluda.models.build import all_parameters, text_parameters
-from lluda.weights.q8_0 import quantize
 from tests.cli.omni import omni_config
 from tests.conftest import TINY_QWEN3
 from tests.engine.test_speech import config as omni_speaking
@@ -91,13 +88,6 @@ def test_a_card_that_is_too_small_is_told_by_how_much_and_what_fits(tmp_path):
     ):
         with pytest.raises(OutOfMemory, match=rf"GB on cuda but .* GB too few; .*{remedy}"):
             require_room(config, SynthSettings(), "cuda", free)
-
-
-def test_blocks_are_those_of_the_quantiser():
-    values = (torch.randn(6, 64, generator=torch.Generator().manual_seed(0)) / 50).bfloat16()
-    theirs = torch.from_numpy(quantize(values.float().numpy()))
-    torch.testing.assert_close(decode(q8_0_blocks(values), torch.float32), decode(theirs, torch.float32), rtol=0,
-                               atol=1e-3)  # fmt: skip
 
 
 @pytest.mark.parametrize("weights", ["bf16", "packed", "q8_0"])

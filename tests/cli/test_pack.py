@@ -61,7 +61,7 @@ def test_every_value_is_the_same(wide, packed):
     assert before.entries.keys() == after.entries.keys()
     for name in before.entries:
         assert torch.equal(before.tensor(name).view(torch.int16), after.tensor(name).view(torch.int16)), name
-    assert after.packed("model.embed_tokens.weight") is not None
+    assert after.entries["model.embed_tokens.weight"].dtype == "PACKED_BF16"
 
 
 def test_packed_ahead_and_packed_while_loading_answer_alike(lluda, wide, packed):
@@ -143,7 +143,7 @@ def test_a_gguf_file_becomes_a_packed_folder(lluda, wide, tmp_path):
     assert "tokenizer is not copied" in without.err
     assert lluda("pack", "-m", copy, tmp_path / "with", "--tokenizer", wide).code == 0
     original, after = open_checkpoint(wide), open_checkpoint(tmp_path / "with")
-    assert after.packed("model.layers.0.self_attn.q_proj.weight") is not None
+    assert after.entries["model.layers.0.self_attn.q_proj.weight"].dtype == "PACKED_BF16"
     for name in original.entries:
         assert torch.equal(original.tensor(name).float(), after.tensor(name).float()), name
     assert answer(lluda, tmp_path / "with").out == answer(lluda, wide, "--weights", "packed").out

@@ -9,10 +9,11 @@ from safetensors import safe_open
 
 from lluda.convert.packed_folder import write_packed_folder
 from lluda.errors import CorruptFile, InvalidRequest, LludaError, UnsupportedModel
+from lluda.formats.packed_bf16 import PACKED_BF16
 from lluda.weights.checkpoint import open_checkpoint
+from lluda.weights.declared_formats import metadata_key
 from lluda.weights.entry import TensorEntry
-from lluda.weights.packed_bf16 import DTYPE, METADATA_KEY
-from tests.weights.packed_by_hand import pack_by_hand, save_model
+from tests.formats.packed_by_hand import pack_by_hand, save_model
 
 
 def pack(values: torch.Tensor) -> torch.Tensor | None:
@@ -53,7 +54,7 @@ def test_every_tensor_comes_back_bit_for_bit(tmp_path, shard_bytes):
         found = checkpoint.tensor(name)
         assert found.dtype == values.dtype
         assert torch.equal(found.reshape(-1).view(torch.uint8), values.reshape(-1).view(torch.uint8))
-        assert (checkpoint.packed(name) is not None) == (name in "abc")
+        assert (checkpoint.stored(name).format is PACKED_BF16) == (name in "abc")
     assert report.bytes_before == sum(values.nbytes for values in stored.values())
     assert report.bytes_after == sum(entry.nbytes for entry in checkpoint.entries.values())
     assert report.files[-1].name == "config.json"
@@ -63,13 +64,13 @@ def test_every_tensor_comes_back_bit_for_bit(tmp_path, shard_bytes):
 def test_packed_tensors_are_aligned_and_other_readers_list_them(tmp_path):
     written(tmp_path)
     checkpoint = open_checkpoint(tmp_path / "out")
-    packed = [entry for entry in checkpoint.entries.values() if entry.dtype == DTYPE]
+    packed = [entry for entry in checkpoint.entries.values() if entry.dtype == PACKED_BF16.name]
     assert len(packed) == 3
     assert all(entry.offset % 64 == 0 for entry in packed)
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         assert set(file.keys()) == tensors().keys()
-        assert json.loads(file.metadata()[METADATA_KEY]) == {name: [24, 256] for name in "abc"}
-        assert torch.equal(file.get_tensor("a"), checkpoint.packed("a").stored)
+        assert json.loads(file.metadata()[metadata_key(PACKED_BF16)]) == {name: [24, 256] for name in "abc"}
+        assert torch.equal(file.get_tensor("a"), checkpoint.stored("a").data)
 
 
 def test_extra_files_are_copied_and_a_config_may_be_given_as_values(tmp_path):
@@ -133,7 +134,7 @@ def test_a_matrix_that_does_not_unpack_to_its_bits_stops_the_work(tmp_path):
         return packed
 
     checkpoint = open_checkpoint(save_model(tmp_path / "in", tensors()))
-    with pytest.raises(LludaError, match="a: rows from 0 on do not unpack to the same bits"):
+    with pytest.raises(LludaError, match="a does not unpack to the same bits"):
         write_packed_folder(checkpoint, tmp_path / "out", forgetful, config={})
     assert not (tmp_path / "out").exists()
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lluda.convert.safetensors_writer import StoredTensor, safetensors_header, write_safetensors
+from lluda.convert.safetensors_writer import NewTensor, safetensors_header, write_safetensors
 from lluda.files.atomic_file import atomic_file
 
 safetensors = pytest.importorskip("safetensors", reason="safetensors is the reference here")
@@ -17,14 +17,14 @@ DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float6
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(lambda n: n != "__metadata__")
 tensors = st.builds(
-    StoredTensor,
+    NewTensor,
     name=names,
     shape=st.lists(st.integers(0, 4), max_size=3).map(tuple),
     dtype=st.sampled_from(sorted(DTYPES)),
 )
 
 
-def body(tensor: StoredTensor) -> bytes:
+def body(tensor: NewTensor) -> bytes:
     return bytes((7 * i + len(tensor.name)) % 251 for i in range(tensor.nbytes))
 
 
@@ -35,7 +35,7 @@ def test_the_reference_reader_finds_every_tensor(tmp_path_factory, stored, piece
     stored.sort(key=lambda tensor: tensor.dtype[-2:] not in ("64",))
     path = tmp_path_factory.mktemp("w") / "model.safetensors"
 
-    def chunks(tensor: StoredTensor):
+    def chunks(tensor: NewTensor):
         data = memoryview(body(tensor))
         return (data[i : i + piece] for i in range(0, len(data), piece))
 
@@ -50,7 +50,7 @@ def test_the_reference_reader_finds_every_tensor(tmp_path_factory, stored, piece
 
 def test_the_bytes_of_a_small_file(tmp_path):
     path = tmp_path / "a.safetensors"
-    write_safetensors(path, [StoredTensor("w", (2,), "U8")], lambda _: [memoryview(b"\x01\x02")], metadata={})
+    write_safetensors(path, [NewTensor("w", (2,), "U8")], lambda _: [memoryview(b"\x01\x02")], metadata={})
     header = b'{"w":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}'
     padded = header + b" " * 3
     assert len(padded) % 8 == 0
@@ -59,13 +59,13 @@ def test_the_bytes_of_a_small_file(tmp_path):
 
 def test_a_name_twice_is_our_mistake():
     with pytest.raises(AssertionError, match="twice"):
-        safetensors_header([StoredTensor("w", (1,), "U8")] * 2, {})
+        safetensors_header([NewTensor("w", (1,), "U8")] * 2, {})
 
 
 @pytest.mark.parametrize("data", [b"\x01", b"\x01\x02\x03"])
 def test_too_few_or_many_bytes_are_our_mistake_and_leave_no_file(tmp_path, data):
     with pytest.raises(AssertionError, match="bytes made for 2"):
-        write_safetensors(tmp_path / "a", [StoredTensor("w", (2,), "U8")], lambda _: [memoryview(data)])
+        write_safetensors(tmp_path / "a", [NewTensor("w", (2,), "U8")], lambda _: [memoryview(data)])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -228,7 +228,7 @@ def test_a9_truncated_and_rewritten_after_opening(tmp_path: Path) -> None:
     with GGUFFile(path) as opened:
         assert opened.tensor("t").tolist() == [0.0] * 32
         os.truncate(path, path.stat().st_size - 64)
-        for read in (opened.tensor, opened.raw):
+        for read in (opened.tensor, opened.stored):
             with pytest.raises(CorruptFile, match="changed its size"):
                 read("t")
     path.write_bytes(one_tensor())
@@ -272,9 +272,9 @@ def test_a14_odd_scales_are_flagged_by_the_loader(tmp_path: Path, bits: int) -> 
     quants = np.ones((2, 32), dtype=np.int8)
     specs = [ParameterSpec("t", (2, 32), "matrix")]
     with q8_0_file(tmp_path / "q8.gguf", np.array([0x3C00, bits]), quants) as opened:
-        assert len(load_tensors(opened, specs, place=lambda _, values: (values, True))[1].suspicious) == 1
+        assert len(load_tensors(opened, specs, take=lambda _, stored: (stored, True))[1].suspicious) == 1
         with pytest.raises(CorruptFile, match="t holds NaN or infinity"):
-            load_tensors(opened, specs, place=lambda _, values: (values, True), check="fail")
+            load_tensors(opened, specs, take=lambda _, stored: (stored, True), check="fail")
 
 
 @pytest.fixture
@@ -431,7 +431,7 @@ def corrupt_or_sane(path: Path) -> None:
     with opened:
         for name, entry in opened.entries.items():
             assert entry.offset + entry.nbytes <= path.stat().st_size
-            assert opened.raw(name).numel() == entry.nbytes
+            assert opened.stored(name).nbytes == entry.nbytes
             try:
                 assert opened.tensor(name).shape == entry.shape
             except LludaError as error:

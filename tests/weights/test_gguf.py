@@ -19,7 +19,7 @@ from lluda.config.model import ModelConfig
 from lluda.errors import CorruptFile, UnsupportedModel
 from lluda.weights.gguf import GGUFCheckpoint
 from lluda.weights.gguf_file import GGUFFile
-from lluda.weights.gguf_header import STORAGE_TYPES
+from lluda.weights.gguf_header import STORAGE_TYPES, block_format
 from lluda.weights.gguf_names import ARCHITECTURES, config_from_metadata, hugging_face_name
 
 RANDOM = np.random.default_rng(7)
@@ -201,11 +201,13 @@ def test_metadata_equals_the_writers(tmp_path: Path) -> None:
 
 def test_storage_types_equal_the_packages() -> None:
     theirs = {kind.value: (kind.name, *sizes) for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
-    assert {number: theirs[number] for number in STORAGE_TYPES} == STORAGE_TYPES
+    formats = {number: block_format(name) for number, name in STORAGE_TYPES.items()}
+    ours = {number: (one.name, one.block, one.block_bytes) for number, one in formats.items()}
+    assert {number: theirs[number] for number in STORAGE_TYPES} == ours
     assert {theirs[number][0] for number in theirs.keys() - STORAGE_TYPES.keys()} == {"Q8_1", "Q8_K"}
 
 
-@pytest.mark.parametrize("dtype", [name for name, _, _ in STORAGE_TYPES.values() if name not in PLAIN])
+@pytest.mark.parametrize("dtype", [name for name in STORAGE_TYPES.values() if not block_format(name).is_plain])
 def test_block_formats_equal_the_packages(tmp_path: Path, dtype: str) -> None:
     """Random bytes in every block format: the same bits as gguf's own decoding, or refused by name."""
     kind = GGMLQuantizationType[dtype]
@@ -220,8 +222,8 @@ def test_block_formats_equal_the_packages(tmp_path: Path, dtype: str) -> None:
     with GGUFFile(tmp_path / "blocks.gguf") as opened:
         entry = opened.entries["t"]
         assert (entry.dtype, entry.shape, entry.nbytes) == (dtype, (3, 2, 2 * block), stored.nbytes)
-        assert np.array_equal(opened.raw("t").numpy(), stored)
-        assert opened.raw("t").data_ptr() == opened.raw("t").data_ptr()  # both views of the map
+        assert np.array_equal(opened.stored("t").data.numpy(), stored.reshape(-1))
+        assert opened.stored("t").is_read_by(opened.stored("t").data)  # both views of the map
         try:
             with np.errstate(all="ignore"):
                 expected = gguf.quants.dequantize(stored, kind)
@@ -242,7 +244,7 @@ def test_plain_types_are_views(tmp_path: Path, dtype: str) -> None:
     first, second = opened.tensor("t"), opened.tensor("t")
     assert first.dtype == PLAIN[dtype]
     assert torch.equal(first, torch.from_numpy(values).to(PLAIN[dtype]))
-    assert first.data_ptr() == second.data_ptr() == opened.raw("t").data_ptr()
+    assert first.data_ptr() == second.data_ptr() == opened.stored("t").data.data_ptr()
     opened.close()
     opened.close()
     del opened
@@ -303,7 +305,7 @@ def test_the_loader_finds_every_parameter(model: Callable[..., Any], architectur
     path, _ = model(architecture, "Q8_0")
     with GGUFCheckpoint(path) as checkpoint:
         specs = causal_lm_parameters(ModelConfig.from_hf(checkpoint.config, str(path)).text)
-        _, report = load_tensors(checkpoint, specs, place=lambda _, values: (values, True), check="fail")
+        _, report = load_tensors(checkpoint, specs, take=lambda _, stored: (stored, True), check="fail")
     assert report.loaded + len(report.tied) == len(specs)
     assert report.unexpected == ()
     assert report.tied == (() if architecture == "qwen3moe" else ("lm_head.weight",))
@@ -319,7 +321,7 @@ def test_experts_are_slices(model: Callable[..., Any], dtype: str) -> None:
             experts = [checkpoint.tensor(name) for name in names]
             assert torch.equal(torch.stack(experts), whole.tensor(stored))
             assert np.allclose(torch.stack(experts).float(), values[stored], atol=0.6 if dtype == "Q4_1" else 0.05)
-            assert torch.equal(torch.stack([checkpoint.raw(name) for name in names]), whole.raw(stored))
+            assert torch.equal(torch.cat([checkpoint.stored(name).data for name in names]), whole.stored(stored).data)
             entries = [checkpoint.entries[name] for name in names]
             assert {entry.dtype for entry in entries} == {dtype}
             assert sum(entry.nbytes for entry in entries) == whole.entries[stored].nbytes
@@ -356,7 +358,7 @@ def test_llama_rotary_rows_are_put_back(model: Callable[..., Any], dtype: str) -
             raw = gguf.quants.quantize(weights[part], kind)
             expected = torch.from_numpy(gguf.quants.dequantize(raw, kind))
             assert torch.equal(checkpoint.tensor(f"{name}.weight").float(), expected)
-            assert checkpoint.raw(f"{name}.weight").numpy().tobytes() == raw.tobytes()
+            assert checkpoint.stored(f"{name}.weight").data.numpy().tobytes() == raw.tobytes()
             assert torch.equal(checkpoint.tensor(f"{name}.bias"), torch.from_numpy(biases[part]))
 
 
@@ -531,7 +533,7 @@ def test_rope_frequencies(model: Callable[..., Any]) -> None:
 
 def test_unknown_name_is_a_key_error(model: Callable[..., Any]) -> None:
     with GGUFCheckpoint(model("qwen3")[0]) as checkpoint:
-        for read in (checkpoint.tensor, checkpoint.raw):
+        for read in (checkpoint.tensor, checkpoint.stored):
             with pytest.raises(KeyError, match="nothing"):
                 read("nothing")
 

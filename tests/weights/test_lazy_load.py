@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 import lluda
 from lluda.config.model import ModelConfig
 from lluda.convert.synth import synthesize
+from lluda.formats.stored_tensor import StoredTensor
 from lluda.models.causal_lm import causal_lm_parameters
 from lluda.parameters import ParameterSpec
 from lluda.weights.checkpoint import open_checkpoint
@@ -60,10 +61,11 @@ def test_c6_only_a_check_that_was_asked_for_reads_what_stays_mapped(
 ) -> None:
     file = folder / "model.safetensors"
 
-    def place(spec: ParameterSpec, values: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    def take(spec: ParameterSpec, stored: StoredTensor) -> tuple[torch.Tensor, bool]:
+        values = stored.decode()
         return (values.float(), False) if spec.name == "copied" else (values, True)
 
-    placed, report = load_tensors(open_checkpoint(folder), SPECS, place=place, check=check)
+    placed, report = load_tensors(open_checkpoint(folder), SPECS, take=take, check=check)
     assert report.suspicious == tuple(f"{name} holds NaN or infinity" for name in told)
     nbytes = placed["w"].nbytes
     # The copied one is let go, so that what is left is the mapped one; neighbours of a page may come with it.

@@ -24,17 +24,18 @@ def tensors() -> dict[str, torch.Tensor]:
 def to_dtype(dtype):
     """Places matrices in ``dtype``, the rest as stored."""
 
-    def place(spec, values):
+    def take(spec, stored):
+        values = stored.decode()
         taken = values.to(dtype) if spec.role in ("matrix", "embedding") else values
         return taken, taken is values
 
-    return place
+    return take
 
 
 def load(folder, stored, dtype=torch.bfloat16, **options):
     save_file(stored, folder / "model.safetensors")
     (folder / "config.json").write_text("{}")
-    return load_tensors(open_checkpoint(folder), SPECS, place=to_dtype(dtype), **options)
+    return load_tensors(open_checkpoint(folder), SPECS, take=to_dtype(dtype), **options)
 
 
 def test_everything_declared_is_loaded_and_nothing_else(tmp_path):

@@ -13,12 +13,13 @@ import torch
 
 from lluda.errors import CorruptFile, ModelNotFound, UnsupportedModel
 from lluda.files.mapped_file import MappedFile
-from lluda.weights.safetensors import _TORCH_NAMES, SafetensorsFile
+from lluda.formats.plain import PLAIN_FORMATS
+from lluda.weights.safetensors import SafetensorsFile
 from lluda.weights.safetensors_header import DTYPE_BITS
 
 reference = pytest.importorskip("safetensors.torch", reason="the reference package is in the extra 'validate'")
 
-DTYPES = {name: getattr(torch, torch_name) for name, torch_name in _TORCH_NAMES.items()}
+DTYPES = {one.name: one.dtype for one in PLAIN_FORMATS}
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
@@ -104,7 +105,7 @@ def test_misaligned_tensors_are_copied_bit_for_bit(tmp_path: Path) -> None:
     assert read.data_ptr() % 4 == 0
 
 
-@pytest.mark.parametrize("name", sorted(DTYPE_BITS.keys() - _TORCH_NAMES.keys()))
+@pytest.mark.parametrize("name", sorted(DTYPE_BITS.keys() - DTYPES.keys()))
 def test_sub_byte_types_are_listed_but_not_read(tmp_path: Path, name: str) -> None:
     count = DTYPE_BITS[name]  # values in DTYPE_BITS bits each fill as many bytes as they have bits, by eights
     file = SafetensorsFile(write(tmp_path / "x.safetensors", {"x": info(name, [8], 0, count)}, bytes(count)))

@@ -1,8 +1,7 @@
-"""Q8_0 weights as they lie: blocks of 32 values of a row, a float16 scale d and 32 int8 q, value = d·q.
+"""Q8_0 weights as they lie (`lluda.formats.q8_0`), multiplied in torch.
 
-Every value is exact in float32 (11 + 8 bits of significand fit 24), so a product with them is defined by the product
-with plain float32 numbers. Here it is computed so, a bounded number of rows at a time; the cpu backend's kernels come
-to the same but for the order of sums.
+Every value is exact in float32, so a product with them is defined by the product with plain float32 numbers. Here it is
+computed so, a bounded number of rows at a time; the cpu backend's kernels come to the same but for the order of sums.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BLOCK, BLOCK_BYTES = 32, 34
+from lluda.formats.q8_0 import BLOCK, BLOCK_BYTES, decode_blocks
+from lluda.formats.stored_tensor import StoredTensor
 
 _VALUES_AT_ONCE = 1 << 20
 
@@ -23,6 +23,11 @@ class Q8Weight:
     """A matrix as blocks: uint8 ``[out_features, in_features / 32 * 34]``."""
 
     blocks: Tensor
+
+    @classmethod
+    def of(cls, stored: StoredTensor) -> Q8Weight:
+        """The matrix ``stored``, of its own memory."""
+        return cls(stored.data.view(stored.shape[0], -1))
 
     @property
     def format(self) -> str:
@@ -46,7 +51,7 @@ class Q8Weight:
 
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """The values of rows ``ids`` (int64 ``[n]``): ``[n, in_features]``, exact in float32 and float64."""
-        return decode(self.blocks[ids], dtype)
+        return decode_blocks(self.blocks[ids], dtype).view(len(ids), -1)
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """``x [rows, in] @ weight.T + bias`` in the dtype of ``x`` (float32 or float64): ``[rows, out]``."""
@@ -54,27 +59,7 @@ class Q8Weight:
         start = 0
         for part in torch.split(self.blocks, max(1, _VALUES_AT_ONCE // max(1, self.in_features))):
             end = start + len(part)
-            out[:, start:end] = F.linear(x, decode(part, x.dtype), None if bias is None else bias[start:end])
+            values = decode_blocks(part, x.dtype).view(len(part), -1)
+            out[:, start:end] = F.linear(x, values, None if bias is None else bias[start:end])
             start = end
         return out
-
-
-def rounded(x: Tensor) -> Tensor:
-    """Rows ``[rows, columns]`` (float32 or float64) rounded to Q8_0, as llama.cpp's CPU kernels do with the rows that
-    they multiply with Q8_0 weights: the products of a block are then sums of integers. Halves go to even, and q is made
-    with 127 / largest |x|; d is rounded to float16, and where that is zero, so is the block."""
-    blocks = x.reshape(len(x), -1, BLOCK)
-    largest = blocks.abs().amax(-1, keepdim=True)
-    scales = (largest / 127).to(torch.float16).to(x.dtype)
-    # A tensor's division: of a number, torch would multiply it with the reciprocal and round twice.
-    factors = torch.where(scales > 0, torch.full_like(largest, 127) / largest, 0)
-    return (blocks * factors).round_().mul_(scales).view(x.shape)
-
-
-def decode(blocks: Tensor, dtype: torch.dtype) -> Tensor:
-    """Blocks uint8 ``[rows, columns / 32 * 34]`` as values ``[rows, columns]``."""
-    split = blocks.view(len(blocks), -1, BLOCK_BYTES)
-    scales = split[..., :2].contiguous().view(torch.float16).to(dtype)
-    values = torch.empty((*split.shape[:2], BLOCK), dtype=dtype, device=blocks.device)
-    torch.mul(split[..., 2:].view(torch.int8), scales, out=values)
-    return values.flatten(1)

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import Parameters, Weight
-from lluda.backends.q8_0 import BLOCK, BLOCK_BYTES
 from lluda.convert.synth import distribution
+from lluda.formats.plain import plain_tensor
+from lluda.formats.q8_0 import BLOCK, Q8_0
+from lluda.formats.stored_tensor import StoredTensor
 from lluda.parameters import ParameterSpec
 
 
@@ -38,19 +40,8 @@ def _placed(
     mean, deviation = distribution(spec, is_tied=is_tied)
     values = torch.empty(spec.shape, dtype=torch.bfloat16, device=backend.device)
     values.normal_(mean, deviation, generator=generator)
-    if spec.role in ("matrix", "embedding"):
-        blocks = q8_0_blocks(values) if q8_0 and spec.shape[1] % BLOCK == 0 else None
-        quantised = backend.q8_0_matrix(blocks) if blocks is not None else None
-        return quantised or backend.matrix(values)[0]
-    return backend.kernel(values) if spec.role == "kernel" else backend.vector(values)
-
-
-def q8_0_blocks(values: Tensor) -> Tensor:
-    """A matrix as Q8_0 blocks (uint8 ``[rows, columns / 32 * 34]``), as `weights.q8_0` but where it lies, and for drawn
-    values only: none so small or large that a scale is none of float16's."""
-    blocks = values.float().view(len(values), -1, BLOCK)
-    scales = (blocks.abs().amax(-1, keepdim=True) / 127).clamp_min_(1e-30)
-    stored = torch.empty((*blocks.shape[:2], BLOCK_BYTES), dtype=torch.uint8, device=values.device)
-    stored[..., :2] = scales.half().view(torch.uint8)
-    stored[..., 2:] = (blocks / scales).round_().to(torch.int8).view(torch.uint8)
-    return stored.flatten(1)
+    quantised = None
+    if q8_0 and spec.role in ("matrix", "embedding") and spec.shape[1] % BLOCK == 0:
+        quantised = Q8_0.encode(values)
+    stored = plain_tensor(values) if quantised is None else StoredTensor(Q8_0, spec.shape, quantised)
+    return backend.take(stored, spec.role)[0]

@@ -1,6 +1,6 @@
 """Writing GGUF files (version 3): one file or a split set, tensor after tensor, whole under its name or not there.
 
-The head is written last, into the room it will take, since a tensor's type may be settled only while it is written.
+The header is written last, into space reserved for it, since a tensor's type may be settled only while it is written.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from lluda.errors import InvalidRequest, LludaError, UnsupportedModel
 from lluda.files.atomic_file import atomic_file, require_absent, write_error
 from lluda.weights.checkpoint import is_gguf
-from lluda.weights.gguf_header import DEFAULT_ALIGNMENT, STORAGE_TYPES
+from lluda.weights.gguf_header import DEFAULT_ALIGNMENT, STORAGE_TYPES, block_format
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,8 +25,7 @@ MAX_NAME_BYTES = 63
 """ggml keeps names in 64 bytes, the last of them zero."""
 
 _MAX_PARTS = 99999
-_TYPE_NUMBERS = {name: number for number, (name, _, _) in STORAGE_TYPES.items()}
-_BLOCKS = {name: (block, block_bytes) for name, block, block_bytes in STORAGE_TYPES.values()}
+_TYPE_NUMBERS = {name: number for number, name in STORAGE_TYPES.items()}
 _U32, _F32, _BOOL, _STRING, _ARRAY = 4, 6, 7, 8, 9
 _NUMPY_TYPES = {"uint8": 0, "int8": 1, "uint16": 2, "int16": 3, "uint32": 4, "int32": 5, "float32": 6}
 _NUMPY_TYPES |= {"bool": 7, "uint64": 10, "int64": 11, "float64": 12}
@@ -61,16 +60,7 @@ class NewTensor:
     @property
     def nbytes(self) -> int:
         """Bytes in the planned type."""
-        return stored_bytes(self.shape, self.dtype)
-
-
-def stored_bytes(shape: Sequence[int], dtype: str) -> int:
-    """Bytes of a tensor of ``shape`` stored as ``dtype``."""
-    block, block_bytes = _BLOCKS[dtype]
-    elements = 1
-    for size in shape:
-        elements *= size
-    return elements // block * block_bytes
+        return block_format(self.dtype).least_bytes(self.shape)
 
 
 def write_gguf(
@@ -104,7 +94,7 @@ def write_gguf(
     paths = _paths(path, len(groups))
     for file in paths:
         require_absent(file)
-    _make_room(path.parent, path, sum(tensor.nbytes for tensor in tensors))
+    _check_disk_space(path.parent, path, sum(tensor.nbytes for tensor in tensors))
     report = _Progress(sum(tensor.source_bytes for tensor in tensors), progress)
     appeared: list[Path] = []
     try:
@@ -136,13 +126,13 @@ class _Progress:
 def _groups(tensors: Sequence[NewTensor], split_bytes: int | None) -> list[list[NewTensor]]:
     """Tensors of each part, filled in order."""
     groups: list[list[NewTensor]] = [[]]
-    room = split_bytes
+    remaining = split_bytes
     for tensor in tensors:
-        if room is not None and split_bytes is not None:
-            if tensor.nbytes > room and groups[-1]:
+        if remaining is not None and split_bytes is not None:
+            if tensor.nbytes > remaining and groups[-1]:
                 groups.append([])
-                room = split_bytes
-            room -= tensor.nbytes
+                remaining = split_bytes
+            remaining -= tensor.nbytes
         groups[-1].append(tensor)
     if len(groups) > _MAX_PARTS:
         raise InvalidRequest(f"the model would have {len(groups)} parts; at most {_MAX_PARTS}: take a larger split")
@@ -155,7 +145,7 @@ def _paths(path: Path, count: int) -> list[Path]:
     return [path.with_name(f"{path.stem}-{number:05}-of-{count:05}{path.suffix}") for number in range(1, count + 1)]
 
 
-def _make_room(folder: Path, path: Path, needed: int) -> None:
+def _check_disk_space(folder: Path, path: Path, needed: int) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
@@ -192,7 +182,7 @@ def _write_part(file: BinaryIO, metadata: Metadata, tensors: Sequence[NewTensor]
         offset = _aligned(file.tell(), alignment)
         file.seek(offset)
         dtype = tensor.write(file)
-        assert file.tell() - offset == stored_bytes(tensor.shape, dtype), f"{tensor.name}: bytes do not fit"
+        assert file.tell() - offset == block_format(dtype).least_bytes(tensor.shape), f"{tensor.name}: bytes do not fit"
         settled.append((tensor, dtype, offset - start))
         report.add(tensor.source_bytes)
     file.truncate(_aligned(file.tell(), alignment))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from lluda.convert.safetensors_writer import StoredTensor, safetensors_header
+from lluda.convert.safetensors_writer import NewTensor, safetensors_header
 from lluda.errors import InvalidRequest, LludaError, UnsupportedModel
 from lluda.files.atomic_file import atomic_file
 from lluda.files.new_folder import new_folder
+from lluda.formats.packed_bf16 import PACKED_BF16, decoded_rows
+from lluda.formats.stored_tensor import StoredTensor
 from lluda.models.components import part_of
+from lluda.weights.declared_formats import declaration
 from lluda.weights.entry import Checkpoint, TensorEntry
-from lluda.weights.packed_bf16 import ALIGNMENT, DTYPE, METADATA_KEY, PackedSections, packed_matrix
 from lluda.weights.safetensors_header import DTYPE_BITS
 from lluda.weights.shards import INDEX_NAME, SINGLE_NAME
 
@@ -33,7 +34,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(slots=True)
 class PackReport:
-    """What packing did: ``packed`` matrices, those ``incompressible`` and kept as they were, tensors with NaN or
+    """What packing did: ``packed`` matrices, those ``incompressible`` and stored unchanged, tensors with NaN or
     infinity (``suspicious``), bytes before and after, and the ``files`` written."""
 
     packed: list[str] = field(default_factory=list)
@@ -105,7 +106,7 @@ def write_packed_folder(
 
 def _refuse_unpackable(path: Path, entries: Sequence[TensorEntry]) -> None:
     kinds = {entry.dtype for entry in entries}
-    if DTYPE in kinds:
+    if PACKED_BF16.name in kinds:
         raise InvalidRequest(f"{path}: is packed already; run it as it is")
     blocks = sorted(kinds - DTYPE_BITS.keys())
     if blocks:
@@ -125,19 +126,19 @@ def _least_bytes(entry: TensorEntry) -> int:
     """What a tensor takes at the least: packed without an escape."""
     if not _is_matrix(entry):
         return entry.nbytes
-    return min(entry.nbytes, PackedSections.of(entry.shape[0], entry.shape[1], 0).end)
+    return min(entry.nbytes, PACKED_BF16.least_bytes(entry.shape))
 
 
 def _groups(entries: Sequence[TensorEntry], shard_bytes: int) -> list[list[TensorEntry]]:
     """Tensors of each file, filled in order by their bytes before packing: what they take after is not yet known."""
     groups: list[list[TensorEntry]] = []
-    room = 0
+    remaining = 0
     for entry in entries:
-        if not groups or entry.nbytes > room:
+        if not groups or entry.nbytes > remaining:
             groups.append([])
-            room = shard_bytes
+            remaining = shard_bytes
         groups[-1].append(entry)
-        room -= entry.nbytes
+        remaining -= entry.nbytes
     return groups
 
 
@@ -151,24 +152,24 @@ class _Writer:
 
     def write(self, path: Path, entries: Sequence[TensorEntry]) -> None:
         """One file: packed matrices first, so that all of them begin at a multiple of 64 bytes, then the rest. The
-        header goes into room left for it, when the lengths are known."""
-        room = _header_room(entries)
+        header goes into space reserved for it, when the lengths are known."""
+        header_bytes = _header_bytes(entries)
         with atomic_file(path) as file:
-            file.seek(room)
+            file.seek(header_bytes)
             packed, shapes, rest = [], {}, []
             for entry in entries:
                 nbytes = self._write_packed(file, entry) if _is_matrix(entry) else None
                 if nbytes is None:
                     rest.append(entry)
                 else:
-                    packed.append(StoredTensor(entry.name, (nbytes,), "U8"))
+                    packed.append(NewTensor(entry.name, (nbytes,), "U8"))
                     shapes[entry.name] = entry.shape
             for entry in rest:
-                file.write(_bytes(self._checkpoint.tensor(entry.name)))
+                file.write(self._checkpoint.stored(entry.name).data.numpy().data)
                 self._done(entry, entry.nbytes)
-            plain = [StoredTensor(entry.name, entry.shape, entry.dtype) for entry in rest]
-            header = safetensors_header([*packed, *plain], _metadata(shapes), room=room)
-            assert len(header) == room, f"a header of {len(header)} bytes in room for {room}"
+            plain = [NewTensor(entry.name, entry.shape, entry.dtype) for entry in rest]
+            header = safetensors_header([*packed, *plain], _metadata(shapes), min_bytes=header_bytes)
+            assert len(header) == header_bytes, f"a header of {len(header)} bytes in space for {header_bytes}"
             file.seek(0)
             file.write(header)
 
@@ -180,23 +181,25 @@ class _Writer:
             self.report.incompressible.append(entry.name)
             return None
         self._verify(stored, values, entry)
-        file.write(_bytes(stored))
+        file.write(stored.numpy().data)
         self.report.packed.append(entry.name)
         self._done(entry, stored.numel())
         return stored.numel()
 
-    def _verify(self, stored: torch.Tensor, values: torch.Tensor, entry: TensorEntry) -> None:
+    def _verify(self, data: torch.Tensor, values: torch.Tensor, entry: TensorEntry) -> None:
         import torch
 
-        matrix = packed_matrix(stored, TensorEntry(entry.name, entry.shape, DTYPE, stored.numel(), entry.file, 0))
-        bits = values.view(torch.int16)
-        for begin, rows in matrix.row_groups():
-            if not torch.equal(rows.view(torch.int16), bits[begin : begin + len(rows)]):
-                raise LludaError(
-                    f"{entry.file}: {entry.name}: rows from {begin} on do not unpack to the same bits; nothing was "
-                    "written. The memory may be faulty; if it happens again, report it"
-                )
-        if matrix.may_hold_non_finite() and not bool(values.isfinite().all()):
+        stored, bits = StoredTensor(PACKED_BF16, entry.shape, data), values.view(torch.int16)
+        broken = next(PACKED_BF16.violations(stored), None)
+        same = broken is None and all(
+            torch.equal(rows.view(torch.int16), bits[begin : begin + len(rows)]) for begin, rows in decoded_rows(stored)
+        )
+        if not same:
+            raise LludaError(
+                f"{entry.file}: {entry.name} does not unpack to the same bits; nothing was written. The memory may be "
+                "faulty; if it happens again, report it"
+            )
+        if not stored.surely_finite() and not bool(values.isfinite().all()):
             self.report.suspicious.append(f"{entry.name} holds NaN or infinity")
 
     def _done(self, entry: TensorEntry, nbytes: int) -> None:
@@ -209,19 +212,12 @@ class _Writer:
 
 def _metadata(shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
     # "format" is not "pt": other programs would take the bytes for values.
-    declared = {METADATA_KEY: json.dumps(shapes, separators=(",", ":"), ensure_ascii=False)} if shapes else {}
-    return {"format": "lluda", **declared}
+    return {"format": "lluda", **declaration(PACKED_BF16, shapes)}
 
 
-def _header_room(entries: Sequence[TensorEntry]) -> int:
+def _header_bytes(entries: Sequence[TensorEntry]) -> int:
     """Bytes that the header takes at the most, a multiple of 64."""
-    tensors = [StoredTensor(entry.name, entry.shape, entry.dtype) for entry in entries]
+    tensors = [NewTensor(entry.name, entry.shape, entry.dtype) for entry in entries]
     shapes = {entry.name: entry.shape for entry in entries if _is_matrix(entry)}
     worst = len(safetensors_header(tensors, _metadata(shapes))) + _LONGEST_LENGTHS * len(entries)
-    return -(-worst // ALIGNMENT) * ALIGNMENT
-
-
-def _bytes(values: torch.Tensor) -> memoryview:
-    import torch
-
-    return values.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return -(-worst // PACKED_BF16.alignment) * PACKED_BF16.alignment

@@ -13,25 +13,28 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from lluda.convert.gguf_writer import Metadata, NewTensor, Progress, write_gguf
 from lluda.errors import CorruptFile, InvalidRequest, UnsupportedModel
+from lluda.formats.plain import BF16, F16, F32
+from lluda.formats.q8_0 import Q8_0
+from lluda.formats.registry import FORMATS
+from lluda.formats.stored_tensor import StoredTensor
 from lluda.models.components import component_of, part_of
 from lluda.parameters import ParameterSpec
 from lluda.weights.entry import Checkpoint, TensorEntry
 from lluda.weights.gguf import GGUFCheckpoint
-from lluda.weights.gguf_header import STORAGE_TYPES
+from lluda.weights.gguf_header import block_format
 from lluda.weights.gguf_names import gguf_name
 from lluda.weights.gguf_omni import omni_name, stored_shape
 from lluda.weights.loader import tied_sources
-from lluda.weights.q8_0 import BLOCK, quantize
 
 if TYPE_CHECKING:
     import torch
 
-TYPES = {"q8_0": "Q8_0", "bf16": "BF16", "exact": ""}
+TYPES = {"q8_0": Q8_0.name, "bf16": BF16.name, "exact": ""}
 """What a matrix can become. ``exact`` is the plain type that holds its values (BF16, F16 or F32), for comparisons."""
 
 _PIECE = 1 << 18  # values encoded at once: what is made of them stays in the caches
 _MATRIX_ROLES = ("matrix", "embedding")
-_PLAIN = ("F32", "F16", "BF16")
+_PLAIN = (F32.name, F16.name, BF16.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ class QuantizeReport:
 
     files: list[Path] = field(default_factory=list)
     types: dict[str, int] = field(default_factory=dict)
-    kept: dict[str, str] = field(default_factory=dict)
+    not_quantized: dict[str, str] = field(default_factory=dict)
     bytes_before: int = 0
     bytes_after: int = 0
 
@@ -187,14 +190,14 @@ class _Encoder:
         """The tensor of the file, with the type it is to get."""
         dtype, reason = _planned_type(target, choice)
         if reason:
-            self._report.kept[target.name] = reason
+            self._report.not_quantized[target.name] = reason
         nbytes = sum(entry.nbytes for entry in target.entries)
         return NewTensor(target.name, target.shape, dtype, nbytes, lambda file: self._write(file, target, dtype))
 
     def _write(self, file: BinaryIO, target: _Target, dtype: str) -> str:
         start = file.tell()
         if not self._write_parts(file, target, dtype):
-            self._report.kept[target.name] = "its values are too large for the scales of Q8_0"
+            self._report.not_quantized[target.name] = "its values are too large for the scales of Q8_0"
             file.seek(start)
             dtype = _exact_type(target.entries[0])
             self._write_parts(file, target, dtype)
@@ -205,26 +208,26 @@ class _Encoder:
     def _write_parts(self, file: BinaryIO, target: _Target, dtype: str) -> bool:
         """Whether ``dtype`` could hold it."""
         for entry in target.entries:
-            values = self._read(entry, dtype)
-            for piece in _pieces(values):
-                data = piece if dtype == entry.dtype else _encoded(piece, dtype, entry)
+            stored = self._stored(entry)
+            pieces = iter([stored.data]) if dtype == entry.dtype else _encoded(stored, dtype, entry)
+            for data in pieces:
                 if data is None:
                     return False
-                file.write(_bytes(data))
-            del values
+                file.write(data.numpy().data)
+            del stored, pieces
             self._release(entry)
         return True
 
-    def _read(self, entry: TensorEntry, dtype: str) -> torch.Tensor:
-        """Values, or, where the type stays, whatever is stored; in the order of the source's rows."""
+    def _stored(self, entry: TensorEntry) -> StoredTensor:
+        """What the source has, in the order of its rows."""
         checkpoint = self._checkpoint
-        if isinstance(checkpoint, GGUFCheckpoint):
-            return checkpoint.bytes_as_stored(entry) if dtype == entry.dtype else checkpoint.as_stored(entry)
-        return checkpoint.tensor(entry.name)
+        return (
+            checkpoint.in_file_order(entry) if isinstance(checkpoint, GGUFCheckpoint) else checkpoint.stored(entry.name)
+        )
 
     def _release(self, entry: TensorEntry) -> None:
         if isinstance(self._checkpoint, GGUFCheckpoint):
-            self._checkpoint.release_as_stored(entry)
+            self._checkpoint.release_entry(entry)
         else:
             self._checkpoint.release(entry.name)
 
@@ -236,22 +239,24 @@ def _planned_type(target: _Target, choice: TypeChoice) -> tuple[str, str]:
         raise UnsupportedModel(f"{entry.file}: the experts of {target.name} are stored in different types")
     if target.role == "unknown":
         return entry.dtype, ""
-    if entry.dtype not in (*_PLAIN, "PACKED_BF16") and entry.dtype not in {name for name, *_ in STORAGE_TYPES.values()}:
+    found = FORMATS.get(entry.dtype)
+    if found is None or not found.holds_weights:
         raise UnsupportedModel(f"{entry.file}: {entry.name} is stored as {entry.dtype}, which is not quantised")
     if target.role not in (*_MATRIX_ROLES, "kernel") or len(entry.shape) == 1:
-        return "F32", ""
+        return F32.name, ""
     wanted = "exact" if target.role == "kernel" else choice.of(entry.name)
     if wanted == "exact":
         return _exact_type(entry), ""
-    if wanted == "q8_0" and entry.shape[-1] % BLOCK:
-        return _exact_type(entry), f"its rows of {entry.shape[-1]} are no multiple of {BLOCK}"
+    block = block_format(TYPES[wanted]).block
+    if entry.shape[-1] % block:
+        return _exact_type(entry), f"its rows of {entry.shape[-1]} are no multiple of {block}"
     return TYPES[wanted], ""
 
 
 def _exact_type(entry: TensorEntry) -> str:
     """The plain type that holds a tensor's values exactly."""
-    plain = {"BF16": "BF16", "PACKED_BF16": "BF16", "F16": "F16"}
-    return plain.get(entry.dtype, "F32")
+    name = FORMATS[entry.dtype].values_as
+    return name if name in _PLAIN else F32.name
 
 
 def _pieces(values: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -262,21 +267,11 @@ def _pieces(values: torch.Tensor) -> Iterator[torch.Tensor]:
     yield from torch.split(flat, max(1, _PIECE // flat.shape[1]))
 
 
-def _encoded(piece: torch.Tensor, dtype: str, entry: TensorEntry) -> torch.Tensor | None:
-    """Rows of values in ``dtype``; None if it cannot hold them."""
-    import torch
-
-    if dtype != "Q8_0":
-        return piece.to({"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}[dtype])
-    try:
-        stored = quantize(piece.float().numpy())
-    except FloatingPointError:
-        rule = f"{entry.name} holds NaN or infinity, so it cannot be quantised; repair the checkpoint"
-        raise CorruptFile(entry.file, rule) from None
-    return None if stored is None else torch.from_numpy(stored)
-
-
-def _bytes(values: torch.Tensor) -> memoryview:
-    import torch
-
-    return values.contiguous().reshape(-1).view(torch.uint8).numpy().data
+def _encoded(stored: StoredTensor, dtype: str, entry: TensorEntry) -> Iterator[torch.Tensor | None]:
+    """The tensor's values in ``dtype``, piece by piece; None where it cannot hold them."""
+    for piece in _pieces(stored.decode()):
+        try:
+            yield FORMATS[dtype].encode(piece)
+        except FloatingPointError:
+            rule = f"{entry.name} holds NaN or infinity, so it cannot be quantised; repair the checkpoint"
+            raise CorruptFile(entry.file, rule) from None

@@ -19,8 +19,8 @@ _ALIGNMENT = 8
 
 
 @dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor to be written: name, shape in torch order, and dtype as safetensors spells it (``BF16``, ``F32``, …)."""
+class NewTensor:
+    """A tensor to write: name, shape in torch order, and dtype as safetensors spells it (``BF16``, ``F32``, …)."""
 
     name: str
     shape: tuple[int, ...]
@@ -32,9 +32,9 @@ class StoredTensor:
         return prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
 
-def safetensors_header(tensors: Sequence[StoredTensor], metadata: Mapping[str, str], *, room: int = 0) -> bytes:
-    """The length field and the padded JSON for tensors that follow each other in the order given; ``room`` bytes in
-    all, if more than needed."""
+def safetensors_header(tensors: Sequence[NewTensor], metadata: Mapping[str, str], *, min_bytes: int = 0) -> bytes:
+    """The length field and the padded JSON for tensors that follow each other in the order given, at least
+    ``min_bytes`` bytes in all."""
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for tensor in tensors:
@@ -43,15 +43,15 @@ def safetensors_header(tensors: Sequence[StoredTensor], metadata: Mapping[str, s
         header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    raw += b" " * max(-len(raw) % _ALIGNMENT, room - LENGTH_BYTES - len(raw))
+    raw += b" " * max(-len(raw) % _ALIGNMENT, min_bytes - LENGTH_BYTES - len(raw))
     assert len(raw) <= MAX_HEADER_BYTES, f"a header of {len(raw)} bytes; the format allows {MAX_HEADER_BYTES}"
     return len(raw).to_bytes(LENGTH_BYTES, "little") + raw
 
 
 def write_safetensors(
     path: Path,
-    tensors: Sequence[StoredTensor],
-    chunks: Callable[[StoredTensor], Iterable[memoryview]],
+    tensors: Sequence[NewTensor],
+    chunks: Callable[[NewTensor], Iterable[memoryview]],
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> None:

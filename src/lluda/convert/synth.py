@@ -7,26 +7,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lluda.convert.safetensors_writer import StoredTensor, write_safetensors
+from lluda.convert.safetensors_writer import NewTensor, write_safetensors
 from lluda.errors import InvalidRequest
 from lluda.files.new_folder import new_folder
+from lluda.formats.plain import BF16, F16, F32
 from lluda.parameters import ParameterSpec
 from lluda.weights.config_override import override_config
 from lluda.weights.model_folder import TOOL_TEMPLATE
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
 
 __all__ = ["distribution", "override_config", "synthesize"]
 
-DTYPES = ("BF16", "F16", "F32")
+_FORMATS = {one.name: one for one in (BF16, F16, F32)}
+DTYPES = tuple(_FORMATS)
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
 INDEX_NAME = "model.safetensors.index.json"
 _CHUNK = 1 << 18  # values made at once: 1 MiB of float32, which stays in the cache of one core
 
-Shard = tuple[str, list[StoredTensor]]
+Shard = tuple[str, list[NewTensor]]
 Progress = Callable[[int, int], None]
 
 
@@ -70,7 +71,7 @@ def synthesize(
     extra_files = extra_files or {}
     stored = [spec for spec in specs if store_tied or spec.tied_to is None]
     _check_arguments(stored, seed, dtype, shard_bytes)
-    shards = _shards([StoredTensor(spec.name, spec.shape, dtype) for spec in stored], shard_bytes)
+    shards = _shards([NewTensor(spec.name, spec.shape, dtype) for spec in stored], shard_bytes)
     _check_extra_files(extra_files)
     total = sum(tensor.nbytes for _, tensors in shards for tensor in tensors)
     with new_folder(out_dir) as folder:
@@ -101,21 +102,23 @@ class _Values:
         self._done = 0
         self._progress = progress
 
-    def chunks(self, tensor: StoredTensor) -> Iterator[memoryview]:
+    def chunks(self, tensor: NewTensor) -> Iterator[memoryview]:
         """The bytes of ``tensor``; each piece is valid until the next is asked for."""
         import numpy as np
+        import torch
 
         spec = self._source(self._specs[tensor.name])
         mean, deviation = distribution(spec, is_tied=spec.name in self._tied)
         generator = _generator(self._seed, spec.name)
         buffer = np.empty(min(_CHUNK, spec.elements), dtype=np.float32)
+        encode = _FORMATS[tensor.dtype].encode
         for start in range(0, spec.elements, _CHUNK):
             values = buffer[: min(_CHUNK, spec.elements - start)]
             generator.standard_normal(dtype=np.float32, out=values)
             values *= np.float32(deviation)
             if mean:
                 values += np.float32(mean)
-            piece = _encoded(values, tensor.dtype).data
+            piece = encode(torch.from_numpy(values)).numpy().data
             yield piece
             self._done += piece.nbytes
             if self._progress:
@@ -141,7 +144,7 @@ def distribution(spec: ParameterSpec, *, is_tied: bool) -> tuple[float, float]:
       shrinks its row to 0.6), routers (``gate``) and output heads (logits of deviation 2);
     * embedding: 0, 4 for ``embed_tokens``, 1 for other tables; 1/sqrt(width) if tied, for logits of deviation 1 (with
       larger ones a shallow model just repeats its input);
-    * norm, scale: 1, 0.1, so that a weight left out or swapped is seen; bias: 0, 0.02;
+    * norm, scale: 1, 0.1, so that a weight left out or swapped shows; bias: 0, 0.02;
     * code2wav's residual branches: scales (``layer_scale``, ``gamma``) an eighth of that, ``conv2`` kernels and the one
       that makes the samples a quarter, as small as training leaves them: at full gain each block makes differences 2.5
       times as large and the waveform is clipped nearly everywhere.
@@ -184,31 +187,16 @@ def _generator(seed: int, name: str) -> np.random.Generator:
     return np.random.Generator(np.random.SFC64(int.from_bytes(key, "little")))
 
 
-def _encoded(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    """Finite float32 values, which may be overwritten, in ``dtype`` with little-endian bytes."""
-    import numpy as np
-
-    if dtype == "F32":
-        return values.astype("<f4", copy=False)
-    if dtype == "F16":
-        return values.astype("<f2")
-    # BF16 is the upper half of float32. Adding half a unit of it, less one bit if the upper half is even, rounds to
-    # nearest even: a carry moves into the upper half exactly where it must.
-    bits = values.view(np.uint32)
-    bits += ((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF)
-    return (bits >> np.uint32(16)).astype("<u2")
-
-
-def _shards(tensors: list[StoredTensor], shard_bytes: int) -> list[Shard]:
+def _shards(tensors: list[NewTensor], shard_bytes: int) -> list[Shard]:
     """Files and their tensors, filled in order."""
-    groups: list[list[StoredTensor]] = []
-    room = 0
+    groups: list[list[NewTensor]] = []
+    remaining = 0
     for tensor in tensors:
-        if not groups or tensor.nbytes > room:
+        if not groups or tensor.nbytes > remaining:
             groups.append([])
-            room = shard_bytes
+            remaining = shard_bytes
         groups[-1].append(tensor)
-        room -= tensor.nbytes
+        remaining -= tensor.nbytes
     if len(groups) == 1:
         return [("model.safetensors", groups[0])]
     return [(f"model-{i:05d}-of-{len(groups):05d}.safetensors", group) for i, group in enumerate(groups, 1)]

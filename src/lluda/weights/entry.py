@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
-    from lluda.weights.packed_bf16 import PackedMatrix
+    from lluda.formats.stored_tensor import StoredTensor
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Where one tensor lies: name as the models use it, shape in torch order, storage type (``BF16``, ``Q8_0``,
-    ``PACKED_BF16``, …), byte count, file and absolute byte offset in that file."""
+    """Where one tensor lies: name as the models use it, shape in torch order, name of its format (`lluda.formats`),
+    byte count, file and absolute byte offset in that file."""
 
     name: str
     shape: tuple[int, ...]
@@ -35,17 +35,14 @@ class Checkpoint(Protocol):
     entries: Mapping[str, TensorEntry]
     """All tensors by name, in file order."""
 
+    def stored(self, name: str) -> StoredTensor:
+        """The tensor as it lies in the memory map, zero-copy. KeyError: a name that is not in ``entries``. CorruptFile:
+        a rule of its format broken, or the file changed since it was opened. UnsupportedModel: a format that lluda
+        does not have."""
+
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor's values: zero-copy over the memory map for plain float types, decoded to float32 for block
-        formats and to BF16 for packed BF16. KeyError for a name that is not in ``entries``; CorruptFile if the file
-        changed since it was opened."""
-
-    def packed(self, name: str) -> PackedMatrix | None:
-        """The tensor in packed BF16, zero-copy; None if it is not stored so. Errors as `tensor`."""
-
-    def q8_0(self, name: str) -> torch.Tensor | None:
-        """The tensor's Q8_0 blocks as they lie, uint8 ``[*shape[:-1], columns / 32 * 34]``; None if it is not stored
-        so. Errors as `tensor`."""
+        """The tensor's values, see `StoredTensor.decode`. Errors as `stored`; UnsupportedModel also for a format that
+        nothing here decodes."""
 
     def release(self, name: str) -> None:
         """Let go of the memory behind a tensor that will not be read again (it is read anew if it is)."""

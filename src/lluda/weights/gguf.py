@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lluda.errors import CorruptFile, UnsupportedModel
+from lluda.formats.stored_tensor import StoredTensor
 from lluda.weights.entry import TensorEntry
 from lluda.weights.gguf_file import GGUFFile
 from lluda.weights.gguf_names import (
@@ -66,40 +67,30 @@ class GGUFCheckpoint:
         other._by_path = {file.path: file for file in other.files}
         return other
 
+    def stored(self, name: str) -> StoredTensor:
+        """The tensor ``name`` as it lies, see `Checkpoint.stored`. The query and key rows of a llama file lie
+        interleaved and are put into the half-split order, which is a copy."""
+        entry = self.entries[name]
+        return self._by_path[entry.file].stored_at(entry, interleaved_heads(name, self.config))
+
     def tensor(self, name: str) -> torch.Tensor:
-        """The values of ``name``, as `GGUFFile.tensor`. The query and key rows of a llama file lie interleaved and are
-        put into the half-split order, which is a copy."""
-        entry = self.entries[name]
-        return self._by_path[entry.file].values_of(entry, interleaved_heads(name, self.config))
+        """The values of ``name``, in the order of `stored`."""
+        values = self.stored(name).decode()
+        self._by_path[self.entries[name].file].check_unchanged()
+        return values
 
-    def raw(self, name: str) -> torch.Tensor:
-        """The stored bytes of ``name``: uint8 [*shape[:-1], bytes of a row], zero-copy but for the reordered query and
-        key rows of a llama file (see `tensor`). For kernels that read blocks as they are stored."""
-        entry = self.entries[name]
-        return self._by_path[entry.file].bytes_of(entry, interleaved_heads(name, self.config))
+    def in_file_order(self, entry: TensorEntry) -> StoredTensor:
+        """An entry, which may have no name here, with its rows in the order of the file, for writing another file of
+        its kind."""
+        return self._by_path[entry.file].stored_at(entry)
 
-    def as_stored(self, entry: TensorEntry) -> torch.Tensor:
-        """The values of an entry with its rows in the order of the file, for writing another file of its kind."""
-        return self._by_path[entry.file].values_of(entry)
-
-    def bytes_as_stored(self, entry: TensorEntry) -> torch.Tensor:
-        """As `as_stored`: the stored bytes, uint8 [*shape[:-1], bytes of a row]."""
-        return self._by_path[entry.file].bytes_of(entry)
-
-    def release_as_stored(self, entry: TensorEntry) -> None:
+    def release_entry(self, entry: TensorEntry) -> None:
         """As `release`, for an entry that may have no name here."""
         self._by_path[entry.file].release_entry(entry)
 
-    def packed(self, name: str) -> None:
-        """GGUF files hold no packed BF16."""
-
-    def q8_0(self, name: str) -> torch.Tensor | None:
-        """As `raw` for a tensor of Q8_0 blocks, else None."""
-        return self.raw(name) if self.entries[name].dtype == "Q8_0" else None
-
     def release(self, name: str) -> None:
         """Let go of the memory behind the tensor ``name``, as `MappedFile.release`."""
-        self.release_as_stored(self.entries[name])
+        self.release_entry(self.entries[name])
 
     def check_unchanged(self) -> None:
         """CorruptFile if a part changed since it was opened; call it after the last use of mapped tensors' bytes."""

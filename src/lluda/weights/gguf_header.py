@@ -19,6 +19,8 @@ from typing import Any
 
 from lluda.errors import CorruptFile
 from lluda.files.foreign_content import SAMPLE_BYTES, foreign_content
+from lluda.formats.format import BlockFormat
+from lluda.formats.registry import FORMATS
 from lluda.weights.entry import TensorEntry
 
 MAX_HEADER_BYTES = 64 * 2**20
@@ -41,41 +43,41 @@ MAX_DIMENSIONS = 4
 MAX_ARRAY_DEPTH = 4
 DEFAULT_ALIGNMENT = 32
 
-STORAGE_TYPES: dict[int, tuple[str, int, int]] = {
-    0: ("F32", 1, 4),
-    1: ("F16", 1, 2),
-    2: ("Q4_0", 32, 18),
-    3: ("Q4_1", 32, 20),
-    6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24),
-    8: ("Q8_0", 32, 34),
-    10: ("Q2_K", 256, 84),
-    11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176),
-    14: ("Q6_K", 256, 210),
-    16: ("IQ2_XXS", 256, 66),
-    17: ("IQ2_XS", 256, 74),
-    18: ("IQ3_XXS", 256, 98),
-    19: ("IQ1_S", 256, 50),
-    20: ("IQ4_NL", 32, 18),
-    21: ("IQ3_S", 256, 110),
-    22: ("IQ2_S", 256, 82),
-    23: ("IQ4_XS", 256, 136),
-    24: ("I8", 1, 1),
-    25: ("I16", 1, 2),
-    26: ("I32", 1, 4),
-    27: ("I64", 1, 8),
-    28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56),
-    30: ("BF16", 1, 2),
-    34: ("TQ1_0", 256, 54),
-    35: ("TQ2_0", 256, 66),
-    39: ("MXFP4", 32, 17),
-    40: ("NVFP4", 64, 36),
-    41: ("Q1_0", 128, 18),
+STORAGE_TYPES = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    6: "Q5_0",
+    7: "Q5_1",
+    8: "Q8_0",
+    10: "Q2_K",
+    11: "Q3_K",
+    12: "Q4_K",
+    13: "Q5_K",
+    14: "Q6_K",
+    16: "IQ2_XXS",
+    17: "IQ2_XS",
+    18: "IQ3_XXS",
+    19: "IQ1_S",
+    20: "IQ4_NL",
+    21: "IQ3_S",
+    22: "IQ2_S",
+    23: "IQ4_XS",
+    24: "I8",
+    25: "I16",
+    26: "I32",
+    27: "I64",
+    28: "F64",
+    29: "IQ1_M",
+    30: "BF16",
+    34: "TQ1_0",
+    35: "TQ2_0",
+    39: "MXFP4",
+    40: "NVFP4",
+    41: "Q1_0",
 }
-"""Tensor types by their number: name, values in a block, bytes of a block. Blocks never cross rows."""
+"""Names of the formats by the numbers that GGUF files have for them. Blocks never cross rows."""
 
 _NEVER_STORED = {
     **dict.fromkeys((4, 5, 31, 32, 33, 36, 37, 38), "one that ggml removed; convert the model again"),
@@ -345,15 +347,22 @@ def _storage(info: _Info, path: Path) -> tuple[str, int]:
     if info.kind not in STORAGE_TYPES:
         reason = _NEVER_STORED.get(info.kind, f"unknown to this lluda, which knows up to {max(STORAGE_TYPES)}")
         raise CorruptFile(path, f"tensor {info.name!r}: its type is {reason}", found=f"type {info.kind}")
-    dtype, block, block_bytes = STORAGE_TYPES[info.kind]
+    stored_as = block_format(STORAGE_TYPES[info.kind])
     elements = prod(info.shape)
     if not 1 <= elements < 2**63:
         rule = f"tensor {info.name!r}: every dimension must be at least 1 and their product below 2^63"
         raise CorruptFile(path, rule, found=list(info.shape))
-    if info.shape[-1] % block:
-        rule = f"tensor {info.name!r}: a row of {dtype} must be a multiple of {block} values"
+    if info.shape[-1] % stored_as.block:
+        rule = f"tensor {info.name!r}: a row of {stored_as.name} must be a multiple of {stored_as.block} values"
         raise CorruptFile(path, rule, found=info.shape[-1])
-    return dtype, elements // block * block_bytes
+    return stored_as.name, stored_as.least_bytes(info.shape)
+
+
+def block_format(name: str) -> BlockFormat:
+    """The format ``name``, one of `STORAGE_TYPES`."""
+    found = FORMATS[name]
+    assert isinstance(found, BlockFormat), f"GGUF stores rows of blocks, {name} is none of them"
+    return found
 
 
 def _refuse_overlap(entries: Iterable[TensorEntry], path: Path) -> None:

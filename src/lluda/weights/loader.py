@@ -7,27 +7,22 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor
 
 from lluda.errors import CorruptFile, InvalidRequest, UnsupportedModel
+from lluda.formats.registry import FORMATS
+from lluda.formats.stored_tensor import StoredTensor
 from lluda.parameters import ParameterSpec
 from lluda.weights.entry import Checkpoint, TensorEntry
 from lluda.weights.foreign_formats import foreign_tensors
-from lluda.weights.packed_bf16 import PackedMatrix
-from lluda.weights.q8_0 import BLOCK_BYTES as _Q8_0_BYTES
 
 CheckTensors = Literal["auto", "warn", "fail", "off"]
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
 T = TypeVar("T")
-Place = Callable[[ParameterSpec, Tensor], tuple[T, bool]]
+Take = Callable[[ParameterSpec, StoredTensor], tuple[T, bool]]
 """Takes a stored tensor to where it will be used; also says whether the result still reads the stored bytes."""
 
-PlaceStored = Callable[[ParameterSpec, Tensor], T | None]
-"""Takes the bytes of a packed or quantised matrix as they lie; None if it wants the values instead."""
-
-_INTEGER_OR_FP8 = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL", "F8_E4M3", "F8_E5M2")
 _LISTED = 10
 _SMALL = 1 << 16  # bytes that are read with their neighbours in any case
 
@@ -39,8 +34,8 @@ class LoadReport:
     of other components, ``suspicious`` one sentence for each tensor with values no trained model has, ``converted``
     counts tensors that were copied into another type or place, ``kept_bf16`` names matrices that do not compress where
     others are packed, ``sizes`` has the bytes that each tensor takes in memory, ``formats`` counts matrices by how they
-    are held, ``decoded`` counts those that were Q8_0 and are not held so, ``notices`` say what is done otherwise than a
-    config says."""
+    are held, ``decoded`` counts, by their format in the file, tensors that are held as decoded numbers instead,
+    ``notices`` say what is done otherwise than a config says."""
 
     loaded: int
     nbytes: int
@@ -53,7 +48,7 @@ class LoadReport:
     skipped: tuple[str, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
     formats: Mapping[str, int] = field(default_factory=dict)
-    decoded: int = 0
+    decoded: Mapping[str, int] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
 
     def describe(self) -> str:
@@ -62,7 +57,7 @@ class LoadReport:
         parts += [f"{self.converted} converted"] if self.converted else []
         held = ", ".join(f"{count} {name}" for name, count in self.formats.items())
         parts += [f"matrices held as {held}"] if "Q8_0" in self.formats else []
-        parts += [f"{self.decoded} decoded from Q8_0"] if self.decoded else []
+        parts += [f"{count} decoded from {name}" for name, count in self.decoded.items()]
         parts += [f"tied: {', '.join(self.tied)}"] if self.tied else []
         parts += [f"stored twice: {', '.join(self.stored_twice)}"] if self.stored_twice else []
         parts += [f"{len(self.unexpected)} unexpected skipped"] if self.unexpected else []
@@ -76,22 +71,19 @@ def load_tensors(
     checkpoint: Checkpoint,
     specs: Sequence[ParameterSpec],
     *,
-    place: Place[T],
-    place_packed: PlaceStored[T] = lambda _spec, _stored: None,
-    place_q8_0: PlaceStored[T] = lambda _spec, _blocks: None,
+    take: Take[T],
     skip: tuple[str, ...] = (),
     allow_unexpected: bool = False,
     check: CheckTensors = "auto",
     progress: Progress | None = None,
 ) -> tuple[dict[str, T], LoadReport]:
-    """All tensors of ``specs``, each given to ``place`` as it is read, so that there are never two copies of a model:
-    the pages of one that was copied are let go at once. A packed matrix goes to ``place_packed`` first, one of Q8_0
-    blocks to ``place_q8_0``. Names that begin with one of ``skip`` belong to other components and are left alone.
+    """All tensors of ``specs``, each given to ``take`` as it lies, so that there are never two copies of a model: the
+    pages of one that was copied are let go at once. Names that begin with one of ``skip`` belong to other components
+    and are left alone.
 
     ``check`` looks at values: NaN or infinity anywhere and all-zero norms are reported, or refused with ``fail``.
     ``warn`` and ``fail`` read every byte for it; ``auto`` looks only at tensors that are read in any case, since they
-    are copied, packed or small, so that what stays mapped is read when it is used. Of a packed matrix the exponents in
-    use tell whether it can hold any, of Q8_0 the scales.
+    are copied or small, or whose format tells it for nothing, so that what stays mapped is read when it is used.
 
     Raises:
         CorruptFile: tensors missing, unexpected or of the wrong shape (the first ten are listed); values refused.
@@ -110,24 +102,14 @@ def load_tensors(
     total = sum(checkpoint.entries[stored_as.get(spec.name, spec.name)].nbytes for spec in read)
     placed: dict[str, T] = {}
     suspicious: list[str] = []
-    done = converted = decoded = 0
+    done = converted = 0
     for spec in read:
         name = stored_as.get(spec.name, spec.name)
-        stored, blocks = checkpoint.packed(name), checkpoint.q8_0(name)
-        taken = None
-        if stored is not None:
-            taken = place_packed(spec, stored.stored)
-        elif blocks is not None:
-            taken = place_q8_0(spec, blocks)
-        if taken is not None:
-            placed[spec.name], reads_stored = taken, True
-        else:
-            placed[spec.name], reads_stored = place(spec, checkpoint.tensor(name))
-            reads_stored = reads_stored and stored is None and blocks is None
-            decoded += blocks is not None
-        is_read = stored is not None or not reads_stored or checkpoint.entries[name].nbytes <= _SMALL
+        stored = checkpoint.stored(name)
+        placed[spec.name], reads_stored = take(spec, stored)
+        is_read = stored.format.checks_finiteness or not reads_stored or stored.nbytes <= _SMALL
         if check in ("warn", "fail") or (check == "auto" and is_read):
-            suspicious += _suspicions(spec, checkpoint, name, stored, blocks)
+            suspicious += _suspicions(spec, stored)
         if not reads_stored:
             converted += 1
             checkpoint.release(name)
@@ -142,7 +124,6 @@ def load_tensors(
         loaded=len(read),
         nbytes=total,
         converted=converted,
-        decoded=decoded,
         tied=tuple(tied),
         stored_twice=tuple(n for n in tied if n in checkpoint.entries and n not in stored_as.values()),
         unexpected=tuple(name for name in checkpoint.entries if name in others),
@@ -192,25 +173,18 @@ def _refuse_mismatch(
 
 
 def _refuse_storage(entry: TensorEntry) -> None:
-    if entry.dtype in _INTEGER_OR_FP8 or entry.dtype.startswith(("F8", "F4", "F6")):
+    found = FORMATS.get(entry.dtype)
+    if found is None or not found.holds_weights:
         raise UnsupportedModel(
             f"{entry.file}: {entry.name} is stored as {entry.dtype}; lluda reads BF16, F16 and F32 weights (and GGUF's)"
             "; take the BF16 release of this model"
         )
 
 
-def _suspicions(
-    spec: ParameterSpec, checkpoint: Checkpoint, name: str, packed: PackedMatrix | None, blocks: Tensor | None
-) -> list[str]:
-    if packed is not None and not packed.may_hold_non_finite():
+def _suspicions(spec: ParameterSpec, stored: StoredTensor) -> list[str]:
+    if spec.role != "norm" and stored.surely_finite():
         return []
-    if blocks is not None and spec.role != "norm":
-        scales = blocks.view(*blocks.shape[:-1], -1, _Q8_0_BYTES)[..., :2].contiguous().view(torch.float16)
-        return _strange_values(spec, scales)
-    return _strange_values(spec, checkpoint.tensor(name))
-
-
-def _strange_values(spec: ParameterSpec, values: Tensor) -> list[str]:
+    values = stored.decode()
     if not values.numel():
         return []
     # One pass: NaN propagates through both extremes, infinity is one of them.

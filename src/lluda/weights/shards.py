@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, NoReturn
 from lluda.errors import CorruptFile, ModelNotFound, UnsupportedModel
 from lluda.files.json_file import read_json_object
 from lluda.files.mapped_file import open_regular, unreadable
+from lluda.formats.stored_tensor import StoredTensor
 from lluda.weights.entry import TensorEntry
 from lluda.weights.foreign_formats import PICKLE_SUFFIXES, foreign_files
-from lluda.weights.packed_bf16 import PackedMatrix
 from lluda.weights.safetensors import SafetensorsFile
 from lluda.weights.saved_names import missing_prefix, released_entries, released_name, require_listable
 from lluda.weights.tied_weights import same_values
@@ -68,16 +68,13 @@ class FolderCheckpoint:
         other._files = {name: file.again() for name, file in self._files.items()}
         return other
 
+    def stored(self, name: str) -> StoredTensor:
+        """As `SafetensorsFile.stored`."""
+        return self._files[self._owner[name]].stored(name)
+
     def tensor(self, name: str) -> torch.Tensor:
         """As `SafetensorsFile.tensor`."""
         return self._files[self._owner[name]].tensor(name)
-
-    def packed(self, name: str) -> PackedMatrix | None:
-        """As `SafetensorsFile.packed`."""
-        return self._files[self._owner[name]].packed(name)
-
-    def q8_0(self, name: str) -> None:
-        """Safetensors hold no Q8_0."""
 
     def release(self, name: str) -> None:
         """As `SafetensorsFile.release`."""
@@ -126,16 +123,16 @@ class FolderCheckpoint:
     def _released(self, shard: str, file: SafetensorsFile, prefix: str) -> dict[str, TensorEntry]:
         """The tensors of ``file`` under their released names, without those that another one holds the values of.
         CorruptFile: two stored tensors stand for one parameter with different values."""
-        kept: dict[str, TensorEntry] = {}
+        unique: dict[str, TensorEntry] = {}
         for entry in released_entries(file.entries.values(), prefix):
             owner = self._files[self._owner.setdefault(entry.name, shard)]
-            first = kept.get(entry.name) or (owner.entries[entry.name] if owner is not file else None)
+            first = unique.get(entry.name) or (owner.entries[entry.name] if owner is not file else None)
             if first is None:
-                kept[entry.name] = entry
-            elif not same_values(owner.values_of(first), file.values_of(entry)):
+                unique[entry.name] = entry
+            elif not same_values(owner.stored_at(first).decode(), file.stored_at(entry).decode()):
                 rule = f"two stored tensors stand for {entry.name!r:.120} with different values; remove one of them"
                 raise CorruptFile(file.path, rule, found=f"{first.file.name} at {first.offset:,} and {entry.offset:,}")
-        return kept
+        return unique
 
 
 class ShardIndex:

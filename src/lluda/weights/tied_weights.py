@@ -34,12 +34,12 @@ def stored_alike(checkpoint: Checkpoint, first: str, second: str) -> bool:
     if len(formats) > 1 and not formats.issubset(_PLAIN):
         return False
     try:
-        return same_values(_stored(checkpoint, first), _stored(checkpoint, second))
+        return same_values(_comparable(checkpoint, first), _comparable(checkpoint, second))
     finally:
         checkpoint.release(second)
 
 
-def _stored(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """The bytes of a packed or Q8_0 matrix, the values of any other tensor."""
-    packed, blocks = checkpoint.packed(name), checkpoint.q8_0(name)
-    return packed.stored if packed is not None else checkpoint.tensor(name) if blocks is None else blocks
+def _comparable(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """Plain numbers, or the bytes of any other format."""
+    stored = checkpoint.stored(name)
+    return stored.decode() if stored.format.is_plain else stored.data

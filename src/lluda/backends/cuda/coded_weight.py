@@ -1,7 +1,7 @@
 """Matrices as the kernels of the cuda backend read them where they are not plain numbers: packed BF16, and Q8_0.
 
 Each is one run of bytes on the device, so that an address and a shape are all a kernel needs. Both are made on the
-device, from what the file has (docs/formats.md) or from BF16 values.
+device, from what the file has (`coded`) or from BF16 values.
 
 Packed, without loss: 64 bytes of which the first 4 are ``2^(offset - 64)`` (float32); blocks of 192 bytes as in the
 file, but with codes that are ``exponent - offset`` (1 to 15), or 0 for zeros and escapes, so that a shift makes an
@@ -19,15 +19,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lluda.backends.q8_0 import BLOCK, BLOCK_BYTES
+from lluda.formats import packed_bf16, q8_0
+from lluda.formats.stored_tensor import StoredTensor
 
-PACKED, Q8_0 = "PACKED_BF16", "Q8_0"
-HEADER, BLOCK_WEIGHTS, PACKED_BYTES = 64, 128, 192
+PACKED, Q8_0 = packed_bf16.PACKED_BF16.name, q8_0.Q8_0.name
+HEADER, BLOCK_WEIGHTS, PACKED_BYTES = 64, packed_bf16.BLOCK, packed_bf16.BLOCK_BYTES
 
 _CODES = 15
 _HIGHEST = 205  # exponent from which on 2^(offset - 64) nears the end of float32; larger weights are escapes
 _AT_ONCE = 1 << 24  # weights, so that what is needed beside them stays small
-_FILE_EXPONENTS = slice(40, 56)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,39 +68,23 @@ def pack(values: Tensor) -> CodedWeight:
     return CodedWeight(data, PACKED, rows, columns)
 
 
-def unpack_file(stored: Tensor, device: torch.device) -> Tensor:
-    """A packed matrix as a file has it (uint8, checked) -> BF16 values on ``device``."""
-    _, rows, columns, escapes, _ = stored[:40].view(torch.int64).tolist()
-    blocks = -(-columns // BLOCK_WEIGHTS)
-    exponents = stored[_FILE_EXPONENTS].to(device, torch.int32)
-    end = HEADER + rows * blocks * PACKED_BYTES
-    parts = []
-    for body in torch.split(stored[HEADER:end].view(rows, blocks, PACKED_BYTES), max(1, _AT_ONCE // columns)):
-        block = body.to(device).to(torch.int32)
-        kept, codes = block[..., :BLOCK_WEIGHTS], block[..., BLOCK_WEIGHTS:]
-        exponent = exponents[torch.cat((codes & 15, codes >> 4), dim=2)]
-        bits = torch.empty_like(kept)
-        bits[..., _order(device)] = ((kept & 128) << 8) | (exponent << 7) | (kept & 127)
-        parts.append(bits.flatten(1)[:, :columns].to(torch.int16))
-    values = torch.cat(parts)
-    first_column = _aligned(end + 4 * (rows + 1))
-    first_value = _aligned(first_column + 4 * escapes)
-    offsets = stored[end : end + 4 * (rows + 1)].view(torch.int32).to(device, torch.int64)
-    at = torch.repeat_interleave(torch.arange(rows, device=device), offsets.diff())
-    at_columns = stored[first_column : first_column + 4 * escapes].view(torch.int32).to(device, torch.int64)
-    values[at, at_columns] = stored[first_value : first_value + 2 * escapes].view(torch.int16).to(device)
-    return values.view(torch.bfloat16)
+def coded(stored: StoredTensor) -> CodedWeight | None:
+    """A matrix of a file, on the device, in the form that kernels read; None: there is none for its format."""
+    if stored.format is packed_bf16.PACKED_BF16:
+        return pack(stored.decode())
+    return split_q8_0(stored) if stored.format is q8_0.Q8_0 else None
 
 
-def split_q8_0(blocks: Tensor) -> CodedWeight:
-    """Q8_0 blocks (uint8 ``[rows, columns / 32 * 34]``, on the device) with their scales behind the numbers."""
-    rows, groups = len(blocks), blocks.shape[1] // BLOCK_BYTES
-    count = rows * groups * BLOCK
-    data = torch.empty(count + 2 * rows * groups, dtype=torch.uint8, device=blocks.device)
-    stored = blocks.view(rows, groups, BLOCK_BYTES)
-    data[:count].view(rows, groups, BLOCK).copy_(stored[..., 2:])
-    data[count:].view(rows, groups, 2).copy_(stored[..., :2])
-    return CodedWeight(data, Q8_0, rows, groups * BLOCK)
+def split_q8_0(stored: StoredTensor) -> CodedWeight:
+    """Q8_0 blocks, on the device, with their scales behind the numbers."""
+    rows, columns = stored.shape
+    groups = columns // q8_0.BLOCK
+    count = rows * columns
+    data = torch.empty(count + 2 * rows * groups, dtype=torch.uint8, device=stored.data.device)
+    blocks = stored.data.view(rows, groups, q8_0.BLOCK_BYTES)
+    data[:count].view(rows, groups, q8_0.BLOCK).copy_(blocks[..., 2:])
+    data[count:].view(rows, groups, 2).copy_(blocks[..., :2])
+    return CodedWeight(data, Q8_0, rows, columns)
 
 
 def _bits(values: Tensor) -> Tensor:
@@ -124,26 +108,16 @@ def _pack_rows(values: Tensor, offset: int, body: Tensor) -> tuple[Tensor, Tenso
     code = torch.where((code >= 1) & (code <= _CODES) & (code + offset > 0), code, 0)
     escaped = (code == 0) & ((bits & 0x7FFF) != 0)
     kept = torch.where(escaped, 0, ((bits >> 8) & 128) | (bits & 127))
-    order = _order(values.device)
-    kept, code = (_in_blocks(part, body.shape[1])[..., order] for part in (kept, code))
+    kept, code = (_in_blocks(part.to(torch.uint8), body.shape[1]) for part in (kept, code))
     half = BLOCK_WEIGHTS // 2
-    body[..., :BLOCK_WEIGHTS] = kept.to(torch.uint8)
-    body[..., BLOCK_WEIGHTS:] = (code[..., :half] | (code[..., half:] << 4)).to(torch.uint8)
+    body[..., :BLOCK_WEIGHTS] = kept
+    body[..., BLOCK_WEIGHTS:] = code[..., :half] | (code[..., half:] << 4)
     row, column = escaped.nonzero(as_tuple=True)
     return torch.bincount(row, minlength=len(values)).to(torch.int32), (column << 32) | bits[row, column]
 
 
 def _in_blocks(values: Tensor, blocks: int) -> Tensor:
+    """Bytes of weights (uint8 ``[rows, columns]``) as they lie in blocks: ``[rows, blocks, 128]``."""
     rows, columns = values.shape
-    missing = blocks * BLOCK_WEIGHTS - columns
-    return torch.nn.functional.pad(values, (0, missing)).view(rows, blocks, BLOCK_WEIGHTS)
-
-
-def _order(device: torch.device) -> Tensor:
-    """Which weight of a block has its sign and mantissa in byte 0, 1, … (docs/formats.md)."""
-    byte = torch.arange(BLOCK_WEIGHTS, device=device)
-    return byte // 64 * 64 + byte % 16 // 8 * 32 + byte % 64 // 16 * 8 + byte % 8
-
-
-def _aligned(offset: int) -> int:
-    return -(-offset // 64) * 64
+    padded = torch.nn.functional.pad(values, (0, blocks * BLOCK_WEIGHTS - columns))
+    return packed_bf16.in_block_order(padded.view(-1, BLOCK_WEIGHTS)).view(rows, blocks, BLOCK_WEIGHTS)

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from lluda.weights.packed_bf16 import METADATA_KEY, PackedSections
+from lluda.formats.packed_bf16 import PACKED_BF16, PackedSections
+from lluda.weights.declared_formats import metadata_key
 
 NATIVE_HEADER = struct.Struct("<8s4q16s8x")
 
@@ -60,7 +61,7 @@ def write_packed(
     path: Path, stored: dict[str, bytes | bytearray], shapes: object, plain: dict[str, torch.Tensor] | None = None
 ) -> Path:
     """A safetensors file whose header is a multiple of 64 bytes: ``stored`` declared as packed with ``shapes``."""
-    header: dict[str, object] = {"__metadata__": {METADATA_KEY: json.dumps(shapes)}}
+    header: dict[str, object] = {"__metadata__": {metadata_key(PACKED_BF16): json.dumps(shapes)}}
     at, data = 0, b""
     for name, part in stored.items():
         header[name] = {"dtype": "U8", "shape": [len(part)], "data_offsets": [at, at + len(part)]}
