@@ -163,6 +163,13 @@ def random_tensors(raw: dict[str, Any], seed: int = 0, dtype: torch.dtype = torc
     return tensors
 
 
+def taken(backend: Any, values: torch.Tensor, role: str = "matrix") -> Any:
+    """Values as a backend holds them for a role: a weight, or a tensor in the residual or compute dtype."""
+    from lluda.formats.plain import plain_tensor
+
+    return backend.take(plain_tensor(values), role)[0]
+
+
 def placed(tensors: dict[str, torch.Tensor], raw: dict[str, Any], backend: Any) -> Any:
     """The tensors as the loader hands them to a model."""
     from lluda.backends.blocks import Parameters
@@ -170,9 +177,7 @@ def placed(tensors: dict[str, torch.Tensor], raw: dict[str, Any], backend: Any) 
     from lluda.models.causal_lm import causal_lm_parameters
 
     specs = [spec for spec in causal_lm_parameters(ModelConfig.from_hf(raw).text) if not spec.tied_to]
-    matrices = {spec.name for spec in specs if spec.role in ("matrix", "embedding")}
-    take = {True: lambda values: backend.matrix(values)[0], False: backend.vector}
-    return Parameters({spec.name: take[spec.name in matrices](tensors[spec.name]) for spec in specs})
+    return Parameters({spec.name: taken(backend, tensors[spec.name], spec.role) for spec in specs})
 
 
 class TinyModel:

@@ -14,6 +14,7 @@ from lluda.backends.cpu.backend import CpuBackend
 from lluda.backends.reference.backend import ReferenceBackend
 from lluda.errors import NativeLibraryError
 from tests.backends.test_cpu import available_isas
+from tests.conftest import taken
 
 CPU = torch.device("cpu")
 
@@ -48,11 +49,11 @@ def random_block(shape: Shape, backend: ComputeBackend) -> EncoderBlock:
         return weight.bfloat16(), torch.randn(out, generator=random) * 0.2
 
     def placed(part: tuple[Tensor, Tensor]) -> Projection:
-        return Projection(backend.matrix(part[0])[0], backend.vector(part[1]))
+        return Projection(taken(backend, part[0]), taken(backend, part[1], "bias"))
 
     def norm() -> LayerNorm:
         weight, bias = torch.rand(shape.hidden, generator=random) + 0.5, torch.randn(shape.hidden, generator=random)
-        return LayerNorm(backend.vector(weight), backend.vector(bias * 0.2), 1e-5)
+        return LayerNorm(taken(backend, weight, "bias"), taken(backend, bias * 0.2, "bias"), 1e-5)
 
     width = shape.heads * shape.head_dim
     qkv = [projection(width, shape.hidden) for _ in range(3)]

@@ -12,6 +12,7 @@ from lluda.backends.cpu.backend import CpuBackend
 from lluda.backends.reference.backend import ReferenceBackend
 from lluda.models.conv import ConvState
 from tests.backends.test_cpu import available_isas
+from tests.conftest import taken
 
 CPU = torch.device("cpu")
 PACKED = pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
@@ -48,7 +49,7 @@ def convolved(backend: ComputeBackend, shape: tuple[int, int, int, int, int]) ->
     x = torch.randn(rows + (taps - 1) * dilation, channels, generator=random).bfloat16()
     bias = torch.randn(out, generator=random)
     compute = backend.precision.compute
-    matrix, vector = backend.matrix(weight)[0], backend.vector(bias)
+    matrix, vector = taken(backend, weight), taken(backend, bias, "bias")
     return backend.conv1d([x.to(compute)], matrix, vector, taps=taps, dilation=dilation)[0]
 
 
@@ -63,7 +64,7 @@ def test_convolutions(name: str, isa: str, packed: bool) -> None:
 @EVERY_ISA
 def test_a_convolution_of_no_rows_is_empty(isa: str) -> None:
     backend = native(isa)
-    weight = backend.matrix(torch.ones(3, 14).bfloat16())[0]
+    weight = taken(backend, torch.ones(3, 14).bfloat16())
     out = backend.conv1d([torch.ones(6, 2).bfloat16()], weight, torch.zeros(3), taps=7, dilation=1)
     assert [rows.shape for rows in out] == [(0, 3)]
 
@@ -99,18 +100,18 @@ def mixed(backend: ComputeBackend, rows: int) -> Tensor:
     hidden, inner, experts = 64, 48, 6
 
     def matrix(out: int, into: int) -> object:
-        return backend.matrix((torch.randn(out, into, generator=random) * into**-0.5).bfloat16())[0]
+        return taken(backend, (torch.randn(out, into, generator=random) * into**-0.5).bfloat16())
 
     def swiglu(width: int) -> SwiGLU:
         return SwiGLU(matrix(width, hidden), matrix(width, hidden), matrix(hidden, width))  # type: ignore[arg-type]
 
     block = MixtureBlock(
-        norm=Norm(backend.vector(torch.rand(hidden, generator=random) + 0.5), 1e-6),
-        router=backend.vector(torch.randn(experts, hidden, generator=random)),
+        norm=Norm(taken(backend, torch.rand(hidden, generator=random) + 0.5, "bias"), 1e-6),
+        router=taken(backend, torch.randn(experts, hidden, generator=random), "bias"),
         experts=[swiglu(inner) for _ in range(experts)],
         top_k=2,
         normalise=True,
-        shared=SharedExpert(swiglu(80), backend.vector(torch.randn(1, hidden, generator=random) * 0.2)),
+        shared=SharedExpert(swiglu(80), taken(backend, torch.randn(1, hidden, generator=random) * 0.2, "bias")),
     )
     x = torch.randn(rows, hidden, generator=random)
     return backend.mixture_block(x.clone().to(backend.precision.residual), block).double() - x.double()
@@ -151,11 +152,11 @@ def spoken(backend: ComputeBackend, shape: tuple[int, int, int, int], at_once: i
     random = torch.Generator().manual_seed(3)
 
     def vector() -> Tensor:
-        return backend.vector(torch.randn(channels, generator=random))
+        return taken(backend, torch.randn(channels, generator=random), "bias")
 
     def conv(width: int) -> Projection:
         weight = torch.randn(channels, width, generator=random) * width**-0.5
-        return Projection(backend.matrix(weight.bfloat16())[0], vector())
+        return Projection(taken(backend, weight.bfloat16()), vector())
 
     acts = (vector(), vector()), (vector(), vector())
     unit = ResidualUnit(acts[0], conv(taps * channels), acts[1], conv(channels), taps, dilation)

@@ -11,6 +11,7 @@ import torch
 from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import Parameters
 from lluda.parameters import ParameterSpec
+from tests.conftest import taken
 
 
 def random_parameters(specs: Iterable[ParameterSpec], seed: int = 0) -> dict[str, torch.Tensor]:
@@ -29,12 +30,7 @@ def placed_parameters(
     specs: Iterable[ParameterSpec], tensors: Mapping[str, torch.Tensor], backend: ComputeBackend
 ) -> Parameters:
     """The tensors as the loader hands them to a model."""
-    take = {
-        "matrix": lambda values: backend.matrix(values)[0],
-        "embedding": lambda values: backend.matrix(values)[0],
-        "kernel": backend.kernel,
-    }
-    return Parameters({spec.name: take.get(spec.role, backend.vector)(tensors[spec.name]) for spec in specs})
+    return Parameters({spec.name: taken(backend, tensors[spec.name], spec.role) for spec in specs})
 
 
 def load_reference(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], prefix: str) -> Any:

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from lluda.backends import select_backend
-from lluda.backends.blocks import Parameters
 from lluda.config.audio import read_audio_encoder
 from lluda.config.reader import ConfigReader
 from lluda.convert.synth import distribution
 from lluda.models.audio_encoder import PREFIX, AudioEncoder, audio_encoder_parameters, sinusoids
+from tests.models.omni_reference import placed_parameters
 
 RELEASED = {
     "num_mel_bins": 128, "d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120,
@@ -47,10 +47,7 @@ def state(raw, seed=0):
 
 def encoder(raw, tensors, dtype="f32", backend="reference"):
     config, chosen = config_of(raw), select_backend(backend, "cpu", dtype)
-    take = {"matrix": lambda values: chosen.matrix(values)[0], "kernel": chosen.kernel}
-    specs = list(audio_encoder_parameters(config))
-    placed = {spec.name: take.get(spec.role, chosen.vector)(tensors[spec.name]) for spec in specs}
-    return AudioEncoder(config, Parameters(placed), chosen)
+    return AudioEncoder(config, placed_parameters(audio_encoder_parameters(config), tensors, chosen), chosen)
 
 
 def reference(raw, tensors, dtype):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from lluda.backends import select_backend
-from lluda.models.conv import CausalConv, ConvState, DepthwiseConv, MonoConv, TransposedConv
+from lluda.backends.executor import vocoder
+from lluda.models.conv import ConvState, causal_conv, depthwise_conv, mono_conv, transposed_conv
 from lluda.models.sliding_cache import SlidingCache
 
 BACKEND = select_backend("reference", "cpu", "f64")
@@ -22,33 +23,43 @@ def noise(*shape):
 
 def causal(taps, dilation):
     kernel, bias = noise(5, 6, taps), noise(5)
-    convolve = CausalConv(BACKEND, kernel, bias, dilation)
+    conv = causal_conv(BACKEND, kernel, bias, dilation)
 
     def theirs(x):
         return F.conv1d(F.pad(x.T[None], ((taps - 1) * dilation, 0)), kernel, bias, dilation=dilation)
 
-    return 6, lambda x, kept: convolve([x], [kept])[0], theirs
+    return 6, lambda x, state: BACKEND.causal_conv([x], conv, [state])[0], theirs
 
 
 def transposed(stride, multiple):
     kernel, bias = noise(6, 5, multiple * stride), noise(5)
-    convolve = TransposedConv(BACKEND, kernel, bias, stride)
+    conv = transposed_conv(BACKEND, kernel, bias, stride)
 
     def theirs(x):
         cut, whole = (multiple - 1) * stride, F.conv_transpose1d(x.T[None], kernel, bias, stride=stride)
         return whole[..., cut : max(cut, whole.shape[-1] - cut)]
 
-    return 6, lambda x, kept: convolve([x], [kept])[0], theirs
+    return 6, lambda x, state: BACKEND.transposed_conv([x], conv, [state])[0], theirs
 
 
 def depthwise():
     kernel, bias = noise(6, 1, 7), noise(6)
-    return 6, DepthwiseConv(kernel, bias), lambda x: F.conv1d(F.pad(x.T[None], (6, 0)), kernel, bias, groups=6)
+    conv = depthwise_conv(kernel, bias)
+
+    def theirs(x):
+        return F.conv1d(F.pad(x.T[None], (6, 0)), kernel, bias, groups=6)
+
+    return 6, lambda x, state: BACKEND.depthwise_conv(x, conv, state), theirs
 
 
 def mono():
     kernel, bias = noise(1, 6, 7), noise(1)
-    return 6, MonoConv(kernel, bias), lambda x: F.conv1d(F.pad(x.T[None], (6, 0)), kernel, bias)
+    conv = mono_conv(kernel, bias)
+
+    def theirs(x):
+        return F.conv1d(F.pad(x.T[None], (6, 0)), kernel, bias)
+
+    return 6, lambda x, state: BACKEND.mono_conv(x, conv, state), theirs
 
 
 CASES = {
@@ -77,13 +88,11 @@ def test_pieces_give_what_torch_gives_of_the_whole(name, pieces):
 
 @torch.inference_mode()
 def test_windows_cut_into_parts_are_those_of_one(monkeypatch):
-    from lluda.backends import backend as base
-
     width, ours, _ = CASES["7 taps, dilated"]
     x = noise(50, width)
     whole = ours(x, ConvState())
-    monkeypatch.setattr(base, "_MIN_WINDOWS", 7)
-    monkeypatch.setattr(base, "_WINDOW_ELEMENTS", 1)
+    monkeypatch.setattr(vocoder, "_MIN_WINDOWS", 7)
+    monkeypatch.setattr(vocoder, "_WINDOW_ELEMENTS", 1)
     torch.testing.assert_close(ours(x, ConvState()), whole, rtol=1e-12, atol=1e-12)
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import lluda
-from lluda.backends import select_backend
+from lluda.backends.backend import Precision
+from lluda.backends.reference.backend import ReferenceBackend
 from lluda.config.decoder import DecoderConfig
 from lluda.config.model import ModelConfig
 from lluda.engine.kv_cache import CacheOptions
 from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded, NativeLibraryError
 from lluda.models.decoder import rotary_of
-from lluda.models.rotary import Rotary
 from lluda.weights.config_override import with_rope_scaling
 from tests.cli.conftest import write_model
 from tests.conftest import TINY_LLAMA, TINY_MOE, TINY_QWEN3, TinyModel
@@ -58,8 +58,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def rotary(config: DecoderConfig) -> Rotary:
-    return rotary_of(config, select_backend("reference", "cpu", "f32"))
+def rotated(config: DecoderConfig, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Our cosines and sines of positions."""
+    backend = ReferenceBackend(torch.device("cpu"), Precision.of("f32"))
+    return backend.rotary_table(positions, rotary_of(config, backend.device))
 
 
 def theirs(module: Any, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,7 +81,7 @@ def test_frequencies_and_scale_are_bit_for_bit_those_of_transformers(change: dic
     module = Qwen3RotaryEmbedding(Qwen3Config(**copy.deepcopy(raw)))
     config = ModelConfig.from_hf(raw).text
     positions = torch.tensor([0, 1, 100, 4095, 32768, 131071])
-    for ours, expected in zip(rotary(config)(positions), theirs(module, positions), strict=True):
+    for ours, expected in zip(rotated(config, positions), theirs(module, positions), strict=True):
         assert torch.equal(ours, expected)
 
 
@@ -116,7 +118,7 @@ def test_every_decoder_of_an_omni_model_is_scaled_as_in_transformers(part: str) 
     assert config.rope.yarn is not None and config.rope.yarn.factor == 4
     rows = torch.randint(0, 200, (3, 50), generator=torch.Generator().manual_seed(0))
     positions = rows if part in ("thinker", "talker") else rows[0]
-    for ours, expected in zip(rotary(config)(positions), theirs(module, positions), strict=True):
+    for ours, expected in zip(rotated(config, positions), theirs(module, positions), strict=True):
         assert torch.equal(ours, expected)
 
 
@@ -188,10 +190,8 @@ def test_qwens_documented_setting_reaches_131072_positions(released_config: Any,
 @torch.inference_mode()
 def test_the_last_of_131072_positions_on_the_cpu_backend() -> None:
     """Over a cache of random keys and values; as near to float64 as the reference backend is, times a little."""
-    from lluda.backends.backend import Precision
     from lluda.backends.cpu.backend import CpuBackend
     from lluda.backends.cpu.native_library import native_library
-    from lluda.backends.reference.backend import ReferenceBackend
     from tests.backends.test_cpu import Runner, truth
 
     try:

@@ -170,6 +170,8 @@ class MixtureBlock:
 
     ``router [experts, hidden]`` is in the residual dtype: its few numbers decide which experts run, and rounding its
     logits to BF16 is what makes two implementations choose differently. ``normalise``: the chosen weights sum to one.
+    A slice of the block, for a tensor-parallel group, has the whole router and some of the experts, from
+    ``first_expert`` on.
     """
 
     norm: Norm
@@ -178,6 +180,16 @@ class MixtureBlock:
     top_k: int
     normalise: bool
     shared: SharedExpert | None = None
+    first_expert: int = 0
+
+    def holds(self, expert: int) -> bool:
+        """Whether ``expert`` (as the router numbers them) is among ``experts``."""
+        return 0 <= expert - self.first_expert < len(self.experts)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all experts that the router knows are here."""
+        return len(self.experts) == len(self.router)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -211,25 +223,6 @@ class ConvContext(Protocol):
         instead of joined. Zeros at first."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DecoderLayers:
-    """Layers one after the other, each attention and then its feed-forward; layer i's keys and values are those of
-    layer i of the step's stores."""
-
-    blocks: Sequence[tuple[AttentionBlock, SwiGLUBlock | MixtureBlock]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CodePredictorSteps:
-    """Passes over the same layers, each with a head ``[codes, hidden]`` and a table ``[codes, hidden]`` of its own: a
-    code is chosen of pass g's logits, ``head(norm(last row))``, and its row of pass g's table is pass g + 1's row."""
-
-    layers: DecoderLayers
-    norm: Norm
-    heads: Sequence[Weight]
-    embeddings: Sequence[Weight]
-
-
 class KeyValueStore(Protocol):
     """Where one sequence's keys and values live. ``length`` positions are filled before a step; the step's rows are
     stored layer by layer and counted once, by the engine, when the step is done."""
@@ -248,13 +241,3 @@ class Segment:
     start: int
     rows: int
     store: KeyValueStore
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What all layers of one step share: the rows' rotation (cosines and sines ``[rows, head_dim / 2]``) and which
-    rows belong to which sequence. A backend may derive its own kind in ``begin_step``."""
-
-    cos: Tensor
-    sin: Tensor
-    segments: Sequence[Segment]

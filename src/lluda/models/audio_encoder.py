@@ -7,7 +7,7 @@ any length is encoded block by block, and an open stream encodes only its open b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import EncoderBlock, LayerNorm, Parameters, Projection
+from lluda.backends.components import ConvStem, EncoderLayers, Merger, Observer
 from lluda.config.audio import AudioEncoderConfig
-from lluda.models.linear import Linear
 from lluda.parameters import ParameterSpec
 
 PREFIX = "thinker.audio_tower."
@@ -31,10 +31,6 @@ BLOCKS_AT_ONCE = 8
 CHUNKS_AT_ONCE = 4
 """Chunks convolved together: 12 MB between convolutions, which the allocator keeps; larger pieces are given back to the
 system and cleared page by page each time, which costs more than the first convolution."""
-
-Observer = Callable[[str, Tensor], None]
-"""Called with a name (``conv``, ``layers.0``, …, ``output``) and the rows there, once for each group of at most
-BLOCKS_AT_ONCE blocks, in order. The rows may change after the call: copy what is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +50,17 @@ class AudioEncoder:
     ) -> None:
         self.config = config
         self._backend = backend
-        build = _Builder(config, parameters, backend)
-        self._convolutions = [build.convolution(f"{prefix}conv2d{index}") for index in (1, 2, 3)]
-        self._conv_out = Linear(backend, Projection(parameters.matrix(f"{prefix}conv_out.weight")))
-        self.layers = [build.layer(f"{prefix}layers.{index}.") for index in range(config.encoder_layers)]
-        self._ln_post = build.norm(f"{prefix}ln_post")
-        self._proj1, self._proj2 = (Linear(backend, build.projection(f"{prefix}{name}")) for name in ("proj1", "proj2"))
-        table = sinusoids(config.tokens(config.chunk_frames), config.d_model)
-        self._positions = table.to(backend.device, backend.precision.residual)
+        build = _Builder(config, parameters)
+        positions = sinusoids(config.tokens(config.chunk_frames), config.d_model)
+        self._stem = ConvStem(
+            [build.convolution(f"{prefix}conv2d{index}") for index in (1, 2, 3)],
+            Projection(parameters.matrix(f"{prefix}conv_out.weight")),
+            positions.to(backend.device, backend.precision.residual),
+        )
+        blocks = [build.layer(f"{prefix}layers.{index}.") for index in range(config.encoder_layers)]
+        self._layers = EncoderLayers(blocks)
+        proj1, proj2 = (build.projection(f"{prefix}{name}") for name in ("proj1", "proj2"))
+        self._output = Merger(build.norm(f"{prefix}ln_post"), proj1, proj2)
 
     def __call__(self, recordings: Sequence[Tensor], observe: Observer | None = None) -> Tensor:
         """Recordings ``[frames, num_mel_bins]`` (float32) -> all their rows below each other, in order:
@@ -93,12 +92,8 @@ class AudioEncoder:
             x, lengths = torch.cat(parts), [len(part) for part in parts]
             if observe:
                 observe("conv", x)
-            for index, layer in enumerate(self.layers):
-                x = self._backend.encoder_block(x, layer, lengths, None)
-                if observe:
-                    observe(f"layers.{index}", x)
-            hidden = self._backend.gelu(self._proj1(self._backend.layer_norm(x, self._ln_post)))
-            x = self._proj2(hidden)
+            x, _ = self._backend.encode(self._layers, x, lengths, observe=observe)
+            x = self._backend.merge(self._output, x)
             if observe:
                 observe("output", x)
             yield x
@@ -109,17 +104,9 @@ class AudioEncoder:
         width = count if block.alone else config.chunk_frames
         frames = F.pad(block.frames.to(self._backend.device), (0, 0, 0, -count % width))
         chunks = frames.view(-1, width, config.num_mel_bins).transpose(1, 2)[:, None]  # [chunks, 1, mels, frames]
-        rows = torch.cat([self._convolve_chunks(part) for part in torch.split(chunks, CHUNKS_AT_ONCE)])
+        rows = torch.cat([self._backend.conv_stem(self._stem, part) for part in torch.split(chunks, CHUNKS_AT_ONCE)])
         # What the zeros became lies behind the last chunk's rows.
         return rows[: config.tokens(count)]
-
-    def _convolve_chunks(self, x: Tensor) -> Tensor:
-        """``[chunks, 1, mels, frames]`` -> residual rows ``[chunks * tokens of a chunk, d_model]``."""
-        for kernel, bias in self._convolutions:
-            x = self._backend.gelu(self._backend.conv2d(x, kernel, bias, stride=2, padding=1))
-        chunks, channels, bins, tokens = x.shape
-        rows = self._conv_out(x.permute(0, 3, 1, 2).reshape(chunks * tokens, channels * bins))
-        return (rows.view(chunks, tokens, -1) + self._positions[:tokens]).flatten(0, 1)
 
 
 class AudioStream:
@@ -157,8 +144,8 @@ class AudioStream:
 class _Builder:
     """Makes the parts of one encoder out of named tensors."""
 
-    def __init__(self, config: AudioEncoderConfig, parameters: Parameters, backend: ComputeBackend) -> None:
-        self._config, self._parameters, self._backend = config, parameters, backend
+    def __init__(self, config: AudioEncoderConfig, parameters: Parameters) -> None:
+        self._config, self._parameters = config, parameters
 
     def convolution(self, name: str) -> tuple[Tensor, Tensor]:
         return self._parameters.vector(f"{name}.weight"), self._parameters.vector(f"{name}.bias")

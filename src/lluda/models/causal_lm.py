@@ -8,8 +8,9 @@ from torch import Tensor
 
 from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import Parameters, Segment
+from lluda.backends.components import Observer
 from lluda.config.decoder import DecoderConfig
-from lluda.models.decoder import Decoder, MultimodalEmbeddings, Observer, decoder_parameters
+from lluda.models.decoder import Decoder, MultimodalEmbeddings, decoder_parameters
 from lluda.parameters import ParameterSpec
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -63,7 +64,7 @@ class CausalLM:
         x = x if rows is None else x[rows]
         logits = self.backend.head(x, self.decoder.norm, self.lm_head)
         if observe:
-            observe("norm", self.backend.rms_norm(x, self.decoder.norm))
+            observe("norm", self.backend.final_norm(x, self.decoder.norm))
             observe("logits", logits)
         return logits
 

@@ -15,12 +15,19 @@ import torch
 from torch import Tensor
 
 from lluda.backends.backend import ComputeBackend
-from lluda.backends.blocks import LayerNorm, Parameters, Projection, ResidualUnit, Segment
+from lluda.backends.blocks import LayerNorm, Parameters, Projection, ResidualUnit
+from lluda.backends.components import (
+    CausalConvolution,
+    ConvNeXtBlock,
+    Observer,
+    TransposedConvolution,
+    UpsampleBlock,
+    Vocoder,
+)
 from lluda.config.code2wav import Code2WavConfig
 from lluda.errors import InvalidRequest
-from lluda.models.conv import CausalConv, ConvState, DepthwiseConv, MonoConv, PointwiseConv, TransposedConv
-from lluda.models.decoder import DecoderStack, Observer, stack_parameters
-from lluda.models.linear import Embedding
+from lluda.models.conv import ConvState, causal_conv, depthwise_conv, mono_conv, transposed_conv
+from lluda.models.decoder import DecoderStack, stack_parameters
 from lluda.models.sliding_cache import SlidingCache
 from lluda.parameters import ParameterSpec
 
@@ -36,89 +43,72 @@ _LAYER_NORM_EPS = 1e-6
 _SNAKE_EPS = 1e-9
 
 
-class _Build:
-    """Makes layers out of named tensors."""
+class _Builder:
+    """Makes the parts of one vocoder out of named tensors."""
 
     def __init__(self, parameters: Parameters, backend: ComputeBackend) -> None:
-        self.backend = backend
-        self.vector = parameters.vector
-        self.matrix = parameters.matrix
+        self._backend = backend
+        self._vector, self._matrix = parameters.vector, parameters.matrix
 
-    def kernel(self, name: str) -> tuple[Tensor, Tensor]:
-        return self.vector(f"{name}.conv.weight"), self.vector(f"{name}.conv.bias")
+    def vocoder(self, config: Code2WavConfig, transformer: DecoderStack) -> Vocoder:
+        offsets = torch.arange(config.num_quantizers, device=self._backend.device)[:, None] * config.codebook_size
+        rates = config.upsample_rates
+        blocks = [self._upsample_block(f"{PREFIX}decoder.{1 + i}.block", rate) for i, rate in enumerate(rates)]
+        return Vocoder(
+            self._matrix(f"{PREFIX}code_embedding.weight"),
+            offsets,
+            transformer.layers,
+            transformer.norm,
+            [self._widen(f"{PREFIX}upsample.{i}", ratio) for i, ratio in enumerate(config.upsampling_ratios)],
+            self._conv(f"{PREFIX}decoder.0"),
+            blocks,
+            self._snake(f"{PREFIX}decoder.{1 + len(rates)}"),
+            mono_conv(*self._kernel(f"{PREFIX}decoder.{2 + len(rates)}")),
+        )
 
-    def conv(self, name: str) -> CausalConv:
-        return CausalConv(self.backend, *self.kernel(name))
+    def _widen(self, name: str, ratio: int) -> tuple[TransposedConvolution, ConvNeXtBlock]:
+        inner = f"{name}.1"
+        norm = LayerNorm(self._vector(f"{inner}.norm.weight"), self._vector(f"{inner}.norm.bias"), _LAYER_NORM_EPS)
+        convnext = ConvNeXtBlock(
+            depthwise_conv(*self._kernel(f"{inner}.dwconv")),
+            norm,
+            self._pointwise(f"{inner}.pwconv1"),
+            self._pointwise(f"{inner}.pwconv2"),
+            self._vector(f"{inner}.gamma"),
+        )
+        return transposed_conv(self._backend, *self._kernel(f"{name}.0"), ratio), convnext
 
-    def residual_unit(self, name: str, dilation: int) -> ResidualUnit:
+    def _upsample_block(self, name: str, rate: int) -> UpsampleBlock:
+        """SnakeBeta, a transposed convolution that makes ``rate`` rows of one, three residual units."""
+        return UpsampleBlock(
+            self._snake(f"{name}.0"),
+            transposed_conv(self._backend, *self._kernel(f"{name}.1"), rate),
+            [self._residual_unit(f"{name}.{2 + i}", dilation) for i, dilation in enumerate(_DILATIONS)],
+        )
+
+    def _residual_unit(self, name: str, dilation: int) -> ResidualUnit:
         """Seven taps at a dilation, then one; a SnakeBeta before each."""
-        act1, act2 = SnakeBeta(self, f"{name}.act1"), SnakeBeta(self, f"{name}.act2")
         return ResidualUnit(
-            (act1.frequency, act1.amplitude),
-            self.conv(f"{name}.conv1").projection,
-            (act2.frequency, act2.amplitude),
-            self.conv(f"{name}.conv2").projection,
+            self._snake(f"{name}.act1"),
+            self._conv(f"{name}.conv1").projection,
+            self._snake(f"{name}.act2"),
+            self._conv(f"{name}.conv2").projection,
             _TAPS,
             dilation,
         )
 
-    def pointwise(self, name: str) -> PointwiseConv:
-        projection = Projection(self.matrix(f"{name}.weight"), self.vector(f"{name}.bias"))
-        return PointwiseConv(self.backend, projection)
+    def _snake(self, name: str) -> tuple[Tensor, Tensor]:
+        """``x + sin(x * e^alpha)^2 / (e^beta + 1e-9)`` for each channel: its frequency and amplitude."""
+        return self._vector(f"{name}.alpha").exp(), 1 / (self._vector(f"{name}.beta").exp() + _SNAKE_EPS)
 
+    def _kernel(self, name: str) -> tuple[Tensor, Tensor]:
+        return self._vector(f"{name}.conv.weight"), self._vector(f"{name}.conv.bias")
 
-class SnakeBeta:
-    """``x + sin(x * e^alpha)^2 / (e^beta + 1e-9)`` for each channel; the exponentials are taken once."""
+    def _conv(self, name: str) -> CausalConvolution:
+        return causal_conv(self._backend, *self._kernel(name))
 
-    def __init__(self, build: _Build, name: str) -> None:
-        self._backend = build.backend
-        self.frequency = build.vector(f"{name}.alpha").exp()
-        self.amplitude = 1 / (build.vector(f"{name}.beta").exp() + _SNAKE_EPS)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """``[rows, channels]`` -> the same in the compute dtype."""
-        return self._backend.snake_beta(x, self.frequency, self.amplitude)
-
-
-class ConvNeXt:
-    """``x + gamma * pwconv2(gelu(pwconv1(norm(dwconv(x)))))`` (Liu et al. 2022)."""
-
-    def __init__(self, build: _Build, name: str) -> None:
-        self._backend = build.backend
-        self._dwconv = DepthwiseConv(*build.kernel(f"{name}.dwconv"))
-        self._norm = LayerNorm(build.vector(f"{name}.norm.weight"), build.vector(f"{name}.norm.bias"), _LAYER_NORM_EPS)
-        self._pwconv1, self._pwconv2 = build.pointwise(f"{name}.pwconv1"), build.pointwise(f"{name}.pwconv2")
-        self._gamma = build.vector(f"{name}.gamma")
-
-    def __call__(self, streams: Sequence[Tensor], kept: Sequence[ConvState]) -> list[Tensor]:
-        """``[rows, channels]`` -> the same of each stream, in the residual dtype."""
-        inner = [
-            self._backend.layer_norm(self._dwconv(x, own), self._norm) for x, own in zip(streams, kept, strict=True)
-        ]
-        inner = [self._backend.gelu(x) for x in self._pwconv1(inner)]
-        return [
-            torch.addcmul(x, rows.to(x.dtype), self._gamma)
-            for x, rows in zip(streams, self._pwconv2(inner), strict=True)
-        ]
-
-
-class DecoderBlock:
-    """SnakeBeta, a transposed convolution that makes ``rate`` rows of one, three residual units."""
-
-    def __init__(self, build: _Build, name: str, rate: int) -> None:
-        self._backend = build.backend
-        self._act = SnakeBeta(build, f"{name}.0")
-        self._upsample = TransposedConv(build.backend, *build.kernel(f"{name}.1"), rate)
-        self._units = [build.residual_unit(f"{name}.{2 + i}", dilation) for i, dilation in enumerate(_DILATIONS)]
-
-    def __call__(self, streams: Sequence[Tensor], kept: Sequence[ConvState]) -> list[Tensor]:
-        """``[rows, channels]`` -> ``[rows * rate, channels / 2]`` of each stream, in the residual dtype."""
-        widened = self._upsample([self._act(x) for x in streams], kept)
-        lengths = [len(x) for x in widened]
-        x = _below_each_other([rows.to(self._backend.precision.residual) for rows in widened])
-        for unit in self._units:
-            x = self._backend.residual_unit(x, lengths, unit, kept)
-        return list(torch.split(x, lengths))
+    def _pointwise(self, name: str) -> Projection:
+        return Projection(self._matrix(f"{name}.weight"), self._vector(f"{name}.bias"))
 
 
 class Code2WavState:
@@ -128,7 +118,7 @@ class Code2WavState:
         decoder = config.transformer
         self.frames = 0
         """Frames pushed so far."""
-        self.kept = ConvState()
+        self.conv_state = ConvState()
         self.cache = SlidingCache(
             (decoder.num_hidden_layers, decoder.num_key_value_heads, decoder.head_dim),
             window=config.window,
@@ -143,8 +133,8 @@ class Code2WavState:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
-        return self.cache.nbytes + self.kept.nbytes
+        """Bytes in use."""
+        return self.cache.nbytes + self.conv_state.nbytes
 
 
 class Code2Wav:
@@ -153,20 +143,8 @@ class Code2Wav:
     def __init__(self, config: Code2WavConfig, parameters: Parameters, backend: ComputeBackend) -> None:
         self.config = config
         self.backend = backend
-        build = _Build(parameters, backend)
-        self._embedding = Embedding(backend, build.matrix(f"{PREFIX}code_embedding.weight"))
-        self._offsets = torch.arange(config.num_quantizers, device=backend.device)[:, None] * config.codebook_size
-        self._transformer = DecoderStack(config.transformer, parameters, backend, f"{PREFIX}pre_transformer.")
-        self._upsample = []
-        for index, ratio in enumerate(config.upsampling_ratios):
-            name = f"{PREFIX}upsample.{index}"
-            widen = TransposedConv(backend, *build.kernel(f"{name}.0"), ratio)
-            self._upsample.append((widen, ConvNeXt(build, f"{name}.1")))
-        rates = config.upsample_rates
-        self._first = build.conv(f"{PREFIX}decoder.0")
-        self._blocks = [DecoderBlock(build, f"{PREFIX}decoder.{1 + i}.block", rate) for i, rate in enumerate(rates)]
-        self._act = SnakeBeta(build, f"{PREFIX}decoder.{1 + len(rates)}")
-        self._last = MonoConv(*build.kernel(f"{PREFIX}decoder.{2 + len(rates)}"))
+        transformer = DecoderStack(config.transformer, parameters, backend, f"{PREFIX}pre_transformer.")
+        self._vocoder = _Builder(parameters, backend).vocoder(config, transformer)
 
     def __call__(self, codes: Tensor) -> Tensor:
         """The whole waveform of int64 ``codes [num_quantizers, frames]``: ``[config.samples(frames)]`` in [-1, 1], in
@@ -178,7 +156,7 @@ class Code2Wav:
         return Code2WavState(self.config, self.backend)
 
     def push(self, codes: Tensor, state: Code2WavState, observe: Observer | None = None) -> Tensor:
-        """:meth:`push_all` of one stream. ``observe`` is told the rows after each stage, of every pass of
+        """:meth:`push_all` of one stream. ``observe`` is given the rows after each stage, of every pass of
         ``FRAMES_AT_ONCE`` frames: ``embeddings``, ``layers.0``, …, ``pre_transformer``, ``upsample.0``, …,
         ``decoder.0``, …"""
         return self._push([codes], [state], observe)[0]
@@ -186,8 +164,8 @@ class Code2Wav:
     def push_all(self, codes: Sequence[Tensor], states: Sequence[Code2WavState]) -> list[Tensor]:
         """The next frames of each stream -> the samples that they complete, which are those that the stream gets alone.
 
-        After n frames in all, ``config.samples(n)`` samples of a stream have come out. Nothing is held back for an end:
-        the last ``look_ahead`` samples of the last frame do not exist, also for a waveform made whole.
+        After n frames in all, ``config.samples(n)`` samples of a stream have come out. Nothing is buffered for an end:
+        the last ``look_ahead`` samples of the last frame do not exist, also not in a waveform made in one call.
 
         Args:
             codes: int64 ``[num_quantizers, frames]`` of each stream, any number of frames.
@@ -212,66 +190,19 @@ class Code2Wav:
         with self.backend.single_threaded_torch():
             for number in range(max(map(len, parts), default=0)):
                 going = [index for index, own in enumerate(parts) if number < len(own)]
-                made = self._run([parts[i][number] for i in going], [states[i] for i in going], observe)
+                made = self._vocode([parts[i][number] for i in going], [states[i] for i in going], observe)
                 for index, part in zip(going, made, strict=True):
                     samples[index].append(part)
         return [torch.cat(own) for own in samples]
 
     def frame(self, codes: Tensor, state: Code2WavState) -> Tensor:
         """As :meth:`push` of one frame, with codes that are on the device and were looked at."""
-        return self._run([codes], [state], None)[0]
+        return self._vocode([codes], [state], None)[0]
 
-    def _run(self, codes: Sequence[Tensor], states: Sequence[Code2WavState], watch: Observer | None) -> list[Tensor]:
-        def told(name: str, streams: Sequence[Tensor]) -> None:
-            if watch:
-                watch(name, _below_each_other(streams))
-
-        compute, residual = self.backend.precision.compute, self.backend.precision.residual
-        kept = [state.kept for state in states]
-        streams = self._frames(codes, states, watch)
-        told("pre_transformer", streams)
-        for index, (widen, convnext) in enumerate(self._upsample):
-            widened = widen([x.to(compute) for x in streams], kept)
-            streams = convnext([x.to(residual) for x in widened], kept)
-            told(f"upsample.{index}", streams)
-        streams = self._first([x.to(compute) for x in streams], kept)
-        told("decoder.0", streams)
-        for index, block in enumerate(self._blocks, start=1):
-            streams = block(streams, kept)
-            told(f"decoder.{index}", streams)
-        return [self._last(self._act(x), own).clamp_(-1, 1) for x, own in zip(streams, kept, strict=True)]
-
-    def _frames(self, codes: Sequence[Tensor], states: Sequence[Code2WavState], watch: Observer | None) -> list[Tensor]:
-        """Codes ``[num_quantizers, n]`` of each stream -> the transformer's rows ``[n, hidden]`` in the compute
-        dtype."""
-        lengths = [own.shape[1] for own in codes]
-        rows: list[Tensor] = []
-        for part in self.backend.step_parts(lengths):
-            rows += self._transformed(codes[part], states[part], watch)
-        for count, state in zip(lengths, states, strict=True):
-            state.cache.advance(count)
-            state.frames += count
-        return [self.backend.rms_norm(x, self._transformer.norm) for x in rows]
-
-    def _transformed(
-        self, codes: Sequence[Tensor], states: Sequence[Code2WavState], watch: Observer | None
+    def _vocode(
+        self, codes: Sequence[Tensor], states: Sequence[Code2WavState], observe: Observer | None
     ) -> list[Tensor]:
-        lengths = [own.shape[1] for own in codes]
-        segments: list[Segment] = []
-        for count, state in zip(lengths, states, strict=True):
-            start = sum(segment.rows for segment in segments)
-            segments.append(Segment(start, count, state.cache))
-        x = _below_each_other([self._embedded(own) for own in codes])
-        if watch:
-            watch("embeddings", x)
-        places = zip(states, lengths, strict=True)
-        positions = torch.cat([state.positions(count, x.device) for state, count in places])
-        # Told nothing, a backend may run all layers as one.
-        return list(torch.split(self._transformer.run(x, positions, segments, watch), lengths))
-
-    def _embedded(self, codes: Tensor) -> Tensor:
-        rows = self._embedding((codes + self._offsets).flatten())
-        return rows.view(len(codes), codes.shape[1], -1).mean(0)
+        return self.backend.vocode(self._vocoder, codes, states, observe)
 
     def _check(self, codes: Tensor) -> None:
         groups, size = self.config.num_quantizers, self.config.codebook_size
@@ -281,10 +212,6 @@ class Code2Wav:
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
             worst = int(codes.max()) if int(codes.max()) >= size else int(codes.min())
             raise InvalidRequest(f"code {worst} is not in a codebook of {size}; give codes from 0 to {size - 1}")
-
-
-def _below_each_other(streams: Sequence[Tensor]) -> Tensor:
-    return streams[0] if len(streams) == 1 else torch.cat(list(streams))
 
 
 def code2wav_parameters(config: Code2WavConfig) -> Iterator[ParameterSpec]:

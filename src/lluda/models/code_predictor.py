@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-import torch
 from torch import Tensor
 
 from lluda.backends.backend import ComputeBackend
-from lluda.backends.blocks import CodePredictorSteps, KeyValueStore, Parameters, Segment
+from lluda.backends.blocks import KeyValueStore, Parameters, Segment
+from lluda.backends.components import CodePredictorSteps, Observer
 from lluda.config.talker import TalkerConfig
-from lluda.models.decoder import DecoderStack, Observer, stack_parameters
+from lluda.models.decoder import DecoderStack, stack_parameters
 from lluda.models.linear import Embedding
 from lluda.parameters import ParameterSpec
 
@@ -36,7 +36,6 @@ class CodePredictor:
         self._heads = [parameters.matrix(f"{PREFIX}lm_head.{g}.weight") for g in names]
         tables = [embedding.weight for embedding in self._embeddings]
         self._whole = CodePredictorSteps(self.decoder.layers, self.decoder.norm, self._heads, tables)
-        self._table = self.decoder.rotary(torch.arange(self.passes + 1, device=backend.device))
 
     def embed(self, group: int, codes: Tensor) -> Tensor:
         """Residual rows ``[n, hidden]`` of int64 ``codes [n]`` of codebook ``group`` (from 1)."""
@@ -49,7 +48,7 @@ class CodePredictor:
         ``stores`` -> its codes of each codebook after the first, which its own of ``choose`` takes of their logits
         ``[vocab]``. The codes' embeddings are added to ``total [sequences, hidden]``, in order. Rows are in the
         residual dtype."""
-        return self.backend.predict_codes(x, self._whole, self._table, stores, choose, total)
+        return self.backend.predict_codes(x, self._whole, stores, choose, total)
 
     def __call__(
         self, x: Tensor, positions: Tensor, segments: Sequence[Segment], group: int, observe: Observer | None = None

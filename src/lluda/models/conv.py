@@ -1,173 +1,110 @@
-"""Convolutions along time of one or more streams, rows ``[time, channels]`` of each in, rows of each out, with explicit
-streaming state.
+"""Convolutions along time, built of kernels in torch's order, and what a stream keeps for them.
 
-A causal convolution of a stream needs the last input rows of what came before. They are kept in a :class:`ConvState`
-that the caller owns, so that feeding a sequence in pieces of any size gives the same rows as feeding it whole. Streams
-that are convolved together read each weight once, and each gets the rows that it gets alone.
+A causal convolution of a stream needs the last input rows of what came before. They are in a :class:`ConvState`
+that the caller owns, so that feeding a sequence in pieces of any size gives the same rows as feeding it whole.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import Projection
+from lluda.backends.components import (
+    CausalConvolution,
+    DepthwiseConvolution,
+    MonoConvolution,
+    TransposedConvolution,
+)
+from lluda.formats.plain import plain_tensor
 
 
 class ConvState:
     """The input rows that the convolutions of one stream still need, by the convolution that needs them."""
 
     def __init__(self) -> None:
-        self._kept: dict[object, Tensor] = {}
+        self._contexts: dict[object, Tensor] = {}
 
     @property
     def nbytes(self) -> int:
-        """Bytes held; constant once every convolution has seen as many rows as it keeps."""
-        return sum(rows.nbytes for rows in self._kept.values())
+        """Bytes in use; constant once every convolution had as many rows as its context takes."""
+        return sum(rows.nbytes for rows in self._contexts.values())
 
     def with_context(self, convolution: object, x: Tensor, count: int, *, padded: bool) -> Tensor:
-        """The last ``count`` rows that ``convolution`` has seen, then ``x [rows, channels]``, whose last rows are kept
-        in turn. Before the first row there are ``count`` rows of zeros if ``padded``, else none."""
+        """The last ``count`` input rows of ``convolution`` (its context), then ``x [rows, channels]``, whose last rows
+        become the context. Before the first row there are ``count`` rows of zeros if ``padded``, else none."""
         if count == 0:
             return x
-        before = self._kept.get(convolution)
+        before = self._contexts.get(convolution)
         if before is None:
             before = x.new_zeros(count if padded else 0, x.shape[1])
-        joined = torch.cat((before, x))
-        self._kept[convolution] = joined[max(0, len(joined) - count) :].clone()
-        return joined
+        extended = torch.cat((before, x))
+        self._contexts[convolution] = extended[max(0, len(extended) - count) :].clone()
+        return extended
 
     def rows(self, convolution: object, like: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-        """Where the last ``count`` rows that ``convolution`` has seen lie, ``[count, channels of like]``, for a backend
-        that changes them in place; zeros at first."""
-        if convolution not in self._kept:
-            self._kept[convolution] = torch.zeros(count, like.shape[1], dtype=dtype, device=like.device)
-        return self._kept[convolution]
-
-
-def with_contexts(
-    convolution: object, streams: Sequence[Tensor], kept: Sequence[ConvState], count: int, *, padded: bool
-) -> list[Tensor]:
-    """`ConvState.with_context` of each stream with its own."""
-    return [own.with_context(convolution, x, count, padded=padded) for x, own in zip(streams, kept, strict=True)]
+        """The context of ``convolution``, its last ``count`` input rows ``[count, channels of like]``, for a backend
+        that changes it in place; zeros at first."""
+        if convolution not in self._contexts:
+            self._contexts[convolution] = torch.zeros(count, like.shape[1], dtype=dtype, device=like.device)
+        return self._contexts[convolution]
 
 
 class FixedConvState(ConvState):
-    """The rows of a stream past its first frame, in places that do not change: a captured step finds them there."""
+    """The rows of a stream past its first frame, at addresses that do not change, as a captured step needs."""
 
     def __init__(self, begun: ConvState) -> None:
         super().__init__()
-        self._kept = {convolution: rows.clone() for convolution, rows in begun._kept.items()}
+        self._contexts = {convolution: rows.clone() for convolution, rows in begun._contexts.items()}
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All that is kept."""
-        return tuple(self._kept.values())
+        """All contexts."""
+        return tuple(self._contexts.values())
 
     def begin(self, begun: ConvState) -> None:
-        """Go on where another stream of the same network stands."""
-        for convolution, rows in begun._kept.items():
-            self._kept[convolution].copy_(rows)
+        """Continue from the state of another stream of the same network."""
+        for convolution, rows in begun._contexts.items():
+            self._contexts[convolution].copy_(rows)
 
     def with_context(self, convolution: object, x: Tensor, count: int, *, padded: bool) -> Tensor:  # noqa: ARG002
         """As `ConvState.with_context`."""
         if count == 0:
             return x
-        kept = self._kept[convolution]
-        joined = torch.cat((kept, x))
-        kept.copy_(joined[len(joined) - count :])
-        return joined
+        context = self._contexts[convolution]
+        extended = torch.cat((context, x))
+        context.copy_(extended[len(extended) - count :])
+        return extended
 
 
-class CausalConv:
-    """Convolution whose output i sees inputs up to i, with zeros before the first (spec section 8).
-
-    ``kernel [out, in, taps]`` (torch's order) in the compute dtype, ``bias [out]`` in the residual dtype.
-    """
-
-    def __init__(self, backend: ComputeBackend, kernel: Tensor, bias: Tensor, dilation: int = 1) -> None:
-        self._backend, self._dilation, self._taps = backend, dilation, kernel.shape[2]
-        self.projection = Projection(backend.matrix(kernel.transpose(1, 2).flatten(1))[0], bias)
-        """Its product: weight ``[out, taps * in]``."""
-        self._bias = bias
-
-    def __call__(self, streams: Sequence[Tensor], kept: Sequence[ConvState]) -> list[Tensor]:
-        """``[rows, in]`` -> ``[rows, out]`` of each stream, both in the compute dtype."""
-        joined = with_contexts(self, streams, kept, (self._taps - 1) * self._dilation, padded=True)
-        return self._backend.conv1d(
-            joined, self.projection.weight, self._bias, taps=self._taps, dilation=self._dilation
-        )
+def causal_conv(backend: ComputeBackend, kernel: Tensor, bias: Tensor, dilation: int = 1) -> CausalConvolution:
+    """Of ``kernel [out, in, taps]`` (torch's order) in the compute dtype and ``bias [out]`` in the residual dtype."""
+    weight, _ = backend.take(plain_tensor(kernel.transpose(1, 2).flatten(1)), "matrix")
+    return CausalConvolution(Projection(weight, bias), kernel.shape[2], dilation)
 
 
-class PointwiseConv:
-    """Convolution of one tap, with a weight ``[out, in]`` of any format."""
-
-    def __init__(self, backend: ComputeBackend, projection: Projection) -> None:
-        assert projection.bias is not None, "a vocoder's convolutions have biases"
-        self._backend, self._weight, self._bias = backend, projection.weight, projection.bias
-
-    def __call__(self, streams: Sequence[Tensor]) -> list[Tensor]:
-        """``[rows, in]`` -> ``[rows, out]`` of each stream, both in the compute dtype."""
-        return self._backend.conv1d(streams, self._weight, self._bias, taps=1, dilation=1)
-
-
-class TransposedConv:
-    """Transposed convolution with ``kernel - stride`` output rows cut off at both ends (spec section 8.1).
+def transposed_conv(backend: ComputeBackend, kernel: Tensor, bias: Tensor, stride: int) -> TransposedConvolution:
+    """A transposed convolution with ``kernel - stride`` output rows cut off at both ends (spec section 8.1), of
+    ``kernel [in, out, m * stride]`` (torch's order) in the compute dtype and ``bias [out]`` in the residual dtype.
 
     With a kernel of ``m * stride`` each run of ``stride`` outputs is a convolution of m inputs, and the runs at both
     ends that had fewer are those cut off: n inputs give ``(n - m + 1) * stride`` outputs, the first m - 1 inputs none.
-    ``kernel [in, out, m * stride]`` (torch's order) in the compute dtype, ``bias [out]`` in the residual dtype.
     """
-
-    def __init__(self, backend: ComputeBackend, kernel: Tensor, bias: Tensor, stride: int) -> None:
-        into, self._out, length = kernel.shape
-        assert length % stride == 0, f"a transposed kernel of {length} is no multiple of its stride {stride}"
-        self._backend, self._bias, self._taps = backend, bias.repeat(stride), length // stride
-        # Output j of a run takes tap j of the newest input, j + stride of the one before it, and so on.
-        runs = kernel.view(into, self._out, self._taps, stride).flip(2)
-        self._weight = backend.matrix(runs.permute(3, 1, 2, 0).reshape(stride * self._out, -1))[0]
-
-    def __call__(self, streams: Sequence[Tensor], kept: Sequence[ConvState]) -> list[Tensor]:
-        """``[rows, in]`` -> ``[rows * stride, out]`` of each stream (fewer at its start), both in the compute dtype."""
-        joined = with_contexts(self, streams, kept, self._taps - 1, padded=False)
-        out = [x.new_empty(0, self._out) for x in streams]
-        full = [index for index, x in enumerate(joined) if len(x) >= self._taps]
-        if full:
-            inputs = [joined[index] for index in full]
-            runs = self._backend.conv1d(inputs, self._weight, self._bias, taps=self._taps, dilation=1)
-            for index, rows in zip(full, runs, strict=True):
-                out[index] = rows.view(-1, self._out)
-        return out
+    into, out, length = kernel.shape
+    assert length % stride == 0, f"a transposed kernel of {length} is no multiple of its stride {stride}"
+    # Output j of a run takes tap j of the newest input, j + stride of the one before it, and so on.
+    runs = kernel.view(into, out, length // stride, stride).flip(2)
+    rows = runs.permute(3, 1, 2, 0).reshape(stride * out, -1)
+    weight, _ = backend.take(plain_tensor(rows), "matrix")
+    return TransposedConvolution(Projection(weight, bias.repeat(stride)), length // stride, stride)
 
 
-class DepthwiseConv:
-    """Causal convolution of each channel by itself: ``kernel [channels, 1, taps]``. A few operations a value, computed
-    in the residual dtype without rounding."""
-
-    def __init__(self, kernel: Tensor, bias: Tensor) -> None:
-        self._taps, self._bias = kernel[:, 0].to(bias.dtype).T.contiguous(), bias
-
-    def __call__(self, x: Tensor, kept: ConvState) -> Tensor:
-        """``[rows, channels]`` -> the same, both in the residual dtype."""
-        joined = kept.with_context(self, x, len(self._taps) - 1, padded=True)
-        out = self._bias.expand_as(x)
-        for tap, weights in enumerate(self._taps):
-            out = torch.addcmul(out, joined[tap : tap + len(x)], weights)
-        return out
+def depthwise_conv(kernel: Tensor, bias: Tensor) -> DepthwiseConvolution:
+    """Of ``kernel [channels, 1, taps]``."""
+    return DepthwiseConvolution(kernel[:, 0].to(bias.dtype).T.contiguous(), bias)
 
 
-class MonoConv:
-    """Causal convolution to one channel: ``kernel [1, in, taps]``. It makes the samples themselves, in the residual
-    dtype, since 8 bits of mantissa are too few for them."""
-
-    def __init__(self, kernel: Tensor, bias: Tensor) -> None:
-        self._weight, self._bias = kernel[0].to(bias.dtype), bias
-
-    def __call__(self, x: Tensor, kept: ConvState) -> Tensor:
-        """``[rows, in]`` in the compute dtype -> ``[rows]`` in the residual dtype."""
-        taps = self._weight.shape[1]
-        products = kept.with_context(self, x, taps - 1, padded=True).to(self._bias.dtype) @ self._weight
-        return sum((products[tap : tap + len(x), tap] for tap in range(taps)), start=self._bias)
+def mono_conv(kernel: Tensor, bias: Tensor) -> MonoConvolution:
+    """Of ``kernel [1, in, taps]``."""
+    return MonoConvolution(kernel[0].to(bias.dtype), bias)

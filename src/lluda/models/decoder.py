@@ -6,34 +6,30 @@ as the config says layer by layer (spec sections 2 and 5).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import (
     AttentionBlock,
-    DecoderLayers,
     MixtureBlock,
     Norm,
     Parameters,
     Projection,
     Segment,
     SharedExpert,
-    Step,
     SwiGLU,
     SwiGLUBlock,
 )
+from lluda.backends.components import DecoderLayers, DeepStack, Observer, Rotary
 from lluda.config.decoder import DecoderConfig
 from lluda.models.linear import Embedding
 from lluda.models.mixture import RemoteMixture
-from lluda.models.rotary import Rotary, rotary_frequencies, yarn_frequencies
+from lluda.models.rotary import rotary, rotary_frequencies, yarn_frequencies
 from lluda.parameters import ParameterSpec
-
-Observer = Callable[[str, Tensor], None]
-"""Called with a name (``embeddings``, ``layers.0``, …, ``norm``, ``logits``) and the rows there, for validation. The
-rows may change after the call: copy what is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +60,12 @@ class DecoderStack:
     ) -> None:
         self.config = config
         self._backend = backend
-        self._remote = RemoteMixture(backend, experts) if experts is not None and experts is not backend else None
+        remote = RemoteMixture(backend, experts) if experts is not None and experts is not backend else None
         build = _LayerBuilder(config, parameters)
         names = (f"{prefix}layers.{index}." for index in range(config.num_hidden_layers))
-        self.layers = DecoderLayers([build.layer(index, name) for index, name in enumerate(names)])
+        blocks = [build.layer(index, name) for index, name in enumerate(names)]
+        self.layers = DecoderLayers(blocks, rotary_of(config, backend.device), remote)
         self.norm = build.norm(f"{prefix}norm")
-        self.rotary = rotary_of(config, backend)
 
     def run(
         self,
@@ -81,35 +77,8 @@ class DecoderStack:
     ) -> Tensor:
         """Residual rows ``[rows, hidden]``, which may be changed in place, at positions ``[rows]`` or ``[3, rows]`` ->
         residual rows before the final norm. Of ``injected`` the deepstack is added."""
-        if self._remote is None and (injected is None or not injected.deepstack):
-            return self._backend.run_layers(self._run, x, positions, segments, observe)
-        return self._run(x, positions, segments, observe, injected)
-
-    def _run(
-        self,
-        x: Tensor,
-        positions: Tensor,
-        segments: Sequence[Segment],
-        observe: Observer | None = None,
-        injected: MultimodalEmbeddings | None = None,
-    ) -> Tensor:
-        step = self._backend.begin_step(self.rotary(positions), segments)
-        deepstack = injected.deepstack if injected else ()
-        if not deepstack and not observe and self._remote is None:
-            return self._backend.decoder_layers(x, self.layers, step)
-        for index in range(len(self.layers.blocks)):
-            x = self._layer(x, index, step)
-            if injected and index < len(deepstack):
-                x[injected.deepstack_rows] += deepstack[index].to(x.dtype)
-            if observe:
-                observe(f"layers.{index}", x)
-        return x
-
-    def _layer(self, x: Tensor, index: int, step: Step) -> Tensor:
-        attention, feed_forward = self.layers.blocks[index]
-        if self._remote is None or not isinstance(feed_forward, MixtureBlock):
-            return self._backend.decoder_layer(x, self.layers, index, step)
-        return self._remote(self._backend.attention_block(x, attention, index, step), feed_forward)
+        deepstack = DeepStack(injected.deepstack_rows, injected.deepstack) if injected and injected.deepstack else None
+        return self._backend.run_layers(self.layers, x, positions, segments, observe, deepstack)
 
 
 class Decoder(DecoderStack):
@@ -144,16 +113,16 @@ class Decoder(DecoderStack):
         return self.run(x, positions, segments, observe, injected)
 
 
-def rotary_of(config: DecoderConfig, backend: ComputeBackend) -> Rotary:
+def rotary_of(config: DecoderConfig, device: torch.device) -> Rotary:
     """The rotary positions that ``config`` asks for."""
     rope, yarn = config.rope, config.rope.yarn
     if yarn is None:
-        return Rotary(backend, rotary_frequencies(config.head_dim, rope.theta), rope.mrope_section)
+        return rotary(rotary_frequencies(config.head_dim, rope.theta), device, rope.mrope_section)
     trained = yarn.original_max_position_embeddings
     frequencies = yarn_frequencies(
         config.head_dim, rope.theta, yarn.factor, trained, yarn.beta_fast, yarn.beta_slow, yarn.truncate
     )
-    return Rotary(backend, frequencies, rope.mrope_section, yarn.attention_factor)
+    return rotary(frequencies, device, rope.mrope_section, yarn.attention_factor)
 
 
 class _LayerBuilder:

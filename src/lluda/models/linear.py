@@ -1,4 +1,4 @@
-"""Linear layers: a weight in whatever format it has, an optional bias."""
+"""A table of embeddings."""
 
 from __future__ import annotations
 
@@ -6,19 +6,7 @@ import torch
 from torch import Tensor
 
 from lluda.backends.backend import ComputeBackend
-from lluda.backends.blocks import Projection, Weight
-
-
-class Linear:
-    """``x @ weight.T + bias``. The format is the weight's own affair; the backend has a kernel for each."""
-
-    def __init__(self, backend: ComputeBackend, projection: Projection) -> None:
-        self._backend = backend
-        self.projection = projection
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """``[rows, in_features] -> [rows, out_features]`` in the compute dtype."""
-        return self._backend.linear(x, self.projection.weight, self.projection.bias)
+from lluda.backends.blocks import Weight
 
 
 class Embedding:

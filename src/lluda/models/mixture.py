@@ -20,9 +20,9 @@ class RemoteMixture:
 
     def __call__(self, x: Tensor, block: MixtureBlock) -> Tensor:
         """Residual rows ``[rows, hidden]`` (may be changed in place) -> the same, on the same device."""
-        if not x.is_cuda:
+        if x.device.type == "cpu":
             return self._rows(x, block).to(x.device)
-        rows = self._room(x)
+        rows = self._pinned_buffer(x)
         rows.copy_(x, non_blocking=True)
         self._here.host_callback(lambda: rows.copy_(self._rows(rows, block)))
         return x.copy_(rows, non_blocking=True)
@@ -31,9 +31,9 @@ class RemoteMixture:
         with self._there.single_threaded_torch():
             return self._there.mixture_block(x.to(self._there.device), block)
 
-    def _room(self, x: Tensor) -> Tensor:
+    def _pinned_buffer(self, x: Tensor) -> Tensor:
         """Pinned memory for ``x``. It is written by copies of one stream, or by the host after waiting for that; a
         captured step holds on to its own."""
         if len(self._pinned) < len(x):
-            self._pinned = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+            self._pinned = self._here.pinned(x.shape, x.dtype)
         return self._pinned[: len(x)]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lluda.backends.backend import ComputeBackend, RotaryTable
+from lluda.backends.components import Rotary
 
 
 def rotary_frequencies(head_dim: int, theta: float) -> Tensor:
@@ -36,8 +36,8 @@ def yarn_frequencies(
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, head_dim - 1)
     width = last - first or 0.001
-    kept = 1 - ((torch.arange(head_dim // 2, dtype=torch.float32) - first) / width).clamp(0, 1)
-    return stretched * (1 - kept) + plain * kept
+    unscaled = 1 - ((torch.arange(head_dim // 2, dtype=torch.float32) - first) / width).clamp(0, 1)
+    return stretched * (1 - unscaled) + plain * unscaled
 
 
 def _index_turning(turns: float, head_dim: int, theta: float, positions: int) -> float:
@@ -45,30 +45,16 @@ def _index_turning(turns: float, head_dim: int, theta: float, positions: int) ->
     return head_dim * math.log(positions / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
 
-class Rotary:
-    """Cosines and sines of positions times ``frequencies``, multiplied by ``scale``.
+def rotary(
+    frequencies: Tensor, device: torch.device, mrope_section: Sequence[int] | None = None, scale: float = 1.0
+) -> Rotary:
+    """The rotation of positions times ``frequencies``, on ``device``; cosines and sines are multiplied by ``scale``.
 
     ``mrope_section`` gives the number of frequencies that turn with time, height and width where positions have three
     rows (spec section 5.1): in turn, as THWTHW…, with what is left over going to time.
     """
-
-    def __init__(
-        self,
-        backend: ComputeBackend,
-        frequencies: Tensor,
-        mrope_section: Sequence[int] | None = None,
-        scale: float = 1.0,
-    ) -> None:
-        self._backend = backend
-        self._frequencies = frequencies.to(backend.device)
-        self._scale = scale
-        self._axes = torch.tensor(_axes(len(frequencies), mrope_section or (0, 0, 0)), device=backend.device)
-
-    def __call__(self, positions: Tensor) -> RotaryTable:
-        """Positions ``[rows]``, or ``[3, rows]`` (time, height, width), whole or fractional -> cosines and sines, each
-        ``[rows, head_dim / 2]``. Computed once a step."""
-        chosen = positions[:, None] if positions.dim() == 1 else positions[self._axes].T
-        return self._backend.rotary_table(chosen, self._frequencies, self._scale)
+    axes = torch.tensor(_axes(len(frequencies), mrope_section or (0, 0, 0)), device=device)
+    return Rotary(frequencies.to(device), axes, scale)
 
 
 def _axes(frequencies: int, section: Sequence[int]) -> list[int]:

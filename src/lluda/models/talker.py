@@ -5,36 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import Parameters, Projection, Segment
+from lluda.backends.components import Observer, ResizeProjection
 from lluda.config.talker import TalkerConfig
-from lluda.models.decoder import DecoderStack, Observer, stack_parameters
-from lluda.models.linear import Embedding, Linear
+from lluda.models.decoder import DecoderStack, stack_parameters
+from lluda.models.linear import Embedding
 from lluda.parameters import ParameterSpec
 
 PREFIX = "talker."
-
-
-class ResizeProjection:
-    """``linear_fc2(silu(linear_fc1(x)))``, both with bias: the thinker's width to the talker's."""
-
-    def __init__(self, backend: ComputeBackend, parameters: Parameters, prefix: str) -> None:
-        self._backend = backend
-        self._fc1, self._fc2 = (
-            Linear(
-                backend,
-                Projection(parameters.matrix(f"{prefix}.{name}.weight"), parameters.vector(f"{prefix}.{name}.bias")),
-            )
-            for name in ("linear_fc1", "linear_fc2")
-        )
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Residual rows ``[rows, thinker hidden] -> [rows, talker hidden]``."""
-        precision = self._backend.precision
-        inner = self._fc1(x.to(precision.compute)).to(precision.residual)
-        return self._fc2(F.silu(inner).to(precision.compute)).to(precision.residual)
 
 
 class Talker:
@@ -46,8 +26,16 @@ class Talker:
         self.decoder = DecoderStack(config.decoder, parameters, backend, f"{PREFIX}model.")
         self.codec_embedding = Embedding(backend, parameters.matrix(f"{PREFIX}model.codec_embedding.weight"))
         self._codec_head = parameters.matrix(f"{PREFIX}codec_head.weight")
-        self.text_projection = ResizeProjection(backend, parameters, f"{PREFIX}text_projection")
-        self.hidden_projection = ResizeProjection(backend, parameters, f"{PREFIX}hidden_projection")
+        self._text_projection = _resize_projection(parameters, f"{PREFIX}text_projection")
+        self._hidden_projection = _resize_projection(parameters, f"{PREFIX}hidden_projection")
+
+    def text_projection(self, x: Tensor) -> Tensor:
+        """The thinker's embeddings of tokens: residual rows ``[rows, thinker hidden] -> [rows, hidden]``."""
+        return self.backend.resize(self._text_projection, x)
+
+    def hidden_projection(self, x: Tensor) -> Tensor:
+        """The thinker's hidden states of media: residual rows ``[rows, thinker hidden] -> [rows, hidden]``."""
+        return self.backend.resize(self._hidden_projection, x)
 
     def __call__(
         self, x: Tensor, positions: Tensor, segments: Sequence[Segment], rows: Tensor, observe: Observer | None = None
@@ -55,12 +43,21 @@ class Talker:
         """Rows ``[n, hidden]`` (may be changed in place) at positions ``[n]`` or ``[3, n]`` -> of the chosen ``rows``
         (int64) the hidden rows after the final norm ``[len(rows), hidden]``, which the code predictor starts from, and
         the logits of codebook 0 ``[len(rows), vocab_size]``, both in the compute dtype."""
-        hidden = self.backend.rms_norm(self.decoder.run(x, positions, segments, observe)[rows], self.decoder.norm)
-        logits = self.backend.linear(hidden, self._codec_head)
+        hidden = self.backend.final_norm(self.decoder.run(x, positions, segments, observe)[rows], self.decoder.norm)
+        logits = self.backend.logits(hidden, self._codec_head)
         if observe:
             observe("norm", hidden)
             observe("logits", logits)
         return hidden, logits
+
+
+def _resize_projection(parameters: Parameters, prefix: str) -> ResizeProjection:
+    return ResizeProjection(
+        *(
+            Projection(parameters.matrix(f"{prefix}.{name}.weight"), parameters.vector(f"{prefix}.{name}.bias"))
+            for name in ("linear_fc1", "linear_fc2")
+        )
+    )
 
 
 def talker_parameters(config: TalkerConfig) -> Iterator[ParameterSpec]:

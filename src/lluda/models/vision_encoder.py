@@ -6,16 +6,17 @@ slices go through the layers in bounded groups, and a long video takes no more m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lluda.backends.backend import ComputeBackend, RotaryTable
+from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import EncoderBlock, LayerNorm, Parameters, Projection
+from lluda.backends.components import EncoderLayers, Merger, Observer, PatchEmbedding, Rotary
 from lluda.config.vision import VisionEncoderConfig
-from lluda.models.linear import Embedding, Linear
+from lluda.formats.plain import plain_tensor
 from lluda.models.rotary import rotary_frequencies
 from lluda.parameters import ParameterSpec
 
@@ -29,10 +30,6 @@ GROUP_PATCHES = 4096
 
 Grid = tuple[int, int, int]
 """Temporal slices, and rows and columns of patches of each."""
-
-Observer = Callable[[str, Tensor], None]
-"""Called with a name (``patches``, ``layers.0``, …, ``output``, ``deepstack.0``, …) and the rows there, once for each
-group of slices, in order. The rows may change after the call: copy what is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +49,24 @@ class VisionEncoder:
     ) -> None:
         self.config = config
         self._backend = backend
-        build = _Builder(config, parameters, backend)
-        # A convolution whose stride is its size meets each patch once: a product with the kernel's rows.
+        build = _Builder(config, parameters)
+        # A convolution whose stride is its size reads each patch once: a product with the kernel's rows.
         kernel = parameters.vector(f"{prefix}patch_embed.proj.weight").flatten(1)
-        self._patch_embed = Linear(
-            backend, Projection(backend.matrix(kernel)[0], parameters.vector(f"{prefix}patch_embed.proj.bias"))
-        )
-        self._positions = Embedding(backend, parameters.matrix(f"{prefix}pos_embed.weight"))
-        self.layers = [build.layer(f"{prefix}blocks.{index}.") for index in range(config.depth)]
+        weight, _ = backend.take(plain_tensor(kernel), "matrix")
+        projection = Projection(weight, parameters.vector(f"{prefix}patch_embed.proj.bias"))
+        self._patch_embedding = PatchEmbedding(projection, parameters.matrix(f"{prefix}pos_embed.weight"))
         self._merger = build.merger(f"{prefix}merger.")
-        self._deepstack = {
-            layer: build.merger(f"{prefix}merger_list.{index}.")
-            for index, layer in enumerate(config.deepstack_visual_indexes)
-        }
         # Half of a head's frequencies turn with the row, half with the column.
-        self._frequencies = rotary_frequencies(config.head_dim // 2, config.rope_theta).to(backend.device)
+        half = rotary_frequencies(config.head_dim // 2, config.rope_theta)
+        axes = torch.arange(2, device=backend.device).repeat_interleave(len(half))
+        self._layers = EncoderLayers(
+            [build.layer(f"{prefix}blocks.{index}.") for index in range(config.depth)],
+            Rotary(half.repeat(2).to(backend.device), axes),
+            {
+                layer: build.merger(f"{prefix}merger_list.{index}.")
+                for index, layer in enumerate(config.deepstack_visual_indexes)
+            },
+        )
 
     def __call__(self, patches: Tensor, grids: Sequence[Grid], observe: Observer | None = None) -> VisionOutput:
         """Pictures and videos below each other, ``patches [patches, patch_values]`` (float32, slice by slice in the
@@ -76,7 +76,9 @@ class VisionEncoder:
         slices = [(rows, columns) for count, rows, columns in grids for _ in range(count)]
         assert sum(rows * columns for rows, columns in slices) == len(patches), "patches and grids do not agree"
         shape = len(patches) // config.merged_patches, config.out_hidden_size
-        outputs = [torch.empty(shape, dtype=precision.compute, device=device) for _ in range(1 + len(self._deepstack))]
+        outputs = [
+            torch.empty(shape, dtype=precision.compute, device=device) for _ in range(1 + len(self._layers.deepstack))
+        ]
         start = end = 0
         for group in _groups(slices):
             start, end = end, end + sum(rows * columns for rows, columns in group)
@@ -87,62 +89,38 @@ class VisionEncoder:
 
     def _encode(self, patches: Tensor, slices: Sequence[tuple[int, int]], observe: Observer | None) -> list[Tensor]:
         """The main rows and the DeepStack rows of whole slices of ``(rows, columns)`` patches."""
-        x, rotary = self._embed(patches, slices, observe)
-        lengths, deep = [rows * columns for rows, columns in slices], []
-        for index, layer in enumerate(self.layers):
-            x = self._backend.encoder_block(x, layer, lengths, rotary)
-            if observe:
-                observe(f"layers.{index}", x)
-            if index in self._deepstack:
-                deep.append(self._deepstack[index](x))
-        out = self._merger(x)
+        x, placed = self._embed(patches, slices)
+        if observe:
+            observe("patches", x)
+        x, deep = self._backend.encode(self._layers, x, [rows * columns for rows, columns in slices], placed, observe)
+        out = self._backend.merge(self._merger, x)
         if observe:
             observe("output", out)
             for index, rows in enumerate(deep):
                 observe(f"deepstack.{index}", rows)
         return [out, *deep]
 
-    def _embed(
-        self, patches: Tensor, slices: Sequence[tuple[int, int]], observe: Observer | None
-    ) -> tuple[Tensor, RotaryTable]:
-        """Residual rows ``[patches, hidden_size]`` with their learned positions, and their rotation."""
-        backend, config = self._backend, self.config
-        placed = torch.cat([merge_block_order(*grid, config.spatial_merge_size) for grid in slices]).to(backend.device)
-        sizes = torch.tensor(slices, device=backend.device)
+    def _embed(self, patches: Tensor, slices: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Residual rows ``[patches, hidden_size]`` with their learned positions, and their places ``[2, patches]``."""
+        device, config = self._backend.device, self.config
+        placed = torch.cat([merge_block_order(*grid, config.spatial_merge_size) for grid in slices]).to(device)
+        sizes = torch.tensor(slices, device=device)
         sides = sizes.repeat_interleave(sizes.prod(dim=1), dim=0)
-        x = self._patch_embed(patches.to(backend.device, backend.precision.compute))
-        x = x.to(backend.precision.residual)
-        for ids, weights in bilinear_corners(placed, sides, config.table_side):
-            x += self._positions(ids) * weights.to(x.dtype)[:, None]
-        if observe:
-            observe("patches", x)
-        turned = placed.repeat_interleave(len(self._frequencies), dim=1)
-        return x, backend.rotary_table(turned, self._frequencies.repeat(2))
-
-
-class _Merger:
-    """``spatial_merge_size`` squared patches to one token: a LayerNorm, as wide as a patch (the main merger) or as the
-    group (DeepStack's), then two products with an exact GELU between."""
-
-    def __init__(self, backend: ComputeBackend, norm: LayerNorm, inner: Linear, outer: Linear) -> None:
-        self._backend, self._norm, self._inner, self._outer = backend, norm, inner, outer
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Residual rows ``[patches, hidden_size]`` -> ``[tokens, out_hidden_size]`` in the compute dtype."""
-        normed = self._backend.layer_norm(x.view(-1, len(self._norm.weight)), self._norm)
-        grouped = normed.view(-1, self._inner.projection.weight.in_features)
-        return self._outer(self._backend.gelu(self._inner(grouped)))
+        corners = list(bilinear_corners(placed, sides, config.table_side))
+        return self._backend.embed_patches(self._patch_embedding, patches, corners), placed.T
 
 
 class _Builder:
     """Makes the parts of one encoder out of named tensors."""
 
-    def __init__(self, config: VisionEncoderConfig, parameters: Parameters, backend: ComputeBackend) -> None:
-        self._config, self._parameters, self._backend = config, parameters, backend
+    def __init__(self, config: VisionEncoderConfig, parameters: Parameters) -> None:
+        self._config, self._parameters = config, parameters
 
-    def merger(self, prefix: str) -> _Merger:
-        inner, outer = (Linear(self._backend, self._projection(f"{prefix}mlp.{index}")) for index in (0, 2))
-        return _Merger(self._backend, self._norm(f"{prefix}ln_q"), inner, outer)
+    def merger(self, prefix: str) -> Merger:
+        """``spatial_merge_size`` squared patches to one token: a LayerNorm, as wide as a patch (the main merger) or as
+        the group (DeepStack's), then two products with an exact GELU between."""
+        inner, outer = (self._projection(f"{prefix}mlp.{index}") for index in (0, 2))
+        return Merger(self._norm(f"{prefix}ln_q"), inner, outer)
 
     def layer(self, prefix: str) -> EncoderBlock:
         return EncoderBlock(
@@ -166,13 +144,13 @@ class _Builder:
 
 def _groups(slices: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
     group: list[tuple[int, int]] = []
-    held = 0
+    count = 0
     for rows, columns in slices:
-        if group and held + rows * columns > GROUP_PATCHES:
+        if group and count + rows * columns > GROUP_PATCHES:
             yield group
-            group, held = [], 0
+            group, count = [], 0
         group.append((rows, columns))
-        held += rows * columns
+        count += rows * columns
     if group:
         yield group
 

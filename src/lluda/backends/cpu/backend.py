@@ -7,6 +7,7 @@ the kernels do not cover (encoders' operations) runs as the reference defines it
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,30 +15,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lluda.backends.backend import Precision, RotaryTable
+from lluda.backends.backend import Precision
 from lluda.backends.blocks import (
     AttentionBlock,
-    CodePredictorSteps,
     ConvContext,
-    DecoderLayers,
     EncoderBlock,
     KeyValueStore,
     MixtureBlock,
     Norm,
     ResidualUnit,
     Segment,
-    Step,
     SwiGLUBlock,
     Weight,
 )
+from lluda.backends.capabilities import BackendRequest
+from lluda.backends.components import CodePredictorSteps, DecoderLayers
+from lluda.backends.cpu.entry import CAPABILITIES
 from lluda.backends.cpu.native_blocks import NativeBlocks, NativeWeight, biased, native
 from lluda.backends.cpu.native_library import (
     CHOOSE,
     DTYPE_BF16,
     DTYPE_F32,
     FORMAT_BF16,
-    FORMAT_Q8_0,
-    FORMAT_Q8_0_ROWS,
     NativeContext,
     WeightStruct,
     pointer,
@@ -45,10 +44,14 @@ from lluda.backends.cpu.native_library import (
     sizes,
 )
 from lluda.backends.cpu.packing import pack_matrix
+from lluda.backends.cpu.stored_weights import stored_weight
 from lluda.backends.cpu.weight_memory import WeightMemory
-from lluda.backends.q8_0 import BLOCK, BLOCK_BYTES
-from lluda.backends.reference.backend import ReferenceBackend
+from lluda.backends.executor.decoder import Step
+from lluda.backends.executor.executor import TorchExecutor
+from lluda.backends.executor.operations import RotaryTable
 from lluda.errors import InvalidRequest
+from lluda.formats.packed_bf16 import PACKED_BF16
+from lluda.formats.stored_tensor import StoredTensor
 
 FEW_ROWS = 16
 """Rows of a product up to which reading the weights is the limit, and torch's product far from it."""
@@ -64,10 +67,19 @@ class NativeStep(Step):
     cache_dtype: int
 
 
-class CpuBackend(ReferenceBackend):
+class _Inside(threading.local):
+    """Whether the calling thread is inside `CpuBackend.single_threaded_torch`."""
+
+    single_threaded = False
+
+
+class CpuBackend(TorchExecutor):
     """``packed`` stores matrices in the lossless 12-bit form. ``isa`` forces a kind of kernels (tests do)."""
 
     name = "cpu"
+    CAPABILITIES = CAPABILITIES
+    has_kernels = True
+    few_rows = FEW_ROWS
 
     def __init__(
         self,
@@ -79,20 +91,18 @@ class CpuBackend(ReferenceBackend):
         isa: str | None = None,
     ) -> None:
         super().__init__(device, precision, q8_0_rows=q8_0_rows)
-        if device.type != "cpu" or precision.compute is not torch.bfloat16:
-            raise InvalidRequest(
-                f"the cpu backend computes in bf16 on the CPU, not in {precision.compute} on {device}; "
-                "use --backend reference for that"
-            )
+        refusal = CAPABILITIES.refusal(self.name, BackendRequest(device, precision.name))
+        if refusal is not None:
+            raise InvalidRequest(refusal)
         self._native = NativeContext(isa or "auto", torch.get_num_threads())
         self._packed = packed
         self._formats: set[str] = set()
         self._memory = WeightMemory()
         self._blocks = NativeBlocks()
-        self._alone = False
+        self._inside = _Inside()
         self.incompressible = 0
 
-    def describe(self) -> str:
+    def _description(self) -> str:
         kept = f" ({self.incompressible} incompressible matrices kept BF16)" if self.incompressible else ""
         weights = f"packed BF16{kept}" if self._packed or "PACKED_BF16" in self._formats else "BF16"
         if "Q8_0" in self._formats:
@@ -102,44 +112,41 @@ class CpuBackend(ReferenceBackend):
 
     # Parameters
 
-    def matrix(self, values: Tensor) -> tuple[Weight, bool]:
+    def _take_as_stored(self, stored: StoredTensor) -> tuple[Weight, bool] | None:
+        weight = stored_weight(stored, self._native, q8_0_rows=self._q8_0_rows)
+        if weight is None:
+            return None
+        self._formats.add(weight.format)
+        return weight, True
+
+    def _take_values(self, values: Tensor) -> tuple[Weight, bool]:
         taken = values.to(torch.bfloat16).contiguous()
         if self._packed:
             packed = pack_matrix(taken, self._memory, self._native)
             if packed is not None:
-                return self.packed_matrix(packed), False
+                weight, _ = self.take(StoredTensor(PACKED_BF16, tuple(taken.shape), packed), "matrix")
+                return weight, False
             self.incompressible += 1
         struct = WeightStruct(FORMAT_BF16, 0, *taken.shape, taken.data_ptr())
         return NativeWeight(struct, taken, "BF16"), taken is values
-
-    def packed_matrix(self, stored: Tensor) -> Weight:
-        self._formats.add("PACKED_BF16")
-        return NativeWeight(self._native.library.packed_view(stored), stored, "PACKED_BF16")
-
-    def q8_0_matrix(self, blocks: Tensor) -> Weight | None:
-        self._formats.add("Q8_0")
-        stored = blocks.contiguous()
-        shape = (stored.shape[0], stored.shape[1] // BLOCK_BYTES * BLOCK)
-        struct = WeightStruct(FORMAT_Q8_0_ROWS if self._q8_0_rows else FORMAT_Q8_0, 0, *shape, stored.data_ptr())
-        return NativeWeight(struct, stored, "Q8_0")
 
     @contextmanager
     def single_threaded_torch(self) -> Iterator[None]:
         """torch computes on the calling thread alone: its others would spin beside the kernels' for milliseconds after
         each operation that wakes them."""
-        if self._alone:
+        if self._inside.single_threaded:
             yield
             return
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        self._alone = True
+        self._inside.single_threaded = True
         try:
             yield
         finally:
-            self._alone = False
+            self._inside.single_threaded = False
             torch.set_num_threads(threads)
 
-    # Primitive operations
+    # Operations
 
     def embedding(self, weight: Weight, ids: Tensor) -> Tensor:
         struct = native(weight).struct
@@ -151,7 +158,7 @@ class CpuBackend(ReferenceBackend):
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         assert x.dtype is torch.bfloat16, f"rows of {x.dtype}; the kernels read BF16"
-        if len(x) > FEW_ROWS and weight.format == "BF16" and not self._alone:
+        if len(x) > FEW_ROWS and weight.format == "BF16" and not self._inside.single_threaded:
             # Between torch's operations torch's own product, as good for many rows, or each one's threads would spin
             # while the other's work (journal/08-benchmarks.md).
             return torch.nn.functional.linear(x, native(weight).memory, None if bias is None else bias.to(x.dtype))
@@ -288,7 +295,6 @@ class CpuBackend(ReferenceBackend):
         self,
         x: Tensor,
         passes: CodePredictorSteps,
-        table: RotaryTable,
         stores: Sequence[KeyValueStore],
         choose: Sequence[Callable[[Tensor], int]],
         total: Tensor,
@@ -296,20 +302,20 @@ class CpuBackend(ReferenceBackend):
         codes = []
         for begin in range(0, len(stores), FEW_ROWS // 2):  # the first pass has two rows of each sequence
             part = slice(begin, begin + FEW_ROWS // 2)
-            codes += self._code_passes(x[part], passes, table, stores[part], choose[part], total[part])
+            codes += self._code_passes(x[part], passes, stores[part], choose[part], total[part])
         return codes
 
     def _code_passes(
         self,
         x: Tensor,
         passes: CodePredictorSteps,
-        table: RotaryTable,
         stores: Sequence[KeyValueStore],
         choose: Sequence[Callable[[Tensor], int]],
         total: Tensor,
     ) -> list[list[int]]:
         struct, layers = self._blocks.predict_codes(passes), self._blocks.layers(passes.layers)
         frames, places = len(stores), len(passes.heads) + 1
+        table = self.code_table(passes)
         step = _native_step(self.begin_step(table, [Segment(0, places, store) for store in stores]))
         layers.set_cache_dtype(step.cache_dtype)
         # All by position, so that the rows of each pass lie side by side.

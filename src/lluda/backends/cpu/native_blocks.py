@@ -11,8 +11,6 @@ from torch import Tensor
 
 from lluda.backends.blocks import (
     AttentionBlock,
-    CodePredictorSteps,
-    DecoderLayers,
     EncoderBlock,
     MixtureBlock,
     Projection,
@@ -21,6 +19,7 @@ from lluda.backends.blocks import (
     SwiGLUBlock,
     Weight,
 )
+from lluda.backends.components import CodePredictorSteps, DecoderLayers
 from lluda.backends.cpu.native_library import (
     AttentionStruct,
     CodePredictorStruct,
@@ -229,6 +228,7 @@ def _mlp_struct(block: SwiGLUBlock) -> MlpStruct:
 
 
 def _moe_struct(block: MixtureBlock) -> MoeStruct:
+    assert block.is_whole, "the kernel takes all experts that the router knows"
     gate, up, down = (_array(weights) for weights in zip(*map(_matrices, block.experts), strict=True))
     struct = MoeStruct(
         hidden=block.experts[0].gate_proj.in_features,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lluda.backends.backend import Layers, Observer, Precision, RotaryTable
+from lluda.backends.backend import Precision
 from lluda.backends.blocks import (
     AttentionBlock,
     DenseWeight,
@@ -23,11 +24,13 @@ from lluda.backends.blocks import (
     Norm,
     Projection,
     Segment,
-    Step,
     SwiGLU,
     SwiGLUBlock,
     Weight,
 )
+from lluda.backends.capabilities import BackendRequest
+from lluda.backends.capture import DeviceStore, Run, store_row
+from lluda.backends.components import DecoderLayers, DeepStack, Observer, Rotary
 from lluda.backends.cuda import (
     triton_attention,
     triton_formats,
@@ -37,11 +40,15 @@ from lluda.backends.cuda import (
     triton_rows,
     triton_sampling,
 )
-from lluda.backends.cuda.coded_weight import PACKED, Q8_0, CodedWeight, pack, split_q8_0, unpack_file
-from lluda.backends.cuda.graph import DecodeGraph, DeviceStore, Graph, PrefillGraph, Run, store_row
+from lluda.backends.cuda.coded_weight import PACKED, CodedWeight, coded, pack
+from lluda.backends.cuda.entry import CAPABILITIES
+from lluda.backends.cuda.graph import DecodeGraph, Graph, PrefillGraph
 from lluda.backends.cuda.triton_target import has_dependent_launch, interpreted
-from lluda.backends.reference.backend import ReferenceBackend, attend
+from lluda.backends.executor.decoder import Step
+from lluda.backends.executor.executor import TorchExecutor
+from lluda.backends.executor.operations import RotaryTable, attend
 from lluda.errors import InvalidRequest, LimitExceeded
+from lluda.formats.stored_tensor import StoredTensor
 
 _SCRATCH_ROWS = 16
 _FEW, _MOST_CAPTURED = 512, 2048
@@ -61,20 +68,21 @@ class DeviceStep(Step):
     cache: torch.dtype
 
 
-class CudaBackend(ReferenceBackend):
+class CudaBackend(TorchExecutor):
     """Triton kernels on one GPU (in Triton's interpreter: on any device, for tests)."""
 
     name = "cuda"
+    CAPABILITIES = CAPABILITIES
+    has_kernels = True
 
     def __init__(
         self, device: torch.device, precision: Precision, *, packed: bool = False, q8_0_rows: bool = False
     ) -> None:
-        if device.type != "cuda" and not interpreted():
-            raise InvalidRequest(f"the cuda backend needs a GPU, not device {str(device)!r}; take --device cuda")
-        if packed and precision.compute is not torch.bfloat16:
-            raise InvalidRequest("packed weights are those of a BF16 run; take --dtype bf16, or leave out --weights")
-        if q8_0_rows:
-            raise InvalidRequest("the cuda backend multiplies Q8_0 weights with exact rows; take --backend reference")
+        taken = torch.device("cuda") if interpreted() else device
+        weights, activations = "packed" if packed else "auto", "q8_0" if q8_0_rows else "exact"
+        refusal = CAPABILITIES.refusal(self.name, BackendRequest(taken, precision.name, weights, activations))
+        if refusal is not None:
+            raise InvalidRequest(refusal)
         super().__init__(device, precision)
         self._packed = packed
         self._forms = {PACKED} if packed else set[str]()
@@ -87,31 +95,26 @@ class CudaBackend(ReferenceBackend):
         self._pool: Any = None
         self._scratch: dict[tuple[int, int, int], triton_attention.DecodeScratch] = {}
 
-    def describe(self) -> str:
+    def _description(self) -> str:
         """One line for people."""
         compute = str(self.precision.compute).removeprefix("torch.")
-        card = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "Triton's interpreter"
+        card = self.runtime.name() if self.device.type == "cuda" else "Triton's interpreter"
         weights = f", {' and '.join(sorted(self._forms))} weights" if self._forms else ""
         overlap = ", kernels overlap" if self._pdl else ""
         return f"cuda backend on {self.device} ({card}), {compute}{weights}{overlap}"
 
-    def matrix(self, values: Tensor) -> tuple[Weight, bool]:
+    def _take_values(self, values: Tensor) -> tuple[Weight, bool]:
         taken = values.to(self.device, self.precision.compute).contiguous()
         if self._packed:
             return pack(taken), False
         return DenseWeight(taken, "BF16" if taken.dtype == torch.bfloat16 else str(taken.dtype)[6:].upper()), False
 
-    def packed_matrix(self, stored: Tensor) -> Weight | None:
-        if self.precision.compute is not torch.bfloat16:
+    def _take_as_stored(self, stored: StoredTensor) -> tuple[Weight, bool] | None:
+        weight = coded(stored.to(self.device)) if self.precision.compute is torch.bfloat16 else None
+        if weight is None:
             return None
-        self._forms.add(PACKED)
-        return pack(unpack_file(stored, self.device))
-
-    def q8_0_matrix(self, blocks: Tensor) -> Weight | None:
-        if self.precision.compute is not torch.bfloat16:
-            return None
-        self._forms.add(Q8_0)
-        return split_q8_0(blocks.to(self.device))
+        self._forms.add(weight.format)
+        return weight, False
 
     def embedding(self, weight: Weight, ids: Tensor) -> Tensor:
         if isinstance(weight, CodedWeight):
@@ -131,10 +134,10 @@ class CudaBackend(ReferenceBackend):
             return super().rms_norm(x, norm)
         return triton_rows.rms_norm(x.contiguous(), norm.weight, norm.eps, self.precision.compute, pdl=self._pdl)
 
-    def rotary_table(self, positions: Tensor, inverse_frequencies: Tensor, scale: float = 1.0) -> RotaryTable:
+    def rotary_table(self, positions: Tensor, rotary: Rotary) -> RotaryTable:
         if not self._fused:
-            return super().rotary_table(positions, inverse_frequencies, scale)
-        return triton_rows.angles(positions, inverse_frequencies, scale, pdl=self._pdl)
+            return super().rotary_table(positions, rotary)
+        return triton_rows.angles(rotary.chosen(positions), rotary.frequencies, rotary.scale, pdl=self._pdl)
 
     def rotate(self, x: Tensor, table: RotaryTable, norm: Norm | None) -> Tensor:
         if not self._fused:
@@ -220,6 +223,10 @@ class CudaBackend(ReferenceBackend):
         on_gpu = self.device.type == "cuda"
         return DecodeGraph(run, self.argmax, rows, kv_dtype, self.device, capture=capture and on_gpu)
 
+    def new_graph(self, body: Callable[[], None], *, capture: bool = True, state: Sequence[Tensor] = ()) -> Graph:
+        """See `ComputeBackend.new_graph`."""
+        return Graph(body, self.device, capture=capture and self.device.type == "cuda", state=state)
+
     def host_callback(self, work: Callable[[], object]) -> None:
         if Graph.recording is None:
             super().host_callback(work)
@@ -240,35 +247,53 @@ class CudaBackend(ReferenceBackend):
         return self._pdl
 
     def run_layers(
-        self, layers: Layers, x: Tensor, positions: Tensor, segments: Sequence[Segment], observe: Observer | None
+        self,
+        layers: DecoderLayers,
+        x: Tensor,
+        positions: Tensor,
+        segments: Sequence[Segment],
+        observe: Observer | None = None,
+        deepstack: DeepStack | None = None,
     ) -> Tensor:
         """The first rows of a sequence as one launch, from the second time on that about so many come."""
+        graph = None
+        if deepstack is None and layers.experts is None:
+            graph = self._prefill_graph(layers, x, positions, segments, observed=observe is not None)
+        if graph is None:
+            return super().run_layers(layers, x, positions, segments, observe, deepstack)
+        return graph(x, positions, store_row(segments[0].store, graph.rows), observe or _nobody)
+
+    def _prefill_graph(
+        self, layers: DecoderLayers, x: Tensor, positions: Tensor, segments: Sequence[Segment], *, observed: bool
+    ) -> PrefillGraph | None:
+        """The captured step for these rows; None where they are not the first of one sequence, or too few or many."""
         store = segments[0].store
         bucket = _BUCKETS[len(x) > _FEW]
         rows = -(-len(x) // bucket) * bucket
         alone = len(segments) == 1 and not isinstance(store, DeviceStore) and store.length == 0
         wanted = self._fused and self.device.type == "cuda" and triton_gemv.MAX_ROWS < len(x) <= _MOST_CAPTURED
         if not (alone and wanted and not torch.cuda.is_current_stream_capturing()):
-            return layers(x, positions, segments, observe)
+            return None
         try:
-            buffers, place = store.reserve(rows), store_row(store, rows)
+            keys, _ = store.reserve(rows)
         except LimitExceeded:  # by the rows that it is filled up with
-            return layers(x, positions, segments, observe)
-        if buffers[0].dtype != self.precision.compute:
-            return layers(x, positions, segments, observe)
-        key = layers, rows, positions.dim(), observe is None
+            return None
+        if keys.dtype != self.precision.compute:
+            return None
+        key = layers, rows, positions.dim(), observed
         if key not in self._prefills:
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             self._prefills[key] = PrefillGraph(
-                layers, rows, x, positions, buffers[0].dtype, observed=observe is not None, pool=self._pool
+                partial(super().run_layers, layers), rows, x, positions, keys.dtype, observed=observed, pool=self._pool
             )
-        return self._prefills[key](x, positions, place, observe or _nobody)
+        return self._prefills[key]
 
     def _first_rows(self, x: Tensor, block: AttentionBlock, layer: int, step: DeviceStep) -> Tensor:
         """Attention of a sequence's first rows among themselves, whose keys and values are stored on the way."""
+        self.torch_blocks["attention"] += 1
         normed = self.rms_norm(x, block.norm)
         query, key, value = (
-            self._project(normed, part).view(len(x), -1, block.head_dim)
+            self.project(normed, part).view(len(x), -1, block.head_dim)
             for part in (block.q_proj, block.k_proj, block.v_proj)
         )
         table = step.cos, step.sin
@@ -284,13 +309,13 @@ class CudaBackend(ReferenceBackend):
             norm = block.norm.weight, block.norm.eps
             return triton_gemv.project(x, norm, [part.weight for part in parts], pdl=self._pdl)
         normed = self.rms_norm(x, block.norm)
-        return torch.cat([self._project(normed, part) for part in parts], dim=1).float()
+        return torch.cat([self.project(normed, part) for part in parts], dim=1).float()
 
     def _add(self, x: Tensor, rows: Tensor, projection: Projection, scale: Tensor | None) -> Tensor:
         """``x + scale * projection(rows)``, in place where one kernel does it."""
         if self._few(x) and self._takes(projection.weight) and projection.bias is None:
             return triton_gemv.add(rows, projection.weight, x.contiguous(), scale, pdl=self._pdl)
-        branch = self._project(rows, projection)
+        branch = self.project(rows, projection)
         return x + (branch if scale is None else branch * scale)
 
     def _few(self, x: Tensor) -> bool:
@@ -323,7 +348,8 @@ class CudaBackend(ReferenceBackend):
         """Addresses of the experts' matrices, the shared expert's last, made once; None if no kernel takes them."""
         if block not in self._experts:
             mlps = [*block.experts, *([block.shared.mlp] if block.shared else [])]
-            taken = len(block.experts) <= triton_mixture.MAX_EXPERTS and self._takes(*chain(*map(_matrices, mlps)))
+            few = block.is_whole and len(block.experts) <= triton_mixture.MAX_EXPERTS
+            taken = few and self._takes(*chain(*map(_matrices, mlps)))
             places = [[triton_formats.place_of(w) for w in _matrices(mlp)] for mlp in mlps] if taken else []
             self._experts[block] = torch.tensor(places, device=self.device) if taken else None
         return self._experts[block]

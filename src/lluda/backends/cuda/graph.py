@@ -15,35 +15,11 @@ import torch
 from torch import Tensor
 
 from lluda.backends.blocks import KeyValueStore, Segment
+from lluda.backends.capture import STORE_WIDTH, DeviceStore, Run, store_row
+from lluda.backends.components import Observer
 
-Observer = Callable[[str, Tensor], None]
 Layers = Callable[[Tensor, Tensor, Sequence[Segment], Observer | None], Tensor]
-STORE_WIDTH = 4
-Run = Callable[[Tensor, Tensor, Sequence[Segment]], Tensor]
-"""A network's step: ids (int64 ``[rows]``), positions ``[rows]``, segments -> logits ``[rows, vocab]``."""
-
-
-class DeviceStore:
-    """A key-value store whose place and length stand in device memory, in row ``index`` of ``table`` (int64
-    ``[stores, STORE_WIDTH]``; see `triton_attention`), so that a captured step serves whatever stands there then."""
-
-    length = 0
-
-    def __init__(self, table: Tensor, index: int, dtype: torch.dtype) -> None:
-        self.table, self.index, self.dtype = table, index, dtype
-
-    def advance(self, rows: int) -> None:
-        """Nothing: whoever writes the table counts."""
-
-    def reserve(self, rows: int) -> tuple[Tensor, Tensor]:
-        """Not known to the host."""
-        raise AssertionError(f"{rows} rows of a device store were asked for by an operation that runs on the host")
-
-
-def store_row(store: KeyValueStore, rows: int = 1) -> tuple[int, int, int, int]:
-    """What the table says of a store of the host's, with room for ``rows`` more positions."""
-    keys, values = store.reserve(rows)
-    return keys.data_ptr(), values.data_ptr(), store.length, keys.shape[2]
+"""The layers of a stack: residual rows, positions, segments and an observer -> residual rows."""
 
 
 class Graph:
@@ -214,7 +190,7 @@ class PrefillGraph:
         self, layers: Layers, rows: int, x: Tensor, like: Tensor, kv_dtype: torch.dtype, *, observed: bool, pool: Any
     ) -> None:
         device = x.device
-        self._layers, self._observed, self._pool, self._device = layers, observed, pool, device
+        self.rows, self._layers, self._observed, self._pool, self._device = rows, layers, observed, pool, device
         self._rows = torch.zeros(rows, x.shape[1], dtype=x.dtype, device=device)
         self._positions = torch.zeros((*like.shape[:-1], rows), dtype=torch.float32, device=device)
         self._host = pinned((STORE_WIDTH,), torch.int64, device)

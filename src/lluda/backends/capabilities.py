@@ -1,0 +1,47 @@
+"""What a kind of backend supports, and why it refuses what it does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class BackendRequest:
+    """What is asked of a backend: a torch device, a dtype (bf16, f32, f64), how matrices are held (auto, bf16, packed,
+    blocked) and what Q8_0 weights multiply (exact, or rows rounded to q8_0)."""
+
+    device: torch.device
+    dtype: str
+    weights: str = "auto"
+    activations: str = "exact"
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """``device_types`` as torch names them (empty: any), ``dtypes``, ``weights`` and ``activations`` as in
+    `BackendRequest`, ``captures``: whether steps can be launched as one."""
+
+    device_types: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    weights: tuple[str, ...]
+    activations: tuple[str, ...]
+    captures: bool = False
+
+    def refusal(self, name: str, request: BackendRequest) -> str | None:
+        """Why the backend ``name`` does not do ``request``, and what to do; None if it does."""
+        if self.device_types and request.device.type not in self.device_types:
+            needs = "the CPU" if self.device_types == ("cpu",) else "a GPU"
+            remedy = f"take --device {self.device_types[0]}"
+            return f"the {name} backend needs {needs}, not device {str(request.device)!r}; {remedy}"
+        if request.weights == "packed" and request.dtype != "bf16":
+            return "packed weights are those of a BF16 run; take --dtype bf16, or leave out --weights"
+        if request.dtype not in self.dtypes:
+            does = " and ".join(self.dtypes)
+            return f"the {name} backend computes in {does}, not in {request.dtype}; take --backend reference"
+        if request.weights not in self.weights:
+            return f"the {name} backend holds no {request.weights} weights; take --weights {self.weights[0]}"
+        if request.activations not in self.activations:
+            return f"the {name} backend multiplies Q8_0 weights with exact rows; take --backend reference"
+        return None

@@ -1,0 +1,1 @@
+"""The torch executor: every component of the seam in torch operations, which reference, cpu and cuda share."""

@@ -1,0 +1,118 @@
+"""Which backends there are, and the choice among them: once, at load. What was chosen, and why, is printed.
+
+A backend is a folder beside this file and one line in `_ENTRIES`, in the order in which ``auto`` prefers them.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lluda.backends.backend import ComputeBackend
+from lluda.backends.capabilities import BackendRequest
+from lluda.backends.cpu.entry import ENTRY as CPU
+from lluda.backends.cuda.entry import ENTRY as CUDA
+from lluda.backends.device import register_runtime, runtime_of
+from lluda.backends.entry import BackendEntry
+from lluda.backends.reference.entry import ENTRY as REFERENCE
+from lluda.errors import InvalidRequest, MissingDependency, NativeLibraryError
+
+ACTIVATIONS = ("exact", "q8_0")
+WEIGHT_FORMATS = ("auto", "bf16", "packed", "blocked")
+
+_ENTRIES: dict[str, BackendEntry] = {}
+
+
+def register(entry: BackendEntry) -> None:
+    """Add a backend, behind those there are but before the reference, which takes what no other does."""
+    last = _ENTRIES.pop(REFERENCE.name, None)
+    _ENTRIES[entry.name] = entry
+    if last is not None:
+        _ENTRIES[last.name] = last
+    if entry.runtime is not None:
+        for device_type in entry.capabilities.device_types:
+            register_runtime(device_type, entry.runtime)
+
+
+for _entry in (CPU, CUDA, REFERENCE):
+    register(_entry)
+
+
+def backend_names() -> tuple[str, ...]:
+    """All that can be asked for by name."""
+    return tuple(_ENTRIES)
+
+
+def support(request: BackendRequest) -> dict[str, str | None]:
+    """Of each backend why it does not do ``request``; None if it does."""
+    return {name: entry.refusal(request) for name, entry in _ENTRIES.items()}
+
+
+def select_backend(
+    name: str, device: str, dtype: str, weights: str = "auto", activations: str = "exact"
+) -> ComputeBackend:
+    """The backend ``name`` on a torch device, computing in ``dtype`` (bf16, f32, f64), holding matrices as ``weights``.
+
+    ``auto`` is the first that does all of it and can be had: the cpu backend (BF16 on the CPU, native library built),
+    the cuda backend (BF16 and F32 on a GPU, Triton installed), else the reference, which then says why. Weights:
+    ``bf16`` as stored, zero-copy; ``packed`` to 12 bits (cpu, cuda backend); ``blocked`` in oneDNN's order (reference,
+    BF16 on the CPU); ``auto`` is blocked for the reference where it can be, else as stored. Activations: what Q8_0
+    weights multiply: ``exact`` rows, or rows rounded to ``q8_0``, as llama.cpp does.
+
+    Raises:
+        InvalidRequest: a name, device or format there is not, or a combination that does not go together.
+        NativeLibraryError: the cpu backend was asked for and its library cannot be used.
+        MissingDependency: the cuda backend was asked for and Triton is not installed.
+    """
+    if name != "auto" and name not in _ENTRIES:
+        raise InvalidRequest(f"backend {name!r} does not exist; choose one of auto, {', '.join(sorted(_ENTRIES))}")
+    if weights not in WEIGHT_FORMATS:
+        raise InvalidRequest(f"weights {weights!r} is not one of {', '.join(WEIGHT_FORMATS)}")
+    if activations not in ACTIVATIONS:
+        raise InvalidRequest(f"activations {activations!r} is not one of {', '.join(ACTIVATIONS)}")
+    request = BackendRequest(usable_device(device), dtype, weights, activations)
+    if name == "auto":
+        return _first_that_can(request)
+    entry = _ENTRIES[name]
+    if weights not in entry.capabilities.weights:
+        others = [other for other in _ENTRIES.values() if _holds(other, request)]
+        needed = " or ".join(other.name for other in others) or "another"
+        raise InvalidRequest(f"{weights} weights need the {needed} backend; leave out --backend {name}")
+    return entry.make(request, "")
+
+
+def _holds(entry: BackendEntry, request: BackendRequest) -> bool:
+    """Whether it holds such weights on such a device."""
+    types = entry.capabilities.device_types
+    return request.weights in entry.capabilities.weights and (not types or request.device.type in types)
+
+
+def _first_that_can(request: BackendRequest) -> ComputeBackend:
+    failure: NativeLibraryError | MissingDependency | None = None
+    for entry in _ENTRIES.values():
+        if entry.refusal(request) is None:
+            try:
+                return entry.make(request, str(failure or ""))
+            except (NativeLibraryError, MissingDependency) as error:
+                failure = error
+    if failure is not None:
+        raise failure
+    nearest = next((entry for entry in _ENTRIES.values() if _holds(entry, request)), REFERENCE)
+    raise InvalidRequest(nearest.refusal(request) or f"no backend does {request}")
+
+
+def usable_device(name: str) -> torch.device:
+    """The torch device ``name``, after a small computation on it. InvalidRequest if that fails."""
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # what torch raises depends on the device
+        reason = str(error).splitlines()[0]
+        raise InvalidRequest(
+            f"device {name!r:.40} cannot be used: {reason:.120}; choose cpu, or a device that torch sees"
+        ) from None
+    return device
+
+
+def memory_available(name: str) -> int:
+    """Bytes free now on the device ``name``; those of the machine where it shares them. Errors as `usable_device`."""
+    return runtime_of(usable_device(name)).memory_available()
