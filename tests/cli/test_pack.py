@@ -64,6 +64,18 @@ def test_every_value_is_the_same(wide, packed):
     assert after.entries["model.embed_tokens.weight"].dtype == "PACKED_BF16"
 
 
+def test_without_the_native_library_torch_packs_the_same_file(lluda, wide, packed, tmp_path, monkeypatch):
+    def missing(**_):
+        raise NativeLibraryError("the native library is not built")
+
+    monkeypatch.setattr("lluda.convert.pack_model.NativeContext", missing)
+    printed = lluda("pack", "-m", wide, tmp_path / "out", "--threads", 1)
+    assert printed.code == 0, printed.err
+    assert "packed in torch: the native library is not built" in printed.err
+    ours, native = ((folder / "model.safetensors").read_bytes() for folder in (tmp_path / "out", packed))
+    assert ours == native
+
+
 def test_packed_ahead_and_packed_while_loading_answer_alike(lluda, wide, packed):
     ahead, loading = answer(lluda, packed), answer(lluda, wide, "--weights", "packed")
     assert ahead.out == loading.out

@@ -110,7 +110,7 @@ def test_a_false_declaration_is_refused_on_opening(tmp_path, shapes, rule):
 def test_a_declaration_that_is_not_json(tmp_path):
     path = write_packed(tmp_path / "x.safetensors", {"w": GOOD}, "x")
     path.write_bytes(path.read_bytes().replace(b'"\\"x\\""', b'"{\\"x" '))
-    with pytest.raises(CorruptFile, match="metadata lluda.packed_bf16: not JSON"):
+    with pytest.raises(CorruptFile, match=r"metadata lluda\.packed_bf16: not JSON"):
         SafetensorsFile(path)
 
 

@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
         print(file)
     for warning in report.suspicious:
         say(f"warning: {warning}")
+    if report.remark:
+        say(report.remark)
     if report.incompressible:
         say(f"kept BF16, as they do not compress: {listed(report.incompressible)}")
     if source.is_gguf and args.tokenizer is None:

@@ -1,4 +1,4 @@
-"""A model packed ahead of time: from its name to a folder of packed matrices, made by the native library."""
+"""A model packed ahead of time: from its name to a folder of packed matrices."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import torch
 from lluda.backends.cpu.native_library import NativeContext
 from lluda.backends.cpu.packing import pack_matrix
 from lluda.backends.cpu.weight_memory import WeightMemory
-from lluda.convert.packed_folder import DEFAULT_SHARD_BYTES, PackReport, write_packed_folder
+from lluda.convert.packed_folder import DEFAULT_SHARD_BYTES, Pack, PackReport, write_packed_folder
 from lluda.engine.loading import LoadOptions
+from lluda.errors import NativeLibraryError
+from lluda.formats.packed_bf16 import PACKED_BF16
 from lluda.weights.checkpoint import CONFIG_NAME, ModelSource, open_checkpoint, read_config, read_document
 from lluda.weights.hub import find_source
 from lluda.weights.loader import Progress
@@ -33,21 +35,34 @@ def pack_model(
     """Pack a folder, .gguf file or hub model into the new folder ``out_dir``, with its config and settings, and with
     its tokenizer and chat template or those of the folder ``tokenizer`` (a .gguf file's own are not copied).
 
-    Errors as `write_packed_folder`; NativeLibraryError: there is no native library; ModelNotFound: no such model.
+    Without a native library it is done in torch, which takes several times as long, and the report says so.
+
+    Errors as `write_packed_folder`; ModelNotFound: no such model.
     """
-    threads = LoadOptions(threads=threads).threads
-    native = NativeContext(threads=threads or torch.get_num_threads())
+    pack, remark = _packer(LoadOptions(threads=threads).threads or torch.get_num_threads())
     source = find_source(name_or_path)
     path, is_folder = source.path, not source.is_gguf
-    return write_packed_folder(
+    report = write_packed_folder(
         open_checkpoint(source),
         out_dir,
-        partial(pack_matrix, memory=WeightMemory(), native=native),
+        pack,
         config=path / CONFIG_NAME if is_folder else read_config(source),
         extra_files=_extra_files(source, tokenizer),
         shard_bytes=shard_bytes,
         progress=progress,
     )
+    report.remark = remark
+    return report
+
+
+def _packer(threads: int) -> tuple[Pack, str]:
+    """What packs a matrix, and why it is not the native library, if so."""
+    try:
+        native = NativeContext(threads=threads)
+    except NativeLibraryError as error:
+        torch.set_num_threads(threads)
+        return PACKED_BF16.encode, f"packed in torch: {error}"
+    return partial(pack_matrix, memory=WeightMemory(), native=native), ""
 
 
 def _extra_files(source: ModelSource, tokenizer: Path | None) -> dict[str, Path | Mapping[str, Any]]:

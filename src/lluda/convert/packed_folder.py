@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]
 @dataclass(slots=True)
 class PackReport:
     """What packing did: ``packed`` matrices, those ``incompressible`` and stored unchanged, tensors with NaN or
-    infinity (``suspicious``), bytes before and after, and the ``files`` written."""
+    infinity (``suspicious``), bytes before and after, the ``files`` written, and a ``remark`` on how, if any."""
 
     packed: list[str] = field(default_factory=list)
     incompressible: list[str] = field(default_factory=list)
@@ -43,6 +43,7 @@ class PackReport:
     bytes_before: int = 0
     bytes_after: int = 0
     files: list[Path] = field(default_factory=list)
+    remark: str = ""
 
 
 def write_packed_folder(

@@ -30,6 +30,8 @@ from lluda.engine.speech import Voice
 from lluda.engine.talker_prompt import TalkerPromptBuilder
 from lluda.engine.tied_head import with_stored_head
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError, UnsupportedModel
+from lluda.formats.plain import plain_tensor
+from lluda.formats.stored_tensor import StoredTensor
 from lluda.inputs.chat.chat_template import ChatTemplate
 from lluda.inputs.text.tokenizer import Tokenizer
 from lluda.models.build import (
@@ -64,11 +66,8 @@ _log = logging.getLogger(__name__)
 DEFAULT_CONTEXT = 8192
 """Positions a sequence may have where ``max_context`` is not given and the model allows more."""
 
-_KEEPS_Q8_0 = ("auto", "packed")
-"""Values of ``weights`` with which Q8_0 stays as it is, in a BF16 run."""
-
-_KEEPS_PACKED = ("auto", "packed")
-"""The same of matrices that were packed ahead of time; the cpu and cuda backends take them."""
+_KEEPS_STORED = ("auto", "packed")
+"""Values of ``weights`` with which a matrix stays in the format it is stored in, where the backend has a kernel."""
 
 MAX_THREADS = 1024
 """More than the cores of any machine this is for; told to start too many, OpenMP crashes the process."""
@@ -196,9 +195,9 @@ class ModelFiles:
     def _kept_bytes(self, options: LoadOptions, dtype: DTypeName) -> dict[str, int]:
         """Bytes of the matrices that stay as they are stored: Q8_0, or packed BF16."""
         formats = set()
-        if options.weights in _KEEPS_Q8_0 and (dtype == "bf16" or options.activations == "q8_0"):
+        if options.weights in _KEEPS_STORED and (dtype == "bf16" or options.activations == "q8_0"):
             formats.add("Q8_0")
-        if options.weights in _KEEPS_PACKED and dtype == "bf16" and options.backend in ("auto", "cpu", "cuda"):
+        if options.weights in _KEEPS_STORED and dtype == "bf16" and options.backend in ("auto", "cpu", "cuda"):
             formats.add("PACKED_BF16")
         try:
             checkpoint = open_checkpoint(self.source)
@@ -313,41 +312,43 @@ def _load(
         torch.set_num_threads(options.threads)
     dtype = resolve_dtype(options.dtype, files.config.dtype)
     backends = files.backends(options, dtype)
+    taker = _Taker(backends, as_stored=options.weights in _KEEPS_STORED)
     placed, report = load_tensors(
         open_checkpoint(files.source),
         specs,
         skip=skip,
-        place=lambda spec, values: _place(backends.of_parameter(spec.name), spec, values),
-        place_packed=lambda spec, stored: _place_packed(backends.of_parameter(spec.name), options, spec, stored),
-        place_q8_0=lambda spec, blocks: _place_q8_0(backends.of_parameter(spec.name), options, spec, blocks),
+        take=taker,
         allow_unexpected=options.allow_unexpected,
         check=options.check_tensors,
         progress=progress,
     )
     sizes = {name: value.nbytes for name, value in placed.items()}
-    report = replace(report, kept_bf16=_kept_bf16(placed), sizes=sizes, formats=_formats(placed), notices=files.notices)
+    report = replace(
+        report,
+        kept_bf16=_kept_bf16(placed),
+        sizes=sizes,
+        formats=_formats(placed),
+        decoded=dict(taker.decoded),
+        notices=files.notices,
+    )
     return _Loaded(backends, Parameters(placed), report)
 
 
-def _place(backend: ComputeBackend, spec: ParameterSpec, values: Tensor) -> tuple[Weight | Tensor, bool]:
-    if spec.role in ("matrix", "embedding"):
-        return backend.matrix(values)
-    taken = backend.kernel(values) if spec.role == "kernel" else backend.vector(values)
-    return taken, taken is values
+class _Taker:
+    """Hands each tensor to the backend of its component: ``as_stored``, or as plain numbers. ``decoded`` counts, by
+    their format in the file, those that are held as decoded numbers."""
 
+    def __init__(self, backends: Backends, *, as_stored: bool) -> None:
+        self._backends, self._as_stored = backends, as_stored
+        self.decoded: Counter[str] = Counter()
 
-def _place_packed(
-    backend: ComputeBackend, options: LoadOptions, spec: ParameterSpec, stored: Tensor
-) -> Weight | Tensor | None:
-    wanted = options.weights in _KEEPS_PACKED and spec.role in ("matrix", "embedding")
-    return backend.packed_matrix(stored) if wanted else None
-
-
-def _place_q8_0(
-    backend: ComputeBackend, options: LoadOptions, spec: ParameterSpec, blocks: Tensor
-) -> Weight | Tensor | None:
-    wanted = options.weights in _KEEPS_Q8_0 and spec.role in ("matrix", "embedding")
-    return backend.q8_0_matrix(blocks) if wanted else None
+    def __call__(self, spec: ParameterSpec, stored: StoredTensor) -> tuple[Weight | Tensor, bool]:
+        given = stored if self._as_stored or stored.format.is_plain else plain_tensor(stored.decode())
+        taken, reads = self._backends.of_parameter(spec.name).take(given, spec.role)
+        is_kept = not isinstance(taken, Tensor) and taken.format == stored.format.name
+        if not (stored.format.is_plain or is_kept):
+            self.decoded[stored.format.name] += 1
+        return taken, reads and given is stored
 
 
 def _formats(placed: Mapping[str, Weight | Tensor]) -> dict[str, int]:
