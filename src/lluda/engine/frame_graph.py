@@ -7,21 +7,19 @@ What a frame computes is what `engine/frames.py` computes, for backends that can
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lluda.backends.blocks import Segment
-from lluda.engine.frames import SpeechParams, code_predictor_sampling
+from lluda.backends.capture import STORE_WIDTH, CapturedStep, DeviceStore, store_row
 from lluda.engine.kv_cache import STORAGE_DTYPES, CacheOptions, KVCache
 from lluda.engine.sampling_params import SamplingParams
+from lluda.engine.speech_params import SpeechParams, code_predictor_sampling
 from lluda.errors import LludaError
 from lluda.models.code_predictor import CodePredictor
 from lluda.models.talker import Talker
-
-if TYPE_CHECKING:
-    from lluda.backends.cuda.backend import CudaBackend
 
 
 class FrameGraph:
@@ -35,19 +33,14 @@ class FrameGraph:
     def __init__(
         self, talker: Talker, predictor: CodePredictor, sampling: SamplingParams, kv_dtype: str, *, capture: bool = True
     ) -> None:
-        from lluda.backends.cuda.backend import CudaBackend
-        from lluda.backends.cuda.graph import STORE_WIDTH, DeviceStore, Graph, pinned, store_row
-
-        assert isinstance(talker.backend, CudaBackend), "only the cuda backend captures"
-        self._backend: CudaBackend = talker.backend
+        self._backend = talker.backend
         self._talker, self._predictor, self.kv_dtype = talker, predictor, kv_dtype
         config, device = talker.config, talker.backend.device
-        self._capture = capture and device.type == "cuda"
-        self._graph_of, self._store_row = Graph, store_row
+        self._capture = capture
         groups, hidden, vocabulary = config.num_code_groups, config.decoder.hidden_size, config.decoder.vocab_size
         self._sampling = sampling.with_defaults({})
         # From the host: the talker's store, its position, and a uniform number for each code.
-        self._host = pinned((STORE_WIDTH + 1 + groups,), torch.int64, device)
+        self._host = self._backend.pinned((STORE_WIDTH + 1 + groups,), torch.int64)
         self._inputs = torch.zeros_like(self._host, device=device)
         self._position = self._inputs[STORE_WIDTH : STORE_WIDTH + 1].view(torch.float64)
         self._uniforms = self._inputs[STORE_WIDTH + 1 :].view(torch.float64)
@@ -57,7 +50,7 @@ class FrameGraph:
         self._next = torch.zeros(1, hidden, device=device)
         self._codes = torch.zeros(groups, dtype=torch.int64, device=device)
         self._peaks = torch.zeros(groups, device=device)
-        self._chosen = pinned((2, groups), torch.float64, device)
+        self._chosen = self._backend.pinned((2, groups), torch.float64)
         self._suppressed = torch.zeros_like(self.seen)
         self._suppressed[config.code_predictor.vocab_size :] = 1
         self._suppressed[config.codec.eos] = 0
@@ -72,8 +65,8 @@ class FrameGraph:
         self._stores = [DeviceStore(tables[length : length + 1], 0, dtype) for length in range(groups)]
         self._places = torch.arange(groups, device=device)
         self._last = torch.zeros(1, dtype=torch.int64, device=device)
-        self._first_graph: Graph | None = None
-        self._frame_graph: Graph | None = None
+        self._first_graph: CapturedStep | None = None
+        self._frame_graph: CapturedStep | None = None
 
     @property
     def warm_up_seconds(self) -> float:
@@ -85,18 +78,16 @@ class FrameGraph:
         """The codes of the first frame, of ``hidden`` and ``logits`` after the prompt."""
         self._fill([0] * 4, 0.0, uniforms)
         if self._first_graph is None:
-            self._first_graph = self._graph_of(
-                self._first, self._backend.device, capture=self._capture, state=(self.seen,)
-            )
+            self._first_graph = self._backend.new_graph(self._first, capture=self._capture, state=(self.seen,))
         self._first_graph.launch()
 
     @torch.inference_mode()
     def launch(self, cache: KVCache, position: float, uniforms: list[float]) -> None:
         """The talker's step over the last frame's codes and ``text``, and the next frame's codes."""
-        self._fill(list(self._store_row(cache)), position, uniforms)
+        self._fill(list(store_row(cache)), position, uniforms)
         if self._frame_graph is None:
             state = (self.seen, self._next)
-            self._frame_graph = self._graph_of(self._frame, self._backend.device, capture=self._capture, state=state)
+            self._frame_graph = self._backend.new_graph(self._frame, capture=self._capture, state=state)
         self._frame_graph.launch()
 
     def codes(self) -> list[int]:
@@ -161,7 +152,7 @@ class GraphFrames:
         config = talker.config
         seed = params.sampling.seed
         assert seed is not None, "with_defaults draws a seed"
-        self._graph, self._talker = graph, talker
+        self.graph, self._talker = graph, talker
         self._cache = KVCache(config.decoder, CacheOptions(max_rows, "growing", graph.kv_dtype), talker.backend.device)
         self._eos, self._passes = config.codec.eos, config.num_code_groups - 1
         # As the samplers of `frames`: one stream of numbers for the talker, one for its predictor, of one seed.
@@ -177,20 +168,20 @@ class GraphFrames:
         last = torch.tensor([count - 1], device=device)
         hidden, logits = self._talker(rows, places.to(device), [Segment(0, count, self._cache)], last)
         self._cache.advance(count)
-        self._graph.hidden.copy_(hidden)
-        self._graph.logits.copy_(logits)
-        self._graph.launch_first(self._draw())
+        self.graph.hidden.copy_(hidden)
+        self.graph.logits.copy_(logits)
+        self.graph.launch_first(self._draw())
 
     def next_codes(self) -> list[int] | None:
         """The codes of the next frame, one of each codebook; None when the talker ends the speech."""
-        codes = self._graph.codes()
+        codes = self.graph.codes()
         return None if codes[0] == self._eos else codes
 
     @torch.inference_mode()
     def feed(self, text: Tensor) -> None:
         """Start the next frame: the last one's codes and one row of text ``[1, hidden]`` become the talker's row."""
-        self._graph.text.copy_(text)
-        self._graph.launch(self._cache, self._cache.length + self._cache.position_offset, self._draw())
+        self.graph.text.copy_(text)
+        self.graph.launch(self._cache, self._cache.length + self._cache.position_offset, self._draw())
         self._cache.advance(1)
 
     def _draw(self) -> list[float]:

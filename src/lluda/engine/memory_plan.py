@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import psutil
-import torch
-
-from lluda.backends import usable_device
+from lluda.backends import memory_available
 from lluda.config.decoder import DecoderConfig
 from lluda.config.model import DTypeName
 from lluda.errors import OutOfMemory
@@ -103,7 +100,9 @@ class MemoryPlan:
         for row in self.weights:
             if row.device == device and (name := _movable(row)):
                 sizes[name] = sizes.get(name, 0) + row.nbytes
-        room = self.available.get("cpu", 0 if device.startswith("cpu") else _available("cpu")) - self.total_on("cpu")
+        room = self.available.get("cpu", 0 if device.startswith("cpu") else memory_available("cpu")) - self.total_on(
+            "cpu"
+        )
         cheap = [name for name in _MOVABLE.values() if name in sizes]
         for order in (cheap, ["experts", *cheap] if "experts" in sizes else []):
             moved: list[str] = []
@@ -153,7 +152,7 @@ def plan_memory(
         weights=weights,
         kv_cache=PlanRow(f"KV cache, {context} positions", 0, kv_bytes, device),
         activations=PlanRow(f"activations, {prefill_rows} rows", 0, activation_bytes, device),
-        available={name: _available(name) for name in dict.fromkeys([device, *(row.device for row in weights)])},
+        available={name: memory_available(name) for name in dict.fromkeys([device, *(row.device for row in weights)])},
     )
 
 
@@ -164,14 +163,6 @@ def _activation_bytes(config: DecoderConfig, dtype: DTypeName, rows: int) -> int
     ffn = config.intermediate_size if config.moe is None else config.moe.moe_intermediate_size
     per_row = 4 * 4 * config.hidden_size + 2 * 4 * widest + 3 * 4 * max(ffn, config.hidden_size)
     return rows * per_row * (2 if dtype == "f64" else 1) + 8 * config.vocab_size
-
-
-def _available(name: str) -> int:
-    """Bytes free now on the device; those of the machine where it shares them."""
-    device = usable_device(name)
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def _gb(nbytes: int) -> str:

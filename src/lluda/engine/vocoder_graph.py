@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from lluda.backends.capture import STORE_WIDTH, CapturedStep, DeviceStore
 from lluda.models.code2wav import Code2Wav, Code2WavState
 from lluda.models.conv import ConvState, FixedConvState
-
-if TYPE_CHECKING:
-    from lluda.backends.cuda.graph import Graph
-
-_STORE = 4  # numbers that say where the transformer's cache is and what it holds
 
 
 class _FixedState(Code2WavState):
     """A stream's state in places that do not change; its transformer's cache is a ring of one window."""
 
     def __init__(self, network: Code2Wav, begun: Code2WavState) -> None:
-        from lluda.backends.cuda.graph import DeviceStore
-
         super().__init__(network.config, network.backend)
         decoder, device = network.config.transformer, network.backend.device
         shape = (decoder.num_hidden_layers, decoder.num_key_value_heads, network.config.window, decoder.head_dim)
         self.ring = torch.zeros((2, *shape), dtype=network.backend.precision.compute, device=device)
-        self.inputs = torch.zeros(_STORE, dtype=torch.int64, device=device)
-        self.store = DeviceStore(self.inputs.view(1, _STORE), 0, self.ring.dtype)
+        self.inputs = torch.zeros(STORE_WIDTH, dtype=torch.int64, device=device)
+        self.store = DeviceStore(self.inputs.view(1, STORE_WIDTH), 0, self.ring.dtype)
         self.cache = self.store  # type: ignore[assignment]
-        self.kept = self.fixed = FixedConvState(begun.kept)
+        self.conv_state = self.fixed = FixedConvState(begun.conv_state)
 
     def positions(self, count: int, device: torch.device) -> Tensor:
         """Of the next frame: how many went before, as the device knows it."""
@@ -41,16 +33,14 @@ class VocoderGraph:
     """The captured frames of one network, a stream's first and any other; streams use them in turn."""
 
     def __init__(self, network: Code2Wav, *, capture: bool = True) -> None:
-        from lluda.backends.cuda.graph import pinned
-
         self._network, device = network, network.backend.device
-        self._capture = capture and device.type == "cuda"
-        self._host = pinned((_STORE + network.config.num_quantizers,), torch.int64, device)
+        self._capture = capture
+        self._host = network.backend.pinned((STORE_WIDTH + network.config.num_quantizers,), torch.int64)
         self._inputs = torch.zeros_like(self._host, device=device)
         sizes = (network.config.samples(1), network.config.samples_per_frame)
-        self._samples = [pinned((size,), torch.float32, device) for size in sizes]
+        self._samples = [network.backend.pinned((size,), torch.float32) for size in sizes]
         self._state: _FixedState | None = None
-        self._graphs: list[Graph | None] = [None, None]
+        self._graphs: list[CapturedStep | None] = [None, None]
         self._frames = 0
 
     @property
@@ -67,10 +57,8 @@ class VocoderGraph:
         return self._samples[not first].clone()
 
     @torch.inference_mode()
-    def launch(self, codes: list[int], *, first: bool) -> Graph:
+    def launch(self, codes: list[int], *, first: bool) -> CapturedStep:
         """Start the next frame."""
-        from lluda.backends.cuda.graph import Graph
-
         state = self._state = self._state or self._make_state()
         self._frames = 0 if first else self._frames + 1
         keys, values = state.ring
@@ -78,8 +66,8 @@ class VocoderGraph:
         graph = self._graphs[not first]
         if graph is None:
             body = self._first if first else self._next
-            device, kept = self._network.backend.device, state.fixed.tensors
-            graph = self._graphs[not first] = Graph(body, device, capture=self._capture, state=kept)
+            kept = state.fixed.tensors
+            graph = self._graphs[not first] = self._network.backend.new_graph(body, capture=self._capture, state=kept)
         graph.launch()
         return graph
 
@@ -93,10 +81,10 @@ class VocoderGraph:
     def _first(self) -> None:
         state = self._state
         assert state is not None
-        state.kept = ConvState()
+        state.conv_state = ConvState()
         self._frame(state, self._samples[0])
-        state.fixed.begin(state.kept)
-        state.kept = state.fixed
+        state.fixed.begin(state.conv_state)
+        state.conv_state = state.fixed
 
     def _next(self) -> None:
         assert self._state is not None
@@ -104,6 +92,6 @@ class VocoderGraph:
 
     def _frame(self, state: _FixedState, out: Tensor) -> None:
         self._inputs.copy_(self._host, non_blocking=True)
-        state.inputs.copy_(self._inputs[:_STORE])
-        samples = self._network.frame(self._inputs[_STORE:, None], state)
+        state.inputs.copy_(self._inputs[:STORE_WIDTH])
+        samples = self._network.frame(self._inputs[STORE_WIDTH:, None], state)
         out.copy_(samples.float(), non_blocking=True)
