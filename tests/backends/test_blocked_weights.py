@@ -7,6 +7,8 @@ from lluda.backends import select_backend
 from lluda.backends.backend import Precision
 from lluda.backends.reference.backend import BlockedWeight, ReferenceBackend, can_block
 from lluda.errors import InvalidRequest
+from lluda.formats.plain import plain_tensor
+from tests.conftest import taken
 
 CPU, BF16 = torch.device("cpu"), Precision.of("bf16")
 
@@ -20,7 +22,7 @@ def test_a_product_is_the_plain_one_within_rounding(rows, out_features, in_featu
     values = torch.randn(out_features, in_features).bfloat16()
     x, bias = torch.randn(rows, in_features).bfloat16(), torch.randn(out_features)
     backend = ReferenceBackend(CPU, BF16, blocked=True)
-    weight, reads_stored = backend.matrix(values)
+    weight, reads_stored = backend.take(plain_tensor(values), "matrix")
     assert isinstance(weight, BlockedWeight) and not reads_stored
     exact = x.double() @ values.double().T
     for addend in (None, bias):
@@ -32,7 +34,8 @@ def test_a_product_is_the_plain_one_within_rounding(rows, out_features, in_featu
 
 def test_rows_are_looked_up_in_the_stored_values():
     values = torch.randn(10, 48).bfloat16()
-    weight, _ = (backend := ReferenceBackend(CPU, BF16, blocked=True)).matrix(values)
+    backend = ReferenceBackend(CPU, BF16, blocked=True)
+    weight = taken(backend, values)
     assert torch.equal(backend.embedding(weight, torch.tensor([3, 3, 9])), values[[3, 3, 9]].float())
 
 

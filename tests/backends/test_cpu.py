@@ -17,8 +17,11 @@ from lluda.backends.reference.backend import ReferenceBackend
 from lluda.config.model import ModelConfig
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.errors import InvalidRequest, NativeLibraryError
+from lluda.formats.packed_bf16 import PACKED_BF16
+from lluda.formats.plain import plain_tensor
+from lluda.formats.stored_tensor import StoredTensor
 from lluda.models.causal_lm import CausalLM
-from tests.conftest import TINY_LLAMA, TINY_MIXED, TINY_MOE, TINY_QWEN3, placed, random_tensors
+from tests.conftest import TINY_LLAMA, TINY_MIXED, TINY_MOE, TINY_QWEN3, placed, random_tensors, taken
 
 CPU = torch.device("cpu")
 BF16 = Precision.of("bf16")
@@ -139,7 +142,7 @@ def test_products_of_many_rows_equal_those_in_float64(rows, packed):
     for out_features, in_features in ((1, 1), (7, 33), (50, 129), (97, 1025), (48, 2304)):
         values, x = torch.randn(out_features, in_features).bfloat16(), torch.randn(rows, in_features).bfloat16()
         bias = torch.randn(out_features).bfloat16().float()  # as released: exact in BF16
-        found = backend.linear(x, backend.matrix(values)[0], bias)
+        found = backend.linear(x, taken(backend, values), bias)
         exact = x.double() @ values.double().T + bias
         assert torch.allclose(found.double(), exact, rtol=2**-8, atol=1e-4 * in_features**0.5)
 
@@ -242,7 +245,7 @@ def test_a_cache_that_grows_between_steps_is_followed():
 def test_packed_matrices_give_back_the_same_bits(values):
     values = values.bfloat16()
     backend = CpuBackend(CPU, BF16, packed=True)
-    weight, reads_values = backend.matrix(values)
+    weight, reads_values = backend.take(plain_tensor(values), "matrix")
     found = torch.empty_like(values)
     native = NativeContext()
     native.check(native.unpack(weight.struct, found.data_ptr()))
@@ -253,7 +256,7 @@ def test_packed_matrices_give_back_the_same_bits(values):
 def test_random_bits_stay_bf16_and_are_counted():
     backend = CpuBackend(CPU, BF16, packed=True)
     bits = torch.randint(-(2**15), 2**15, (64, 256), dtype=torch.int16).view(torch.bfloat16)
-    weight, _ = backend.matrix(bits)
+    weight = taken(backend, bits)
     assert weight.format == "BF16"
     assert "1 incompressible" in backend.describe()
 
@@ -278,10 +281,10 @@ def test_a_decode_step_of_many_sequences_gives_each_the_bits_it_gets_alone(isa, 
 def test_a_packed_matrix_changes_nothing_for_those_after_it():
     """Each matrix is stored as it came, in whatever order they come."""
     values, packed = torch.randn(16, 128).bfloat16(), CpuBackend(CPU, BF16, packed=True)
-    stored = packed.matrix(values)[0].memory
+    stored = StoredTensor(PACKED_BF16, (16, 128), taken(packed, values).memory)
     backend = CpuBackend(CPU, BF16)
-    assert backend.packed_matrix(stored).format == "PACKED_BF16"
-    assert backend.matrix(values)[0].format == "BF16"
+    assert backend.take(stored, "matrix")[0].format == "PACKED_BF16"
+    assert taken(backend, values).format == "BF16"
     assert "packed BF16" in backend.describe()
 
 

@@ -28,11 +28,13 @@ from lluda.backends.cuda.backend import CudaBackend, triton_formats, triton_mixt
 from lluda.backends.cuda.coded_weight import PACKED, Q8_0, pack, split_q8_0
 from lluda.backends.cuda.graph import DeviceStore, store_row
 from lluda.backends.cuda.triton_target import interpreted
-from lluda.backends.q8_0 import decode
 from lluda.backends.reference.backend import ReferenceBackend
 from lluda.engine.sampler import Sampler, SamplingParams
 from lluda.errors import InvalidRequest, NativeLibraryError
-from lluda.weights.q8_0 import quantize
+from lluda.formats.packed_bf16 import PACKED_BF16
+from lluda.formats.stored_tensor import StoredTensor
+from tests.conftest import taken
+from tests.formats.stored_by_hand import q8_0_tensor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HIDDEN = 96
@@ -119,8 +121,8 @@ def coded(form, out, into):
         values[0, :3] = torch.tensor([0.0, -0.0, 1e-39])
         values[-1, -1], values[1, 5] = 300.0, -2e-9
         return pack(values.to(DEVICE)), DenseWeight(values.float().to(DEVICE), "F32")
-    blocks = torch.from_numpy(quantize(values.float().numpy()))
-    return split_q8_0(blocks.to(DEVICE)), DenseWeight(decode(blocks, torch.float32).to(DEVICE), "F32")
+    stored = q8_0_tensor(values).to(DEVICE)
+    return split_q8_0(stored), DenseWeight(stored.decode(), "F32")
 
 
 def coded_swiglu(form, width):
@@ -206,21 +208,23 @@ def test_a_packed_file_s_matrix_is_taken():
     except NativeLibraryError as error:
         pytest.skip(f"what packs is not built: {error}")
     assert stored is not None
-    taken = CudaBackend(DEVICE, Precision.of("bf16")).packed_matrix(stored)
-    assert torch.equal(triton_formats.decoded(taken, torch.bfloat16, pdl=False).cpu(), values)
+    weight, _ = CudaBackend(DEVICE, Precision.of("bf16")).take(StoredTensor(PACKED_BF16, (40, 1000), stored), "matrix")
+    assert torch.equal(triton_formats.decoded(weight, torch.bfloat16, pdl=False).cpu(), values)
 
 
 def test_it_says_in_which_forms_it_holds_weights():
     backend, values = CudaBackend(DEVICE, Precision.of("bf16")), torch.ones(2, 64).bfloat16()
-    assert backend.matrix(values)[0].format == "BF16"
+    assert taken(backend, values).format == "BF16"
     assert "weights" not in backend.describe()
-    assert backend.q8_0_matrix(torch.zeros(2, 68, dtype=torch.uint8)).format == "Q8_0"
+    blocks = q8_0_tensor(torch.zeros(2, 64))
+    assert backend.take(blocks, "matrix")[0].format == "Q8_0"
     assert ", Q8_0 weights" in backend.describe()
     packing = CudaBackend(DEVICE, Precision.of("bf16"), packed=True)
-    assert packing.matrix(values)[0].format == "PACKED_BF16"
+    assert taken(packing, values).format == "PACKED_BF16"
     assert ", PACKED_BF16 weights" in packing.describe()
     exact = CudaBackend(DEVICE, Precision.of("f32"))
-    assert exact.q8_0_matrix(torch.zeros(2, 68, dtype=torch.uint8)) is None
+    assert exact.take(blocks, "matrix")[0].format == "F32"
+    assert exact.decoded == {"Q8_0": 1} and "1 Q8_0 matrices decoded" in exact.describe()
 
 
 def test_a_group_of_experts_is_decoded_at_once():

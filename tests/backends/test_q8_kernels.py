@@ -10,14 +10,15 @@ from torch import Tensor
 from lluda.backends.backend import ComputeBackend, Precision
 from lluda.backends.blocks import Norm, Weight
 from lluda.backends.cpu.backend import CpuBackend
-from lluda.backends.q8_0 import decode, rounded
 from lluda.backends.reference.backend import ReferenceBackend
 from lluda.engine.kv_cache import CacheOptions
-from lluda.weights.q8_0 import quantize
+from lluda.formats.q8_0 import Q8_0, round_rows
+from lluda.formats.stored_tensor import StoredTensor
 from tests.backends.test_cpu import Runner, available_isas, ids
 from tests.backends.test_encoder_block import Shape, branch
 from tests.backends.test_speech_kernels import convolved, mixed
 from tests.conftest import TINY_MOE, TINY_QWEN3
+from tests.formats.stored_by_hand import q8_0_tensor
 
 CPU = torch.device("cpu")
 MODELS = {"dense": TINY_QWEN3, "moe": TINY_MOE | {"moe_intermediate_size": 64}}
@@ -26,29 +27,22 @@ ROUNDED = pytest.mark.parametrize("rows_rounded", [False, True], ids=["exact", "
 MIXED = pytest.mark.parametrize("mixed_formats", [False, True], ids=["q8", "mixed"])
 
 
-def blocks_of(values: Tensor) -> Tensor:
-    stored = quantize(values.float().numpy())
-    assert stored is not None
-    return torch.from_numpy(stored)
-
-
 class Quantising:
-    """What a backend's ``matrix`` is replaced by: matrices that can be Q8_0 are; ``mixed``: but for each third."""
+    """What a backend's ``take`` is replaced by: matrices that can be Q8_0 are; ``mixed``: but for each third."""
 
     def __init__(self, backend: ComputeBackend, mixed_formats: bool) -> None:
-        self.backend, self.mixed, self.count, self.plain = backend, mixed_formats, 0, backend.matrix
+        self.mixed, self.count, self.take = mixed_formats, 0, backend.take
 
-    def __call__(self, values: Tensor) -> tuple[Weight, bool]:
+    def __call__(self, stored: StoredTensor, role: str) -> tuple[Weight | Tensor, bool]:
+        if role not in ("matrix", "embedding") or not stored.format.is_plain:
+            return self.take(stored, role)
         self.count += 1
-        if values.shape[1] % 32 or (self.mixed and self.count % 3 == 0):
-            return self.plain(values)
-        blocks = blocks_of(values)
-        held = self.backend.q8_0_matrix(blocks)
-        return (held, True) if held is not None else self.plain(decode(blocks, torch.float64))
+        as_it_is = stored.shape[1] % 32 or (self.mixed and self.count % 3 == 0)
+        return self.take(stored if as_it_is else q8_0_tensor(stored.decode()), role)
 
 
 def quantising(backend: ComputeBackend, mixed_formats: bool = False) -> ComputeBackend:
-    backend.matrix = Quantising(backend, mixed_formats)  # type: ignore[method-assign]
+    backend.take = Quantising(backend, mixed_formats)  # type: ignore[method-assign]
     return backend
 
 
@@ -71,15 +65,14 @@ def error(found: Tensor, truth: Tensor) -> float:
 @pytest.mark.parametrize("columns", [32, 96, 288, 1056])
 def test_heads_are_exact_but_for_the_order_of_sums(columns: int, isa: str, rows_rounded: bool) -> None:
     # A head's outputs are float32, so that they show every digit of a product.
-    backend, blocks = native(isa, rows_rounded), blocks_of(torch.randn(51, columns))
-    weight, values = backend.q8_0_matrix(blocks), decode(blocks, torch.float64)
-    assert weight is not None
-    norm = Norm(backend.vector(torch.ones(columns)), 1e-6)
+    backend, stored = native(isa, rows_rounded), q8_0_tensor(torch.randn(51, columns))
+    weight, values = backend.take(stored, "matrix")[0], stored.decode().double()
+    norm = Norm(torch.ones(columns), 1e-6)
     for rows in (*range(1, 18), 40, 130):
         x = torch.randn(rows, columns)
         # The reference's rows are rounded as the kernels' are, but for a last digit of the norm now and then.
         normed = backend.rms_norm(x, norm).float()
-        expected = (rounded(normed) if rows_rounded else normed).double() @ values.T
+        expected = (round_rows(normed) if rows_rounded else normed).double() @ values.T
         difference = (backend.head(x, norm, weight).double() - expected).abs()
         assert float(difference.median()) <= 2e-6 * float(expected.abs().max())
         assert error(backend.head(x, norm, weight), expected) <= 5e-3
@@ -89,13 +82,11 @@ def test_heads_are_exact_but_for_the_order_of_sums(columns: int, isa: str, rows_
 @EVERY_ISA
 def test_products_are_those_of_the_definition(isa: str, rows_rounded: bool) -> None:
     ours, defined = native(isa, rows_rounded), reference("bf16", rows_rounded)
-    blocks, bias = blocks_of(torch.randn(70, 160)), torch.randn(70)
+    stored, bias = q8_0_tensor(torch.randn(70, 160)), torch.randn(70)
     for rows in (1, 2, 5, 8, 16, 17, 40):
         x = torch.randn(rows, 160).bfloat16()
         found, expected = (
-            backend.linear(x, weight, bias).float()
-            for backend in (ours, defined)
-            if (weight := backend.q8_0_matrix(blocks)) is not None
+            backend.linear(x, backend.take(stored, "matrix")[0], bias).float() for backend in (ours, defined)
         )
         # Both are rounded to BF16 once.
         torch.testing.assert_close(found, expected, rtol=2**-7, atol=1e-4)
@@ -170,23 +161,23 @@ def test_what_runs_is_told() -> None:
     exact, with_rows = native("auto"), native("auto", rows_rounded=True)
     for backend in (exact, with_rows):
         assert "Q8_0" not in backend.describe()
-        weight = backend.q8_0_matrix(blocks_of(torch.randn(3, 64)))
-        assert weight is not None
+        weight, _ = backend.take(q8_0_tensor(torch.randn(3, 64)), "matrix")
         assert (weight.format, weight.nbytes) == ("Q8_0", 3 * 68)
     assert "Q8_0 (exact)" in exact.describe()
     assert "rows rounded)" in with_rows.describe()
 
 
 def test_blocks_are_read_where_they_lie() -> None:
-    blocks = blocks_of(torch.randn(6, 64))
-    weight = native("auto").q8_0_matrix(blocks[2:])
-    assert weight is not None
-    assert weight.memory.data_ptr() == blocks.data_ptr() + 2 * 68  # type: ignore[attr-defined]
+    whole = q8_0_tensor(torch.randn(6, 64))
+    last = StoredTensor(Q8_0, (4, 64), whole.data[2 * 68 :])
+    weight, reads_stored = native("auto").take(last, "matrix")
+    assert reads_stored
+    assert weight.memory.data_ptr() == whole.data.data_ptr() + 2 * 68  # type: ignore[attr-defined]
 
 
 def test_values_that_are_too_small_for_a_scale_round_to_zero() -> None:
     # And not to infinity times zero.
     x = torch.full((1, 64), 1e-38)
     x[0, 32:] = torch.linspace(-1, 1, 32)
-    assert bool((rounded(x)[0, :32] == 0).all())
-    assert bool(rounded(x).isfinite().all())
+    assert bool((round_rows(x)[0, :32] == 0).all())
+    assert bool(round_rows(x).isfinite().all())

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from lluda.backends import select_backend
 from lluda.backends.cpu.native_library import native_library
-from lluda.backends.q8_0 import Q8Weight, decode, rounded
+from lluda.backends.q8_0 import Q8Weight
 from lluda.convert.quantize import TypeChoice
 from lluda.convert.quantize_model import quantize_model
 from lluda.engine.loading import LoadOptions, ModelFiles, load_network
 from lluda.errors import NativeLibraryError
 from lluda.evaluation.inputs import random_ids
 from lluda.evaluation.lluda_components import load_decoder
-from lluda.weights.q8_0 import quantize
+from lluda.formats.q8_0 import round_rows
+from lluda.formats.stored_tensor import StoredTensor
 from tests.conftest import TINY_MOE, TINY_QWEN3
 from tests.convert.test_quantize import checkpoint
+from tests.formats.stored_by_hand import q8_0_tensor
 
 BACKENDS = ("reference", "cpu")
 MOE = TINY_MOE | {"moe_intermediate_size": 64}
@@ -35,21 +36,18 @@ def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def blocks(out: int, columns: int) -> torch.Tensor:
-    values = np.random.default_rng(out).standard_normal((out, columns)).astype(np.float32)
-    stored = quantize(values)
-    assert stored is not None
-    return torch.from_numpy(stored)
+def stored_matrix(out: int, columns: int) -> StoredTensor:
+    return q8_0_tensor(torch.randn(out, columns, generator=torch.Generator().manual_seed(out)))
 
 
 @pytest.mark.parametrize("rows", [1, 5, 40])
 def test_products_lookups_and_heads_are_those_of_the_values(backend: str, rows: int) -> None:
     made = select_backend(backend, "cpu", "bf16")
-    stored = blocks(70, 96)
-    weight = made.q8_0_matrix(stored)
-    assert weight is not None
+    stored = stored_matrix(70, 96)
+    weight, reads_stored = made.take(stored, "matrix")
+    assert reads_stored and not made.decoded
     assert (weight.format, weight.out_features, weight.in_features, weight.nbytes) == ("Q8_0", 70, 96, 70 * 102)
-    values = decode(stored, torch.float32)
+    values = stored.decode()
     x, bias = torch.randn(rows, 96).bfloat16(), torch.randn(70)
     expected = x.float() @ values.T
     torch.testing.assert_close(made.linear(x, weight).float(), expected, rtol=1e-2, atol=1e-2)
@@ -60,24 +58,27 @@ def test_products_lookups_and_heads_are_those_of_the_values(backend: str, rows: 
 
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
 def test_exact_runs_take_the_values(dtype: str) -> None:
-    assert select_backend("reference", "cpu", dtype).q8_0_matrix(blocks(4, 32)) is None
+    made = select_backend("reference", "cpu", dtype)
+    weight, reads_stored = made.take(stored_matrix(4, 32), "matrix")
+    assert (weight.format, reads_stored, made.decoded) == (dtype.upper(), False, {"Q8_0": 1})
+    assert "1 Q8_0 matrices decoded for want of a kernel" in made.describe()
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "f32"])
 def test_rows_are_rounded_as_asked(dtype: str) -> None:
     made = select_backend("reference", "cpu", dtype, activations="q8_0")
-    weight = made.q8_0_matrix(blocks(70, 96))
+    stored = stored_matrix(70, 96)
+    weight, _ = made.take(stored, "matrix")
     assert isinstance(weight, Q8Weight) and "rows rounded to Q8_0" in made.describe()
     x = torch.randn(5, 96).to(made.precision.compute)
-    rows = torch.from_numpy(quantize(x.float().numpy()))
-    expected = decode(rows, torch.float32) @ decode(weight.blocks, torch.float32).T
+    expected = q8_0_tensor(x.float()).decode() @ stored.decode().T
     torch.testing.assert_close(made.linear(x, weight).float(), expected, rtol=2e-2, atol=2e-2)
 
 
 def test_rounded_rows_are_the_packages_but_for_ties() -> None:
     x = torch.randn(9, 128) * torch.tensor([1e-3, 1.0, 300.0])[torch.arange(9) % 3, None]
     x[4] = 0
-    ours, theirs = rounded(x), decode(torch.from_numpy(quantize(x.numpy())), torch.float32)
+    ours, theirs = round_rows(x), q8_0_tensor(x).decode()
     assert float((ours != theirs).float().mean()) < 0.01
     torch.testing.assert_close(ours, x, rtol=0, atol=float(x.abs().max()) / 200)
 
@@ -85,7 +86,7 @@ def test_rounded_rows_are_the_packages_but_for_ties() -> None:
 def test_a_product_in_pieces_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     from lluda.backends import q8_0
 
-    weight, x, bias = Q8Weight(blocks(50, 64)), torch.randn(3, 64), torch.randn(50)
+    weight, x, bias = Q8Weight.of(stored_matrix(50, 64)), torch.randn(3, 64), torch.randn(50)
     whole = weight.product(x, bias)
     monkeypatch.setattr(q8_0, "_VALUES_AT_ONCE", 64 * 7)
     torch.testing.assert_close(weight.product(x, bias), whole)

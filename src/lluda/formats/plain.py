@@ -77,10 +77,14 @@ PLAIN_FORMATS = (
 )
 
 
+def plain_format(dtype: torch.dtype) -> PlainFormat:
+    """The format of a torch dtype, which must be one of `PLAIN_FORMATS`."""
+    return next(one for one in PLAIN_FORMATS if one.dtype is dtype)
+
+
 def plain_tensor(values: torch.Tensor) -> StoredTensor:
     """``values`` as a stored tensor of their dtype's format, of the same memory if they are contiguous."""
-    found = next(one for one in PLAIN_FORMATS if one.dtype is values.dtype)
-    return StoredTensor(found, tuple(values.shape), bytes_of(values))
+    return StoredTensor(plain_format(values.dtype), tuple(values.shape), bytes_of(values))
 
 
 def bytes_of(values: torch.Tensor) -> torch.Tensor:

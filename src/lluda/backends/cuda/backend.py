@@ -48,6 +48,7 @@ from lluda.backends.executor.decoder import Step
 from lluda.backends.executor.executor import TorchExecutor
 from lluda.backends.executor.operations import RotaryTable, attend
 from lluda.errors import InvalidRequest, LimitExceeded
+from lluda.formats.plain import plain_format
 from lluda.formats.stored_tensor import StoredTensor
 
 _SCRATCH_ROWS = 16
@@ -107,7 +108,7 @@ class CudaBackend(TorchExecutor):
         taken = values.to(self.device, self.precision.compute).contiguous()
         if self._packed:
             return pack(taken), False
-        return DenseWeight(taken, "BF16" if taken.dtype == torch.bfloat16 else str(taken.dtype)[6:].upper()), False
+        return DenseWeight(taken, plain_format(taken.dtype).name), False
 
     def _take_as_stored(self, stored: StoredTensor) -> tuple[Weight, bool] | None:
         weight = coded(stored.to(self.device)) if self.precision.compute is torch.bfloat16 else None

@@ -12,13 +12,12 @@ from lluda.backends.blocks import DenseWeight, Weight
 from lluda.backends.executor.executor import TorchExecutor
 from lluda.backends.q8_0 import Q8Weight
 from lluda.backends.reference.entry import CAPABILITIES
+from lluda.formats.plain import plain_format
 from lluda.formats.q8_0 import Q8_0
 from lluda.formats.stored_tensor import StoredTensor
 
 _BLOCKED_ROWS = 1
 """Rows of a product for which oneDNN is asked to choose its blocks: decoding's."""
-
-_FORMATS = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +60,7 @@ class ReferenceBackend(TorchExecutor):
         """Zero-copy where the tensor is already in the compute dtype and on the device, unless it is put in blocks."""
         taken = values.to(self.device, self.precision.compute)
         if not self._blocked:
-            return DenseWeight(taken, _FORMATS[taken.dtype]), taken is values
+            return DenseWeight(taken, plain_format(taken.dtype).name), taken is values
         blocked = torch.ops.mkldnn._reorder_linear_weight(taken, _BLOCKED_ROWS)
         # The stored bytes may be let go of: a lookup of a few rows brings back their pages alone.
         return BlockedWeight(taken, "BF16", blocked), False
