@@ -43,7 +43,7 @@ def test_what_is_no_recording(tmp_path, extension, content):
     path = tmp_path / f"a.{extension}"
     path.write_bytes(content)
     message = refused(path)
-    assert "empty" in message if not content else "not a recording" in message or "cannot be decoded" in message
+    assert "empty" in message if not content else "not a readable recording" in message or "cannot be decoded" in message
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_playlist_opens_nothing(tmp_path, head):
     write(tmp_path / "other.wav", sound(1))
     path = tmp_path / "list.m3u8"
     path.write_bytes(head)
-    assert "not a recording" in refused(path)
+    assert "not a readable recording" in refused(path)
 
 
 def test_a_file_that_is_not_there(tmp_path):

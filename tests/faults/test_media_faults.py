@@ -22,7 +22,7 @@ from tests.inputs.media.recordings import sound, write
 from tests.inputs.media.synthetic_video import grey_frames, write_video
 
 READERS = {"audio": read_audio, "image": read_image, "video": lambda path: list(open_video(path).frames())}
-KINDS = {"audio": "recording", "image": "picture", "video": "video"}
+KINDS = {"audio": "recording", "image": "image", "video": "video"}
 
 
 def refused(kind, path, error=CorruptFile):
@@ -67,7 +67,7 @@ def test_what_is_no_path_of_a_file(tmp_path, kind):
     for source, words, error in (
         (
             "https://example.org/a.bin",
-            f"this is an address, and a {name} is read from a file; download it",
+            f"this is an address, and the {name} must be a file; download it",
             InvalidRequest,
         ),
         ("s3://bucket/a.bin", "this is an address", InvalidRequest),
@@ -91,10 +91,10 @@ def peaks(monkeypatch):
     DECODER.close()
     found, real = [], DecodingJob._end
 
-    def end(self, *, worn=False):
+    def end(self, *, unusable=False):
         status = Path(f"/proc/{self._worker.pid}/status").read_text()
         found.append(int(status.split("VmHWM:")[1].split()[0]) * 1024)
-        real(self, worn=worn)
+        real(self, unusable=unusable)
 
     monkeypatch.setattr(DecodingJob, "_end", end)
     return found

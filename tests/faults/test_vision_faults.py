@@ -82,12 +82,12 @@ def test_a_picture_cut_off(form, share, tmp_path):
 )
 def test_what_is_no_picture(data, tmp_path):
     (tmp_path / "a.png").write_bytes(data)
-    refused(CorruptFile, lambda: read_image(tmp_path / "a.png"), "not a picture that can be read", "convert it to PNG")
+    refused(CorruptFile, lambda: read_image(tmp_path / "a.png"), "not a readable image", "convert it to PNG")
 
 
 def test_no_file_and_no_regular_file(tmp_path):
     (tmp_path / "empty.png").touch()
-    for read, kind in ((read_image, "picture"), (open_video, "video")):
+    for read, kind in ((read_image, "image"), (open_video, "video")):
         refused(InvalidRequest, lambda read=read: read(tmp_path / "none.png"), f"none.png: no such {kind}")
         refused(CorruptFile, lambda read=read: read(tmp_path), "a regular file is needed")
         refused(CorruptFile, lambda read=read: read(tmp_path / "empty.png"), "empty.png: the file is empty")
@@ -200,18 +200,18 @@ def test_a_video_whose_index_comes_first_and_is_cut_off(tmp_path):
 def test_what_is_no_video(data, tmp_path):
     """Lists of further files among them."""
     (tmp_path / "a.mp4").write_bytes(data)
-    refused(CorruptFile, lambda: open_video(tmp_path / "a.mp4"), "not a video that can be read")
+    refused(CorruptFile, lambda: open_video(tmp_path / "a.mp4"), "not a readable video")
 
 
 def test_a_picture_is_no_video(tmp_path):
     (tmp_path / "a.mp4").write_bytes(image_bytes("PNG"))
-    refused(CorruptFile, lambda: open_video(tmp_path / "a.mp4"), "not a video that can be read")
+    refused(CorruptFile, lambda: open_video(tmp_path / "a.mp4"), "not a readable video")
 
 
 def test_sound_alone_is_no_video(tmp_path):
     with av.open(str(tmp_path / "a.mkv"), "w") as container:
         write_sound(container)
-    refused(CorruptFile, lambda: open_video(tmp_path / "a.mkv"), "no moving pictures")
+    refused(CorruptFile, lambda: open_video(tmp_path / "a.mkv"), "no video track")
 
 
 def test_a_video_without_frames(tmp_path):

@@ -1,4 +1,4 @@
-"""What sound is to the model: the numbers of its audio encoder and of its features, and the limits of a recording.
+"""Configuration of the audio encoder and of its features, and the limits of a recording.
 
 The encoder's come from ``thinker_config.audio_config`` of a ``config.json``, the features' from the processor's files
 beside it (spec section 3; `lluda.weights.media_settings`); both are read strictly.
@@ -146,7 +146,7 @@ class MelConfig:
         path: str = "preprocessor_config.json",
         encoder: AudioEncoderConfig | None = None,
     ) -> MelConfig:
-        """Read the settings of sound, whose keys of pictures are others' affair. ``encoder`` gives the number of bands
+        """Read the audio settings; keys of image settings are ignored. ``encoder`` gives the number of bands
         where it is left out, and must agree where it is not; the rest has the released values, which are the defaults
         of transformers' feature extractor too.
 
@@ -186,10 +186,10 @@ class AudioLimits:
     | limit | value | why |
     |---|---|---|
     | ``max_seconds`` | 4 hours | the released decoder's 65,536 positions hold 84 minutes |
-    | ``max_file_bytes`` | 16 GiB | four hours of 64-bit stereo at 192 kHz, and videos with a sound track |
-    | ``min_rate``, ``max_rate`` | 1 to 768 kHz | all that recorders make; a header that says more is lying |
+    | ``max_file_bytes`` | 16 GiB | four hours of 64-bit stereo at 192 kHz, and videos with an audio track |
+    | ``min_rate``, ``max_rate`` | 1 to 768 kHz | all that recorders make; no header above that is true |
     | ``max_channels`` | 64 | the same |
-    | ``max_amplitude`` | 256 | full scale is 1; larger are integers that nobody divided |
+    | ``max_amplitude`` | 256 | full scale is 1; larger are integers that were not scaled |
     | ``missing_seconds`` | 0.5 | by how much a recording may be shorter than its header says |
     """
 

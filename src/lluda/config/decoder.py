@@ -18,7 +18,7 @@ MAX_EXPERTS = 1 << 15
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What transformers' config class of a model type decides: which numbers stand in where the file has none, which
+    """What transformers' config class of a model type decides: defaults of numbers that the file leaves out, which
     features the class has. ``head_dim`` 0: an equal share of the hidden size."""
 
     max_position_embeddings: int = 32768

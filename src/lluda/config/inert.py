@@ -1,6 +1,6 @@
 """Keys of a ``config.json`` that say nothing about the forward pass, in any section.
 
-Held against transformers 5.23 by ``tests/config/test_inert.py``: every key that its base classes write is here or is
+Compared with transformers 5.23 by ``tests/config/test_inert.py``: every key that its base classes write is here or is
 read. What a key with a meaning of its own says is read by the component's ``config_*.py``; a key in neither place is
 refused by `lluda.config.reader.ConfigReader.refuse_unread`, since it may change the maths.
 """

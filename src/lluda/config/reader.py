@@ -32,7 +32,7 @@ class ConfigReader:
         self._spelled: dict[str, str] = {}
 
     def one_name(self, key: str, *others: str) -> None:
-        """One setting that files know under several names: from here on it is ``key``, but for messages, which have the
+        """One setting that files know under several names: it is read as ``key``; messages show the
         name that the file has. CorruptFile if two of the names are set to different values."""
         for other in others:
             value = self.raw.get(other)
@@ -47,11 +47,11 @@ class ConfigReader:
             self.raw = {**self.raw, key: value}
 
     def fixed(self, **values: Any) -> ConfigReader:
-        """A reader of the same section in which ``values``, which its class fixes, stand in place of what it says."""
+        """A reader of the same section in which ``values``, which its class fixes, replace its own."""
         return ConfigReader({**self.raw, **values}, self.path, allow_unknown=self.allow_unknown)
 
     def integer(self, key: str, minimum: int, maximum: int, *, default: int | None = None) -> int:
-        """An integer in [minimum, maximum]; a default stands outside that rule."""
+        """An integer in [minimum, maximum]; a default need not keep that rule."""
         value = self._value(key, default)
         if self.raw.get(key) is None and default is not None:
             return default
@@ -64,7 +64,7 @@ class ConfigReader:
         return value
 
     def number(self, key: str, above: float, maximum: float, *, default: float | None = None) -> float:
-        """A finite number in (above, maximum]; a default stands outside that rule."""
+        """A finite number in (above, maximum]; a default need not keep that rule."""
         value = self._value(key, default)
         if self.raw.get(key) is None and default is not None:
             return default

@@ -85,7 +85,7 @@ def read_rope(
 
 @dataclass(frozen=True, slots=True)
 class _Rope:
-    """What `read_rope` knows of the section around the rotary settings."""
+    """The section around the rotary settings, as `read_rope` needs it."""
 
     around: ConfigReader
     head_dim: int

@@ -1,4 +1,4 @@
-"""What pictures and videos are to the model: the vision encoder's numbers, how pixels become patches, and the limits.
+"""Configuration of the vision encoder and of its patches, and the limits of images and videos.
 
 The encoder's numbers come from ``thinker_config.vision_config`` of a ``config.json``, those of the patches from the
 processor's files beside it (spec section 4; `lluda.weights.media_settings`); both are read strictly.
@@ -143,7 +143,7 @@ def _check(config: VisionEncoderConfig, reader: ConfigReader) -> None:
 
 @dataclass(frozen=True, slots=True)
 class VisionInputConfig:
-    """How pictures and frames become patches (spec section 4.1). The defaults are the released values.
+    """How images and frames become patches (spec section 4.1). The defaults are the released values.
 
     Sides become multiples of ``patch_size * merge_size`` pixels, areas ``min_pixels`` to ``max_pixels`` (a frame's
     ``min_frame_pixels`` to ``max_frame_pixels``); a channel's byte b becomes ``(b / 255 - mean) / std``. ``fps``:
@@ -175,8 +175,8 @@ class VisionInputConfig:
         path: str = "preprocessor_config.json",
         encoder: VisionEncoderConfig | None = None,
     ) -> VisionInputConfig:
-        """Read the settings of pictures, whose keys of sound are others' affair. What they leave out has the defaults
-        of transformers' image processor; where there are none (``raw`` is empty or of sound alone), the released values
+        """Read the image settings; keys of audio settings are ignored. What they leave out has the defaults
+        of transformers' image processor; where there are none (``raw`` is empty or of audio alone), the released values
         hold. ``encoder`` gives the numbers of patches where they are left out, and must agree where they are not.
 
         Raises:
@@ -211,7 +211,7 @@ class VisionInputConfig:
 
     @classmethod
     def _read(cls, reader: ConfigReader, encoder: VisionEncoderConfig | None) -> VisionInputConfig:
-        """Patches and normalisation, which pictures and frames have in common."""
+        """Patches and normalisation, which images and frames have in common."""
         _check_steps(reader)
         named = any(key in reader.raw for key in _NAMES_PICTURES)
         default = TRANSFORMERS_VISION if named else RELEASED_VISION
@@ -236,7 +236,7 @@ class VisionInputConfig:
 
 
 _NAMES_PICTURES = ("image_processor_type", "video_processor_type", "patch_size")
-"""Keys that tell settings of pictures from those of sound alone."""
+"""Keys that tell settings of images from those of audio alone."""
 
 _PATCH = {
     "patch_size": "patch_size",
@@ -247,8 +247,8 @@ _PATCH = {
 
 
 def _pixels(reader: ConfigReader, default: tuple[int, int]) -> tuple[int, int]:
-    """The least and most pixels of a picture: those of ``size``, over which transformers lays ``min_pixels`` and
-    ``max_pixels`` one by one."""
+    """The least and most pixels of an image: those of ``size``, which transformers overrides with ``min_pixels`` and
+    ``max_pixels``, each by itself."""
     size, bounds = reader.section("size"), list(default)
     edges = ("shortest_edge", "longest_edge")
     for index, (edge, key) in enumerate(zip(edges, ("min_pixels", "max_pixels"), strict=True)):
@@ -294,16 +294,16 @@ be the encoder's)."""
 
 @dataclass(frozen=True, slots=True)
 class VisionLimits:
-    """What is taken as a picture or video; all else is refused before memory is taken for it.
+    """What is taken as an image or video; all else is refused before memory is taken for it.
 
     | limit | value | why |
     |---|---|---|
-    | ``max_image_bytes`` | 1 GiB | an uncompressed picture of ``max_pixels`` in 16 bits fits |
-    | ``max_pixels`` | 134,217,728 | of a picture, before resizing: 400 MB of RGB; cameras make 108 million |
+    | ``max_image_bytes`` | 1 GiB | an uncompressed image of ``max_pixels`` in 16 bits fits |
+    | ``max_pixels`` | 134,217,728 | of an image, before resizing: 400 MB of RGB; cameras make 108 million |
     | ``max_aspect_ratio`` | 200 | long side to short; the released processor's own rule |
     | ``max_video_bytes`` | 64 GiB | hours of 4K video |
     | ``max_frame_pixels`` | 33,554,432 | of a stored frame: 8K video has 33,177,600 |
-    | ``max_seconds`` | 4 hours | as for sound; the decoder's 65,536 positions hold 84 minutes |
+    | ``max_seconds`` | 4 hours | as for audio; the decoder's 65,536 positions hold 84 minutes |
     | ``max_array_frames`` | 768 | of an array, which is not sampled; the released processor's own rule for files |
     | ``max_fps`` | 240 | frames a second that may be asked for |
     | ``missing_seconds`` | 1 | by how much a video may end before its header says |

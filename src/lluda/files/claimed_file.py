@@ -2,7 +2,7 @@
 
 A writer creates its file with O_EXCL and holds a lock on it (flock) for as long as it writes. The system drops the lock
 with the process, however that ends: so a file that exists and is not locked was left by a writer that was killed, and
-is removed by the next one. Other processes and other threads of this one are told apart alike.
+is removed by the next one. The same holds between threads of one process.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def claim_file(path: Path, *, what: Path, leftover: Callable[[Path], None] | Non
     ``leftover`` is called before, with its path, to remove what else there is of it.
 
     Raises:
-        LludaError: another writer has the file, or this file system does not tell whether it lives.
+        LludaError: another writer has the file, or this file system cannot tell whether it lives.
         OSError: the file cannot be created.
     """
     descriptor = _claim(path, what, leftover)
     try:
         yield descriptor
     finally:
-        # Before the lock is let go of, and not if the file was renamed: the name may be another writer's by then. What
-        # made the write fail may make this fail too; the first error is the one to tell.
+        # Before the lock is released, and not if the file was renamed: the name may be another writer's by then. What
+        # made the write fail may make this fail too; the first error is the one to report.
         with suppress(OSError):
             if _is_named(descriptor, path):
                 path.unlink()

@@ -1,9 +1,9 @@
-"""What a file holds that is not what its name says: told by its first bytes, with what to do about it."""
+"""What a file holds that is not what its name says: recognised by its first bytes, with a remedy."""
 
 from __future__ import annotations
 
 SAMPLE_BYTES = 1024
-"""How much of a file's beginning tells."""
+"""Bytes of a file's beginning that are looked at."""
 
 _AGAIN = "fetch the file itself: hf download ORG/NAME"
 _SAFETENSORS = "convert it to safetensors (transformers: save_pretrained)"
@@ -43,7 +43,7 @@ _REFUSALS = (
 def foreign_content(sample: bytes | bytearray, size: int) -> str | None:
     """What a file of ``size`` bytes that begins with ``sample`` is, as a sentence with a remedy; None: not known.
 
-    For a reader that cannot read it as what it should be: what another reads well is told here, too.
+    For a reader that cannot read the file as the kind it needs; a good file of another kind is named, too.
     """
     start = bytes(sample[:SAMPLE_BYTES]).lstrip().lower()
     known = [what for beginnings, what in _BEGINNINGS if start.startswith(beginnings)]

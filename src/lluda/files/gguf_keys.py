@@ -1,7 +1,7 @@
 """The keys of a GGUF file, each read by the type it must have.
 
-The format lets any key hold any type, an array where a number belongs included. Whoever uses a value asks for it by its
-type here, so that a wrong one is an error with the key's name and never reaches a comparison.
+The format lets any key hold any type, an array where a number belongs included. Code that uses a value reads it by its
+type here, so that a wrong type is an error that names the key.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class GGUFKeys(Mapping[str, Any]):
     """Keys and raw values of the file ``path`` (int, float, bool, str, list, numpy array), with readers by type.
 
     A reader's default holds where the key is absent; without one the key is required. Every error is CorruptFile.
-    ``read_again`` reads one value from the file; with it, `release` can let go of long arrays until they are asked for.
+    ``read_again`` reads one value from the file; with it, `release` frees long arrays until they are asked for.
     """
 
     def __init__(self, values: Mapping[str, Any], path: Path, read_again: Callable[[str], Any] | None = None) -> None:
@@ -35,7 +35,7 @@ class GGUFKeys(Mapping[str, Any]):
         return values if isinstance(values, cls) else cls(values, path)
 
     def release(self) -> None:
-        """Let go of long arrays of strings (a vocabulary takes some 20 MB); asked for again, they are read again."""
+        """Release long arrays of strings (a vocabulary takes some 20 MB); asked for again, they are read again."""
         if self._read_again is None:
             return
         for key, value in self._values.items():
@@ -63,7 +63,7 @@ class GGUFKeys(Mapping[str, Any]):
         return value
 
     def integer(self, key: str, minimum: int, maximum: int, *, default: int | None = None) -> int:
-        """An integer in [minimum, maximum]; a default stands outside that rule."""
+        """An integer in [minimum, maximum]; a default need not keep that rule."""
         value = self._value(key, default)
         if key not in self._values:
             return int(value)
@@ -74,7 +74,7 @@ class GGUFKeys(Mapping[str, Any]):
         return value
 
     def number(self, key: str, above: float, maximum: float, *, default: float | None = None) -> float:
-        """A finite number in (above, maximum]; a default stands outside that rule."""
+        """A finite number in (above, maximum]; a default need not keep that rule."""
         value = self._value(key, default)
         if key not in self._values:
             return float(value)

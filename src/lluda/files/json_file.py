@@ -39,7 +39,7 @@ def read_json(
 ) -> dict[str, Any] | list[Any]:
     """The object or array in the JSON file ``path``.
 
-    CorruptFile: any rule broken (see `parse_json`) or more than ``max_bytes`` bytes, told by the file's size before
+    CorruptFile: any rule broken (see `parse_json`) or more than ``max_bytes`` bytes, checked by the file's size before
     anything is read. ModelNotFound: absent or not permitted.
     """
     descriptor, status = open_regular(path)
@@ -120,11 +120,11 @@ class _RefusedError(Exception):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        seen: set[str] = set()
+        keys: set[str] = set()
         for key, _ in pairs:
-            if key in seen:
+            if key in keys:
                 raise _RefusedError(f"the key {ascii(key)[:120]} appears twice in one object")
-            seen.add(key)
+            keys.add(key)
     return result
 
 
@@ -155,8 +155,7 @@ _LARGE_NUMBER = re.compile(rf"\d{{{MAX_DIGITS + 1}}}|\d[eE][+-]?\d{{3}}", re.ASC
 
 
 def _refuse_too_many(text: str, path: Path, where: str, max_values: int) -> None:
-    """CorruptFile for a text whose values would take far more memory than itself: told by counting, before any is
-    made."""
+    """CorruptFile for a text whose values would take far more memory than itself, counted before any is made."""
     for what, marks, limit in (("objects and arrays", "{[", MAX_CONTAINERS), ("values", ",", max_values)):
         count = sum(map(text.count, marks)) if len(text) > limit else 0
         if count > limit:

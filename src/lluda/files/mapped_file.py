@@ -82,7 +82,7 @@ class MappedFile:
         return self._map
 
     def release(self, offset: int, count: int) -> None:
-        """Let go of the map's whole pages within ``count`` bytes from ``offset``: they leave this process's memory and
+        """Release the map's whole pages within ``count`` bytes from ``offset``: they leave this process's memory and
         are read from the file again if touched. What was written to them, which nobody should, is lost."""
         start = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
         end = (offset + count) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -92,7 +92,7 @@ class MappedFile:
     def check_unchanged(self) -> None:
         """CorruptFile if, since it was opened, the file was resized, rewritten (mtime), replaced or removed.
 
-        A rewrite that keeps the size within one tick of the file system's clock (4 ms on Linux) goes unseen.
+        A rewrite that keeps the size within one tick of the file system's clock (4 ms on Linux) is not noticed.
         """
         assert self._release.alive, f"{self.path} is used after it was closed"
         opened = _identity(os.fstat(self._descriptor))
@@ -155,7 +155,7 @@ def _map_private(descriptor: int, size: int) -> mmap.mmap:
 
 
 def _watch(mapped: mmap.mmap, path: Path) -> None:
-    """See to it that a lost page is told, for as long as the map lives."""
+    """Have a lost page reported, for as long as the map lives."""
     library = _native_library()
     if library is None:
         return

@@ -1,7 +1,7 @@
 """A model folder that is being written: new or empty before, and as it was before if the work fails.
 
 While it is written it holds `MARKER`, a file that its writer has for itself (`claimed_file`) and that lists what has
-been added. So two writers never share a folder, and what a killed writer left is known and removed by the next one.
+been added. So two writers never share a folder, and what a killed writer left is found and removed by the next one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class NewFolder:
         self._marker = marker
 
     def add(self, name: str) -> Path:
-        """The path of a file that the caller is about to write; it may stand in a folder of its own, which is made."""
+        """The path of a file that the caller is about to write; it may be in a subfolder, which is made."""
         os.write(self._marker, os.fsencode(name) + b"\0")
         self.written.append(self.path / name)
         self.written[-1].parent.mkdir(exist_ok=True)
@@ -75,7 +75,7 @@ def new_folder(path: Path) -> Iterator[NewFolder]:
             try:
                 yield folder
             except BaseException:
-                # As far as the disk lets it: the error that led here is the one to tell.
+                # As far as the disk allows: the error that led here is the one to report.
                 with suppress(OSError):
                     _remove(path, folder.written)
                 raise

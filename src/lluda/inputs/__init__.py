@@ -1,1 +1,1 @@
-"""User text before it is tensors."""
+"""What a request brings, before it is tensors of a model: text, messages, media."""

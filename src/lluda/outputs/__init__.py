@@ -1,1 +1,1 @@
-"""Where what the model says goes."""
+"""Where speech goes: a file, a pipe, a sound device."""

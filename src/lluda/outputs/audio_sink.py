@@ -1,4 +1,4 @@
-"""Sinks for speech that is still being made: a file, standard output, a sound device.
+"""Sinks for streamed speech: a file, standard output, a sound device.
 
 All take mono float32 samples in [-1, 1] as they come and are closed once; what was written before an interruption is a
 whole, playable recording.
@@ -70,8 +70,8 @@ def open_audio_sink(target: str, rate: int, encoding: str = "pcm16") -> AudioSin
 class _FileSink(AudioSink):
     """A file whose header is brought up to date with every write, so that it can be played while it grows.
 
-    It is made with the first samples, or at a close that no error led to: so a request that fails before it has said
-    anything leaves no empty recording, and one of before under that name stays.
+    It is made with the first samples, or at a close that no error led to: so a request that fails before its first
+    samples leaves no empty recording, and an earlier file of that name stays.
     """
 
     def __init__(self, path: Path, rate: int, encoding: str) -> None:
@@ -104,7 +104,7 @@ class _FileSink(AudioSink):
         import numpy as np
 
         if self._file is None:
-            self.write(np.empty(0, np.float32))  # nothing was said: an empty recording
+            self.write(np.empty(0, np.float32))  # no samples: an empty recording
         self._closed = True
         with self._write_errors():
             self._file.close()

@@ -95,7 +95,7 @@ def misbehaving(tmp_path, monkeypatch, what):
             "the decoder says: [lib.c:1] er",
         ),
         ("raise IndexError('list index out of range')", CorruptFile, "a.wav: the decoder failed (IndexError)"),
-        ("bytearray(10 ** 9)", LimitExceeded, "takes more memory than a recording of"),
+        ("bytearray(10 ** 9)", LimitExceeded, "takes more memory than one recording of"),
         (
             "resource.setrlimit(resource.RLIMIT_CPU, (1, -1))\n    while True: pass",
             LimitExceeded,
@@ -231,5 +231,5 @@ def test_a_name_that_is_no_utf8_is_a_name(tmp_path):
     (tmp_path / name).write_bytes(b"no sound at all")
     with pytest.raises(CorruptFile) as caught:
         read_audio(tmp_path / name)
-    assert str(caught.value).count("caf\\udce9.wav: not a recording") == 1
+    assert str(caught.value).count("caf\\udce9.wav: not a readable recording") == 1
     assert str(caught.value).count("caf") == 1

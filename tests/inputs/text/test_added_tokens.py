@@ -1,4 +1,4 @@
-"""Finding added tokens, and disarming their spellings in a user's text."""
+"""Finding added tokens, and escaping their spellings in a user's text."""
 
 from __future__ import annotations
 
@@ -39,41 +39,41 @@ def test_split_takes_the_leftmost_and_there_the_longest():
 
 
 @given(texts)
-def test_a_disarmed_text_has_no_token_and_keeps_its_characters(text):
-    disarmed = TOKENS.disarm(text, MARK, special_only=False)
-    assert "".join(TOKENS.split(disarmed, MARK)).replace(MARK, "") == text
+def test_a_escaped_text_has_no_token_and_keeps_its_characters(text):
+    escaped = TOKENS.escape(text, MARK, special_only=False)
+    assert "".join(TOKENS.split(escaped, MARK)).replace(MARK, "") == text
 
 
 @given(st.lists(texts, max_size=4))
-def test_disarmed_texts_joined_still_have_no_token(parts):
-    joined = "".join(TOKENS.disarm(part, MARK, special_only=False) for part in parts)
+def test_escaped_texts_joined_still_have_no_token(parts):
+    joined = "".join(TOKENS.escape(part, MARK, special_only=False) for part in parts)
     assert "".join(TOKENS.split(joined, MARK)).replace(MARK, "") == "".join(parts)
 
 
 @given(texts, st.sampled_from([1, 2, 3, 4, 5]))
-def test_tokens_around_a_disarmed_text_keep_their_meaning(text, number):
+def test_tokens_around_a_escaped_text_keep_their_meaning(text, number):
     assume(text)  # two tokens side by side may be a third
     token = TOKENS.by_id[number].text
-    pieces = list(TOKENS.split(token + TOKENS.disarm(text, MARK, special_only=False) + token, MARK))
+    pieces = list(TOKENS.split(token + TOKENS.escape(text, MARK, special_only=False) + token, MARK))
     assert pieces[0] == pieces[-1] == number
     assert "".join(pieces[1:-1]).replace(MARK, "") == text
 
 
 @given(texts)
 def test_special_only_leaves_just_the_others(text):
-    found = {piece for piece in TOKENS.split(TOKENS.disarm(text, MARK, special_only=True), MARK) if type(piece) is int}
+    found = {piece for piece in TOKENS.split(TOKENS.escape(text, MARK, special_only=True), MARK) if type(piece) is int}
     assert not found & TOKENS.special_ids
 
 
 def test_ordinary_text_is_not_touched():
-    assert TOKENS.disarm("plain a > b, <b>", MARK, special_only=False) == "plain a > b, <b>"
+    assert TOKENS.escape("plain a > b, <b>", MARK, special_only=False) == "plain a > b, <b>"
 
 
 @pytest.mark.parametrize("text", ["<think>", "a <think> b"])
 def test_tokens_that_are_not_special_keep_their_meaning(text):
     tokens = AddedTokens([AddedToken(1, "<think>", special=False), AddedToken(2, "<|e|>", special=True)], str)
-    assert tokens.disarm(text, MARK, special_only=True) == text
-    assert 1 in tokens.split(tokens.disarm(text, MARK, special_only=True), MARK)
+    assert tokens.escape(text, MARK, special_only=True) == text
+    assert 1 in tokens.split(tokens.escape(text, MARK, special_only=True), MARK)
 
 
 @given(st.sets(st.text("<|a!", min_size=1, max_size=6), min_size=1, max_size=8), st.text("<|a!b", max_size=40))

@@ -157,7 +157,7 @@ def _exchange(worker: ChildProcess, message: bytes, seconds: float) -> dict[str,
         answer = worker.receive(_MAX_ANSWER)
     except ChildFailed as failed:
         return {"error": str(failed)}
-    if answer.get("worn"):
+    if answer.get("unusable"):
         worker.close()
     return answer
 

@@ -43,18 +43,18 @@ def build_chat_prompt(
     """
     options = options or ChatOptions()
     checked = [_with_thought(message) for message in check_messages(messages)]
-    said = _plain({"messages": checked, "tools": options.tools, "documents": options.documents,
+    values = _plain({"messages": checked, "tools": options.tools, "documents": options.documents,
                    "variables": options.variables()})  # fmt: skip
     _check_template_takes(template, options)
-    marker = PromptMarks(tokenizer, said, template)
-    said["messages"] = [marker.disarm(one, special_only=one["role"] == "assistant") for one in said["messages"]]
-    open_end = _Continuation(marker, template, said["messages"], options.continued_key)
+    marker = PromptMarks(tokenizer, values, template)
+    values["messages"] = [marker.escape(one, special_only=one["role"] == "assistant") for one in values["messages"]]
+    open_end = _Continuation(marker, template, values["messages"], options.continued_key)
     text = template.render(
         open_end.messages,
         add_generation_prompt=add_generation_prompt and not open_end.is_wanted,
-        tools=marker.disarm(said["tools"]),
-        documents=marker.disarm(said["documents"]),
-        variables=marker.disarm(said["variables"]),
+        tools=marker.escape(values["tools"]),
+        documents=marker.escape(values["documents"]),
+        variables=marker.escape(values["variables"]),
     )
     return marker.encode(open_end.cut(text))
 
@@ -116,10 +116,10 @@ def _with_thought(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_template_takes(template: ChatTemplate, options: ChatOptions) -> None:
-    """InvalidRequest: what the request gives would be dropped without a word."""
+    """InvalidRequest: the template would drop something that the request gives."""
     source = template.source_for(bool(options.tools))
     lists = [name for name in ("tools", "documents") if getattr(options, name)]
-    # The switch of thinking is asked for whatever the model is, and a model without it does not think.
+    # enable_thinking is passed to every model; one without the switch does not think.
     variables = [name for name in options.chat_template_kwargs or () if name != "enable_thinking"]
     for name in (*lists, *variables):
         if name not in source:

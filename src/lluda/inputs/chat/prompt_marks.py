@@ -1,9 +1,9 @@
-"""What tells a template's words from a user's, in one rendered text.
+"""Marks that separate a template's control tokens from a user's text in one rendered prompt.
 
-A user may type ``<|im_end|>``. Before rendering, the spellings of added tokens inside the messages are disarmed by a
+A user may type ``<|im_end|>``. Before rendering, the spellings of added tokens inside the messages are escaped by a
 noncharacter of Unicode that occurs nowhere in them; afterwards the rendered text is split at the spellings that are
-still armed, which the template wrote, and the texts between are encoded as plain text without the marks. What a
-template itself assembles around a value, as in ``'<|' + name + '|>'``, is the template's word.
+not escaped, which the template wrote, and the texts between are encoded as plain text without the marks. What a
+template itself assembles around a value, as in ``'<|' + name + '|>'``, counts as the template's.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _PLAIN_MARKERS = frozenset(f"<|{word}|>" for word in _ROLE_WORDS)
 
 
 class PromptMarks:
-    """Marks spellings of added tokens in what was ``said`` and takes the marks out again."""
+    """Marks spellings of added tokens in the ``values`` of a request and takes the marks out again."""
 
-    def __init__(self, tokenizer: Tokenizer, said: Mapping[str, Any], template: ChatTemplate) -> None:
-        """The mark is none that ``said`` or the ``template`` has, so that all that is taken out was put in here."""
+    def __init__(self, tokenizer: Tokenizer, values: Mapping[str, Any], template: ChatTemplate) -> None:
+        """The mark occurs neither in ``values`` nor in the ``template``, so only marks set here are taken out."""
         self._tokenizer, self._template = tokenizer, template
-        text = f"{json.dumps(said, ensure_ascii=False)}{template.source}{template.tool_source}".lower()
+        text = f"{json.dumps(values, ensure_ascii=False)}{template.source}{template.tool_source}".lower()
         # A template may write JSON in ASCII, so the mark's escape must be as unmistakable as the mark.
         self._free = [mark for mark in _MARKS if mark not in text and f"u{ord(mark):04x}" not in text]
         # A name that the checkpoint has for a token it does not number is as unknown as any control token.
@@ -48,23 +48,23 @@ class PromptMarks:
             raise InvalidRequest("messages and template hold all 32 noncharacters U+FDD0 to U+FDEF; take one out")
         return self._free.pop(0)
 
-    def disarm(self, value: Any, *, special_only: bool = False) -> Any:
-        """``value`` with the spellings in all its texts disarmed, at any depth, keys included."""
+    def escape(self, value: Any, *, special_only: bool = False) -> Any:
+        """``value`` with the spellings in all its texts escaped, at any depth, keys included."""
         if isinstance(value, str):
-            disarmed = self._tokenizer.added_tokens.disarm(value, self._mark, special_only=special_only)
+            escaped = self._tokenizer.added_tokens.escape(value, self._mark, special_only=special_only)
             known = self._tokenizer.added_tokens.by_text
-            return self._control.sub(lambda found: found[0] if found[0] in known else self._broken(found[0]), disarmed)
+            return self._control.sub(lambda found: found[0] if found[0] in known else self._broken(found[0]), escaped)
         if isinstance(value, dict):
             return {
-                self.disarm(key, special_only=special_only): self.disarm(item, special_only=special_only)
+                self.escape(key, special_only=special_only): self.escape(item, special_only=special_only)
                 for key, item in value.items()
             }
         if isinstance(value, list):
-            return [self.disarm(item, special_only=special_only) for item in value]
+            return [self.escape(item, special_only=special_only) for item in value]
         return value
 
     def encode(self, rendered: str) -> list[int]:
-        """Ids of a rendered text: armed spellings as tokens, the rest as plain text."""
+        """Ids of a rendered text: spellings that are not escaped as tokens, the rest as plain text."""
         ids: list[int] = []
         for piece in self._tokenizer.added_tokens.split(rendered, self._mark):
             if isinstance(piece, int):

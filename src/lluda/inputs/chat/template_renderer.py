@@ -23,13 +23,13 @@ class Renderer:
         self._template: jinja2.Template | None = None
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """``{"text"}``, or ``{"error", "line"}``; ``"worn"`` says that this process should not be used again."""
+        """``{"text"}``, or ``{"error", "line"}``; ``"unusable"`` says that this process must not be used again."""
         try:
             return {"text": self._render(request["source"], request["variables"], request["max_output"])}
         except jinja2.TemplateSyntaxError as error:
             return {"error": f"syntax error: {error.message}", "line": error.lineno}
         except MemoryError:
-            return {"error": "it needs more memory than it is given", "worn": True}
+            return {"error": "it needs more memory than it is given", "unusable": True}
         except RecursionError as error:
             return {"error": "it recurses without end", "line": _line(error)}
         except Exception as error:

@@ -1,4 +1,4 @@
-"""The child process that renders chat templates: a template is code from a download, so it runs where it can be killed.
+"""The child process that renders chat templates: a template is downloaded code, so it runs where it can be killed.
 
 Run as a script, with nothing of lluda imported but two files: `template_renderer.py` does the rendering, and
 `child/child_messages.py` says how requests and answers go over standard input, which is a socket. The first answer,

@@ -1,4 +1,4 @@
-"""Messages between lluda and the child processes that do what must be bounded: both ends of one socket.
+"""Messages between lluda and its bounded child processes: both ends of one socket.
 
 A message is a 4-byte big-endian length and that many bytes of JSON; where its ``payload`` is a number, as many raw
 bytes follow. Standard library alone: a child loads this file before it loads anything of lluda.

@@ -21,7 +21,7 @@ _LAST_WORDS = 2**16
 
 class ChildFailed(Exception):
     """A child process gave no answer and was ended; ``signal`` is the number of the signal that ended it, if one did.
-    The text says what happened, as the end of a sentence. Whoever asked makes an error of lluda's of it."""
+    The text says what happened, as the end of a sentence. The caller turns it into a `LludaError`."""
 
     def __init__(self, text: str, ended_by: int | None = None) -> None:
         super().__init__(text)
@@ -33,17 +33,17 @@ class ChildProcess:
 
     It has a session of its own, which keeps the terminal's Ctrl-C from it, and ends with the object, the interpreter,
     `close`, or, since its socket closes then, when this process is killed. What it and its libraries write to stderr
-    reaches nobody but `last_words`. Not for several threads at once.
+    is read by `last_stderr_line` alone. Not for several threads at once.
     """
 
     def __init__(self, script: str, **environment: str) -> None:
-        """Start ``script``, a file of Python. It runs by its path and with -P: it takes no module from the folder the
-        user happens to be in. ChildFailed: the system starts no process."""
+        """Start ``script``, a file of Python. It runs by its path and with -P: it imports no module from the
+        working folder. ChildFailed: the system starts no process."""
         self._owner = os.getpid()
         ours, theirs = socket.socketpair()
         self._words, words = os.pipe()
         try:
-            # A full pipe drops words instead of holding up the child.
+            # A full pipe drops output instead of blocking the child.
             for end in (self._words, words):
                 os.set_blocking(end, False)
             self._process = subprocess.Popen(
@@ -64,7 +64,7 @@ class ChildProcess:
             theirs.close()
             os.close(words)
         self._channel = _TimedChannel(ours)
-        self._seconds, self._final_words = 0.0, ""
+        self._seconds, self._final_line = 0.0, ""
         self.close = weakref.finalize(self, _end, self._process, ours, self._words, self._owner)
 
     @property
@@ -74,7 +74,7 @@ class ChildProcess:
 
     @property
     def usable(self) -> bool:
-        """Whether it can be asked, by this process: one forked off has no part in the conversation."""
+        """Whether it can be asked, by this process: a fork of it must not use the socket."""
         return self.close.alive and self._process.poll() is None and self._owner == os.getpid()
 
     def allow(self, seconds: float) -> None:
@@ -102,10 +102,10 @@ class ChildProcess:
         with self._ending():
             return child_messages.receive_payload(self._channel, size)
 
-    def last_words(self) -> str:
+    def last_stderr_line(self) -> str:
         """The last line that was written to its stderr since this was last asked, printable and without addresses."""
         if not self.close.alive:
-            return self._final_words
+            return self._final_line
         written = b""
         with contextlib.suppress(OSError):  # BlockingIOError: nothing more
             while part := os.read(self._words, _LAST_WORDS):
@@ -127,7 +127,7 @@ class ChildProcess:
             raise ChildFailed(_ENDED, self._ended_by()) from None
         finally:
             if not whole and self.close.alive:
-                self._final_words = self.last_words()
+                self._final_line = self.last_stderr_line()
                 self.close()
 
     def _ended_by(self) -> int | None:

@@ -1,1 +1,1 @@
-"""Decoding media files in a child process that may crash."""
+"""Decoding of media files in child processes, and the limits of what is decoded."""

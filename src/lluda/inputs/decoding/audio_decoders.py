@@ -1,4 +1,4 @@
-"""The two decoders of sound: libsndfile for wav, flac, ogg, opus and their like, FFmpeg for mp3 and containers.
+"""The two decoders of audio: libsndfile for wav, flac, ogg, opus and their like, FFmpeg for mp3 and containers.
 
 They run in the process that decodes media (`media_jobs.py`). Which one is asked depends on what a file's bytes are,
 never on its name. FFmpeg is limited to audio formats: no playlists, nothing that opens a further file or address.
@@ -43,13 +43,13 @@ class Decoder(Protocol):
         """The samples in order, ``[samples, channels]``, full scale 1. CorruptFile where they cannot be decoded."""
 
     def close(self) -> None:
-        """Let go of what was allocated. May be called twice."""
+        """Release what was allocated. May be called twice."""
 
 
 def open_decoder(path: Path, file: BinaryIO, limits: AudioLimits) -> Decoder:
     """The decoder that knows the open ``file``, which stays the caller's to close, after the decoder.
 
-    CorruptFile: neither decoder knows it, it holds no sound, or less than its header promises. LimitExceeded: beyond
+    CorruptFile: neither decoder knows it, it holds no audio, or less than its header promises. LimitExceeded: beyond
     the limits.
     """
     view = audio_header.completed(path, file)
@@ -64,7 +64,7 @@ def open_decoder(path: Path, file: BinaryIO, limits: AudioLimits) -> Decoder:
 
 
 def checked_blocks(path: Path, decoder: Decoder, limits: AudioLimits) -> Iterator[NDArray[np.float32]]:
-    """What the decoder gives. CorruptFile: the number of channels changes, or the sound ends before its header says."""
+    """What the decoder gives. CorruptFile: the number of channels changes, or the audio ends before its header says."""
     count = 0
     for block in decoder.blocks():
         if block.shape[1] != decoder.channels:
@@ -137,7 +137,7 @@ class _FFmpegDecoder:
         import av
 
         file.seek(0)
-        rule = "not a recording that can be decoded; convert it to wav, flac, mp3, m4a, ogg, opus or webm"
+        rule = "not a readable recording; convert it to wav, flac, mp3, m4a, ogg, opus or webm"
         with library_errors(self._path, rule):
             options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"}
             container: Any = av.open(file, metadata_errors="ignore", options=options)

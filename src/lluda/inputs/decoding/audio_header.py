@@ -1,4 +1,4 @@
-"""How much sound a header promises, held against the file: wav (RIFF, RIFX, RF64, BW64), AIFF, AU, Wave64 and CAF.
+"""How much audio a header promises, checked against the file: wav (RIFF, RIFX, RF64, BW64), AIFF, AU, Wave64 and CAF.
 
 A program that writes to a pipe cannot come back to fill in sizes, and leaves what it began with: 0 (mpg123, FFmpeg's
 AIFF and RF64), 0x7ffff000 (espeak-ng, SoX), 0x7f000000 (SoX's AIFF), all ones (FFmpeg's wav, AU), the largest of 64
@@ -30,7 +30,7 @@ _PLAIN_AIFC = b"NONE", b"sowt", b"twos", b"raw ", b"in24", b"in32", b"fl32", b"F
 @dataclass(frozen=True, slots=True)
 class _Layout:
     """Chunks of one kind of file: where they begin, the widths of a chunk's name and size, whether the size counts
-    both, and which chunk has the sound. ``whole``: where the size of the file stands, and how many bytes it leaves out.
+    both, and which chunk has the audio. ``whole``: where the size of the file stands, and how many bytes it leaves out.
     """
 
     start: int
@@ -60,7 +60,7 @@ class _Chunk:
 def completed(path: Path, file: BinaryIO) -> BinaryIO:
     """``file``, or, where its header has placeholders for sizes, a view of it with the true ones in their place.
 
-    CorruptFile: the header promises more sound than the file holds, or is no header but thousands of empty chunks.
+    CorruptFile: the header promises more audio than the file holds, or is no header but thousands of empty chunks.
     """
     head = os.pread(file.fileno(), 40, 0)
     layout = _layout(head)
@@ -138,7 +138,7 @@ def _chunk_patches(path: Path, descriptor: int, layout: _Layout) -> dict[int, by
 
 
 def _to_the_end(path: Path, descriptor: int, layout: _Layout, sound: _Chunk, there: int) -> bool:
-    """Whether the sound reaches to the end of the file, whatever its size says. CorruptFile: it was cut off."""
+    """Whether the audio reaches to the end of the file, whatever its size says. CorruptFile: it was cut off."""
     if sound.size == 0 and (there == 0 or _only_chunks(path, descriptor, layout, sound.content)):
         return False  # really none
     if _is_placeholder(sound.size, there):
@@ -150,7 +150,7 @@ def _to_the_end(path: Path, descriptor: int, layout: _Layout, sound: _Chunk, the
 
 
 def _only_chunks(path: Path, descriptor: int, layout: _Layout, start: int) -> bool:
-    """Whether what follows is further chunks up to the end of the file, and so no sound."""
+    """Whether what follows is further chunks up to the end of the file, and so no audio."""
     end, size = start, os.fstat(descriptor).st_size
     for chunk in _chunks(path, descriptor, layout, start):
         if not chunk.name[:4].isalnum() and not chunk.name[:4].strip().isalnum():
@@ -170,7 +170,7 @@ def _sizes(layout: _Layout, sound: _Chunk, size: int) -> dict[int, bytes]:
 
 
 def _aiff_frames(descriptor: int, form: _Chunk, there: int) -> Mapping[int, bytes]:
-    """How many frames fill the sound chunk, which begins with two numbers of its own; known for plain samples only."""
+    """How many frames fill the audio chunk, which begins with two numbers of its own; known for plain samples only."""
     values = os.pread(descriptor, 22, form.content)
     if len(values) < 18 or (form.size >= 22 and values[18:22] not in _PLAIN_AIFC):
         return {}

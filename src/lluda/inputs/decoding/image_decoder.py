@@ -1,9 +1,9 @@
-"""Pictures from files, by Pillow; runs in the process that decodes media (`media_jobs.py`).
+"""Images from files, by Pillow; runs in the process that decodes media (`media_jobs.py`).
 
 Pillow reads an allow-list of formats, whatever a file is named. Of an animation or a file of several pages the first
-picture counts; what is transparent lies on white, as in the released processor; 16-bit grey keeps its upper half.
+image counts; transparent pixels are blended with white, as in the released processor; 16-bit grey keeps its upper half.
 
-A picture lies in memory once, as it is stored: it is made RGB, and resized, in bands.
+The stored image is in memory once; it is converted to RGB, and resized, in bands.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _EIGHT_BITS = ("1", "CMYK", "HSV", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr")
 
 _BAND_PIXELS = 1 << 21
-"""Pixels that are made RGB at once."""
+"""Pixels that are converted to RGB at once."""
 
 _WHOLE_PIXELS = 1 << 24
-"""Pixels that are made RGB, beside the stored ones, before they are resized; a larger picture is resized in bands."""
+"""Pixels that are converted to RGB as a whole before they are resized; a larger image is resized in bands."""
 
 _SUPPORT = 2
 """Pixels to each side that a bicubic filter reads, at scale 1."""
@@ -45,25 +45,24 @@ _SUPPORT = 2
 
 @contextmanager
 def opened(path: Path, file: BinaryIO, limits: VisionLimits) -> Iterator[Image]:
-    """The first picture of an open file, not decoded yet, after its header was held against the limits.
+    """The first image of an open file, not decoded yet, after its header was checked against the limits.
 
-    LimitExceeded: too many pixels, or too long for its width. CorruptFile: not a picture of a format that is read.
+    LimitExceeded: too many pixels, or too long for its width. CorruptFile: not an image of a format that is read.
     """
     from PIL import Image
 
     with warnings.catch_warnings():
-        # Pillow warns of large pictures and of odd metadata; the limits decide, and metadata is of no concern.
+        # Pillow warns of large images and of odd metadata; the limits decide, and metadata is not used.
         warnings.simplefilter("ignore")
-        # Some formats are decoded as they are opened, and a want of memory is reported as damage.
+        # Some formats are decoded as they are opened, and a lack of memory is reported as damage.
         large = ", or too large for its size" if _decoded_at_once(os.pread(file.fileno(), 12, 0)) else ""
-        rule = f"not a picture that can be read{large} (one of {', '.join(FORMATS)}); convert it to PNG, JPEG or WebP"
+        rule = f"not a readable image{large} (one of {', '.join(FORMATS)}); convert it to PNG, JPEG or WebP"
         with library_errors(path, rule):
             try:
-                # In memory it has an end: Pillow asks a file for as many bytes as a header says, and is given room for
-                # all of them.
+                # From memory, not from the file: Pillow allocates as many bytes as a header says before it reads them.
                 image = Image.open(io.BytesIO(file.read()), formats=FORMATS)
             except Image.DecompressionBombError:
-                rule = f"the header promises more than the {limits.max_pixels} pixels of one picture; make it smaller"
+                rule = f"the header promises more than the {limits.max_pixels} pixels of one image; make it smaller"
                 raise LimitExceeded(f"{path}: {rule}") from None
         check_size(str(path), image.height, image.width, limits)
         with image:
@@ -75,15 +74,15 @@ def _decoded_at_once(head: bytes) -> bool:
 
 
 def pixels(path: Path, image: Image, size: Sequence[int] | None) -> NDArray[np.uint8]:
-    """The picture decoded and upright, uint8 ``[height, width, 3]``; resized (bicubic, antialiased) to ``size``, the
-    height and width for the picture as it is stored, if given.
+    """The image decoded and upright, uint8 ``[height, width, 3]``; resized (bicubic, antialiased) to ``size``, the
+    height and width for the image as it is stored, if given.
 
     CorruptFile: damaged, cut off, or of a kind of pixels that is not read.
     """
     import numpy as np
     from PIL import ImageOps
 
-    rule = "the picture cannot be decoded to its end; the file is damaged or cut off"
+    rule = "the image cannot be decoded to its end; the file is damaged or cut off"
     with library_errors(path, rule):
         image.load()
     stored = image.size
@@ -98,9 +97,9 @@ def pixels(path: Path, image: Image, size: Sequence[int] | None) -> NDArray[np.u
 
 
 def _bands(path: Path, image: Image, height: int, width: int) -> Iterator[tuple[int, int, Image]]:
-    """First row, end and pixels of each band of the picture in RGB and its new size.
+    """First row, end and pixels of each band of the image in RGB and its new size.
 
-    A large picture's bands are cut out with what the filter reads around them, so that the same stored pixels weigh the
+    A large image's bands are cut out with what the filter reads around them, so that the same stored pixels weigh the
     same as if the whole were resized at once; the order of Pillow's two passes, and with it a rounding, may differ.
     """
     from PIL import Image

@@ -1,4 +1,4 @@
-"""Limits of the size of a picture, and of a video's frames."""
+"""Limits of the size of an image, and of a video's frames."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from lluda.errors import LimitExceeded
 
 
 def check_size(where: str, height: int, width: int, limits: VisionLimits = VISION_LIMITS) -> None:
-    """LimitExceeded if a picture of that many pixels is too large, or one side too many times the other."""
+    """LimitExceeded if an image of that many pixels is too large, or one side too many times the other."""
     if width * height > limits.max_pixels:
         raise LimitExceeded(
-            f"{where}: {width} x {height} pixels exceed the {limits.max_pixels} of one picture; make it smaller"
+            f"{where}: {width} x {height} pixels exceed the {limits.max_pixels} of one image; make it smaller"
         )
     if max(width, height) > limits.max_aspect_ratio * min(width, height):
         raise LimitExceeded(

@@ -1,4 +1,4 @@
-"""What libraries of sound, pictures and video raise, as errors of lluda's: the one place for all of them."""
+"""Exceptions of the media libraries, turned into errors of lluda."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _USUAL = (OSError, ValueError, RuntimeError, EOFError, SyntaxError)
 @contextmanager
 def library_errors(path: Path, rule: str | Callable[[], str]) -> Iterator[None]:
     """Whatever is raised inside becomes CorruptFile with ``path`` and ``rule`` (or what it returns), but for errors
-    that are lluda's own, a want of memory, and broken assertions of our code."""
+    that are lluda's own, a lack of memory, and broken assertions of our code."""
     try:
         yield
     except (LludaError, MemoryError, AssertionError):

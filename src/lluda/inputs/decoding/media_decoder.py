@@ -1,12 +1,11 @@
-"""Decoding of files in child processes: a crash of a decoder is one line about one file.
+"""Decoding of files in child processes: a crash of a decoder becomes an error about one file.
 
-What a file says is a stranger's, and the libraries that read it are large and written in C: a valid recording of eight
-channels has ended processes. Therefore every file is decoded in a process of its own, wav as well: libsndfile is no
-safer than the others, and one way for all is easier to trust than two. The process is started at the first file (about
-0.3 s) and stays for the next. Arrays are numpy's affair and stay here.
+Files are untrusted, and the libraries that read them are large and written in C: a valid recording of eight channels
+has crashed one. Every file is decoded in a child process, wav as well. The process is started at the first file (about
+0.3 s) and reused. Arrays are converted in this process.
 
-The process is bounded by the system, in proportion to the file: data memory, and seconds of processor time, which no
-waiting counts against (`media_jobs.py` sets both).
+The process is bounded by the system, in proportion to the file: data memory, and seconds of processor time, which does
+not include waiting (`media_jobs.py` sets both).
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _SLOWEST_DISK = 10e6
 """Bytes a second: a file may be read whole between two answers."""
 
 _IDLE = 2
-"""Processes that are kept for the next file."""
+"""Idle processes at most."""
 
 _ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
 
@@ -53,7 +52,7 @@ class MediaDecoder:
         return DecodingJob(self, self._worker(), kind, file, request)
 
     def close(self) -> None:
-        """End the processes that wait for work. Another is started when there is some."""
+        """End the idle processes. A later file starts another."""
         with self._lock:
             idle, self._idle = self._idle, []
         for worker in idle:
@@ -84,7 +83,7 @@ class DecodingJob:
     ) -> None:
         self._decoder, self._worker, self._file = decoder, worker, file
         self._begun = self._over = False
-        worker.last_words()  # of other files
+        worker.last_stderr_line()  # of other files
         message = {"job": kind, "path": str(file.path), "kind": file.kind, "size": file.size, **request}
         self.about = self._ask(message, file.descriptor)
 
@@ -103,23 +102,23 @@ class DecodingJob:
             self._end()
         finally:
             if not self._over:
-                self._end(worn=True)
+                self._end(unusable=True)
 
     def close(self) -> None:
-        """Not to be decoded after all. May be called twice, and after decoding."""
+        """End a job that was not decoded. May be called twice, and after decoding."""
         if not self._begun and not self._over:
             self._end()
 
-    def _end(self, *, worn: bool = False) -> None:
+    def _end(self, *, unusable: bool = False) -> None:
         self._over = True
-        if worn:
+        if unusable:
             self._worker.close()
         else:
             self._decoder._take_back(self._worker)
 
     def _ask(self, message: dict[str, Any], descriptor: int | None = None) -> dict[str, Any]:
         try:
-            self._worker.allow(self._patience)
+            self._worker.allow(self._answer_seconds)
             self._worker.send(framed(message), descriptor)
         except ChildFailed as failed:
             raise self._failure(failed) from None
@@ -127,14 +126,14 @@ class DecodingJob:
 
     def _answer(self) -> dict[str, Any]:
         try:
-            self._worker.allow(self._patience)
+            self._worker.allow(self._answer_seconds)
             answer = self._worker.receive()
         except ChildFailed as failed:
             raise self._failure(failed) from None
         if "error" not in answer:
             return answer
         error = self._error(answer)
-        self._end(worn=bool(answer.get("worn")))
+        self._end(unusable=bool(answer.get("unusable")))
         raise error
 
     def _received(self, size: int) -> bytearray:
@@ -144,13 +143,13 @@ class DecodingJob:
             raise self._failure(failed) from None
 
     @property
-    def _patience(self) -> float:
-        """Seconds for one answer. What computes is stopped long before, by the limit of processor time."""
+    def _answer_seconds(self) -> float:
+        """Seconds for one answer. A decoder that computes is stopped earlier, by the limit of processor time."""
         return _SILENCE_SECONDS + self._file.size / _SLOWEST_DISK
 
     def _error(self, answer: dict[str, Any]) -> Exception:
-        """What the child raised, with what the library said to stderr."""
-        path, text, words = self._file.path, str(answer["message"]), self._worker.last_words()
+        """What the child raised, with the library's last line on stderr."""
+        path, text, words = self._file.path, str(answer["message"]), self._worker.last_stderr_line()
         kind: type[Exception] = getattr(errors, str(answer["error"]), AssertionError)
         if kind is CorruptFile:
             rule = text.removeprefix(str(CorruptFile(path, "")))
@@ -158,12 +157,12 @@ class DecodingJob:
         return kind(text)
 
     def _failure(self, failed: ChildFailed) -> LludaError:
-        self._end(worn=True)
-        path, kind, words = self._file.path, self._file.kind, self._worker.last_words()
+        self._end(unusable=True)
+        path, kind, words = self._file.path, self._file.kind, self._worker.last_stderr_line()
         if failed.signal == signal.SIGXCPU:
             seconds = processor_seconds(self._file.size)
             return LimitExceeded(
-                f"{path}: decoding it takes more than {seconds} s of processor time, the most for a {kind} of "
+                f"{path}: decoding it takes more than {seconds} s of processor time, the most for one {kind} of "
                 f"{self._file.size} bytes; make it shorter or smaller, or convert it with another program"
             )
         how = str(failed) if failed.signal is None else signal.strsignal(failed.signal) or f"signal {failed.signal}"
@@ -179,11 +178,11 @@ def _started() -> ChildProcess:
         try:
             worker.receive()
         finally:
-            words = worker.last_words()
+            words = worker.last_stderr_line()
     except ChildFailed as failed:
         raise LludaError(f"the process that decodes media does not start: {words or failed}") from None
     return worker
 
 
 DECODER = MediaDecoder()
-"""The decoder of this process, shared by all who read media."""
+"""The decoder of this process, shared by all readers of media."""

@@ -1,4 +1,4 @@
-"""A file that is given as a medium: opened once, held against what is given by mistake, known by its content."""
+"""A file that is given as a medium: opened once, checked against what is given by mistake, known by its content."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _MISTAKES: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
         ),
         (
             rb"....ftyp(heic|heix|heim|heis|hevc|hevx|mif1(?!.{0,64}avif))",
-            "a HEIC picture, {not_it}; convert it to JPEG or PNG",
+            "a HEIC image, {not_it}; convert it to JPEG or PNG",
         ),
         (rb"PK\x03\x04", "a zip archive, {not_it}; unpack it and give one file of it"),
         (rb"\x1f\x8b\x08", "compressed with gzip, {not_it}; unpack it: gunzip"),
@@ -47,7 +47,7 @@ _MISTAKES: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
 
 
 class MediaFile:
-    """One open file for a ``kind`` of medium ("recording", "picture", "video"); ``size`` in bytes. It is closed with
+    """One open file for a ``kind`` of medium ("recording", "image", "video"); ``size`` in bytes. It is closed with
     the object, or by ``close()``.
 
     Raises:
@@ -80,7 +80,7 @@ class MediaFile:
         head = os.pread(self.descriptor, _HEAD, 0)
         for pattern, words in _MISTAKES:
             if pattern.match(head):
-                not_it = f"not a {self.kind} that can be read"
+                not_it = f"not a readable {self.kind}"
                 raise CorruptFile(self.path, "this is " + words.format(kind=self.kind, not_it=not_it))
 
     def digest(self, hasher: Any | None = None) -> bytes:
@@ -106,7 +106,7 @@ def check_path(path: str | os.PathLike[str], kind: str) -> None:
         raise InvalidRequest(f"{text:.200}: a file's path is needed, not its address; leave out file://")
     if address:
         raise InvalidRequest(
-            f"{text:.200}: this is an address, and a {kind} is read from a file; download it first (curl -LO ADDRESS)"
+            f"{text:.200}: this is an address, and the {kind} must be a file; download it first (curl -LO ADDRESS)"
         )
     if os.path.isdir(text):  # noqa: PTH112  (Path.is_dir raises where a name is too long)
         raise CorruptFile(path, f"this is a folder, and a regular file is needed; give one {kind} in it")

@@ -1,9 +1,9 @@
 """What the child process of `media_worker.py` does: decode one file after the other for the parent.
 
-The parent sends ``{"job": kind, …}`` and the file's descriptor, and is told what the file is. Then it sends ``{"go":
+The parent sends ``{"job": kind, …}`` and the file's descriptor, and receives what the file is. Then it sends ``{"go":
 …}``, and is sent arrays until ``{"end": true}``, or it sends the next job. Each kind is a generator here: it yields
 what it found about the file, is sent the options of ``go``, and yields arrays. An error, ``{"error": class, "message":
-text}``, ends the job; ``worn`` says that this process should not be used again.
+text}``, ends the job; ``unusable`` says that this process should not be used again.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from lluda.inputs.decoding import audio_decoders, image_decoder, video_decoder
 from lluda.inputs.decoding.audio_samples import convert
 from lluda.inputs.decoding.media_limits import (
     FRAME_BYTES_PER_PIXEL,
+    IMAGE_BYTES_PER_PIXEL,
     LEAST_FRAME_BYTES_PER_PIXEL,
-    PICTURE_BYTES_PER_PIXEL,
     data_bytes,
     processor_seconds,
 )
@@ -72,13 +72,13 @@ def _audio(path: Path, file: BinaryIO, request: dict[str, Any]) -> _Job:
 
 def _image(path: Path, file: BinaryIO, request: dict[str, Any]) -> _Job:
     with image_decoder.opened(path, file, VisionLimits(**request["limits"])) as image:
-        most = _limit_memory(request, image.height * image.width, PICTURE_BYTES_PER_PIXEL)
+        most = _limit_memory(request, image.height * image.width, IMAGE_BYTES_PER_PIXEL)
         go = yield {"height": image.height, "width": image.width}
         try:
             yield image_decoder.pixels(path, image, go["size"])
         except CorruptFile:
-            # These decoders report a want of memory as damage.
-            starved = image.height * image.width * PICTURE_BYTES_PER_PIXEL > most
+            # These decoders report a lack of memory as damage.
+            starved = image.height * image.width * IMAGE_BYTES_PER_PIXEL > most
             if starved and image.format in ("AVIF", "JPEG2000", "WEBP"):
                 raise MemoryError from None
             raise
@@ -97,7 +97,7 @@ def _frames(path: Path, file: BinaryIO, request: dict[str, Any]) -> _Job:
     try:
         yield from video_decoder.decode(path, file, track, request["fps"], request["count"], limits)
     except CorruptFile:
-        # Of frames that large there is no room for the few that most decoders keep, and they report it as damage.
+        # Memory does not suffice for the few frames of that size that decoders buffer; they report it as damage.
         if track.height * track.width * LEAST_FRAME_BYTES_PER_PIXEL > most:
             raise MemoryError from None
         raise
@@ -121,7 +121,7 @@ def _run(request: dict[str, Any], descriptor: int) -> _Job:
     path, kind, size = Path(request["path"]), request["kind"], request["size"]
     with os.fdopen(descriptor, "rb") as file:
         limit_resources(DATA=resource.RLIM_INFINITY)
-        for name in ("numpy", *_LIBRARIES[request["job"]]):  # before the limits: they are not the file's doing
+        for name in ("numpy", *_LIBRARIES[request["job"]]):  # before the limits: they do not depend on the file
             importlib.import_module(name)
         used = resource.getrusage(resource.RUSAGE_SELF)
         limit_resources(CPU=int(used.ru_utime + used.ru_stime) + 1 + processor_seconds(size))
@@ -130,7 +130,7 @@ def _run(request: dict[str, Any], descriptor: int) -> _Job:
             yield from _JOBS[request["job"]](path, file, request)
         except MemoryError:
             raise _MemoryExceeded(
-                f"{path}: to decode it takes more memory than a {kind} of {size} bytes is given (ten times its size "
+                f"{path}: to decode it takes more memory than one {kind} of {size} bytes is given (ten times its size "
                 "and 200 MB); the file promises more than it can hold, or must be made smaller or cut up"
             ) from None
 
@@ -145,8 +145,8 @@ def _limit_memory(request: dict[str, Any], pixels: int = 0, bytes_per_pixel: int
 
 
 def _descriptor(channel: socket.socket) -> int:
-    """The file's descriptor, sent behind a request; opened anew where that can be done, since those who share one share
-    its place in the file too."""
+    """The file's descriptor, sent behind a request; opened anew where that can be done, since copies of a descriptor
+    share its position."""
     _, (given, *_), _, _ = socket.recv_fds(channel, 1, 1)
     with contextlib.suppress(OSError):
         found = os.open(f"/proc/self/fd/{given}", os.O_RDONLY | os.O_CLOEXEC)
@@ -162,12 +162,13 @@ def _next(job: _Job, options: dict[str, Any] | None) -> Any:
     except StopIteration:
         return {"end": True}
     except LludaError as error:
-        worn = isinstance(error, _MemoryExceeded)
-        return {"error": "LimitExceeded" if worn else type(error).__name__, "message": str(error), "worn": worn}
+        unusable = isinstance(error, _MemoryExceeded)
+        name = "LimitExceeded" if unusable else type(error).__name__
+        return {"error": name, "message": str(error), "unusable": unusable}
     except AssertionError as error:
-        return {"error": "AssertionError", "message": f"in the process that decodes media: {error}", "worn": True}
-    except Exception as error:  # of a library, where none was looked for
-        return {"error": "CorruptFile", "message": f"the decoder failed ({type(error).__name__})", "worn": True}
+        return {"error": "AssertionError", "message": f"in the process that decodes media: {error}", "unusable": True}
+    except Exception as error:  # of a library, of a class that it does not document
+        return {"error": "CorruptFile", "message": f"the decoder failed ({type(error).__name__})", "unusable": True}
 
 
 def _send(channel: socket.socket, answer: Any) -> None:

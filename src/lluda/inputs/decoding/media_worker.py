@@ -1,4 +1,4 @@
-"""The script of the child process that decodes media: what strangers made is read where a crash takes nothing along.
+"""The script of the child process that decodes media.
 
 Standard input is a socket; `media_jobs.py` says what goes over it.
 """

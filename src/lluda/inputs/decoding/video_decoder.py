@@ -1,8 +1,8 @@
 """Videos from files, by FFmpeg (PyAV); runs in the process that decodes media (`media_jobs.py`).
 
-FFmpeg reads an allow-list of containers, whatever a file is named. How long a video is, its packets say and not its
-header, which is then held against them. A frame stands for the moment at which it is on display by the stream's own
-timestamps, however uneven they are. Only frames that are taken are converted, and none is kept.
+FFmpeg reads an allow-list of containers, whatever a file is named. The duration is that of its packets, with
+which the header is compared. A frame stands for the moment at which it is on display by the stream's own
+timestamps, however uneven they are. Only frames that are taken are converted, and none is buffered.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TIE = 1.001e-3
-"""Seconds by which two times may differ and be the same: some containers round to milliseconds."""
+"""Seconds by which two equal times may differ: some containers round to milliseconds."""
 
 _CONTAINERS = "asf,avi,flv,gif,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,ogg"
 
@@ -41,7 +41,7 @@ _MAX_THREADS = 4
 @dataclass(frozen=True, slots=True)
 class Track:
     """What the packets of a video say: when its first frame is on display and until when its last is (seconds), and
-    how many there are; how large a stored frame is, and whether there is sound."""
+    how many there are; how large a stored frame is, and whether there is audio."""
 
     start: float
     end: float
@@ -61,7 +61,7 @@ class Track:
 
 
 def scan(path: Path, file: BinaryIO, limits: VisionLimits) -> Track:
-    """Reads all packets of an open video and decodes none.
+    """Read all packets of an open video, without decoding.
 
     LimitExceeded: too long, too large, or too much of it for its size. CorruptFile: not a video that is read, without
     frames, cut off, or a header that cannot be true.
@@ -143,7 +143,7 @@ def decode(
 
 @contextmanager
 def _container(path: Path, file: BinaryIO, limits: VisionLimits) -> Iterator[tuple[Any, Any]]:
-    """The open file and its first track of moving pictures. What FFmpeg raises inside becomes CorruptFile."""
+    """The open file and its first track of video. What FFmpeg raises inside becomes CorruptFile."""
     import av
 
     file.seek(0)
@@ -153,7 +153,7 @@ def _container(path: Path, file: BinaryIO, limits: VisionLimits) -> Iterator[tup
         "protocol_whitelist": "none",
         "max_pixels": str(limits.max_frame_pixels),
     }
-    with library_errors(path, "not a video that can be read, or cut off; convert it to mp4, webm or mkv"):
+    with library_errors(path, "not a readable video, or cut off; convert it to mp4, webm or mkv"):
         container = av.open(file, metadata_errors="ignore", options=options)
     rule = "the video cannot be decoded to its end; the file is damaged or cut off"
     with library_errors(path, rule), container:
@@ -173,7 +173,7 @@ def _video_stream(path: Path, container: Any) -> Any:
             if stream.codec_context is None:
                 raise CorruptFile(path, "the video's codec is not supported; convert it to mp4 (H.264)")
             return stream
-    raise CorruptFile(path, "the file holds no moving pictures")
+    raise CorruptFile(path, "the file holds no video track")
 
 
 def _rgb(frame: Any, size: tuple[int, int]) -> NDArray[np.uint8]:

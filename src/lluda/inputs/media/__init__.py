@@ -1,1 +1,1 @@
-"""Recordings, pictures and videos, before tensors of a model."""
+"""Recordings, images and videos, before tensors of a model."""

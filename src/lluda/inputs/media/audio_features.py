@@ -43,7 +43,7 @@ def log_mel(blocks: Iterable[NDArray[np.float32]], config: MelConfig = RELEASED_
 
 
 class LogMelStream:
-    """Features of sound that is still coming in.
+    """Features of audio that is still coming in.
 
     Values more than 8 (in log10) below the recording's largest are raised to there; of an open stream the largest value
     so far is known, so frames before a louder one keep a lower floor than :func:`log_mel` gives them. All values above
@@ -118,7 +118,7 @@ class _Spectrum:
         yield from self._transform(self._config.frames(self._samples) - self._frames)
 
     def _transform(self, count: int) -> Iterator[NDArray[np.float32]]:
-        """The next ``count`` frames, some at a time; samples that no later frame needs are let go of."""
+        """The next ``count`` frames, some at a time; samples that no later frame needs are released."""
         import numpy as np
         import torch
 

@@ -1,7 +1,7 @@
-"""Recordings of any kind as the model hears them: mono float32 at one rate, in bounded blocks.
+"""Recordings of any kind as the model takes them: mono float32 at one rate, in bounded blocks.
 
-Files are decoded in a process of their own (`media_decoder.py`); arrays of samples are converted here. An hour never
-lies in memory whole: each block is decoded, mixed and converted before the next is read.
+Files are decoded in a process of their own (`media_decoder.py`); arrays of samples are converted here. Each block is
+decoded, mixed and converted before the next is read, so memory does not grow with the duration.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SAMPLING_RATE = 16000
-"""Hz: what the released models hear."""
+"""Hz: the sampling rate of the released models."""
 
 
 class AudioFile:
@@ -34,7 +34,7 @@ class AudioFile:
     Raises:
         InvalidRequest: no such file, or no permission to read it.
         LimitExceeded: beyond :class:`AudioLimits`, or more memory or time than a file of its size may take.
-        CorruptFile: not a recording, without a sound track, empty, a header that cannot be true, or the decoder
+        CorruptFile: not a recording, without an audio track, empty, a header that cannot be true, or the decoder
             crashed on it.
     """
 
@@ -58,7 +58,7 @@ class AudioFile:
         return self._job.arrays(rate=rate)
 
     def close(self) -> None:
-        """Let go of the file. May be called twice."""
+        """Release the file. May be called twice."""
         self._job.close()
 
     def __enter__(self) -> Self:
@@ -81,7 +81,7 @@ class Recording:
         return self._read(rate)
 
     def close(self) -> None:
-        """It is not wanted any more. May be called twice, and after decoding."""
+        """Release the file. May be called twice, and after decoding."""
         self._leave()
 
 

@@ -1,7 +1,7 @@
-"""Pictures of any kind as the model sees them: upright RGB bytes ``[height, width, 3]``.
+"""Images of any kind as the model takes them: upright RGB bytes ``[height, width, 3]``.
 
-Files are decoded in a process of their own (`media_decoder.py`, `image_decoder.py`). A header's promises are held
-against the limits before memory is taken.
+Files are decoded in a process of their own (`media_decoder.py`, `image_decoder.py`). The size in the header is
+checked against the limits before memory is taken.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture that is not decoded yet, ``height`` by ``width`` as it is stored: its camera may have held it on its
-    side."""
+class ImageInput:
+    """An image that is not decoded yet, ``height`` by ``width`` as it is stored (before its
+    rotation)."""
 
     height: int
     width: int
@@ -36,16 +36,16 @@ class Picture:
     _leave: Callable[[], None] = field(repr=False)
 
     def pixels(self, size: Size | None = None) -> NDArray[np.uint8]:
-        """The upright picture, once: uint8 ``[height, width, 3]``, resized (bicubic, antialiased) to ``size`` if given,
-        a size for the picture as it is stored. CorruptFile: damaged or cut off. LimitExceeded: too much memory."""
+        """The upright image, once: uint8 ``[height, width, 3]``, resized (bicubic, antialiased) to ``size`` if given,
+        a size for the image as it is stored. CorruptFile: damaged or cut off. LimitExceeded: too much memory."""
         return self._read(size)
 
     def close(self) -> None:
-        """It is not wanted any more. May be called twice, and after decoding."""
+        """Release the file. May be called twice, and after decoding."""
         self._leave()
 
 
-def open_image(source: Any, *, where: str = "image", limits: VisionLimits = VISION_LIMITS) -> Picture:
+def open_image(source: Any, *, where: str = "image", limits: VisionLimits = VISION_LIMITS) -> ImageInput:
     """A file (str or path), or an array that already is uint8 ``[height, width, 3]``.
 
     ``where`` names an array in errors.
@@ -53,19 +53,19 @@ def open_image(source: Any, *, where: str = "image", limits: VisionLimits = VISI
     Raises:
         InvalidRequest: no such file, no permission, or an array of another kind.
         LimitExceeded: too many bytes or pixels, or too long for its width (:class:`VisionLimits`).
-        CorruptFile: not a picture of a format that is read.
+        CorruptFile: not an image of a format that is read.
     """
     if isinstance(source, str | os.PathLike):
-        file = MediaFile(source, "picture", limits.max_image_bytes)
+        file = MediaFile(source, "image", limits.max_image_bytes)
         job = DECODER.open("image", file, limits=asdict(limits))
 
         def read(size: Size | None) -> NDArray[np.uint8]:
             (pixels,) = job.arrays(size=size)
             return pixels
 
-        return Picture(job.about["height"], job.about["width"], read, job.close)
+        return ImageInput(job.about["height"], job.about["width"], read, job.close)
     array = image_array(source, where, limits)
-    return Picture(array.shape[0], array.shape[1], lambda size: resized(array, size), lambda: None)
+    return ImageInput(array.shape[0], array.shape[1], lambda size: resized(array, size), lambda: None)
 
 
 def read_image(source: Any, *, where: str = "image", limits: VisionLimits = VISION_LIMITS) -> NDArray[np.uint8]:

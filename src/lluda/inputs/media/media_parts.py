@@ -1,4 +1,4 @@
-"""Sound, pictures and videos inside a conversation's messages, taken out so that the template sees only their kinds."""
+"""Audio, images and videos inside a conversation's messages, taken out so that the template sees only their kinds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _OPTIONS: Mapping[Kind, frozenset[str]] = {
 }
 _FILES: Mapping[Kind, tuple[str, int]] = {
     "audio": ("recording", AUDIO_LIMITS.max_file_bytes),
-    "image": ("picture", VISION_LIMITS.max_image_bytes),
+    "image": ("image", VISION_LIMITS.max_image_bytes),
     "video": ("video", VISION_LIMITS.max_video_bytes),
 }
 _HASHED_AT_ONCE = 1 << 22
@@ -40,8 +40,8 @@ class MediaPart:
     """One part ``{"type": kind, "path": file}`` or ``{"type": kind, kind: array}`` of a message.
 
     ``source``: a path or an array. ``options``: ``sampling_rate`` (Hz, of an audio array), ``fps`` (frames sampled a
-    second of video; of a video array, the rate its frames were taken at) and ``use_audio`` (the video's own sound
-    track is heard, interleaved in time). ``where`` names it in messages.
+    second of video; of a video array, the rate its frames were taken at) and ``use_audio`` (the video's own audio
+    track is used, interleaved in time). ``where`` names it in messages.
     """
 
     kind: Kind

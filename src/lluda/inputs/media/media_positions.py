@@ -1,14 +1,14 @@
-"""Positions in time, height and width of every token of a prompt with sound, pictures and videos (spec section 5.2).
+"""Positions in time, height and width of every token of a prompt with audio, images and videos (spec section 5.2).
 
 A prompt is a list of spans; markers (``<|vision_start|>`` and the like) are text. Each span begins at one more than the
-largest position of what was placed before it, and its tokens count from there: text and sound on all three rows alike,
-a picture along its merged rows and columns, a video also along time. Positions are not rounded: a video's steps in time
+largest position of what was placed before it, and its tokens count from there: text and audio on all three rows alike,
+an image along its merged rows and columns, a video also along time. Positions are not rounded: a video's steps in time
 need not be whole.
 
-After a video with its own sound one thing is as released and not as one would write it: what follows begins at one
+After a video with its own audio, positions follow the released code: what follows begins at one
 more than the largest position of the *rest of the longer stream*, which was placed last, and not of the whole span. A
-video whose sound ends soon after it began may have larger positions in its rows and columns. The model was released
-with code that counts so.
+video whose audio ends soon after it began may have larger positions in its rows and columns. The model was trained
+with these positions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class AudioSpan:
 
 @dataclass(frozen=True, slots=True)
 class ImageSpan:
-    """A picture of ``grid`` ``(1, rows, columns)`` patches."""
+    """An image of ``grid`` ``(1, rows, columns)`` patches."""
 
     grid: tuple[int, int, int]
 
@@ -45,7 +45,7 @@ class ImageSpan:
 @dataclass(frozen=True, slots=True)
 class VideoSpan:
     """A video of ``grid`` ``(slices, rows, columns)`` patches, its slices ``seconds_per_grid`` apart. With
-    ``audio_tokens`` its own sound is among its tokens, in the order that :func:`order_of_kinds` gives."""
+    ``audio_tokens`` its own audio is among its tokens, in the order that :func:`order_of_kinds` gives."""
 
     grid: tuple[int, int, int]
     seconds_per_grid: float
@@ -80,7 +80,7 @@ def media_positions(spans: Sequence[Span], *, merge_size: int, positions_per_sec
 
 
 def order_of_kinds(span: VideoSpan, *, merge_size: int, positions_per_second: float) -> list[Literal["audio", "video"]]:
-    """Which tokens of a video with sound stand where: merged by time, video first where both begin together."""
+    """The order of the tokens of a video with audio: merged by time, video first where both begin together."""
     video, audio = _video(span, 0.0, merge_size, positions_per_second), _line(span.audio_tokens, 0.0)
     return ["video" if from_video else "audio" for from_video in _merged(video, audio)]
 

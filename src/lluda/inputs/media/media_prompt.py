@@ -25,7 +25,7 @@ class Layout:
     positions_per_second: int
 
     def count(self, span: Span) -> int:
-        """Tokens of one medium, the markers that a video's own sound adds among them."""
+        """Tokens of one medium, the markers that a video's own audio adds among them."""
         match span:
             case AudioSpan(count) | TextSpan(count):
                 return count

@@ -1,4 +1,4 @@
-"""Videos as the model sees them: upright RGB frames taken at even steps of time, decoded one by one.
+"""Videos as the model takes them: upright RGB frames taken at even steps of time, decoded one by one.
 
 Files are read in a process of their own (`media_decoder.py`, `video_decoder.py`).
 """
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class SampledVideo:
     """``count`` frames at ``fps`` a second, frame k from k / fps seconds after the first. A temporal slice of the
-    encoder lasts ``temporal_patch_size / fps`` seconds. ``height`` and ``width`` of a frame as it is stored: its camera
-    may have held it on its side. ``has_sound``: the file has a sound track too."""
+    encoder lasts ``temporal_patch_size / fps`` seconds. ``height`` and ``width`` of a frame as it is stored (before its
+    rotation). ``has_sound``: the file has an audio track too."""
 
     count: int
     fps: float

@@ -1,6 +1,6 @@
 """From pixels to the patches that the vision encoder reads, as the released processor makes them (spec section 4.1).
 
-Pictures are resized by Pillow and frames by torch, both bicubic with antialiasing: so does the processor, whose video
+Images are resized by Pillow and frames by torch, both bicubic with antialiasing: so does the processor, whose video
 half is torch alone. On the same bytes the two differ mostly in under one value of a hundred, and by one of 255
 (journal/13-vision.md).
 """
@@ -33,16 +33,16 @@ class VisionPatches:
 
 
 def image_patches(pixels: NDArray[np.uint8], config: VisionInputConfig, *, where: str = "image") -> VisionPatches:
-    """Patches of a picture ``[height, width, 3]``, which stands for all frames of its one temporal slice.
+    """Patches of an image ``[height, width, 3]``, which stands for all frames of its one temporal slice.
 
-    LimitExceeded: too large, or one side too many times the other. ``where`` names the picture in it.
+    LimitExceeded: too large, or one side too many times the other. ``where`` names the image in it.
     """
     size = image_size(pixels.shape[0], pixels.shape[1], config, where=where)
-    return picture_patches(resized(pixels, size), config)
+    return resized_image_patches(resized(pixels, size), config)
 
 
-def picture_patches(pixels: NDArray[np.uint8], config: VisionInputConfig) -> VisionPatches:
-    """Patches of a picture ``[height, width, 3]`` that has the size of :func:`image_size` already."""
+def resized_image_patches(pixels: NDArray[np.uint8], config: VisionInputConfig) -> VisionPatches:
+    """Patches of an image ``[height, width, 3]`` that has the size of :func:`image_size` already."""
     return _patches([pixels], 1, pixels.shape[0], pixels.shape[1], config)
 
 
@@ -55,7 +55,7 @@ def video_patches(
     where: str = "video",
 ) -> VisionPatches:
     """Patches of ``count`` (at least 1) frames ``[height, width, 3]`` of one size, taken one by one; the last stands in
-    for what is missing of the last slice. ``max_tokens``: see :func:`frame_size`. LimitExceeded: as for a picture."""
+    for what is missing of the last slice. ``max_tokens``: see :func:`frame_size`. LimitExceeded: as for an image."""
     iterator = iter(frames)
     first = next(iterator)
     height, width = first.shape[:2]
@@ -66,7 +66,7 @@ def video_patches(
 
 
 def image_size(height: int, width: int, config: VisionInputConfig, *, where: str = "image") -> tuple[int, int]:
-    """Height and width (pixels) that a picture is resized to. LimitExceeded: one side too many times the other."""
+    """Height and width (pixels) that an image is resized to. LimitExceeded: one side too many times the other."""
     return _fit(height, width, config.min_pixels, config.max_pixels, config.factor, where)
 
 

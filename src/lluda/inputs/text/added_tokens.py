@@ -34,7 +34,7 @@ class AddedTokens:
         self._special = _Spellings([token.text for token in tokens if token.special])
 
     def split(self, text: str, mark: str = "") -> Iterator[int | str]:
-        """``text`` as ids of added tokens and the non-empty texts between them. What `disarm` marked with ``mark`` (one
+        """``text`` as ids of added tokens and the non-empty texts between them. What `escape` marked with ``mark`` (one
         character) is none."""
         (verbatim, ids), (normalised, normalised_ids) = self._phases
         for piece in _cut(text, verbatim, ids, 2 * mark):
@@ -43,7 +43,7 @@ class AddedTokens:
             else:
                 yield piece
 
-    def disarm(self, text: str, mark: str, *, special_only: bool) -> str:
+    def escape(self, text: str, mark: str, *, special_only: bool) -> str:
         """``text`` with ``mark`` after the first character of each spelling, and twice before it if that character is a
         token by itself, so that `split` finds none, whatever is put before and after.
 
@@ -67,7 +67,7 @@ are many and long."""
 
 
 class _Spellings:
-    """Finds where some texts stand in another."""
+    """Finds the places of some texts in another."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._sorted = sorted(set(texts))
@@ -121,11 +121,11 @@ class _Spellings:
         return place < len(self._sorted) and self._sorted[place].startswith(part)
 
 
-def _cut(text: str, spellings: _Spellings, ids: dict[str, int], disarmed: str) -> Iterator[int | str]:
+def _cut(text: str, spellings: _Spellings, ids: dict[str, int], escaped: str) -> Iterator[int | str]:
     start = position = 0
     while found := spellings.search(text, position):
         first, end = found
-        if disarmed and text.startswith(disarmed, max(0, first - len(disarmed)), first):
+        if escaped and text.startswith(escaped, max(0, first - len(escaped)), first):
             position = first + 1
             continue
         if first > start:

@@ -1,7 +1,7 @@
 """Splitting: how a byte-level BPE tokenizer cuts text into words before it merges letters.
 
-The four rules are those of the released tokenizers that lluda reads. Others are refused by name rather than taken as
-they come: a rule decides every id, and a pattern from an unknown file can take unbounded time.
+The four rules are those of the released tokenizers that lluda reads. Others are refused by
+name: the rule decides every id, and an arbitrary pattern can take unbounded time.
 """
 
 from __future__ import annotations

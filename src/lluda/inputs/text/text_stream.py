@@ -1,4 +1,4 @@
-"""TextStream: tokens to text as they come, never half a character and never a piece of a stop string."""
+"""TextStream: incremental detokenization, without partial characters or partial stop strings."""
 
 from __future__ import annotations
 

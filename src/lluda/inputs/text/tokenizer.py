@@ -1,7 +1,7 @@
 """Tokenizer: text to ids and back, byte-level BPE.
 
 One `tokenizers.Tokenizer` without any added token does the merging; added tokens are found by lluda itself. So whether
-a spelling counts as a token is decided per call, and text from a user can be kept from ever becoming a control token.
+a spelling counts as a token is decided per call, and a user's text never becomes a control token.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Vocabulary: what a tokenizer file of any format comes down to, and the rules its numbers must keep."""
+"""Vocabulary: the contents of a tokenizer file of any format, and the rules for its numbers."""
 
 from __future__ import annotations
 
