@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+KEEPS_STORED = ("auto", "packed")
+"""Values of ``weights`` with which a matrix stays in the format it is stored in, where there is a kernel for it."""
+
 
 @dataclass(frozen=True, slots=True)
 class BackendRequest:
@@ -21,13 +24,23 @@ class BackendRequest:
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """``device_types`` as torch names them (empty: any), ``dtypes``, ``weights`` and ``activations`` as in
-    `BackendRequest`, ``captures``: whether steps can be launched as one."""
+    `BackendRequest`, ``captures``: whether steps can be launched as one, ``stored_formats``: the names of formats that
+    matrices are multiplied in as they are stored (`lluda.formats`); those of any other are decoded."""
 
     device_types: tuple[str, ...]
     dtypes: tuple[str, ...]
     weights: tuple[str, ...]
     activations: tuple[str, ...]
     captures: bool = False
+    stored_formats: tuple[str, ...] = ()
+
+    def kept_formats(self, request: BackendRequest) -> frozenset[str]:
+        """Formats that matrices stay in under ``request``: in a float32 or float64 run only one whose grid the rows are
+        rounded to, since decoded numbers are as exact there, and faster."""
+        if request.weights not in KEEPS_STORED:
+            return frozenset()
+        exact_run = request.dtype != "bf16"
+        return frozenset(f for f in self.stored_formats if not exact_run or f.lower() == request.activations)
 
     def refusal(self, name: str, request: BackendRequest) -> str | None:
         """Why the backend ``name`` does not do ``request``, and what to do; None if it does."""

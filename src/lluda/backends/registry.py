@@ -100,6 +100,21 @@ def _first_that_can(request: BackendRequest) -> ComputeBackend:
     raise InvalidRequest(nearest.refusal(request) or f"no backend does {request}")
 
 
+def kept_formats(
+    name: str, device: str, dtype: str, weights: str = "auto", activations: str = "exact"
+) -> frozenset[str]:
+    """The formats that matrices stay in on the backend that `select_backend` chooses, if it can be had; nothing is
+    started to find out."""
+    try:
+        request = BackendRequest(torch.device(device), dtype, weights, activations)
+    except RuntimeError:  # no device of torch's: `usable_device` says so where it is to be used
+        return frozenset()
+    for entry in _ENTRIES.values():
+        if name in ("auto", entry.name) and entry.refusal(request) is None:
+            return entry.capabilities.kept_formats(request)
+    return frozenset()
+
+
 def usable_device(name: str) -> torch.device:
     """The torch device ``name``, after a small computation on it. InvalidRequest if that fails."""
     try:

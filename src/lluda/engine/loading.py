@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lluda.backends import select_backend
+from lluda.backends import kept_formats, select_backend
 from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import Parameters, Weight
+from lluda.backends.capabilities import KEEPS_STORED
 from lluda.config.model import DTypeName, ModelConfig, resolve_dtype
 from lluda.config.reader import ConfigReader
 from lluda.engine.forked import require_own_threads
@@ -65,9 +66,6 @@ _log = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT = 8192
 """Positions a sequence may have where ``max_context`` is not given and the model allows more."""
-
-_KEEPS_STORED = ("auto", "packed")
-"""Values of ``weights`` with which a matrix stays in the format it is stored in, where the backend has a kernel."""
 
 MAX_THREADS = 1024
 """More than the cores of any machine this is for; told to start too many, OpenMP crashes the process."""
@@ -193,12 +191,8 @@ class ModelFiles:
         )
 
     def _kept_bytes(self, options: LoadOptions, dtype: DTypeName) -> dict[str, int]:
-        """Bytes of the matrices that stay as they are stored: Q8_0, or packed BF16."""
-        formats = set()
-        if options.weights in _KEEPS_STORED and (dtype == "bf16" or options.activations == "q8_0"):
-            formats.add("Q8_0")
-        if options.weights in _KEEPS_STORED and dtype == "bf16" and options.backend in ("auto", "cpu", "cuda"):
-            formats.add("PACKED_BF16")
+        """Bytes of the matrices that stay in the format they are stored in."""
+        formats = kept_formats(options.backend, options.thinker_device, dtype, options.weights, options.activations)
         try:
             checkpoint = open_checkpoint(self.source)
         except LludaError:  # a config alone can be planned; what is wrong is said when it is loaded
@@ -312,7 +306,7 @@ def _load(
         torch.set_num_threads(options.threads)
     dtype = resolve_dtype(options.dtype, files.config.dtype)
     backends = files.backends(options, dtype)
-    taker = _Taker(backends, as_stored=options.weights in _KEEPS_STORED)
+    taker = _Taker(backends, as_stored=options.weights in KEEPS_STORED)
     placed, report = load_tensors(
         open_checkpoint(files.source),
         specs,

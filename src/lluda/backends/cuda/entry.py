@@ -7,8 +7,17 @@ from lluda.backends.capabilities import BackendRequest, Capabilities
 from lluda.backends.cuda.device import CudaRuntime
 from lluda.backends.entry import BackendEntry
 from lluda.errors import MissingDependency
+from lluda.formats.packed_bf16 import PACKED_BF16
+from lluda.formats.q8_0 import Q8_0
 
-CAPABILITIES = Capabilities(("cuda",), ("bf16", "f32"), ("auto", "bf16", "packed"), ("exact",), captures=True)
+CAPABILITIES = Capabilities(
+    ("cuda",),
+    ("bf16", "f32"),
+    ("auto", "bf16", "packed"),
+    ("exact",),
+    captures=True,
+    stored_formats=(PACKED_BF16.name, Q8_0.name),
+)
 
 
 def _make(request: BackendRequest, _remark: str) -> ComputeBackend:

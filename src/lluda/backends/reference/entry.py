@@ -6,8 +6,11 @@ from lluda.backends.backend import ComputeBackend, Precision
 from lluda.backends.capabilities import BackendRequest, Capabilities
 from lluda.backends.entry import BackendEntry
 from lluda.errors import InvalidRequest
+from lluda.formats.q8_0 import Q8_0
 
-CAPABILITIES = Capabilities((), ("bf16", "f32", "f64"), ("auto", "bf16", "blocked"), ("exact", "q8_0"))
+CAPABILITIES = Capabilities(
+    (), ("bf16", "f32", "f64"), ("auto", "bf16", "blocked"), ("exact", "q8_0"), stored_formats=(Q8_0.name,)
+)
 
 
 def _make(request: BackendRequest, remark: str) -> ComputeBackend:
