@@ -1,4 +1,4 @@
-"""What goes into the chat template beside the user's words: options of the verbs that chat, and what they come to."""
+"""Inputs of the chat template beside the user's message: options of the chat verbs, and their values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command says beside its results: notes, errors and progress, all on stderr."""
+"""Notes, errors and progress, all on stderr."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 
 
 def say(text: str, name: str = "lluda") -> None:
-    """``name: text`` on one line of stderr. What cannot be said there is not said."""
+    """``name: text`` on one line of stderr; nothing where stderr cannot be written."""
     with suppress(OSError):
         print(f"{name}: {one_line(text)}", file=sys.stderr, flush=True)
 

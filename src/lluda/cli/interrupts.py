@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: as exceptions, so that whatever is half done is undone; or plainly."""
+"""Ctrl-C, SIGTERM and SIGHUP: as exceptions, so that unfinished files are removed, or as the system handles them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import NoReturn
 
 
 class Terminated(BaseException):
-    """The process was asked to end by the signal ``number``. Not an Exception, as KeyboardInterrupt is none; and no
-    KeyboardInterrupt, which in a chat stops an answer alone."""
+    """The signal ``number`` asked the process to end. A BaseException like KeyboardInterrupt, but another class: in a
+    chat Ctrl-C only stops the answer."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -43,7 +43,7 @@ def terminating_signals() -> Iterator[None]:
 @contextmanager
 def plain_signals() -> Iterator[None]:
     """Ctrl-C and the other signals end the process at once. For heavy imports: an exception in the midst of one leaves
-    libraries half loaded, and they answer it with errors of their own. Nothing must be at stake inside."""
+    libraries half loaded, which then raise errors of their own. No unfinished work may be open inside."""
     ours = (signal.default_int_handler, _terminate)
     found = {} if _in_thread() else {n: signal.getsignal(n) for n in (signal.SIGINT, *_TERMINATING)}
     taken = {number: handler for number, handler in found.items() if handler in ours}

@@ -38,7 +38,7 @@ VERBS = {
     "bench": "measure speed and memory, side by side with peers",
 }
 _COLLECT_EVERY = 200_000
-"""Objects made between two collections. Imports and a tokenizer make a million that all stay: looking through them
+"""Objects made between two collections. Imports and a tokenizer make a million that all stay: collecting
 again and again took 0.7 s of a start (journal/08-benchmarks.md)."""
 
 _ESCAPING = "lluda.escaping"
@@ -84,14 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _ending(error: BaseException) -> tuple[int, str | None] | None:
-    """The exit code of a run that ended with ``error``, and what to say; None for what nobody raises on purpose."""
+    """The exit code of a run that ended with ``error``, and its message; None for an error that is not expected."""
     ending: tuple[int, str | None] | None = None
     match error:
         case LludaError() | Terminated():
             ending = error.exit_code, str(error)
         case KeyboardInterrupt():
             ending = 130, "stopped"
-        case BrokenPipeError():  # whoever reads our output has seen enough
+        case BrokenPipeError():  # the reader closed the pipe
             ending = 0, None
         case OSError():
             ending = 1, _system_error(error)
@@ -168,7 +168,7 @@ def _bytes_or_escape(error: UnicodeError) -> tuple[bytes, int]:
 
 
 def _system_error(error: OSError) -> str:
-    """An OSError no deeper layer explained, with its file where it names one."""
+    """An OSError that no other layer explained, with its file where it names one."""
     remedy = remedy_for(error)
     thing = "input or output" if error.filename is None else os.fsdecode(error.filename)
     return f"{thing}: {error.strerror or error}" + (f"; {remedy}" if remedy else "")
@@ -185,8 +185,7 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _drop_unwritable_output() -> None:
-    """Let a stream go that takes nothing more (closed pipe, full disk), or Python would complain at its exit, and end
-    with code 120."""
+    """Drop a stream that cannot be written (closed pipe, full disk): Python would report it at exit, with code 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

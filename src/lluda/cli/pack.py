@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the folder, name its files on stdout, and say what it came to."""
+    """Write the folder, name its files on stdout, and report sizes."""
     source = options.find_model(args.model, args)
     with heavy_imports():  # torch: what is refused above is refused without it
         from lluda.convert.pack_model import pack_model

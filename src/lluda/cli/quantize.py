@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the file, name it on stdout, and say what it came to."""
+    """Write the file, name it on stdout, and report sizes and types."""
     components = _components(args.component)
     source = options.find_model(args.model, args)
     with heavy_imports():  # torch: what is refused above is refused without it
@@ -76,7 +76,7 @@ def _components(given: list[str]) -> dict[str, str]:
 
 def _say(report: QuantizeReport) -> None:
     reasons: dict[str, list[str]] = {}
-    for name, reason in report.kept.items():
+    for name, reason in report.not_quantized.items():
         reasons.setdefault(reason, []).append(name)
     for reason, names in reasons.items():
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""

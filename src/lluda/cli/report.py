@@ -1,4 +1,4 @@
-"""What a verb has found out: as a JSON document in a file, and as text or JSON on stdout."""
+"""Results of a verb: as a JSON document in a file, and as text or JSON on stdout."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _print(document: dict[str, Any], show: Callable[[], None] | None) -> None:
         else:
             print(json_text(document))
         sys.stdout.flush()
-    except SystemExit:  # rich's answer to a reader that has left
+    except SystemExit:  # raised by rich when the reader closed the pipe
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
 
 

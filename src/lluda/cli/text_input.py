@@ -1,4 +1,4 @@
-"""Text that a command is given: an argument, or what stands on stdin."""
+"""Text input of a command: an argument or stdin."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import sys
 from lluda.errors import InvalidRequest
 
 MARK = "\ufeff"
-"""The byte order mark, which some programs put before a text; it is no part of it."""
+"""The byte order mark, which some programs put before a text; it is dropped."""
 
 
 def read_text_argument(text: str, what: str = "the prompt", *, raw: bool = False) -> str:
-    """The argument itself, or for ``-`` what stands on stdin, without a byte order mark and without the end of its last
-    line, which a pipe adds and nobody means; ``raw`` takes it as it is.
+    """The argument itself, or for ``-`` stdin, without a byte order mark and without the end of its last
+    line, which shells add; ``raw`` takes it as it is.
 
     InvalidRequest: bytes that are not UTF-8, or nothing at all.
     """

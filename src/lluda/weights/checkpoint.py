@@ -35,8 +35,8 @@ DOCUMENT_KEYS = {
 
 
 class ModelSource:
-    """A model folder or .gguf file whose heads are read once, for all who ask: that takes 0.2 s for a vocabulary of
-    150,000 tokens. It may stand wherever a path may. What it opened stays open while it lives."""
+    """A model folder or .gguf file whose headers are read once: that takes 0.2 s for a vocabulary of
+    150,000 tokens. It is accepted wherever a path is. Its files stay open as long as it exists."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -48,17 +48,17 @@ class ModelSource:
 
     @property
     def name(self) -> str:
-        """What it is called where it is shown, see `model_name`."""
+        """The name to show, see `model_name`."""
         return model_name(self.path)
 
     def opened(self) -> FolderCheckpoint | GGUFCheckpoint:
-        """The whole checkpoint, opened by the first who asks; not to be closed. Errors as `open_checkpoint`."""
+        """The whole checkpoint, opened at the first call; not to be closed. Errors as `open_checkpoint`."""
         if self._opened is None:
             self._opened = _open_gguf(self.path) if self.is_gguf else FolderCheckpoint(self.path)
         return self._opened
 
     def release_vocabulary(self) -> None:
-        """Let go of the memory of what only a tokenizer needs; it is read again if it is asked for."""
+        """Release the memory of what only a tokenizer needs; it is read again if it is asked for."""
         if self._opened is not None and not isinstance(self._opened, FolderCheckpoint):
             self._opened.metadata.release()
 
@@ -72,8 +72,8 @@ def is_gguf(path: Path) -> bool:
 
 
 def open_checkpoint(source: Source, *, prefix: str | tuple[str, ...] = "") -> Checkpoint:
-    """The checkpoint in a model folder or .gguf file, with the names that begin with ``prefix`` (or any of them), for a
-    user who closes it.
+    """The checkpoint in a model folder or .gguf file, with the names that begin with ``prefix`` (or any of
+    them), which the caller closes.
 
     In a folder only the shards that hold such names are opened. Errors as `FolderCheckpoint` or `GGUFCheckpoint`;
     ModelNotFound for a path that is neither.
@@ -88,7 +88,7 @@ def open_checkpoint(source: Source, *, prefix: str | tuple[str, ...] = "") -> Ch
 
 
 def read_config(source: Source) -> dict[str, Any]:
-    """The model's config as in a ``config.json``: the folder's, or what follows from a GGUF file. Judges no value.
+    """The model's config as in a ``config.json``: the folder's, or derived from a GGUF file. Values are not checked.
 
     ModelNotFound: none there. CorruptFile: not strict JSON, or a broken GGUF file. UnsupportedModel: a GGUF
     architecture that has no such config.

@@ -45,7 +45,7 @@ class Checkpoint(Protocol):
         nothing here decodes."""
 
     def release(self, name: str) -> None:
-        """Let go of the memory behind a tensor that will not be read again (it is read anew if it is)."""
+        """Release the memory behind a tensor that will not be read again (it is read anew if it is)."""
 
     def check_unchanged(self) -> None:
         """CorruptFile if a file was changed or replaced since it was opened."""

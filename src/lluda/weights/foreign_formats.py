@@ -1,4 +1,4 @@
-"""What is often taken for a model folder, or for its weights, and is not: recognised by names, with a remedy."""
+"""Folders and weights of other tools, recognised by names, with a remedy."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class GGUFCheckpoint:
         self._by_path[entry.file].release_entry(entry)
 
     def release(self, name: str) -> None:
-        """Let go of the memory behind the tensor ``name``, as `MappedFile.release`."""
+        """Release the memory behind the tensor ``name``, as `MappedFile.release`."""
         self.release_entry(self.entries[name])
 
     def check_unchanged(self) -> None:

@@ -1,4 +1,4 @@
-"""One opened GGUF file, with its own tensor names. What its bytes mean: `lluda.formats`."""
+"""One opened GGUF file, with its own tensor names. The meaning of its bytes: `lluda.formats`."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ SMALLEST_FILE = 24
 
 
 class GGUFFile:
-    """One opened file: the head is validated, no tensor byte is read. Implements `Checkpoint` with the file's names.
+    """One opened file: the header is validated, no tensor byte is read. Implements `Checkpoint` with the file's names.
 
     Listing needs no torch. ``version``, ``alignment`` and ``metadata`` are as `GGUFHeader` has them.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open ``path`` and check its head. CorruptFile: a rule broken; ModelNotFound: absent or not permitted."""
+        """Open ``path`` and check its header. CorruptFile: a rule broken; ModelNotFound: absent or not permitted."""
         self.path = path
         self._file = MappedFile(path)
         try:
@@ -53,7 +53,7 @@ class GGUFFile:
         self._spans = header.spans
 
     def again(self) -> GGUFFile:
-        """The same file opened once more, its head not read again. CorruptFile: it changed since it was first."""
+        """The same file opened once more, its header not read again. CorruptFile: it changed since it was first."""
         other = copy(self)
         other._file = MappedFile(self.path)
         self._file.check_unchanged()
@@ -86,7 +86,7 @@ class GGUFFile:
         return values
 
     def release(self, name: str) -> None:
-        """Let go of the memory behind the tensor ``name``, as `MappedFile.release`."""
+        """Release the memory behind the tensor ``name``, as `MappedFile.release`."""
         self.release_entry(self.entries[name])
 
     def release_entry(self, entry: TensorEntry) -> None:

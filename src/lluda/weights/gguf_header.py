@@ -1,4 +1,4 @@
-"""The head of a GGUF file: metadata and the list of tensors, every rule checked before a byte is believed.
+"""The header of a GGUF file: metadata and the list of tensors, with every rule checked.
 
 Layout (the GGUF document of the ggml project, versions 2 and 3, little-endian): magic ``GGUF``, u32 version, u64 number
 of tensors, u64 number of keys; the keys (string, u32 type, value); the tensors (string, u32 number of dimensions, u64
@@ -109,7 +109,7 @@ _SCALARS = {
 
 @dataclass(frozen=True, slots=True)
 class GGUFHeader:
-    """What the head says. ``metadata`` values are int, float, bool, str; an array is a list if it holds strings or
+    """The header's contents. ``metadata`` values are int, float, bool, str; an array is a list if it holds strings or
     arrays, else a one-dimensional numpy array of the stored type. ``spans`` are first byte and end of each key with its
     value. ``entries`` are in file order, with the file's own names, shapes in torch order and absolute offsets."""
 
@@ -121,7 +121,7 @@ class GGUFHeader:
 
 
 def read_header(data: mmap.mmap, size: int, path: Path) -> GGUFHeader:
-    """Parse the head of ``data``, the ``size`` bytes of the file ``path``. CorruptFile: any rule broken."""
+    """Parse the header of ``data``, the ``size`` bytes of the file ``path``. CorruptFile: any rule broken."""
     version = _version(data, path)
     cursor = _Cursor(data, size, path)
     tensors = cursor.count(_U64, _SMALLEST_TENSOR, "number of tensors", MAX_TENSORS)
@@ -145,7 +145,7 @@ def read_header(data: mmap.mmap, size: int, path: Path) -> GGUFHeader:
 
 
 def read_value(data: mmap.mmap, span: tuple[int, int], path: Path) -> Any:
-    """The value of the key at ``span`` (as in `GGUFHeader`) once more, of a file whose head was read before."""
+    """The value of the key at ``span`` (as in `GGUFHeader`) once more, of a file whose header was read before."""
     cursor = _Cursor(data, span[1], path)
     cursor.position = span[0]
     key = cursor.string("a key")
@@ -172,7 +172,7 @@ def _version(data: mmap.mmap, path: Path) -> int:
 
 
 class _Cursor:
-    """Walks the head; nothing is read past the end of the file or of `MAX_HEADER_BYTES`."""
+    """Walks the header; nothing is read past the end of the file or of `MAX_HEADER_BYTES`."""
 
     def __init__(self, data: mmap.mmap, size: int, path: Path) -> None:
         self.data = data

@@ -1,4 +1,4 @@
-"""What GGUF calls things, and what the models call them: tensor names and config keys of llama, qwen3 and qwen3moe.
+"""Names in GGUF and in the models: tensor names and config keys of llama, qwen3 and qwen3moe.
 (Of Omni models: `gguf_omni`.)
 
 Source: the key and tensor tables of the GGUF document and of llama.cpp's converter, which stores the experts of a layer
@@ -111,7 +111,7 @@ def hugging_face_name(name: str) -> str | None:
 
 
 def gguf_name(name: str) -> tuple[str, int | None]:
-    """What GGUF calls the parameter ``name`` of a text model and, for the matrix of an expert, which slice of the
+    """GGUF's name of the parameter ``name`` of a text model and, for the matrix of an expert, which slice of the
     tensor of all experts it is. UnsupportedModel: it has no name for it."""
     match = _MODEL_NAME.fullmatch(name)
     module = match["module"] if match else ""
@@ -126,7 +126,7 @@ def gguf_name(name: str) -> tuple[str, int | None]:
 
 
 def layer_part(module: str) -> tuple[str | None, int | None]:
-    """GGUF's word for a module of a layer (None: it has none), and which expert of all it is."""
+    """GGUF's name of a module of a layer (None: it has none), and which expert of all it is."""
     expert = _EXPERT.fullmatch(module)
     if expert:
         return f"ffn_{expert['part']}_exps", int(expert["expert"])

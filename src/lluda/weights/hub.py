@@ -1,4 +1,4 @@
-"""From what the user typed to a local model: an existing path, or org/name[@revision] through the Hub's cache.
+"""From a model's name to a local model: an existing path, or org/name[@revision] through the Hub's cache.
 
 What looks like a path is never looked up on the network. Of a repository only data files are fetched: JSON, text,
 templates and safetensors; never Python or pickle files.

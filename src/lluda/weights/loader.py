@@ -78,12 +78,12 @@ def load_tensors(
     progress: Progress | None = None,
 ) -> tuple[dict[str, T], LoadReport]:
     """All tensors of ``specs``, each given to ``take`` as it lies, so that there are never two copies of a model: the
-    pages of one that was copied are let go at once. Names that begin with one of ``skip`` belong to other components
+    pages of one that was copied are released at once. Names that begin with one of ``skip`` belong to other components
     and are left alone.
 
     ``check`` looks at values: NaN or infinity anywhere and all-zero norms are reported, or refused with ``fail``.
     ``warn`` and ``fail`` read every byte for it; ``auto`` looks only at tensors that are read in any case, since they
-    are copied or small, or whose format tells it for nothing, so that what stays mapped is read when it is used.
+    are copied or small, or whose format shows it without a full read, so what stays mapped is read when it is used.
 
     Raises:
         CorruptFile: tensors missing, unexpected or of the wrong shape (the first ten are listed); values refused.

@@ -1,8 +1,8 @@
-"""Where a checkpoint keeps the settings of its media: the files of transformers 4 and 5, in transformers' order.
+"""Where a checkpoint stores the settings of its media: the files of transformers 4 and 5, in transformers' order.
 
-transformers 5 nests the settings of each medium in processor_config.json; before, sound and pictures shared
+transformers 5 nests the settings of each medium in processor_config.json; before, audio and images shared
 preprocessor_config.json, and video had a file of its own in some versions. The first that has a medium's settings
-counts alone: nothing is mixed (5.23: ``get_image_processor_dict``, ``get_feature_extractor_dict``,
+is used alone: nothing is merged (5.23: ``get_image_processor_dict``, ``get_feature_extractor_dict``,
 ``get_video_processor_dict``).
 """
 

@@ -1,4 +1,4 @@
-"""What a model is called where it is shown: the snapshots of the Hub's cache are folders named by their commit."""
+"""The name of a model in messages: the snapshots of the Hub's cache are folders named by their commit."""
 
 from __future__ import annotations
 

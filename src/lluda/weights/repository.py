@@ -1,4 +1,4 @@
-"""A repository on the Hub: what it lists, and the fetching of it into the client's cache, small files before weights.
+"""A repository on the Hub: what it lists, and fetching it into the client's cache, small files before weights.
 
 All that its listing, its config and its index say is checked before a weight is fetched, and so is the space on the
 disk. Of the weights only those that the index names are fetched.
@@ -27,7 +27,7 @@ SMALL_FILES = ("*.json", "*.txt", "*.jinja", TOOL_TEMPLATE)
 """What is fetched beside the weights: from the top folder, and `TOOL_TEMPLATE`."""
 
 Check = Callable[[Path], None]
-"""Judges the folder of small files, before any weight is asked for; raises what it finds."""
+"""Judges the folder of small files, before any weight is fetched; raises what it finds."""
 
 _TIMEOUT_S = 10.0
 _LISTED = 8

@@ -61,7 +61,7 @@ class SafetensorsFile:
         return self.stored(name).decode()
 
     def release(self, name: str) -> None:
-        """Let go of the memory behind the tensor ``name``, as `MappedFile.release`."""
+        """Release the memory behind the tensor ``name``, as `MappedFile.release`."""
         self._file.release(self.entries[name].offset, self.entries[name].nbytes)
 
     def check_unchanged(self) -> None:

@@ -1,4 +1,4 @@
-"""The names under which transformers and trainers store tensors, and the released names they stand for.
+"""The names under which transformers and trainers store tensors, and their released names.
 
 Models know the released names alone. transformers 5 keeps the experts of a layer in two tensors
 (``mlp.experts.gate_up_proj``, ``mlp.experts.down_proj``) and the parts of the thinker below ``thinker.model``, and
@@ -29,7 +29,7 @@ conversion_mapping.py, and ``base_model_prefix``)."""
 _BEGINNINGS = tuple(_RENAMED)
 
 _FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-"""Tensors of all experts ``[experts, rows, columns]`` and the matrices whose rows stand below each other in them."""
+"""Tensors of all experts ``[experts, rows, columns]`` and the matrices that are stacked in them."""
 
 _FUSED_ENDS = tuple(f".mlp.experts.{part}" for part in _FUSED)
 
