@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 
+from lluda.bench import bandwidth, worker
+from lluda.bench.job import Job
+from lluda.bench.session import EngineInfo
+from lluda.bench.supervisor import WORKER, WorkerResult
 from lluda.config.model import ModelConfig
 from lluda.convert.synth import synthesize
 from lluda.models.causal_lm import causal_lm_parameters
@@ -27,3 +31,25 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers run here: quickly, and with what a test has put in the place of a module's. Little memory is streamed."""
+    monkeypatch.setattr(bandwidth, "BUFFER_BYTES", 1 << 20)
+
+    def run_worker(job: Job, _timeout: float, module: str = WORKER) -> WorkerResult:
+        result = WorkerResult()
+        if module != WORKER:
+            reading = bandwidth.measure(job)
+            result.info = EngineInfo("", 0.0, reading.method)
+            result.samples.append(bandwidth.sample(reading))
+            return result
+        try:
+            for sample in worker.samples(job, lambda session: setattr(result, "info", session.info)):
+                result.samples.append(sample)
+        except Exception as error:  # as a process of its own would end
+            result.error = f"exit code 1; {type(error).__name__}: {error}"
+        return result
+
+    monkeypatch.setattr("lluda.bench.runner.run_worker", run_worker)

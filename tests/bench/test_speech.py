@@ -41,15 +41,15 @@ def theirs(folder: Path) -> SpeechSession:
 
 def test_each_test_asks_for_its_own_components_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
-    from lluda.bench.engines import lluda_speech
+    from lluda.bench import source
 
-    load = lluda_speech.load_parameters
+    load = source.load_parameters
 
     def seen(files: ModelFiles, options: object, specs: list) -> object:  # type: ignore[type-arg]
         loaded.extend(spec.name for spec in specs)
         return load(files, options, specs)
 
-    monkeypatch.setattr(lluda_speech, "load_parameters", seen)
+    monkeypatch.setattr(source, "load_parameters", seen)
     told: list[SpeechSession] = []
     samples = list(measure_speech(job_for(folder, "audio"), LludaSpeech, told.append))
     assert [(sample.test, sample.unit) for sample in samples] == [("audio10s", "ms")]
@@ -93,11 +93,11 @@ def test_transformers_thinker_answers_as_its_reference_does(folder: Path) -> Non
     pytest.importorskip("transformers", reason="transformers is an optional peer (lluda[bench])")
     from lluda.bench.engines.transformers import open_session
     from lluda.engine.prompt_rows import PromptRows
-    from lluda.evaluation.transformers_omni import TransformersOmni
+    from lluda.evaluation.transformers_components import TransformersComponents
 
     ids = [5, 3, 8, 2]
     session = open_session(job_for(folder, "tg", engine="transformers"))
-    step = TransformersOmni(folder, "bf16", float64=False).thinker(PromptRows(ids)).start()
+    step = TransformersComponents(folder, "bf16", float64=False).decoder(PromptRows(ids)).start()
     token = int(step(ids)[-1].argmax())
     assert session.start([ids, ids]) == [token, token]
     for _ in range(3):
@@ -114,7 +114,7 @@ def test_no_frame_ends_the_speech(folder: Path) -> None:
         assert session._generator.next_codes() is not None
         session.step()
     first, factor = session.speak(FRAMES)
-    whole = factor * session._voice.samples(FRAMES) / SAMPLE_RATE
+    whole = factor * session._stack.samples(FRAMES) / SAMPLE_RATE
     assert 0 < first < whole, "sound is there before the end"
 
 

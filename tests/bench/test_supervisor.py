@@ -58,6 +58,11 @@ def test_a_crash_is_reported_with_its_last_line_and_keeps_earlier_rows() -> None
     assert [sample.test for sample in result.samples] == ["pp8"]
 
 
+def test_a_bug_is_shown_whole(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("raise KeyError('a bug')").error == "exit code 1; KeyError: 'a bug'"
+    assert "Traceback (most recent call last)" in capfd.readouterr().err
+
+
 def test_a_death_by_signal_is_named() -> None:
     result = run("os.kill(os.getpid(), 11)")
     assert result.error is not None

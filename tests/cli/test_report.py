@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from lluda.bench import bandwidth, synth_speech
+from lluda.bench.engines import lluda_turn
 from lluda.cli.main import main
 from lluda.cli.report import json_text
+from tests.bench.conftest import in_this_process
 from tests.cli.omni import write_speaking_omni
+
+__all__ = ["in_this_process"]  # fixture
 
 SYNTH = "--device cpu --backend reference --gen 2 --prompt 5 --repeat 1 --threads 1".split()
 BENCH = "--tests load --gen 2 --prompt 5 --repeat 1 --threads 1".split()
@@ -66,10 +69,9 @@ def omni(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def arguments(model, omni, tmp_path, monkeypatch):
+def arguments(model, omni, tmp_path, monkeypatch, in_this_process):
     """The arguments of a report, by its name in REPORTS, on small models and in little time."""
-    monkeypatch.setattr(bandwidth, "BUFFER_BYTES", 1 << 20)
-    monkeypatch.setattr(synth_speech, "_FRAMES", 2)
+    monkeypatch.setattr(lluda_turn, "_FRAMES", 2)
     words = tmp_path / "words.txt"
     words.write_text("hello world, and all who hear it")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lluda.bench.job import Job
 from lluda.errors import InvalidRequest
 from tests.cli.conftest import write_model
 
@@ -58,14 +59,15 @@ def test_the_advised_option_works(lluda, strange: Path, tmp_path: Path, verb: st
 
 
 def test_bench_synth_hands_it_on(lluda, strange: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lluda.bench import synth
+    from lluda.bench import runner
+    from lluda.bench.source import open_source
 
     given = ("bench", "--synth", strange, "--device", "cpu", "--backend", "reference")
     assert ADVICE in lluda(*given).err
 
-    def only_read(config_dir: Path, settings: synth.SynthSettings, _told: object) -> None:
-        synth.read_synth_config(config_dir, allow_unknown=settings.allow_unknown_config)
-        raise InvalidRequest("read")
+    def only_open(job: Job, *_: object) -> None:
+        assert open_source(job).config.model_type == "qwen3"
+        raise InvalidRequest("opened")
 
-    monkeypatch.setattr(synth, "run_synth_bench", only_read)
-    assert lluda(*given, "--allow-unknown-config").err.strip().endswith("read")
+    monkeypatch.setattr(runner, "run_worker", only_open)
+    assert lluda(*given, "--allow-unknown-config").err.strip().endswith("opened")

@@ -1,9 +1,11 @@
-"""The machine's streaming read bandwidth: what decoding is limited by, and every row's share is a share of.
+"""The streaming bandwidth of the machine's memory, or of a GPU's: what decoding is limited by, and every row's share is
+a share of.
 
 ``python -m lluda.bench.bandwidth`` measures it in a process of its own, with the protocol of `lluda.bench.worker`. A
 buffer far larger than any cache, on huge pages where the system gives them, is read from one end to the other by N
 threads, each its own part. Several readers are tried, for which instruction sequence streams best differs by machine;
-the median pass of the best reader counts, as medians of engines are held against it.
+the median pass of the best reader counts, as medians of engines are held against it. On a GPU
+one buffer is copied to another.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import mmap
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from json import dumps
 from statistics import median
@@ -22,13 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from lluda.bench.job import Job
+from lluda.bench.job import Job, Sample
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 BUFFER_BYTES = 1 << 30
+_COPY_BYTES = 4 << 30
 _PASSES = 10
 
 Reader = Callable[[Any], object]
@@ -100,12 +103,44 @@ def _reduce(np: Any, part: NDArray[np.uint8]) -> object:
     return np.bitwise_or.reduce(part[: part.nbytes // 8 * 8].view(np.int64))
 
 
+def measure_device(name: str) -> Reading:
+    """A GPU's: the median of several copies on it, bytes read and written."""
+    import torch
+
+    from lluda.backends.device import runtime_of
+
+    device = torch.device(name)
+    runtime = runtime_of(device)
+    nbytes = min(_COPY_BYTES, runtime.memory_available() // 4)
+    source = torch.empty(nbytes, dtype=torch.uint8, device=device).random_()
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(_PASSES + 1):
+        runtime.synchronize()
+        begun = time.perf_counter()
+        target.copy_(source)
+        runtime.synchronize()
+        seconds.append(time.perf_counter() - begun)
+    return Reading(2 * nbytes / median(seconds[1:]), "device-to-device copy, bytes both ways")
+
+
+def measure(job: Job) -> Reading:
+    """Of the memory that a job's weights lie in."""
+    if not job.device.startswith("cpu"):
+        return measure_device(job.device)
+    return measure_bandwidth(job.threads, min(BUFFER_BYTES, psutil.virtual_memory().available // 4))
+
+
+def sample(reading: Reading) -> Sample:
+    """As a row of a worker."""
+    return Sample("bandwidth", reading.bytes_per_second / 1e9, "GB/s")
+
+
 def main() -> int:
-    """Measure with the threads of the job on stdin; one row on stdout."""
-    job = Job.from_json(sys.stdin.read())
-    measured = measure_bandwidth(job.threads, min(BUFFER_BYTES, psutil.virtual_memory().available // 4))
+    """Measure for the job on stdin; one row on stdout."""
+    measured = measure(Job.from_json(sys.stdin.read()))
     print(dumps({"info": {"format": "", "bytes_per_weight": 0.0, "settings": measured.method}}))
-    print(dumps({"test": "bandwidth", "value": measured.bytes_per_second / 1e9, "unit": "GB/s"}))
+    print(dumps(asdict(sample(measured))))
     return 0
 
 

@@ -17,13 +17,21 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
 """The `LoadOptions` each format stands for. A new format is one more entry. Those of Q8_0 are for files that have it;
 ``rounded``: rows are rounded to Q8_0 as well, as llama.cpp does."""
 
+BYTES_PER_WEIGHT = {"BF16": 2.0, "packed": 1.52, "F32": 4.0, "Q8_0": 34 / 32, "Q8_0-rounded": 34 / 32}
+"""About what a weight takes in each."""
+
+
+def format_name(name: str) -> str:
+    """The format of ``name``, given in any case of letters; InvalidRequest for a name that is none."""
+    found = next((known for known in FORMATS if known.lower() == name.lower()), None)
+    if found is None:
+        raise InvalidRequest(f"format {name!r:.40} does not exist; choose from {', '.join(FORMATS)}")
+    return found
+
 
 def load_options(name: str) -> Mapping[str, Any]:
-    """The options of format ``name``, in any case of letters; InvalidRequest for a name that is none."""
-    known = {key.lower(): options for key, options in FORMATS.items()}
-    if name.lower() in known:
-        return known[name.lower()]
-    raise InvalidRequest(f"format {name!r:.40} does not exist; choose from {', '.join(FORMATS)}")
+    """The options of a format. Errors as `format_name`."""
+    return FORMATS[format_name(name)]
 
 
 def held_format(name: str, model: str, held: Collection[str]) -> str:

@@ -12,8 +12,8 @@ from lluda.errors import InvalidRequest
 TESTS = ("load", "ttft", "pp", "tg", "memory", "streams")
 """Families of tests, in the order they are run (``memory`` is the peak of all before it)."""
 
-OMNI_TESTS = ("speech", "audio")
-"""Families for Omni checkpoints alone, run after the others and only if asked for."""
+OMNI_TESTS = ("speech", "audio", "turn")
+"""Families for Omni models alone, run after the others and only if asked for."""
 
 DECODE_PROMPT = 128
 """Tokens in the cache before decoding starts, as far as the context allows."""
@@ -64,12 +64,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One engine's turn: ``model`` (what the engine opens: a folder, or a .gguf file), ``format`` and ``backend`` for
-    lluda, ``allow_unknown_config`` as `lluda.load` takes it, ``started`` the parent's monotonic clock in seconds just
-    before the process was made."""
+    """One engine's turn: ``model`` (what the engine opens: a folder, or a .gguf file; with ``random`` a folder whose
+    config.json alone is read), ``format`` and ``backend`` for lluda, ``allow_unknown_config`` as `lluda.load` takes it,
+    ``rounds`` of each test in this one process, ``started`` the parent's monotonic clock in seconds just before the
+    process was made."""
 
     engine: str
     model: str
+    random: bool = False
     format: str = "BF16"
     backend: str = "auto"
     device: str = "cpu"
@@ -78,6 +80,7 @@ class Job:
     context: int = 2048
     allow_unknown_config: bool = False
     plan: Plan = field(default_factory=Plan)
+    rounds: int = 1
     started: float = 0.0
 
     def to_json(self) -> str:

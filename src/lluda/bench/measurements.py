@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -17,6 +18,8 @@ _SHORT_REPEATS = 5
 
 def measure(job: Job, open_session: Callable[[Job], Session], told: Callable[[Session], None]) -> Iterator[Sample]:
     """Open the engine and run the job's tests, yielding each sample as it is known; ``told`` gets the open session.
+
+    Each test gives ``job.rounds`` samples; with more than one it is warmed up first.
 
     * ``load``: seconds from asking for the model to holding it, the engine's package already imported (what a package
       imports only as it loads counts);
@@ -42,24 +45,31 @@ def measure(job: Job, open_session: Callable[[Job], Session], told: Callable[[Se
         yield Sample("start_to_first_token", since_start, "s")
         yield Sample("ttft", median(session.first_token(job.prompt(1)) for _ in range(_SHORT_REPEATS)), "s")
     if "pp" in tests:
-        yield from (_prefill(job, session, length) for length in job.plan.prompts)
+        for length in job.plan.prompts:
+            yield from _rates(job, f"pp{length}", partial(_prefill_rate, job, session, length), warm_up=True)
     if "tg" in tests:
         steps = job.plan.generate
-        yield Sample(f"tg{steps}", _decode_rate(job, session, 1, steps), "tok/s")
+        yield from _rates(job, f"tg{steps}", partial(_decode_rate, job, session, 1, steps))
         if session.samples:
-            yield Sample(f"tg{steps}_sampled", _decode_rate(job, session, 1, steps, sampled=True), "tok/s")
+            sampled = partial(_decode_rate, job, session, 1, steps, sampled=True)
+            yield from _rates(job, f"tg{steps}_sampled", sampled)
     if "memory" in tests:
         yield Sample("memory", peak_memory() / 1e9, "GB")
     if "streams" in tests:
         for streams in job.plan.streams:
-            rate = _decode_rate(job, session, streams, job.plan.stream_steps)
-            yield Sample(f"streams{streams}", rate, "tok/s")
+            steps = job.plan.stream_steps
+            yield from _rates(job, f"streams{streams}", partial(_decode_rate, job, session, streams, steps))
 
 
-def _prefill(job: Job, session: Session, length: int) -> Sample:
-    prompt = job.prompt(length)
-    session.first_token(prompt)
-    return Sample(f"pp{length}", length / session.first_token(prompt), "tok/s")
+def _rates(job: Job, test: str, rate: Callable[[], float], *, warm_up: bool = False) -> Iterator[Sample]:
+    if warm_up or job.rounds > 1:
+        rate()
+    for _ in range(job.rounds):
+        yield Sample(test, rate(), "tok/s")
+
+
+def _prefill_rate(job: Job, session: Session, length: int) -> float:
+    return length / session.first_token(job.prompt(length))
 
 
 def _decode_rate(job: Job, session: Session, streams: int, steps: int, *, sampled: bool = False) -> float:

@@ -1,4 +1,4 @@
-"""Networks of true shapes with random weights made where they are needed: no file, no copy on the host."""
+"""Random weights of true shapes made where they are needed: no file, no copy on the host."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from torch import Tensor
 
 from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import Parameters, Weight
+from lluda.bench.formats import BYTES_PER_WEIGHT, FORMATS
+from lluda.config.model import ModelConfig
 from lluda.convert.synth import distribution
+from lluda.errors import OutOfMemory
 from lluda.formats.plain import plain_tensor
 from lluda.formats.q8_0 import BLOCK, Q8_0
 from lluda.formats.stored_tensor import StoredTensor
+from lluda.models.build import all_parameters, text_parameters
 from lluda.parameters import ParameterSpec
+
+_RESERVE = 2 << 30
+"""Bytes that caches, activations and graphs take beside the weights."""
 
 
 def random_parameters(
     specs: Iterable[ParameterSpec], backend: ComputeBackend, seed: int = 0, *, q8_0: bool = False
 ) -> Parameters:
-    """Every tensor of ``specs`` on the backend's device, drawn as `lluda synth` draws them (`weights.synth`), though
-    not the same values. Matrices and kernels are BF16 values, whatever the backend computes in; ``q8_0`` quantises
+    """Every tensor of ``specs`` on the backend's device, drawn as `lluda synth` draws them, though not the same values.
+    Matrices and kernels are BF16 values, whatever the backend computes in; ``q8_0`` quantises
     matrices whose rows are whole blocks."""
     generator = torch.Generator(backend.device).manual_seed(seed)
     listed = list(specs)
@@ -45,3 +52,26 @@ def _placed(
         quantised = Q8_0.encode(values)
     stored = plain_tensor(values) if quantised is None else StoredTensor(Q8_0, spec.shape, quantised)
     return backend.take(stored, spec.role)[0]
+
+
+def require_memory(config: ModelConfig, format_name: str, *, speech: bool, device: str, free: int) -> None:
+    """OutOfMemory if the network (with ``speech``: with what speaks) does not fit ``free`` bytes of ``device``: by how
+    much, and what would fit."""
+
+    def needed(name: str, *, speech: bool) -> float:
+        specs = all_parameters(config) if speech else text_parameters(config)
+        return BYTES_PER_WEIGHT[name] * sum(spec.elements for spec in specs if spec.tied_to is None) + _RESERVE
+
+    least = needed(format_name, speech=speech)
+    if least <= free:
+        return
+    others = dict.fromkeys((name, spoken) for name in FORMATS for spoken in (speech, False))
+    fitting = next((other for other in others if needed(other[0], speech=other[1]) <= free), None)
+    remedy = "take a smaller config, or a device with more memory"
+    if fitting:
+        without = " without speech (--no-speech)" if speech and not fitting[1] else ""
+        remedy = f"{fitting[0]} weights{without} fit"
+    raise OutOfMemory(
+        f"the network needs {least / 1e9:.1f} GB on {device} but {free / 1e9:.1f} GB are free, "
+        f"{(least - free) / 1e9:.1f} GB too few; {remedy}"
+    )

@@ -131,14 +131,14 @@ class Report:
 
 def make_row(
     engine: str, format: str, test: str, unit: str, samples: Sequence[float], bytes_per_token: float | None,
-    roofs: Sequence[float],
+    bandwidths: Sequence[float],
 ) -> Row:  # fmt: skip
     """``bytes_per_token``: bytes of weights read for each token of the rate, or in the time of a row in ms; None where
-    that is not known. ``roofs``: the machine's bandwidth in GB/s around each sample, or none."""
+    that is not known. ``bandwidths``: the device's in GB/s around each sample, or none."""
     shares = []
     if bytes_per_token:
         rates = [1e3 / sample if unit == "ms" else sample for sample in samples]
-        shares = [rate * bytes_per_token / (roof * 1e9) for rate, roof in zip(rates, roofs, strict=False)]
+        shares = [rate * bytes_per_token / (limit * 1e9) for rate, limit in zip(rates, bandwidths, strict=False)]
     share = median(shares) if shares else None
     return Row(engine, format, test, median(samples), min(samples), max(samples), unit, share, tuple(samples))
 

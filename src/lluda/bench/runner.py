@@ -8,16 +8,21 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 
+from lluda.backends import memory_available, usable_device
+from lluda.backends.device import runtime_of
 from lluda.bench.engines import ENGINES, PEERS, require_peer
-from lluda.bench.formats import load_options
+from lluda.bench.formats import format_name
 from lluda.bench.job import Job, Plan
 from lluda.bench.machine import available_cores, read_machine
 from lluda.bench.peer_files import prepare_files, warm_page_cache
+from lluda.bench.random_weights import require_memory
 from lluda.bench.report import Bandwidth, Conditions, EngineState, MeasuredModel, Report, Row, make_row
 from lluda.bench.session import EngineInfo
+from lluda.bench.source import read_random_config
 from lluda.bench.supervisor import BANDWIDTH, run_worker
 from lluda.bench.weight_traffic import weights_per_step
 from lluda.config.decoder import DecoderConfig
+from lluda.config.model import ModelConfig
 from lluda.engine.loading import ModelFiles
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError, UnsupportedModel
 
@@ -31,9 +36,12 @@ _OF_BANDWIDTH = {"tg", "streams", "speech"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What to run. ``formats`` are lluda's; peers run in BF16 (llama.cpp: in the type its file has). ``timeout``:
-    seconds for one engine's turn. ``threads`` None: every core this process may use."""
+    """What to run. ``random``: the network of a config.json with random weights made on the device, each engine once
+    and each test ``repeat`` times; else a checkpoint, each engine ``repeat`` times. ``formats`` are lluda's; peers run
+    in BF16 (llama.cpp: in the type its file has). ``timeout``: seconds for one round of an engine. ``threads`` None:
+    every core this process may use."""
 
+    random: bool = False
     against: tuple[str, ...] = ()
     formats: tuple[str, ...] = ("BF16",)
     backend: str = "auto"
@@ -47,9 +55,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in self.against:
-            require_peer(name)
+            if require_peer(name) != "transformers" and self.random:
+                raise InvalidRequest(f"random weights are compared with transformers alone, not with {name}")
         for name in self.formats:
-            load_options(name)
+            format_name(name)
         if self.repeat < 1 or self.timeout <= 0 or (self.threads is not None and self.threads < 1):
             raise InvalidRequest("repeat, timeout and threads must be at least 1")
 
@@ -65,8 +74,8 @@ class _Entrant:
     samples: dict[str, list[float]] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
     reads: dict[str, float] = field(default_factory=dict)
-    roofs: list[float] = field(default_factory=list)
-    """The machine's bandwidth in GB/s around each turn; a turn has one sample of each test."""
+    bandwidths: list[float] = field(default_factory=list)
+    """The device's bandwidth in GB/s around the turn of each sample."""
 
     @property
     def format(self) -> str:
@@ -93,7 +102,7 @@ class _Entrant:
 
 @dataclass(slots=True)
 class _Streaming:
-    """The machine's own turns, between those of the engines: its bandwidth."""
+    """Turns between those of the engines: the device's bandwidth."""
 
     job: Job
     timeout: float
@@ -124,30 +133,43 @@ class _Streaming:
 
 
 def run_bench(model: str, settings: Settings, progress: Progress | None = None) -> Report:
-    """Measure ``model`` (a folder, .gguf file or hub name).
+    """Measure ``model``: a folder, .gguf file or hub name, or with ``settings.random`` a folder with a config.json.
 
     A peer that is not installed or cannot run the model is reported, as is an engine that fails; the others go on.
 
     Raises:
         ModelNotFound, CorruptFile, UnsupportedModel: the model cannot be had, read or run by lluda.
         LimitExceeded: prompts longer than the model's context.
-        InvalidRequest: tests of speech or sound of a model without a voice, or on another device than the CPU.
+        InvalidRequest: tests of speech or sound of a model without them, or on another device than the CPU; a device
+            that cannot be used.
+        OutOfMemory: a device that random weights do not fit; the message says by how much.
     """
     told: Progress = progress or (lambda _what, _done, _total: None)
-    files = ModelFiles.find(model, allow_unknown_config=settings.allow_unknown_config)
-    _require_voice(files, settings)
-    text = files.config.text
+    if settings.random:
+        path = Path(model)
+        config = read_random_config(path, allow_unknown=settings.allow_unknown_config)
+        settings = _for_random_weights(config, settings)
+    else:
+        files = ModelFiles.find(model, allow_unknown_config=settings.allow_unknown_config)
+        path, config = files.path, files.config
+    _require_omni_tests(path, config, settings)
+    text = config.text
     needed, limit = settings.plan.positions(text.max_context), text.max_context
     if settings.plan.text_tests and needed > limit:
         raise LimitExceeded(
             f"the tests need {needed} positions but the model has {limit}; use smaller --prompt or --gen"
         )
     threads = settings.threads or available_cores()
-    entrants = _entrants(files, settings, threads, told)
+    entrants = _entrants(path, config, settings, threads, told)
     bandwidth, other_load = _run_rounds(entrants, settings, told)
     return Report(
-        model=MeasuredModel(str(files.path), files.config.model_type, "the checkpoint's", weights_per_step(text)),
-        machine=read_machine((*(ENGINES[peer].distribution for peer in PEERS), "numpy")),
+        model=MeasuredModel(
+            str(path),
+            config.model_type,
+            "random, made on the device" if settings.random else "the checkpoint's",
+            weights_per_step(text),
+        ),
+        machine=read_machine((*(ENGINES[peer].distribution for peer in PEERS), "numpy", "triton")),
         settings=_conditions(settings, threads),
         bandwidth=bandwidth,
         other_load=other_load,
@@ -156,20 +178,32 @@ def run_bench(model: str, settings: Settings, progress: Progress | None = None) 
     )
 
 
-def _require_voice(files: ModelFiles, settings: Settings) -> None:
-    omni = files.config.omni
+def _for_random_weights(config: ModelConfig, settings: Settings) -> Settings:
+    """Without the turn of a model that does not speak. InvalidRequest, OutOfMemory: the device cannot run it."""
+    speaks = config.omni is not None and config.omni.speech is not None
+    tests = tuple(test for test in settings.plan.tests if test != "turn" or speaks)
+    device = str(usable_device(settings.device))
+    for name in settings.formats:
+        free = memory_available(settings.device)
+        require_memory(config, format_name(name), speech="turn" in tests, device=device, free=free)
+    return replace(settings, plan=replace(settings.plan, tests=tests))
+
+
+def _require_omni_tests(path: Path, config: ModelConfig, settings: Settings) -> None:
+    omni = config.omni
     for test in settings.plan.omni_tests:
-        if omni is None or (test == "speech" and omni.speech is None):
-            raise InvalidRequest(f"{files.path}: test {test} needs an Omni model that has it; leave it out of --tests")
-        if settings.device != "cpu":
+        if omni is None or (test != "audio" and omni.speech is None):
+            raise InvalidRequest(f"{path}: test {test} needs an Omni model that has it; leave it out of --tests")
+        if test != "turn" and settings.device != "cpu":
             raise InvalidRequest(f"test {test} runs on the CPU, not on {settings.device}; leave out --device")
 
 
-def _entrants(files: ModelFiles, settings: Settings, threads: int, told: Progress) -> list[_Entrant]:
-    text = files.config.text
+def _entrants(path: Path, config: ModelConfig, settings: Settings, threads: int, told: Progress) -> list[_Entrant]:
+    text = config.text
     job = Job(
         engine="lluda",
-        model=str(files.path),
+        model=str(path),
+        random=settings.random,
         backend=settings.backend,
         device=settings.device,
         threads=threads,
@@ -177,13 +211,14 @@ def _entrants(files: ModelFiles, settings: Settings, threads: int, told: Progres
         context=text.max_context,
         allow_unknown_config=settings.allow_unknown_config,
         plan=settings.plan,
+        rounds=settings.repeat if settings.random else 1,
     )
-    ours = [_Entrant(replace(job, format=name)) for name in settings.formats]
-    peers = [_peer(replace(job, engine=name), files, settings, told) for name in settings.against]
+    ours = [_Entrant(replace(job, format=format_name(name))) for name in settings.formats]
+    peers = [_peer(replace(job, engine=name), path, config, settings, told) for name in settings.against]
     return ours + peers
 
 
-def _peer(job: Job, files: ModelFiles, settings: Settings, told: Progress) -> _Entrant:
+def _peer(job: Job, path: Path, config: ModelConfig, settings: Settings, told: Progress) -> _Entrant:
     engine = ENGINES[job.engine]
     if not engine.installed:
         remedy = f"pip install {engine.distribution} (or lluda[bench])"
@@ -193,16 +228,16 @@ def _peer(job: Job, files: ModelFiles, settings: Settings, told: Progress) -> _E
         told(f"copying for {job.engine}", done, total)
 
     try:
-        job = replace(job, plan=replace(job.plan, tests=_peer_tests(job, files)))
-        path = prepare_files(job.engine, files.path, files.config, settings.cache_dir, copying)
+        job = replace(job, plan=replace(job.plan, tests=_peer_tests(job, path)))
+        opened = prepare_files(job.engine, path, config, settings.cache_dir, copying)
     except UnsupportedModel as error:
         return _Entrant(job, status="not supported", detail=str(error))
-    return _Entrant(replace(job, model=path))
+    return _Entrant(replace(job, model=opened))
 
 
-def _peer_tests(job: Job, files: ModelFiles) -> tuple[str, ...]:
+def _peer_tests(job: Job, path: Path) -> tuple[str, ...]:
     """Those of the job's tests that its engine can run. UnsupportedModel: there are none."""
-    speaks = ENGINES[job.engine].speech is not None and files.path.is_dir()
+    speaks = ENGINES[job.engine].speech is not None and path.is_dir() and not job.random
     tests = job.plan.text_tests + (job.plan.omni_tests if speaks else ())
     if not tests:
         raise UnsupportedModel(f"{job.engine} runs none of the tests {', '.join(job.plan.tests)} of this model")
@@ -211,22 +246,24 @@ def _peer_tests(job: Job, files: ModelFiles) -> tuple[str, ...]:
 
 def _run_rounds(entrants: Sequence[_Entrant], settings: Settings, told: Progress) -> tuple[Bandwidth | None, float]:
     """All turns; the machine's bandwidth, and the largest load of other work during a turn."""
-    turns = [(number, entrant) for number in range(1, settings.repeat + 1) for entrant in entrants]
+    rounds = entrants[0].job.rounds
+    turns = [(number, entrant) for number in range(1, settings.repeat // rounds + 1) for entrant in entrants]
     streaming = _Streaming(entrants[0].job, settings.timeout)
     wanted, loads = bool(_OF_BANDWIDTH & set(settings.plan.tests)), [0.0]
-    for path in dict.fromkeys(entrant.job.model for entrant in entrants if entrant.status == "ok"):
+    models = [] if settings.random else [entrant.job.model for entrant in entrants if entrant.status == "ok"]
+    for path in dict.fromkeys(models):
         told("reading the weights once", 0, len(turns))
         warm_page_cache(Path(path))
     if wanted:
         streaming.take_turn()
     for done, (number, entrant) in enumerate(turns):
-        told(f"round {number} of {settings.repeat}: {entrant.job.engine}", done, len(turns))
+        told(f"round {number} of {settings.repeat // rounds}: {entrant.job.engine}", done, len(turns))
         if entrant.status != "ok":
             continue
-        loads.append(entrant.take_turn(settings.timeout))
+        loads.append(entrant.take_turn(settings.timeout * rounds))
         if wanted:
             streaming.take_turn()
-            entrant.roofs.append(streaming.around_the_last_turn)
+            entrant.bandwidths += [streaming.around_the_last_turn] * rounds
     return streaming.bandwidth, max(loads)
 
 
@@ -239,7 +276,7 @@ def _rows(entrant: _Entrant, text: DecoderConfig) -> list[Row]:
             entrant.units[test],
             samples,
             entrant.reads.get(test) or _bytes_per_token(test, text, entrant.info),
-            entrant.roofs,
+            entrant.bandwidths,
         )
         for test, samples in entrant.samples.items()
     ]
@@ -257,4 +294,5 @@ def _bytes_per_token(test: str, text: DecoderConfig, info: EngineInfo | None) ->
 
 def _conditions(settings: Settings, threads: int) -> Conditions:
     options = asdict(settings) | {"cache_dir": str(settings.cache_dir) if settings.cache_dir else None}
-    return Conditions(threads, settings.repeat, settings.device, options)
+    device = runtime_of(usable_device(settings.device)).name()
+    return Conditions(threads, settings.repeat, device, options)

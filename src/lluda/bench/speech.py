@@ -1,4 +1,4 @@
-"""What speaking and hearing cost: talker, code predictor, code2wav and the audio encoder, each by itself, and a whole
+"""What speech and sound cost: talker, code predictor, code2wav and the audio encoder, each by itself, and a whole
 request to speak a text."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PROMPT_ROWS = 60
 FRAMES = 40
 BATCH = 25
 """Frames in one forward of code2wav: a batch of transformers' ``chunked_decode`` without its context."""
-HEARD_FRAMES = 1000
+MEL_FRAMES = 1000
 """Log-mel frames of ten seconds of sound."""
 
 _WARM_UP = 2
@@ -29,7 +29,7 @@ _FIRST_FRAMES = 1
 
 
 @dataclass(frozen=True, slots=True)
-class VoiceTraffic:
+class SpeechTraffic:
     """Bytes of weights that are read by the code predictor for a frame, and by the talker for a step."""
 
     code_predictor: float
@@ -47,7 +47,7 @@ class SpeechSession(ABC):
 
     @property
     @abstractmethod
-    def traffic(self) -> VoiceTraffic:
+    def traffic(self) -> SpeechTraffic:
         """What a frame reads."""
 
     @abstractmethod
@@ -67,7 +67,7 @@ class SpeechSession(ABC):
         """The waveform of so many frames, whole."""
 
     @abstractmethod
-    def hear(self, frames: int) -> None:
+    def encode_audio(self, frames: int) -> None:
         """The audio encoder's rows of so many log-mel frames of silence."""
 
 
@@ -82,6 +82,10 @@ class StreamingSession(SpeechSession):
     def speak(self, frames: int) -> tuple[float, float]:
         """So many frames of a text, as one request: seconds to the first samples, and seconds of work for a second of
         sound."""
+
+    @abstractmethod
+    def turn(self, rounds: int) -> Iterator[Sample]:
+        """So many samples of a conversation's turn and its parts."""
 
 
 def prompt_rows(rows: int, width: int) -> Tensor:
@@ -101,9 +105,10 @@ def measure_speech(
     * ``code2wav1``: ms a frame, one frame a push in a running stream; ``code2wav25``: ms a frame, 25 frames whole;
     * ``first_audio``: seconds from a request to speak a text to its first samples, median of five;
     * ``rtf``: seconds of work for each second of sound, over 40 frames of such a request;
-    * ``audio10s``: ms of the audio encoder for ten seconds of sound, median of five.
+    * ``audio10s``: ms of the audio encoder for ten seconds of sound, median of five;
+    * of ``turn``: see `lluda.bench.engines.lluda_turn`.
 
-    Where an engine does not stream, ``code2wav1``, ``first_audio`` and ``rtf`` are left out.
+    Where an engine does not stream, ``code2wav1``, ``first_audio``, ``rtf`` and ``turn`` are left out.
     """
     session = open_session(job)
     told(session)
@@ -112,8 +117,10 @@ def measure_speech(
         yield from _waveform(session)
         if isinstance(session, StreamingSession):
             yield from _request(session)
+    if "turn" in job.plan.tests and isinstance(session, StreamingSession):
+        yield from session.turn(job.rounds)
     if "audio" in job.plan.tests:
-        yield Sample("audio10s", _median_ms(lambda: session.hear(HEARD_FRAMES), _SHORT_REPEATS), "ms")
+        yield Sample("audio10s", _median_ms(lambda: session.encode_audio(MEL_FRAMES), _SHORT_REPEATS), "ms")
 
 
 def _frames(session: SpeechSession) -> Iterator[Sample]:

@@ -23,6 +23,7 @@ from lluda.bench.session import EngineInfo
 WORKER = "lluda.bench.worker"
 BANDWIDTH = "lluda.bench.bandwidth"
 
+_SHOWN = 20_000
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
@@ -64,6 +65,7 @@ def run_worker(job: Job, timeout: float, module: str = WORKER, command: Sequence
             error = _exit_reason(process.returncode)
         if error is not None:
             result.error = "; ".join(part for part in (error, _last_line(messages)) if part)
+            _show_traceback(messages)
     spent = (time.monotonic() - begun) * (psutil.cpu_count() or 1)
     result.other_load = max(0.0, (_busy_seconds() - busy) - (_children_seconds() - own)) / spent
     return result
@@ -112,6 +114,14 @@ def _last_line(messages: IO[str]) -> str:
     messages.seek(0)
     lines = [line.strip() for line in messages if line.strip()]
     return lines[-1][:500] if lines else ""
+
+
+def _show_traceback(messages: IO[str]) -> None:
+    """A bug is not to be seen by its last line alone."""
+    messages.seek(0)
+    text = messages.read()
+    if "Traceback (most recent call last)" in text:
+        print(text[-_SHOWN:], file=sys.stderr)
 
 
 def _busy_seconds() -> float:

@@ -43,7 +43,7 @@ def main() -> int:
     gc.set_threshold(_COLLECT_EVERY, *gc.get_threshold()[1:])
     try:
         job = Job.from_json(sys.stdin.read())
-        for sample in _samples(job, told):
+        for sample in samples(job, told):
             print(dumps(asdict(sample)), file=rows)
     except LludaError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
@@ -54,7 +54,8 @@ def main() -> int:
     return 0
 
 
-def _samples(job: Job, told: Callable[[Session | SpeechSession], None]) -> Iterator[Sample]:
+def samples(job: Job, told: Callable[[Session | SpeechSession], None]) -> Iterator[Sample]:
+    """All samples of a job, as they are known; ``told`` gets the open session."""
     engine = ENGINES[job.engine]
     if job.plan.text_tests:
         yield from measure(job, import_module(engine.module).open_session, told)
@@ -62,7 +63,18 @@ def _samples(job: Job, told: Callable[[Session | SpeechSession], None]) -> Itera
         assert engine.speech is not None, "the run asks an engine for what it can do"
         # What the text tests told is what decoding's share of the bandwidth is counted from.
         once = (lambda _session: None) if job.plan.text_tests else told
+        _release_memory(job.device)
         yield from measure_speech(job, import_module(engine.speech).open_session, once)
+
+
+def _release_memory(device: str) -> None:
+    """What the text tests held may be most of a GPU's."""
+    import torch
+
+    from lluda.backends.device import runtime_of
+
+    gc.collect()
+    runtime_of(torch.device(device)).release_memory()
 
 
 def die_with_parent() -> None:

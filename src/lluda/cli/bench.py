@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lluda.cli import options
-from lluda.cli.console import say
 from lluda.cli.heavy_imports import heavy_imports
 from lluda.cli.plot import plot_bench, require_plot
 from lluda.cli.report import add_report, publish, require_writable
 from lluda.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from lluda.bench.report import Report
     from lluda.bench.runner import Settings
 
 _EXIT_CODES = (
@@ -25,11 +23,11 @@ _EXIT_CODES = (
 _STREAM_STEPS = 32
 _SYNTH_HELP = (
     "measure this machine without a checkpoint: the network of CONFIG_DIR/config.json with random weights made on the "
-    "device (of the options --device, --backend, --formats with one of BF16, packed and Q8_0, --against transformers, "
-    "--prompt, --gen, --repeat, --threads and what is printed apply)"
+    "device: prefill, decode and, of an Omni model, a spoken turn (--tests, --streams and --cache-dir do not apply; "
+    "--against transformers alone)"
 )
 _DEVICE_HELP = "cpu, cuda, cuda:1, … for lluda and transformers (default cpu, with --synth cuda)"
-_TESTS_HELP = "which (default: these, all there are but speech and audio, which are of an Omni model's voice and ears)"
+_TESTS_HELP = "which (default: these, all there are but speech, audio and turn, which are of Omni models)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measured.add_argument("-m", "--model", metavar="MODEL", help="a folder, a .gguf file, or org/name")
     measured.add_argument("--synth", type=Path, metavar="CONFIG_DIR", help=_SYNTH_HELP)
     options.add_unknown_config(parser)
-    parser.add_argument("--no-speech", action="store_true", help="with --synth: without an Omni model's voice")
+    parser.add_argument("--no-speech", action="store_true", help="with --synth: without an Omni model's speech")
     parser.add_argument(
         "--against", default="", metavar="PEERS", help="transformers, llama.cpp, mistralrs: any of them, by comma"
     )
@@ -61,11 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and report; 1 if an engine failed."""
     with heavy_imports():
+        from lluda.bench.runner import run_bench
         from lluda.bench.table import print_report
     require_writable(args.output)
     if args.plot:
         require_plot(args.plot)
-    report = _synth_report(args) if args.synth else _report(args)
+    settings = _settings(args)
+    with _turn_progress() as progress:
+        report = run_bench(str(args.synth or args.model), settings, progress)
     plot = (lambda: plot_bench(report, args.plot)) if args.plot else None
     publish(args, report.to_json(), lambda: print_report(report), plot)
     return 1 if report.failed else 0
@@ -75,13 +76,17 @@ def _settings(args: argparse.Namespace) -> Settings:
     from lluda.bench.job import Plan
     from lluda.bench.runner import Settings
 
+    tests = _names(args.tests)
+    if args.synth:
+        tests = ("pp", "tg") if args.no_speech else ("pp", "tg", "turn")
     return Settings(
+        random=args.synth is not None,
         against=_names(args.against),
         formats=_names(args.formats),
         backend=args.backend,
-        device=args.device or "cpu",
+        device=args.device or ("cuda" if args.synth else "cpu"),
         plan=Plan(
-            tests=_names(args.tests),
+            tests=tests,
             prompts=_numbers("--prompt", args.prompt),
             generate=args.gen,
             streams=_numbers("--streams", args.streams),
@@ -93,38 +98,6 @@ def _settings(args: argparse.Namespace) -> Settings:
         cache_dir=args.cache_dir,
         allow_unknown_config=args.allow_unknown_config,
     )
-
-
-def _synth_report(args: argparse.Namespace) -> Report:
-    """Of a network that is made on the device."""
-    with heavy_imports():
-        from lluda.bench.synth import FORMATS, SynthSettings, run_synth_bench
-    formats, against = _names(args.formats), _names(args.against)
-    if len(formats) != 1 or formats[0].lower() not in FORMATS:
-        raise InvalidRequest(f"--synth measures one format, BF16, packed or Q8_0, not {args.formats!r:.40}")
-    if set(against) - {"transformers"}:
-        raise InvalidRequest(f"--synth compares with transformers alone, not with {args.against!r:.40}")
-    settings = SynthSettings(
-        device=args.device or "cuda",
-        backend=args.backend,
-        weights=formats[0].lower(),
-        speech=not args.no_speech,
-        against=against,
-        prompts=_numbers("--prompt", args.prompt),
-        generate=args.gen,
-        repeat=args.repeat,
-        threads=args.threads,
-        allow_unknown_config=args.allow_unknown_config,
-    )
-    return run_synth_bench(args.synth, settings, lambda told: say(told, "lluda bench"))
-
-
-def _report(args: argparse.Namespace) -> Report:
-    with heavy_imports():
-        from lluda.bench.runner import run_bench
-    settings = _settings(args)
-    with _turn_progress() as progress:
-        return run_bench(args.model, settings, progress)
 
 
 def _names(text: str) -> tuple[str, ...]:

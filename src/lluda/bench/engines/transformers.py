@@ -1,4 +1,7 @@
-"""transformers, driven through its own forward pass and cache, in BF16 with SDPA attention."""
+"""transformers, driven through its own forward pass and cache, in BF16 with SDPA attention.
+
+With random weights an Omni model's is its whole thinker; of a checkpoint, the thinker without its encoders.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers.initialization import no_init_weights
 
 from lluda.bench.job import Job
 from lluda.bench.session import EngineInfo, Session, SteppingSession
@@ -22,6 +26,8 @@ def open_session(job: Job) -> Session:
     torch.set_num_threads(job.threads)
     transformers.utils.logging.disable_progress_bar()
     path = Path(job.model)
+    if job.random:
+        return TransformersSession(job, _random_model(path, job.device))
     if path.is_dir() and AutoConfig.from_pretrained(path, local_files_only=True).model_type == "qwen3_omni_moe":
         return ThinkerSession(job, TransformersComponents(path, "bf16", float64=False).decoder().module)
     source: dict[str, Any] = {"gguf_file": path.name} if is_gguf(path) else {}
@@ -29,6 +35,20 @@ def open_session(job: Job) -> Session:
         path.parent if source else path, dtype=torch.bfloat16, attn_implementation="sdpa", **source
     )
     return TransformersSession(job, model)
+
+
+def _random_model(path: Path, device: str) -> Any:
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    make = AutoModelForCausalLM.from_config
+    if config.model_type == "qwen3_omni_moe":
+        from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as models
+
+        make, config = models.Qwen3OmniMoeThinkerForConditionalGeneration._from_config, config.thinker_config
+    with no_init_weights(), torch.device(device):
+        model = make(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+    for parameter in model.parameters():
+        parameter.data.normal_(0.0, 0.02)
+    return model.eval().requires_grad_(False)
 
 
 class TransformersSession(SteppingSession):

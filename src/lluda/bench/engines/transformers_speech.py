@@ -20,7 +20,7 @@ from transformers import (
 
 from lluda.bench.job import Job
 from lluda.bench.session import EngineInfo
-from lluda.bench.speech import SpeechSession, VoiceTraffic, prompt_rows
+from lluda.bench.speech import SpeechSession, SpeechTraffic, prompt_rows
 from lluda.bench.weight_traffic import code_predictor_bytes, talker_bytes
 from lluda.engine.loading import ModelFiles
 from lluda.evaluation.transformers_components import TransformersComponents
@@ -48,14 +48,14 @@ class TransformersSpeech(SpeechSession):
         return EngineInfo("BF16", 0.0, "BF16, sdpa, components by themselves, dynamic cache, on cpu")
 
     @property
-    def traffic(self) -> VoiceTraffic:
+    def traffic(self) -> SpeechTraffic:
         """See ``SpeechSession``."""
         job = self._job
         omni = ModelFiles.find(job.model, allow_unknown_config=job.allow_unknown_config).config.omni
         assert omni is not None and omni.speech is not None, "the run has looked at the config"
         sizes = {spec.name: 2 * spec.elements for spec in speech_parameters(omni.speech)}
         config = omni.speech.talker
-        return VoiceTraffic(code_predictor_bytes(config, sizes), talker_bytes(config, sizes))
+        return SpeechTraffic(code_predictor_bytes(config, sizes), talker_bytes(config, sizes))
 
     @cached_property
     def _talker(self) -> Any:
@@ -119,7 +119,7 @@ class TransformersSpeech(SpeechSession):
         self._code2wav(torch.ones(1, quantizers, frames, dtype=torch.int64))
 
     @torch.inference_mode()
-    def hear(self, frames: int) -> None:
+    def encode_audio(self, frames: int) -> None:
         """See ``SpeechSession``."""
         mels = self._omni.config.thinker_config.audio_config.num_mel_bins
         self._encoder(torch.zeros(mels, frames), feature_lens=torch.tensor([frames]))

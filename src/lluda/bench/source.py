@@ -1,0 +1,120 @@
+"""What lluda is measured with: a checkpoint, or a config's network with random weights made on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from lluda.backends import select_backend
+from lluda.backends.backend import ComputeBackend
+from lluda.backends.blocks import Parameters
+from lluda.bench.formats import held_format, load_options
+from lluda.bench.job import Job
+from lluda.bench.random_weights import random_parameters
+from lluda.config.model import ModelConfig, resolve_dtype
+from lluda.engine.kv_cache import CacheOptions
+from lluda.engine.loading import LoadOptions, ModelFiles, load_network, load_parameters
+from lluda.engine.runner import Runner
+from lluda.files.json_file import read_json_object
+from lluda.models.build import build_text_model, text_parameters
+from lluda.parameters import ParameterSpec
+from lluda.weights.checkpoint import open_checkpoint
+
+
+class Source(Protocol):
+    """A model's ``config``; the ``format`` of its weights as rows name it; the ``dtype`` of its KV caches."""
+
+    config: ModelConfig
+    format: str
+    dtype: str
+    generation_config: Mapping[str, Any]
+
+    def backend(self, component: str, /) -> ComputeBackend:
+        """What runs a component."""
+
+    def parameters(self, specs: Iterable[ParameterSpec]) -> Parameters:
+        """These tensors alone."""
+
+    def runner(self, positions: int) -> tuple[Runner, Mapping[str, int]]:
+        """What answers in text, with room for ``positions``, and the bytes that each of its tensors takes. It needs no
+        tokenizer: the bench feeds ids."""
+
+
+def open_source(job: Job) -> Source:
+    """As the job says."""
+    return RandomSource(job) if job.random else CheckpointSource(job)
+
+
+class CheckpointSource:
+    """A folder or .gguf file, loaded as `lluda.load` loads it."""
+
+    def __init__(self, job: Job) -> None:
+        self._options = _options(job)
+        self._files = ModelFiles.find(job.model, allow_unknown_config=job.allow_unknown_config)
+        self.config, self.generation_config = self._files.config, self._files.generation_config
+        stored = {entry.dtype for entry in open_checkpoint(self._files.path).entries.values()}
+        self.format = held_format(job.format, job.model, stored)
+        self._dtype = resolve_dtype(self._options.dtype, self.config.dtype)
+        self.dtype: str = self._dtype
+
+    def backend(self, component: str) -> ComputeBackend:
+        """See ``Source``."""
+        return self._files.backends(self._options, self._dtype).of(component)
+
+    def parameters(self, specs: Iterable[ParameterSpec]) -> Parameters:
+        """See ``Source``."""
+        return load_parameters(self._files, self._options, list(specs))[0]
+
+    def runner(self, positions: int) -> tuple[Runner, Mapping[str, int]]:
+        """See ``Source``."""
+        options = replace(self._options, max_context=positions)
+        network, report = load_network(self._files, options)
+        cache = self._files.cache_options(options, self._dtype)
+        return Runner(network, cache, options.prefill_rows), report.sizes
+
+
+class RandomSource:
+    """A folder's config.json. On a GPU the cuda backend, if no other is named: what is measured there is not to be
+    another for want of it."""
+
+    generation_config: Mapping[str, Any] = {}
+
+    def __init__(self, job: Job) -> None:
+        options = _options(job)
+        torch.set_num_threads(job.threads)
+        self.config = read_random_config(Path(job.model), allow_unknown=job.allow_unknown_config)
+        self.format = job.format
+        dtype = resolve_dtype(options.dtype, self.config.dtype)
+        self.dtype: str = dtype
+        name = "cuda" if job.device.startswith("cuda") and job.backend == "auto" else job.backend
+        self._backend = select_backend(name, job.device, dtype, options.weights, options.activations)
+        self._prefill_rows = options.prefill_rows
+
+    def backend(self, _component: str) -> ComputeBackend:
+        """See ``Source``."""
+        return self._backend
+
+    def parameters(self, specs: Iterable[ParameterSpec]) -> Parameters:
+        """See ``Source``."""
+        return random_parameters(specs, self._backend, q8_0=self.format.startswith("Q8_0"))
+
+    def runner(self, positions: int) -> tuple[Runner, Mapping[str, int]]:
+        """See ``Source``."""
+        parameters = self.parameters(text_parameters(self.config))
+        model = build_text_model(self.config, parameters, self.backend)
+        sizes = {name: value.nbytes for name, value in parameters.values.items()}
+        return Runner(model, CacheOptions(positions, "preallocated", self.dtype), self._prefill_rows), sizes
+
+
+def read_random_config(folder: Path, *, allow_unknown: bool = False) -> ModelConfig:
+    """The config.json of a folder."""
+    path = folder / "config.json"
+    return ModelConfig.from_hf(read_json_object(path), str(path), allow_unknown=allow_unknown)
+
+
+def _options(job: Job) -> LoadOptions:
+    return LoadOptions(device=job.device, backend=job.backend, threads=job.threads, **load_options(job.format))
