@@ -8,18 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lluda.errors import CorruptFile
+from lluda.errors import CorruptFile, UnsupportedModel
 from lluda.files.json_file import parse_json
 from lluda.formats.format import Format
 from lluda.formats.registry import FORMATS
 from lluda.weights.entry import TensorEntry
 
+_PREFIX = "lluda."
 _MAX_SIZE = 2**31 - 1
 
 
 def metadata_key(declared: Format) -> str:
     """The metadata's key for a format: its value is a JSON object of ``[rows, columns]`` by the name of each tensor."""
-    return f"lluda.{declared.name.lower()}"
+    return _PREFIX + declared.name.lower()
 
 
 def declaration(declared: Format, shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
@@ -36,12 +37,19 @@ def with_declared_formats(
     name as dtype.
 
     CorruptFile: a declaration that is not JSON of the right form, or that does not fit the stored tensor.
+    UnsupportedModel: a declaration of a format that there is not.
     """
     result = dict(entries)
-    for declared in FORMATS.values():
-        key = metadata_key(declared)
-        if declared.is_plain or key not in metadata:
+    known = {metadata_key(one): one for one in FORMATS.values() if not one.is_plain}
+    for key in metadata:
+        if not key.startswith(_PREFIX):
             continue
+        if key not in known:
+            raise UnsupportedModel(
+                f"{file}: metadata {key[:80]} declares tensors in a format that this lluda does not have; "
+                "update lluda, or register the format before the file is opened"
+            )
+        declared = known[key]
         shapes = parse_json(metadata[key], file, part=f"metadata {key}")
         if not isinstance(shapes, dict):
             raise CorruptFile(file, f"metadata {key} must be an object of shapes by tensor name", found=shapes)
