@@ -72,5 +72,5 @@ class CausalLM:
 def causal_lm_parameters(config: DecoderConfig, prefix: str = "") -> list[ParameterSpec]:
     """Every tensor of the checkpoint, in order; ``lm_head.weight`` marked as tied where it is."""
     tied_to = f"{prefix}{EMBEDDING}" if config.tie_word_embeddings else None
-    head = ParameterSpec(f"{prefix}{HEAD}", (config.vocab_size, config.hidden_size), "matrix", tied_to)
+    head = ParameterSpec(f"{prefix}{HEAD}", (config.vocab_size, config.hidden_size), "matrix", tied_to, split="rows")
     return [*decoder_parameters(config, f"{prefix}model."), head]

@@ -29,7 +29,7 @@ from lluda.config.decoder import DecoderConfig
 from lluda.models.linear import Embedding
 from lluda.models.mixture import RemoteMixture
 from lluda.models.rotary import rotary, rotary_frequencies, yarn_frequencies
-from lluda.parameters import ParameterSpec
+from lluda.parameters import ParameterSpec, Split, expert_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class DecoderStack:
         self.config = config
         self._backend = backend
         remote = RemoteMixture(backend, experts) if experts is not None and experts is not backend else None
-        build = _LayerBuilder(config, parameters)
+        build = LayerBuilder(config, parameters)
         names = (f"{prefix}layers.{index}." for index in range(config.num_hidden_layers))
         blocks = [build.layer(index, name) for index, name in enumerate(names)]
         self.layers = DecoderLayers(blocks, rotary_of(config, backend.device), remote)
@@ -125,16 +125,20 @@ def rotary_of(config: DecoderConfig, device: torch.device) -> Rotary:
     return rotary(frequencies, device, rope.mrope_section, yarn.attention_factor)
 
 
-class _LayerBuilder:
-    """Makes the layers of one decoder out of named tensors."""
+class LayerBuilder:
+    """Makes the layers of one decoder out of named tensors; those of member ``rank`` of a tensor-parallel group of
+    ``ranks`` out of its parts of them (`ParameterSpec.part`)."""
 
-    def __init__(self, config: DecoderConfig, parameters: Parameters) -> None:
+    def __init__(self, config: DecoderConfig, parameters: Parameters, rank: int = 0, ranks: int = 1) -> None:
         self._config, self._parameters = config, parameters
+        self._rank, self._ranks = rank, ranks
 
     def norm(self, name: str) -> Norm:
+        """The RMSNorm ``name``."""
         return Norm(self._parameters.vector(f"{name}.weight"), self._config.rms_norm_eps)
 
     def layer(self, index: int, prefix: str) -> tuple[AttentionBlock, SwiGLUBlock | MixtureBlock]:
+        """Layer ``index``, whose names begin with ``prefix``."""
         norm = self.norm(f"{prefix}post_attention_layernorm")
         sparse = self._config.is_sparse(index)
         feed_forward = self._mixture(norm, f"{prefix}mlp.") if sparse else self._dense(norm, prefix)
@@ -172,6 +176,7 @@ class _LayerBuilder:
     def _mixture(self, norm: Norm, prefix: str) -> MixtureBlock:
         moe = self._config.moe
         assert moe is not None
+        experts = expert_range(moe.num_experts, self._rank, self._ranks)
         shared = (
             SharedExpert(
                 self._swiglu(f"{prefix}shared_expert."), self._parameters.vector(f"{prefix}shared_expert_gate.weight")
@@ -183,15 +188,17 @@ class _LayerBuilder:
             norm=norm,
             router=self._parameters.vector(f"{prefix}gate.weight"),
             shared=shared,
-            experts=[self._swiglu(f"{prefix}experts.{expert}.") for expert in range(moe.num_experts)],
+            experts=[self._swiglu(f"{prefix}experts.{expert}.") for expert in experts],
             top_k=moe.num_experts_per_tok,
             normalise=moe.norm_topk_prob,
+            first_expert=experts.start,
         )
 
 
 def decoder_parameters(config: DecoderConfig, prefix: str = "model.") -> Iterator[ParameterSpec]:
     """Every tensor of a `Decoder`, in checkpoint order."""
-    yield ParameterSpec(f"{prefix}embed_tokens.weight", (config.vocab_size, config.hidden_size), "embedding")
+    table = (config.vocab_size, config.hidden_size)
+    yield ParameterSpec(f"{prefix}embed_tokens.weight", table, "embedding", split="rows")
     yield from stack_parameters(config, prefix)
 
 
@@ -226,7 +233,8 @@ def _feed_forward_parameters(config: DecoderConfig, index: int, prefix: str) -> 
     assert moe is not None
     yield ParameterSpec(f"{prefix}mlp.gate.weight", (moe.num_experts, config.hidden_size), "router")
     for expert in range(moe.num_experts):
-        yield from _swiglu_parameters(f"{prefix}mlp.experts.{expert}.", config.hidden_size, moe.moe_intermediate_size)
+        name, number = f"{prefix}mlp.experts.{expert}.", (expert, moe.num_experts)
+        yield from _swiglu_parameters(name, config.hidden_size, moe.moe_intermediate_size, number)
     if moe.shared_expert_intermediate_size:
         width = moe.shared_expert_intermediate_size
         yield from _swiglu_parameters(f"{prefix}mlp.shared_expert.", config.hidden_size, width)
@@ -236,18 +244,23 @@ def _feed_forward_parameters(config: DecoderConfig, index: int, prefix: str) -> 
 def _attention_parameters(config: DecoderConfig, prefix: str) -> Iterator[ParameterSpec]:
     query = config.num_attention_heads * config.head_dim
     key = config.num_key_value_heads * config.head_dim
-    hidden = config.hidden_size
+    hidden, unit = config.hidden_size, config.head_dim
     shapes = {"q_proj": (query, hidden), "k_proj": (key, hidden), "v_proj": (key, hidden), "o_proj": (hidden, query)}
     for name, shape in shapes.items():
-        yield ParameterSpec(f"{prefix}{name}.weight", shape, "matrix")
+        split: Split = "columns" if name == "o_proj" else "rows"
+        yield ParameterSpec(f"{prefix}{name}.weight", shape, "matrix", split=split, unit=unit)
         if config.attention_bias:
-            yield ParameterSpec(f"{prefix}{name}.bias", shape[:1], "bias")
+            yield ParameterSpec(f"{prefix}{name}.bias", shape[:1], "bias", split=split, unit=unit)
     if config.use_qk_norm:
         for name in ("q_norm", "k_norm"):
             yield ParameterSpec(f"{prefix}{name}.weight", (config.head_dim,), "norm")
 
 
-def _swiglu_parameters(prefix: str, hidden: int, width: int) -> Iterator[ParameterSpec]:
-    yield ParameterSpec(f"{prefix}gate_proj.weight", (width, hidden), "matrix")
-    yield ParameterSpec(f"{prefix}up_proj.weight", (width, hidden), "matrix")
-    yield ParameterSpec(f"{prefix}down_proj.weight", (hidden, width), "matrix")
+def _swiglu_parameters(
+    prefix: str, hidden: int, width: int, expert: tuple[int, int] | None = None
+) -> Iterator[ParameterSpec]:
+    outer: Split = "rows" if expert is None else "experts"
+    inner: Split = "columns" if expert is None else "experts"
+    yield ParameterSpec(f"{prefix}gate_proj.weight", (width, hidden), "matrix", split=outer, expert=expert)
+    yield ParameterSpec(f"{prefix}up_proj.weight", (width, hidden), "matrix", split=outer, expert=expert)
+    yield ParameterSpec(f"{prefix}down_proj.weight", (hidden, width), "matrix", split=inner, expert=expert)
