@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor
@@ -132,6 +134,23 @@ def test_own_threads_are_given_back() -> None:
         assert torch.get_num_threads() == 1
         with backend.single_threaded_torch():
             pass
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+
+
+def test_own_threads_are_each_thread_s_own_matter() -> None:
+    torch.set_num_threads(2)
+    backend = native("auto")
+
+    def beside() -> list[int]:
+        torch.set_num_threads(2)
+        counts = []
+        with backend.single_threaded_torch():
+            counts.append(torch.get_num_threads())
+        return [*counts, torch.get_num_threads()]
+
+    with ThreadPoolExecutor(1) as pool, backend.single_threaded_torch():
+        assert pool.submit(beside).result() == [1, 2]
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
 
