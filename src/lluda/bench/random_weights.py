@@ -13,8 +13,8 @@ from lluda.bench.formats import BYTES_PER_WEIGHT, FORMATS
 from lluda.config.model import ModelConfig
 from lluda.convert.synth import distribution
 from lluda.errors import OutOfMemory
-from lluda.formats.plain import plain_tensor
-from lluda.formats.q8_0 import BLOCK, Q8_0
+from lluda.formats.format import BlockFormat
+from lluda.formats.plain import BF16, plain_tensor
 from lluda.formats.stored_tensor import StoredTensor
 from lluda.models.build import all_parameters, text_parameters
 from lluda.parameters import ParameterSpec
@@ -24,17 +24,17 @@ _RESERVE = 2 << 30
 
 
 def random_parameters(
-    specs: Iterable[ParameterSpec], backend: ComputeBackend, seed: int = 0, *, q8_0: bool = False
+    specs: Iterable[ParameterSpec], backend: ComputeBackend, seed: int = 0, *, stored_as: BlockFormat = BF16
 ) -> Parameters:
     """Every tensor of ``specs`` on the backend's device, drawn as `lluda synth` draws them, though not the same values.
-    Matrices and kernels are BF16 values, whatever the backend computes in; ``q8_0`` quantises
-    matrices whose rows are whole blocks."""
+    Matrices and kernels are BF16 values, whatever the backend computes in; matrices whose rows are whole blocks of
+    ``stored_as`` are given to it in that format."""
     generator = torch.Generator(backend.device).manual_seed(seed)
     listed = list(specs)
     tied = {spec.tied_to for spec in listed}
     return Parameters(
         {
-            spec.name: _placed(spec, backend, generator, is_tied=spec.name in tied, q8_0=q8_0)
+            spec.name: _placed(spec, backend, generator, is_tied=spec.name in tied, stored_as=stored_as)
             for spec in listed
             if spec.tied_to is None
         }
@@ -42,15 +42,16 @@ def random_parameters(
 
 
 def _placed(
-    spec: ParameterSpec, backend: ComputeBackend, generator: torch.Generator, *, is_tied: bool, q8_0: bool
+    spec: ParameterSpec, backend: ComputeBackend, generator: torch.Generator, *, is_tied: bool, stored_as: BlockFormat
 ) -> Weight | Tensor:
     mean, deviation = distribution(spec, is_tied=is_tied)
     values = torch.empty(spec.shape, dtype=torch.bfloat16, device=backend.device)
     values.normal_(mean, deviation, generator=generator)
-    quantised = None
-    if q8_0 and spec.role in ("matrix", "embedding") and spec.shape[1] % BLOCK == 0:
-        quantised = Q8_0.encode(values)
-    stored = plain_tensor(values) if quantised is None else StoredTensor(Q8_0, spec.shape, quantised)
+    stored = plain_tensor(values)
+    if spec.role in ("matrix", "embedding") and spec.shape[1] % stored_as.block == 0:
+        data = stored_as.encode(values)
+        assert data is not None, f"{spec.name}: its drawn values are not to be stored as {stored_as.name}"
+        stored = StoredTensor(stored_as, spec.shape, data)
     return backend.take(stored, spec.role)[0]
 
 

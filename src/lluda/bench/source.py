@@ -20,6 +20,8 @@ from lluda.engine.kv_cache import CacheOptions
 from lluda.engine.loading import LoadOptions, ModelFiles, load_network, load_parameters
 from lluda.engine.runner import Runner
 from lluda.files.json_file import read_json_object
+from lluda.formats.plain import BF16
+from lluda.formats.q8_0 import Q8_0
 from lluda.models.build import build_text_model, text_parameters
 from lluda.parameters import ParameterSpec
 from lluda.weights.checkpoint import open_checkpoint
@@ -100,7 +102,7 @@ class RandomSource:
 
     def parameters(self, specs: Iterable[ParameterSpec]) -> Parameters:
         """See ``Source``."""
-        return random_parameters(specs, self._backend, q8_0=self.format.startswith("Q8_0"))
+        return random_parameters(specs, self._backend, stored_as=Q8_0 if self.format.startswith("Q8_0") else BF16)
 
     def runner(self, positions: int) -> tuple[Runner, Mapping[str, int]]:
         """See ``Source``."""

@@ -12,6 +12,7 @@ from lluda.errors import InvalidRequest, LludaError, UnsupportedModel
 from lluda.files.atomic_file import atomic_file
 from lluda.files.new_folder import new_folder
 from lluda.formats.packed_bf16 import PACKED_BF16, decoded_rows
+from lluda.formats.plain import BF16
 from lluda.formats.stored_tensor import StoredTensor
 from lluda.models.components import part_of
 from lluda.weights.declared_formats import declaration
@@ -120,7 +121,7 @@ def _refuse_unpackable(path: Path, entries: Sequence[TensorEntry]) -> None:
 
 def _is_matrix(entry: TensorEntry) -> bool:
     is_router = part_of(entry.name) == "routers"
-    return entry.dtype == "BF16" and len(entry.shape) == 2 and 0 not in entry.shape and not is_router
+    return entry.dtype == BF16.name and len(entry.shape) == 2 and 0 not in entry.shape and not is_router
 
 
 def _least_bytes(entry: TensorEntry) -> int:

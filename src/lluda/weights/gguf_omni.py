@@ -17,6 +17,7 @@ from typing import Any
 from lluda.errors import CorruptFile, UnsupportedModel
 from lluda.files.gguf_keys import GGUFKeys
 from lluda.files.json_file import MAX_JSON_BYTES, parse_json
+from lluda.formats.registry import FORMATS
 from lluda.weights.entry import TensorEntry
 from lluda.weights.gguf_names import entries_by_name, expert_entries, layer_module, layer_part
 
@@ -113,7 +114,7 @@ def _reshaped(entry: TensorEntry, shape: Any, path: Path) -> TensorEntry:
     if not is_shape or len(shape) <= MAX_DIMENSIONS or stored_shape(tuple(shape)) != entry.shape:
         rule = f"{SHAPES_KEY}: the shape of {entry.name!r} must be that of its values, with over four dimensions"
         raise CorruptFile(path, rule, expected=f"as many values as {list(entry.shape)}", found=shape)
-    if entry.dtype not in ("F32", "F16", "BF16"):
+    if not FORMATS[entry.dtype].is_plain:
         raise CorruptFile(path, f"{SHAPES_KEY}: {entry.name!r} must hold plain numbers", found=entry.dtype)
     return replace(entry, shape=tuple(shape))
 

@@ -56,7 +56,7 @@ class LoadReport:
         parts = [f"{self.loaded} tensors, {self.nbytes / 1e9:.2f} GB"]
         parts += [f"{self.converted} converted"] if self.converted else []
         held = ", ".join(f"{count} {name}" for name, count in self.formats.items())
-        parts += [f"matrices held as {held}"] if "Q8_0" in self.formats else []
+        parts += [f"matrices held as {held}"] if any(map(_is_coded, self.formats)) else []
         parts += [f"{count} decoded from {name}" for name, count in self.decoded.items()]
         parts += [f"tied: {', '.join(self.tied)}"] if self.tied else []
         parts += [f"stored twice: {', '.join(self.stored_twice)}"] if self.stored_twice else []
@@ -170,6 +170,10 @@ def _refuse_mismatch(
     for name in wanted:
         if name in entries:
             _refuse_storage(entries[name])
+
+
+def _is_coded(name: str) -> bool:
+    return name in FORMATS and not FORMATS[name].is_plain
 
 
 def _refuse_storage(entry: TensorEntry) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lluda.formats.registry import FORMATS
 from lluda.weights.entry import Checkpoint
 
 if TYPE_CHECKING:
     import torch
 
-_PLAIN = ("BF16", "F16", "F32", "F64")
 _PIECE = 1 << 22  # values compared at once
 
 
@@ -30,8 +30,8 @@ def same_values(first: torch.Tensor, second: torch.Tensor) -> bool:
 def stored_alike(checkpoint: Checkpoint, first: str, second: str) -> bool:
     """Whether the tensors ``first`` and ``second`` of ``checkpoint`` are equal. Block formats are compared as they are
     stored: two of different formats count as different. What was read of the second is let go."""
-    formats = {checkpoint.entries[name].dtype for name in (first, second)}
-    if len(formats) > 1 and not formats.issubset(_PLAIN):
+    formats = {FORMATS[checkpoint.entries[name].dtype] for name in (first, second)}
+    if len(formats) > 1 and not all(one.is_plain for one in formats):
         return False
     try:
         return same_values(_comparable(checkpoint, first), _comparable(checkpoint, second))
