@@ -9,8 +9,6 @@ from typing import Any
 
 from lluda.bench.machine import Machine
 
-STATUSES = ("ok", "failed", "not installed", "not supported")
-
 
 @dataclass(frozen=True, slots=True)
 class Row:

@@ -85,7 +85,6 @@ _NEVER_STORED = {
 }
 
 _MAGIC = b"GGUF"
-_FIXED_BYTES = 24
 _SMALLEST_KEY = 8 + 1 + 4 + 1
 _SMALLEST_TENSOR = 8 + 1 + 4 + 8 + 4 + 8
 _U32 = struct.Struct("<I")
