@@ -26,11 +26,11 @@ LAYER_NORM_EPS = 1e-5
 """torch's own, which the released model was trained with; no config names it."""
 
 BLOCKS_AT_ONCE = 8
-"""Blocks that go through the layers together: about 64 s of sound, 832 rows, some 30 MB of activations."""
+"""Blocks that go through the layers together: about 64 s of audio, 832 rows, some 30 MB of activations."""
 
 CHUNKS_AT_ONCE = 4
-"""Chunks convolved together: 12 MB between convolutions, which the allocator keeps; larger pieces are given back to the
-system and cleared page by page each time, which costs more than the first convolution."""
+"""Chunks convolved together: 12 MB between convolutions, which the allocator keeps; larger pieces go back to the
+system and are cleared page by page each time, which takes longer than the first convolution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class AudioEncoder:
         self._output = Merger(build.norm(f"{prefix}ln_post"), proj1, proj2)
 
     def __call__(self, recordings: Sequence[Tensor], observe: Observer | None = None) -> Tensor:
-        """Recordings ``[frames, num_mel_bins]`` (float32) -> all their rows below each other, in order:
+        """Recordings ``[frames, num_mel_bins]`` (float32) -> their rows, stacked in order:
         ``[sum of config.tokens(frames), output_dim]`` in the compute dtype. A recording's rows do not depend on the
         others. Beside the result, memory is taken for BLOCKS_AT_ONCE blocks."""
         rows = sum(self.config.tokens(len(recording)) for recording in recordings)
@@ -78,7 +78,7 @@ class AudioEncoder:
         return out
 
     def stream(self) -> AudioStream:
-        """A recording that is still coming in."""
+        """A recording that is still being received."""
         return AudioStream(self)
 
     def encode_block(self, frames: Tensor, *, alone: bool) -> Tensor:
@@ -105,7 +105,7 @@ class AudioEncoder:
         frames = F.pad(block.frames.to(self._backend.device), (0, 0, 0, -count % width))
         chunks = frames.view(-1, width, config.num_mel_bins).transpose(1, 2)[:, None]  # [chunks, 1, mels, frames]
         rows = torch.cat([self._backend.conv_stem(self._stem, part) for part in torch.split(chunks, CHUNKS_AT_ONCE)])
-        # What the zeros became lies behind the last chunk's rows.
+        # The rows of the padding are behind the last chunk's.
         return rows[: config.tokens(count)]
 
 
@@ -142,7 +142,7 @@ class AudioStream:
 
 
 class _Builder:
-    """Makes the parts of one encoder out of named tensors."""
+    """Builds the parts of one encoder from named tensors."""
 
     def __init__(self, config: AudioEncoderConfig, parameters: Parameters) -> None:
         self._config, self._parameters = config, parameters

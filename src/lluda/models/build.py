@@ -1,4 +1,4 @@
-"""Which network a config stands for, and which tensors of a checkpoint it reads."""
+"""From a config to its network, and the tensors of a checkpoint that it reads."""
 
 from __future__ import annotations
 
@@ -11,35 +11,36 @@ from lluda.config.omni import SpeechConfig
 from lluda.models.causal_lm import CausalLM, causal_lm_parameters
 from lluda.models.code2wav import code2wav_parameters
 from lluda.models.code_predictor import code_predictor_parameters
+from lluda.models.components import COMPONENTS
 from lluda.models.decoder import mixture_parameters
 from lluda.models.talker import talker_parameters
 from lluda.models.thinker import PREFIX as THINKER_PREFIX
 from lluda.models.thinker import Thinker, thinker_parameters
 from lluda.parameters import ParameterSpec
 
-SPEECH_PREFIXES = ("talker.", "code2wav.")
-"""Names of the half of an Omni checkpoint that speaks, which a text answer does not read."""
+SPEECH_PREFIXES = tuple(component.prefix for component in COMPONENTS if component.speaks)
+"""Prefixes of an Omni checkpoint's speech components, which a text answer does not need."""
 
 
 def text_prefix(config: ModelConfig) -> str:
-    """What the names of the text decoder and its head begin with: nothing, or ``thinker.``"""
+    """The prefix of the text decoder and its head: empty, or ``thinker.``"""
     return THINKER_PREFIX if config.omni else ""
 
 
 def text_parameters(config: ModelConfig) -> list[ParameterSpec]:
-    """The tensors of what answers in text: a text model, or an Omni thinker with its encoders."""
+    """The tensors of the text half: a text model, or an Omni thinker with its encoders."""
     if config.omni is None:
         return causal_lm_parameters(config.text)
     return list(thinker_parameters(config.text, config.omni))
 
 
 def expert_parameters(config: ModelConfig) -> Iterator[ParameterSpec]:
-    """The tensors of the mixture blocks of what answers in text; none of a dense model."""
+    """The tensors of the mixture blocks of the text half; none of a dense model."""
     return mixture_parameters(config.text, f"{text_prefix(config)}model.")
 
 
 def speech_parameters(config: SpeechConfig) -> Iterator[ParameterSpec]:
-    """The tensors of what speaks: talker, code predictor, code2wav."""
+    """The tensors of the speech half: talker, code predictor, code2wav."""
     yield from talker_parameters(config.talker)
     yield from code_predictor_parameters(config.talker)
     yield from code2wav_parameters(config.code2wav)

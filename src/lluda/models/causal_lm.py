@@ -14,13 +14,13 @@ from lluda.models.decoder import Decoder, MultimodalEmbeddings, decoder_paramete
 from lluda.parameters import ParameterSpec
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-"""Names of the two tensors that ``tie_word_embeddings`` makes one, below the prefix of a model."""
+"""The two tensors that ``tie_word_embeddings`` makes one, without the model's prefix."""
 
 
 class CausalLM:
     """``lm_head(norm(decoder(ids)))``; the head shares the embedding's table where the config ties them.
 
-    ``prefix`` stands before all names of its tensors: ``thinker.`` in an Omni checkpoint. ``experts`` is the backend
+    ``prefix`` is that of all its tensors: ``thinker.`` in an Omni checkpoint. ``experts`` is the backend
     that holds its mixture blocks (`mixture_parameters`), where it is not ``backend``."""
 
     def __init__(

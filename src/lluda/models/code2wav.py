@@ -1,9 +1,9 @@
-"""Code2wav: frames of codes -> a waveform, whole or streamed (spec section 8).
+"""Code2wav: frames of codes -> a waveform, in one call or streamed (spec section 8).
 
 A windowed transformer over frames, then causal convolutions that multiply the rows: all see the past only, but for the
 transposed ones, whose output waits for the next row. So a waveform is shorter than its frames by ``config.look_ahead``
-samples, of any prefix of the frames it is a prefix, and a stream that keeps what each layer still needs gives, sample
-for sample, what one run over everything gives. transformers' ``chunked_decode`` recomputes 25 frames for each chunk,
+samples, of any prefix of the frames it is a prefix, and a stream whose state has each layer's context gives the samples
+of one run over all frames. transformers' ``chunked_decode`` recomputes 25 frames for each chunk,
 which is too few for the transformer, and drops ``look_ahead`` samples at every joint; this does neither.
 """
 
@@ -34,7 +34,7 @@ from lluda.parameters import ParameterSpec
 PREFIX = "code2wav."
 
 FRAMES_AT_ONCE = 25
-"""Frames of one pass: longer pushes are cut, so that memory stays bounded and activations near the caches."""
+"""Frames of one pass: longer pushes are cut, so that memory is bounded and activations fit the processor's caches."""
 
 _DILATIONS = (1, 3, 9)
 _TAPS = 7
@@ -44,7 +44,7 @@ _SNAKE_EPS = 1e-9
 
 
 class _Builder:
-    """Makes the parts of one vocoder out of named tensors."""
+    """Builds the parts of one vocoder from named tensors."""
 
     def __init__(self, parameters: Parameters, backend: ComputeBackend) -> None:
         self._backend = backend
@@ -112,7 +112,7 @@ class _Builder:
 
 
 class Code2WavState:
-    """What one stream still needs of its past: constant memory however long it gets."""
+    """The state of one stream: constant memory, whatever its length."""
 
     def __init__(self, config: Code2WavConfig, backend: ComputeBackend) -> None:
         decoder = config.transformer
@@ -169,7 +169,7 @@ class Code2Wav:
 
         Args:
             codes: int64 ``[num_quantizers, frames]`` of each stream, any number of frames.
-            states: the streams' own, no one twice, changed by this.
+            states: one for each stream, changed by the call.
 
         Returns:
             Samples in [-1, 1], in the residual dtype.
@@ -196,7 +196,7 @@ class Code2Wav:
         return [torch.cat(own) for own in samples]
 
     def frame(self, codes: Tensor, state: Code2WavState) -> Tensor:
-        """As :meth:`push` of one frame, with codes that are on the device and were looked at."""
+        """As :meth:`push` of one frame, with codes that are on the device and were checked."""
         return self._vocode([codes], [state], None)[0]
 
     def _vocode(

@@ -1,4 +1,4 @@
-"""Convolutions along time, built of kernels in torch's order, and what a stream keeps for them.
+"""Convolutions along time, built from kernels in torch's order, and the state of a stream.
 
 A causal convolution of a stream needs the last input rows of what came before. They are in a :class:`ConvState`
 that the caller owns, so that feeding a sequence in pieces of any size gives the same rows as feeding it whole.

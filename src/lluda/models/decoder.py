@@ -34,7 +34,7 @@ from lluda.parameters import ParameterSpec, Split, expert_range
 
 @dataclass(frozen=True, slots=True)
 class MultimodalEmbeddings:
-    """Rows of a step that do not come from the embedding table: what an encoder made of sound or pictures.
+    """Rows of a step that do not come from the embedding table: the output of an audio or vision encoder.
 
     ``rows`` (int64 ``[n]``) take ``embeddings [n, hidden]``; after decoder layer i, ``deepstack[i] [m, hidden]`` is
     added to ``deepstack_rows`` (int64 ``[m]``), for as many layers as it has (spec section 5)."""
@@ -47,7 +47,7 @@ class MultimodalEmbeddings:
 
 class DecoderStack:
     """``config.num_hidden_layers`` layers and the final norm, over parameters named as in the checkpoint, below
-    ``prefix``. What goes in is already rows: the talker's frames, the code predictor's codes. ``experts`` is the
+    ``prefix``. Its input is already embedded: the talker's frames, the code predictor's codes. ``experts`` is the
     backend that holds the mixture blocks, where it is not ``backend``."""
 
     def __init__(
@@ -76,7 +76,7 @@ class DecoderStack:
         injected: MultimodalEmbeddings | None = None,
     ) -> Tensor:
         """Residual rows ``[rows, hidden]``, which may be changed in place, at positions ``[rows]`` or ``[3, rows]`` ->
-        residual rows before the final norm. Of ``injected`` the deepstack is added."""
+        residual rows before the final norm. The ``deepstack`` of ``injected`` is added."""
         deepstack = DeepStack(injected.deepstack_rows, injected.deepstack) if injected and injected.deepstack else None
         return self._backend.run_layers(self.layers, x, positions, segments, observe, deepstack)
 
@@ -126,7 +126,7 @@ def rotary_of(config: DecoderConfig, device: torch.device) -> Rotary:
 
 
 class LayerBuilder:
-    """Makes the layers of one decoder out of named tensors; those of member ``rank`` of a tensor-parallel group of
+    """Builds the layers of one decoder from named tensors; those of member ``rank`` of a tensor-parallel group of
     ``ranks`` out of its parts of them (`ParameterSpec.part`)."""
 
     def __init__(self, config: DecoderConfig, parameters: Parameters, rank: int = 0, ranks: int = 1) -> None:
@@ -210,7 +210,7 @@ def stack_parameters(config: DecoderConfig, prefix: str) -> Iterator[ParameterSp
 
 
 def mixture_parameters(config: DecoderConfig, prefix: str = "model.") -> Iterator[ParameterSpec]:
-    """Every tensor of a stack's mixture blocks, norms and routers too: what the ``experts`` of `DecoderStack` hold."""
+    """Every tensor of a stack's mixture blocks, norms and routers too: those of the ``experts`` of `DecoderStack`."""
     for index in filter(config.is_sparse, range(config.num_hidden_layers)):
         yield from _feed_forward_parameters(config, index, f"{prefix}layers.{index}.")
 

@@ -12,7 +12,7 @@ from lluda.backends.blocks import MixtureBlock
 class RemoteMixture:
     """Runs the mixture blocks of a network of the backend ``here`` on the backend ``there``: residual rows go to it and
     come back, ``4 * hidden`` bytes a row each way in a BF16 run. From a GPU they go through pinned memory, and the host
-    waits once, for the rows to have come: the copy back is in line before what the GPU is asked next."""
+    waits once, for the rows to have come: the copy back is queued before the GPU's next work."""
 
     def __init__(self, here: ComputeBackend, there: ComputeBackend) -> None:
         self._here, self._there = here, there
@@ -33,7 +33,7 @@ class RemoteMixture:
 
     def _pinned_buffer(self, x: Tensor) -> Tensor:
         """Pinned memory for ``x``. It is written by copies of one stream, or by the host after waiting for that; a
-        captured step holds on to its own."""
+        captured step keeps its own."""
         if len(self._pinned) < len(x):
             self._pinned = self._here.pinned(x.shape, x.dtype)
         return self._pinned[: len(x)]

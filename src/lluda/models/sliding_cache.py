@@ -1,4 +1,4 @@
-"""Keys and values of an endless sequence whose layers see a window: constant memory."""
+"""Keys and values of a sequence without an end whose layers have a window: constant memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 class SlidingCache:
     """Implements ``backends.blocks.KeyValueStore`` for windowed attention: at least the last ``window - 1`` positions.
 
-    ``length`` counts the positions held, which are the last ones of the sequence: those before them are forgotten.
+    ``length`` counts the stored positions, the last ones of the sequence; earlier ones are overwritten.
     ``shape`` is layers, key heads, head_dim; a step may have ``rows`` rows at most.
     """
 
@@ -24,11 +24,11 @@ class SlidingCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated, from the start and for good."""
+        """Bytes allocated; constant."""
         return sum(buffer.nbytes for buffer in self._buffers)
 
     def reserve(self, rows: int) -> tuple[Tensor, Tensor]:
-        """See ``KeyValueStore.reserve``. Where no room is left, what the window still needs moves to the front."""
+        """See ``KeyValueStore.reserve``. At the end of the buffer, the rows of the window move to the front."""
         capacity = self._buffers[0].shape[2]
         if self.length + rows > capacity:
             assert self._needed + rows <= capacity, f"a step of {rows} rows is longer than this cache was made for"

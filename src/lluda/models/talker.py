@@ -1,4 +1,4 @@
-"""The talker: rows of text and of what the thinker heard or saw -> the first code of each frame (spec section 6)."""
+"""The talker: text and the thinker's hidden states of media -> the first code of each frame (spec section 6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Omni thinker: a text model that is also given what it heard and saw (spec sections 3 to 5)."""
+"""The Omni thinker: a text model with an audio and a vision encoder (spec sections 3 to 5)."""
 
 from __future__ import annotations
 

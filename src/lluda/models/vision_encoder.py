@@ -1,6 +1,6 @@
-"""The vision encoder: patches of pictures and videos to rows as wide as the decoder's, with DeepStack rows beside them.
+"""The vision encoder: patches of images and videos -> embeddings for the decoder, and DeepStack hidden states.
 
-Spec section 4.2. A patch attends to its own picture, or to its own temporal slice of a video, and to nothing else; so
+Spec section 4.2. A patch attends to its own image, or to its own temporal slice of a video, and to nothing else; so
 slices go through the layers in bounded groups, and a long video takes no more memory than a short one.
 """
 
@@ -69,8 +69,8 @@ class VisionEncoder:
         )
 
     def __call__(self, patches: Tensor, grids: Sequence[Grid], observe: Observer | None = None) -> VisionOutput:
-        """Pictures and videos below each other, ``patches [patches, patch_values]`` (float32, slice by slice in the
-        order of merge blocks) with the grid of each -> the rows of all tokens, in order. Those of one picture or slice
+        """Images and videos, stacked: ``patches [patches, patch_values]`` (float32, slice by slice in the
+        order of merge blocks) with the grid of each -> the rows of all tokens, in order. Those of one image or slice
         do not depend on the others."""
         config, precision, device = self.config, self._backend.precision, self._backend.device
         slices = [(rows, columns) for count, rows, columns in grids for _ in range(count)]
@@ -111,7 +111,7 @@ class VisionEncoder:
 
 
 class _Builder:
-    """Makes the parts of one encoder out of named tensors."""
+    """Builds the parts of one encoder from named tensors."""
 
     def __init__(self, config: VisionEncoderConfig, parameters: Parameters) -> None:
         self._config, self._parameters = config, parameters
