@@ -9,7 +9,7 @@ import torch
 
 from lluda.backends import select_backend
 from lluda.backends.cpu.native_library import native_library
-from lluda.backends.q8_0 import Q8Weight
+from lluda.backends.executor.q8_weight import Q8Weight
 from lluda.convert.quantize import TypeChoice
 from lluda.convert.quantize_model import quantize_model
 from lluda.engine.loading import LoadOptions, ModelFiles, load_network
@@ -84,11 +84,11 @@ def test_rounded_rows_are_the_packages_but_for_ties() -> None:
 
 
 def test_a_product_in_pieces_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lluda.backends import q8_0
+    from lluda.backends.executor import q8_weight
 
     weight, x, bias = Q8Weight.of(stored_matrix(50, 64)), torch.randn(3, 64), torch.randn(50)
     whole = weight.product(x, bias)
-    monkeypatch.setattr(q8_0, "_VALUES_AT_ONCE", 64 * 7)
+    monkeypatch.setattr(q8_weight, "_VALUES_AT_ONCE", 64 * 7)
     torch.testing.assert_close(weight.product(x, bias), whole)
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from lluda.backends.backend import ComputeBackend, Precision
 from lluda.backends.blocks import DenseWeight, LayerNorm, Norm, Projection, Segment, SwiGLU, Weight
 from lluda.backends.components import Rotary
-from lluda.backends.q8_0 import Q8Weight
+from lluda.backends.executor.q8_weight import Q8Weight
 from lluda.formats.q8_0 import round_rows
 
 RotaryTable = tuple[Tensor, Tensor]
