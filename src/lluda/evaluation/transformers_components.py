@@ -31,6 +31,7 @@ from lluda.evaluation.transformers_loading import (
 )
 from lluda.inputs.media.media_positions import VideoSpan
 from lluda.models.causal_lm import EMBEDDING, HEAD
+from lluda.models.components import BY_NAME
 from lluda.models.decoder import MultimodalEmbeddings
 from lluda.models.thinker import PREFIX as THINKER
 
@@ -158,7 +159,7 @@ class TransformersComponents:
     def audio_encoder(self, media: Sequence[PreparedMedia]) -> Iterator[Stages]:
         """The audio encoder over each recording alone."""
         config = self.config.thinker_config.audio_config
-        module = self.load(self.models.Qwen3OmniMoeAudioEncoder, config, "thinker.audio_tower.")
+        module = self.load(self.models.Qwen3OmniMoeAudioEncoder, config, BY_NAME["audio_encoder"].prefix)
         features = [torch.tensor(medium.features) for medium in media if medium.features is not None]
 
         def run() -> Stages:
@@ -175,7 +176,7 @@ class TransformersComponents:
     def vision_encoder(self, media: Sequence[PreparedMedia]) -> Iterator[Stages]:
         """The vision encoder over each picture and video alone."""
         config = self.config.thinker_config.vision_config
-        module = self.load(self.models.Qwen3OmniMoeVisionEncoder, config, "thinker.visual.")
+        module = self.load(self.models.Qwen3OmniMoeVisionEncoder, config, BY_NAME["vision_encoder"].prefix)
         patches = [medium.patches for medium in media if medium.patches is not None]
 
         def run() -> Stages:
@@ -238,7 +239,7 @@ class TransformersComponents:
 
     def code2wav(self, codes: Tensor) -> Iterator[Stages]:
         """Every stage of int64 ``codes [codebooks, frames]`` in one forward (not ``chunked_decode``)."""
-        module = self.load(self.models.Qwen3OmniMoeCode2Wav, self.config.code2wav_config, "code2wav.")
+        module = self.load(self.models.Qwen3OmniMoeCode2Wav, self.config.code2wav_config, BY_NAME["code2wav"].prefix)
         columns = {f"upsample.{index}": blocks[-1] for index, blocks in enumerate(module.upsample)}
         columns |= {f"decoder.{index}": block for index, block in enumerate(list(module.decoder)[:-2])}
 

@@ -22,6 +22,7 @@ from lluda.evaluation.lluda_talker import EMBEDDINGS, TalkerInput, TalkerTrace
 from lluda.evaluation.trace import Recorder, Stages
 from lluda.evaluation.transformers_components import TransformersComponents, watch
 from lluda.evaluation.transformers_loading import widened
+from lluda.models.components import BY_NAME
 
 _SUPPRESSED = 1024
 """transformers' generate lets the talker choose none of the last ids but the one that ends the speech."""
@@ -42,7 +43,7 @@ class TransformersTalker:
     def __init__(self, reference: TransformersComponents) -> None:
         self._config = reference.config
         kind = reference.models.Qwen3OmniMoeTalkerForConditionalGeneration
-        self._talker = reference.load(kind, self._config.talker_config, "talker.")
+        self._talker = reference.load(kind, self._config.talker_config, BY_NAME["talker"].prefix)
         self._whole: Any = reference.models.Qwen3OmniMoeForConditionalGeneration
         self._rows = reference.tensor(EMBEDDINGS)
         self._reference = reference

@@ -25,6 +25,7 @@ from lluda.bench.weight_traffic import code_predictor_bytes, talker_bytes
 from lluda.engine.loading import ModelFiles
 from lluda.evaluation.transformers_components import TransformersComponents
 from lluda.models.build import speech_parameters
+from lluda.models.components import BY_NAME
 
 
 def open_session(job: Job) -> TransformersSpeech:
@@ -60,17 +61,17 @@ class TransformersSpeech(SpeechSession):
     @cached_property
     def _talker(self) -> Any:
         kind = self._omni.models.Qwen3OmniMoeTalkerForConditionalGeneration
-        return self._omni.load(kind, self._omni.config.talker_config, "talker.")
+        return self._omni.load(kind, self._omni.config.talker_config, BY_NAME["talker"].prefix)
 
     @cached_property
     def _code2wav(self) -> Any:
         kind = self._omni.models.Qwen3OmniMoeCode2Wav
-        return self._omni.load(kind, self._omni.config.code2wav_config, "code2wav.")
+        return self._omni.load(kind, self._omni.config.code2wav_config, BY_NAME["code2wav"].prefix)
 
     @cached_property
     def _encoder(self) -> Any:
         kind = self._omni.models.Qwen3OmniMoeAudioEncoder
-        return self._omni.load(kind, self._omni.config.thinker_config.audio_config, "thinker.audio_tower.")
+        return self._omni.load(kind, self._omni.config.thinker_config.audio_config, BY_NAME["audio_encoder"].prefix)
 
     @torch.inference_mode()
     def start(self, rows: int) -> None:
