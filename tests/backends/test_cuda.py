@@ -21,12 +21,13 @@ from lluda.backends.blocks import (
     SwiGLU,
     SwiGLUBlock,
 )
+from lluda.backends.capture import DeviceStore, store_row
+from lluda.backends.components import Rotary
 from lluda.backends.cpu.native_library import NativeContext
 from lluda.backends.cpu.packing import pack_matrix
 from lluda.backends.cpu.weight_memory import WeightMemory
 from lluda.backends.cuda.backend import CudaBackend, triton_formats, triton_mixture
 from lluda.backends.cuda.coded_weight import PACKED, Q8_0, pack, split_q8_0
-from lluda.backends.cuda.graph import DeviceStore, store_row
 from lluda.backends.cuda.triton_target import interpreted
 from lluda.backends.reference.backend import ReferenceBackend
 from lluda.engine.sampler import Sampler, SamplingParams
@@ -247,12 +248,16 @@ def test_forms_that_it_does_not_take(options, message):
         CudaBackend(DEVICE, Precision.of("f32"), **options)
 
 
+def rotary(width, theta=1e4, scale=1.0):
+    frequencies = theta ** (-torch.arange(0, width, 2) / width)
+    return Rotary(frequencies.to(DEVICE), torch.zeros(width // 2, dtype=torch.int64).to(DEVICE), scale)
+
+
 @pytest.mark.parametrize("scale", [1.0, 1.25], ids=["plain", "scaled"])
 def test_rotation_far_from_the_start(pair, scale):
     cuda, reference = pair
-    positions = torch.tensor([[3.0], [65000.0], [1234.5]]).to(DEVICE)
-    frequencies = (1e6 ** (-torch.arange(0, 64, 2) / 64)).to(DEVICE)
-    table, expected = (backend.rotary_table(positions, frequencies, scale) for backend in pair)
+    positions = torch.tensor([3.0, 65000.0, 1234.5]).to(DEVICE)
+    table, expected = (backend.rotary_table(positions, rotary(64, 1e6, scale)) for backend in pair)
     assert float(expected[0].max()) > 0.9 * scale
     for part, right in zip(table, expected, strict=True):
         torch.testing.assert_close(part, right, rtol=0, atol=2e-6)
@@ -296,10 +301,8 @@ def both_attend(pair, block, heads, lengths, fresh):
     stores = [Store(heads, block.head_dim, length, cuda.precision.compute) for length in lengths]
     theirs = [store.copy() for store in stores]
     x = rows(len(lengths) * fresh)
-    positions = torch.tensor([[float(n + i)] for n in lengths for i in range(fresh)]).to(DEVICE)
-    table = reference.rotary_table(
-        positions, (1e4 ** (-torch.arange(0, block.head_dim, 2) / block.head_dim)).to(DEVICE)
-    )
+    positions = torch.tensor([float(n + i) for n in lengths for i in range(fresh)]).to(DEVICE)
+    table = reference.rotary_table(positions, rotary(block.head_dim))
     segments = [Segment(i * fresh, fresh, store) for i, store in enumerate(theirs)]
     expected = reference.attention_block(x.clone(), block, 1, reference.begin_step(table, segments))
     places = torch.tensor([store_row(store) for store in stores]).to(DEVICE)
@@ -310,7 +313,15 @@ def both_attend(pair, block, heads, lengths, fresh):
 
 @pytest.mark.parametrize(
     ("lengths", "fresh", "window"),
-    [([0], 1, None), ([64], 1, None), ([270], 1, None), ([130, 7], 1, None), ([200], 1, 50), ([0], 2, None)],
+    [
+        ([0], 1, None),
+        ([64], 1, None),
+        ([270], 1, None),
+        ([130, 7], 1, None),
+        ([200], 1, 50),
+        ([0], 2, None),
+        ([*range(17)], 1, None),
+    ],
 )
 def test_attention_over_a_cache(pair, lengths, fresh, window):
     block = attention(pair[0], 4, 2, 32, window=window)
@@ -341,8 +352,7 @@ def test_a_ring_is_a_window(pair):
     ring, whole = Store(2, 32, 0, cuda.precision.compute, capacity=window), Store(2, 32, 0, cuda.precision.compute)
     for position in range(2 * window + 2):
         x = rows(1)
-        at = torch.tensor([[float(position)]]).to(DEVICE)
-        table = reference.rotary_table(at, (1e4 ** (-torch.arange(0, 32, 2) / 32)).to(DEVICE))
+        table = reference.rotary_table(torch.tensor([float(position)]).to(DEVICE), rotary(32))
         ring.length = whole.length = position
         places = torch.tensor([store_row(ring)]).to(DEVICE)
         step = cuda.begin_step(table, [Segment(0, 1, DeviceStore(places, 0, cuda.precision.compute))])

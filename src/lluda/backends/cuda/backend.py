@@ -51,7 +51,8 @@ from lluda.errors import InvalidRequest, LimitExceeded
 from lluda.formats.plain import plain_format
 from lluda.formats.stored_tensor import StoredTensor
 
-_SCRATCH_ROWS = 16
+_SCRATCH_ROWS = 16, 64
+"""Rows of a decode step that split attention takes memory for, where there are few and where there are many."""
 _FEW, _MOST_CAPTURED = 512, 2048
 _BUCKETS = 32, 256
 """Prompts are filled up to a multiple of so many rows (up to ``_FEW``, beyond) where they are captured; longer ones
@@ -94,7 +95,7 @@ class CudaBackend(TorchExecutor):
         self._uniforms: dict[MixtureBlock, MixtureBlock] = {}
         self._prefills: dict[Any, PrefillGraph] = {}
         self._pool: Any = None
-        self._scratch: dict[tuple[int, int, int], triton_attention.DecodeScratch] = {}
+        self._scratch: dict[tuple[int, int, int, int], triton_attention.DecodeScratch] = {}
 
     def _description(self) -> str:
         """One line for people."""
@@ -178,8 +179,9 @@ class CudaBackend(TorchExecutor):
         norms = None
         if block.q_norm is not None and block.k_norm is not None:
             norms = (block.q_norm.weight, block.q_norm.eps), (block.k_norm.weight, block.k_norm.eps)
+        scratch = self._scratch_for(len(x), heads, kv_heads, block)
         attended = triton_attention.decode_attention(
-            self._qkv(x, block), norms, (step.cos, step.sin), step.table, self._scratch_for(heads, kv_heads, block),
+            self._qkv(x, block), norms, (step.cos, step.sin), step.table, scratch,
             heads=heads, kv_heads=kv_heads, head_dim=block.head_dim, layer=layer, fresh=step.fresh,
             window=block.window, compute=self.precision.compute, cache=step.cache, pdl=self._pdl,
         )  # fmt: skip
@@ -219,7 +221,7 @@ class CudaBackend(TorchExecutor):
 
     def decode_graph(self, run: Run, rows: int, kv_dtype: torch.dtype, *, capture: bool = True) -> DecodeGraph | None:
         """See `ComputeBackend.decode_graph`; without ``capture`` it runs launch by launch."""
-        if not self._fused or kv_dtype not in _KERNEL_TYPES or rows > _SCRATCH_ROWS:
+        if not self._fused or kv_dtype not in _KERNEL_TYPES or rows > _SCRATCH_ROWS[-1]:
             return None
         on_gpu = self.device.type == "cuda"
         return DecodeGraph(run, self.argmax, rows, kv_dtype, self.device, capture=capture and on_gpu)
@@ -368,11 +370,14 @@ class CudaBackend(TorchExecutor):
         columns = [part.data_ptr() + index * (part.stride(0) * part.element_size()) for part in decoded]
         return torch.stack(columns, dim=1), decoded
 
-    def _scratch_for(self, heads: int, kv_heads: int, block: AttentionBlock) -> triton_attention.DecodeScratch:
-        """Made once for each kind of heads."""
-        key = kv_heads, heads // kv_heads, block.head_dim
+    def _scratch_for(
+        self, rows: int, heads: int, kv_heads: int, block: AttentionBlock
+    ) -> triton_attention.DecodeScratch:
+        """Made once for each kind of heads, for few and for many rows."""
+        most = _SCRATCH_ROWS[rows > _SCRATCH_ROWS[0]]
+        key = most, kv_heads, heads // kv_heads, block.head_dim
         if key not in self._scratch:
-            self._scratch[key] = triton_attention.DecodeScratch(_SCRATCH_ROWS, *key, self.device)
+            self._scratch[key] = triton_attention.DecodeScratch(*key, self.device)
         return self._scratch[key]
 
 
