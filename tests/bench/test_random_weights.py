@@ -7,7 +7,9 @@ import json
 import pytest
 import torch
 
-from lluda.bench.engines import lluda_turn
+from lluda.bench import speech
+from lluda.bench.engines import lluda_speech
+from lluda.bench.engines.lluda_speech import LludaSpeech
 from lluda.bench.job import Plan
 from lluda.bench.random_weights import require_memory
 from lluda.bench.runner import Settings, run_bench
@@ -20,7 +22,7 @@ from tests.conftest import TINY_QWEN3
 from tests.engine.test_speech import config as omni_speaking
 
 ON_GPU = torch.cuda.is_available()
-PLAN = Plan(tests=("pp", "tg", "turn"), prompts=(5, 200), generate=4)
+PLAN = Plan(tests=("pp", "tg", "speech", "audio", "turn"), prompts=(5, 200), generate=4)
 
 
 @pytest.fixture
@@ -102,14 +104,17 @@ def test_a_small_network_is_measured(folder, device, name):
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_a_turn_of_a_model_that_speaks(tmp_path, monkeypatch):
+def test_speech_sound_and_a_turn_of_a_model_that_speaks(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(omni_speaking()))
-    monkeypatch.setattr(lluda_turn, "_FRAMES", 2)
-    plan = Plan(tests=("turn",))
+    monkeypatch.setattr(speech, "FRAMES", 4)
+    monkeypatch.setattr(lluda_speech, "TURN_FRAMES", 2)
+    plan = Plan(tests=("speech", "audio", "turn"))
     report = run_bench(str(tmp_path), Settings(random=True, plan=plan, repeat=2, threads=1))
     assert not report.failed, report.engines
-    expected = {"speech frame": "ms", "code2wav frame": "ms", "audio encoder 10 s": "ms", "first audio": "ms"}
-    assert {row.test: row.unit for row in report.rows} == expected | {"turn": "s/s"}
+    expected = dict.fromkeys(("code_predictor", "talker", "speech_frame", "code2wav1", "code2wav25", "audio10s"), "ms")
+    expected |= dict.fromkeys(("first_audio", "turn_first_audio"), "s")
+    expected |= dict.fromkeys(("rtf", "turn_rtf"), "of real time")
+    assert {row.test: row.unit for row in report.rows} == expected
     assert all(len(row.samples) == 2 and row.median > 0 for row in report.rows)
 
 
@@ -118,14 +123,14 @@ def test_a_turn_of_a_model_that_speaks(tmp_path, monkeypatch):
 def test_what_was_measured_before_a_failure_is_reported(tmp_path, monkeypatch, error):
     """Of lluda, in its speech, and of transformers."""
     pytest.importorskip("transformers", reason="transformers is an optional peer (lluda[bench])")
-    from lluda.bench.engines import lluda_speech, transformers
+    from lluda.bench.engines import transformers
 
     (tmp_path / "config.json").write_text(json.dumps(omni_speaking()))
 
     def fails(*_):
         raise error
 
-    monkeypatch.setattr(lluda_speech, "turn_samples", fails)
+    monkeypatch.setattr(LludaSpeech, "turn", fails)
     monkeypatch.setattr(transformers, "_random_model", fails)
     plan = Plan(tests=("pp", "tg", "turn"), prompts=(5,), generate=2)
     settings = Settings(random=True, plan=plan, repeat=1, threads=1, against=("transformers",))

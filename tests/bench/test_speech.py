@@ -18,7 +18,7 @@ from lluda.engine.loading import ModelFiles
 from tests.cli.omni import write_speaking_omni
 from tests.conftest import TINY_QWEN3
 
-MS = {"code_predictor": "ms", "talker": "ms", "code2wav25": "ms", "audio10s": "ms"}
+MS = {"code_predictor": "ms", "talker": "ms", "speech_frame": "ms", "code2wav25": "ms", "audio10s": "ms"}
 STREAMED = {"code2wav1": "ms", "first_audio": "s", "rtf": "of real time"}
 
 
@@ -66,7 +66,7 @@ def test_transformers_is_measured_at_what_it_can_do(folder: Path) -> None:
     assert {sample.test: sample.unit for sample in samples} == MS
     assert all(sample.value > 0 for sample in samples)
     reads = {sample.test for sample in samples if sample.reads}
-    assert reads == {"code_predictor", "talker"}
+    assert reads == {"code_predictor", "talker", "speech_frame"}
 
 
 def test_both_engines_do_the_same_work(folder: Path) -> None:
@@ -74,13 +74,13 @@ def test_both_engines_do_the_same_work(folder: Path) -> None:
     for session in (ours, reference):
         session.start(PROMPT_ROWS)
     # Both are BF16 of the same weights after the same prompt.
-    a, b = ours._generator.logits.float(), reference._logits[0].float()  # type: ignore[attr-defined]
+    a, b = ours._frames.logits.float(), reference._logits[0].float()  # type: ignore[attr-defined]
     assert float((a - b).abs().max()) < 0.05 * float(b.max() - b.min())
     for session in (ours, reference):
         for _ in range(3):
             session.frame()
             session.step()
-    assert ours._generator.cache.length == reference._cache.get_seq_length() == PROMPT_ROWS + 3  # type: ignore[attr-defined]
+    assert ours._frames.cache.length == reference._cache.get_seq_length() == PROMPT_ROWS + 3  # type: ignore[attr-defined]
     # Norms are float32 in lluda's memory.
     for mine, other in (
         (ours.traffic.code_predictor, reference.traffic.code_predictor),
@@ -111,7 +111,7 @@ def test_no_frame_ends_the_speech(folder: Path) -> None:
     session = LludaSpeech(job_for(folder, "speech"))
     session.start(PROMPT_ROWS)
     for _ in range(FRAMES):
-        assert session._generator.next_codes() is not None
+        assert session._frames.next_codes() is not None
         session.step()
     first, factor = session.speak(FRAMES)
     whole = factor * session._stack.samples(FRAMES) / SAMPLE_RATE
@@ -126,7 +126,7 @@ def test_a_run_has_a_row_for_each_test_and_says_who_has_none(folder: Path) -> No
         assert [state.status for state in report.engines] == ["ok"], report.engines
         assert {row.test: row.unit for row in report.rows} == {"tg2": "tok/s", "tg2_sampled": "tok/s"} | MS | STREAMED
         shares = {row.test for row in report.rows if row.roofline_fraction is not None}
-        assert shares == {"tg2", "tg2_sampled", "code_predictor", "talker"}
+        assert shares == {"tg2", "tg2_sampled", "code_predictor", "talker", "speech_frame"}
         settings = Settings(against=("mistralrs",), plan=Plan(tests=("audio",)), repeat=1, threads=1, timeout=120)
         state = run_bench(str(folder), settings).engines[-1]
     assert (state.status, state.engine) == ("not supported", "mistralrs")
@@ -138,7 +138,7 @@ def test_a_run_has_a_row_for_each_test_and_says_who_has_none(folder: Path) -> No
     [
         (True, ["--tests", "speech"], "needs an Omni model"),
         (True, ["--tests", "tg,audio"], "needs an Omni model"),
-        (False, ["--tests", "speech", "--device", "cuda"], "runs on the CPU"),
+        (False, ["--tests", "speech", "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
     ],
 )
 def test_speech_that_cannot_be_measured_is_refused_before_anything_is(

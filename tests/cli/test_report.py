@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lluda.bench.engines import lluda_turn
+from lluda.bench import speech
+from lluda.bench.engines import lluda_speech
 from lluda.cli.main import main
 from lluda.cli.report import json_text
 from tests.bench.conftest import in_this_process
@@ -71,7 +72,8 @@ def omni(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def arguments(model, omni, tmp_path, monkeypatch, in_this_process):
     """The arguments of a report, by its name in REPORTS, on small models and in little time."""
-    monkeypatch.setattr(lluda_turn, "_FRAMES", 2)
+    monkeypatch.setattr(speech, "FRAMES", 2)
+    monkeypatch.setattr(lluda_speech, "TURN_FRAMES", 2)
     words = tmp_path / "words.txt"
     words.write_text("hello world, and all who hear it")
 
@@ -95,8 +97,8 @@ def test_the_file_is_whole_when_stdout_is_full(arguments, name, tmp_path, monkey
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         assert main([*arguments(name), "--output", str(output)]) == 1
-    told = capsys.readouterr().err.splitlines()
-    assert told[-1].endswith(": input or output: No space left on device; free disk space")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].endswith(": input or output: No space left on device; free disk space")
     document = json.loads(output.read_text())
     assert REPORTS[name][1] <= set(document)
     assert "bench" not in name or document["rows"]

@@ -12,7 +12,7 @@ from lluda.backends import memory_available, usable_device
 from lluda.backends.device import runtime_of
 from lluda.bench.engines import ENGINES, PEERS, require_peer
 from lluda.bench.formats import format_name
-from lluda.bench.job import Job, Plan
+from lluda.bench.job import OMNI_TESTS, Job, Plan
 from lluda.bench.machine import available_cores, read_machine
 from lluda.bench.peer_files import prepare_files, warm_page_cache
 from lluda.bench.random_weights import require_memory
@@ -140,8 +140,7 @@ def run_bench(model: str, settings: Settings, progress: Progress | None = None) 
     Raises:
         ModelNotFound, CorruptFile, UnsupportedModel: the model cannot be had, read or run by lluda.
         LimitExceeded: prompts longer than the model's context.
-        InvalidRequest: tests of speech or sound of a model without them, or on another device than the CPU; a device
-            that cannot be used.
+        InvalidRequest: tests of speech or sound of a model without them; a device that cannot be used.
         OutOfMemory: a device that random weights do not fit; the message says by how much.
     """
     told: Progress = progress or (lambda _what, _done, _total: None)
@@ -179,23 +178,27 @@ def run_bench(model: str, settings: Settings, progress: Progress | None = None) 
 
 
 def _for_random_weights(config: ModelConfig, settings: Settings) -> Settings:
-    """Without the turn of a model that does not speak. InvalidRequest, OutOfMemory: the device cannot run it."""
-    speaks = config.omni is not None and config.omni.speech is not None
-    tests = tuple(test for test in settings.plan.tests if test != "turn" or speaks)
+    """Without tests that the model has nothing for. InvalidRequest, OutOfMemory: the device cannot run it."""
+    tests = tuple(test for test in settings.plan.tests if _has(config, test))
+    speaks = bool({"speech", "turn"} & set(tests))
     device = str(usable_device(settings.device))
     for name in settings.formats:
         free = memory_available(settings.device)
-        require_memory(config, format_name(name), speech="turn" in tests, device=device, free=free)
+        require_memory(config, format_name(name), speech=speaks, device=device, free=free)
     return replace(settings, plan=replace(settings.plan, tests=tests))
 
 
-def _require_omni_tests(path: Path, config: ModelConfig, settings: Settings) -> None:
+def _has(config: ModelConfig, test: str) -> bool:
+    """Whether a model has what a test is of."""
     omni = config.omni
-    for test in settings.plan.omni_tests:
-        if omni is None or (test != "audio" and omni.speech is None):
+    return test not in OMNI_TESTS or (omni is not None and (test == "audio" or omni.speech is not None))
+
+
+def _require_omni_tests(path: Path, config: ModelConfig, settings: Settings) -> None:
+    for test in settings.plan.tests:
+        if not _has(config, test):
             raise InvalidRequest(f"{path}: test {test} needs an Omni model that has it; leave it out of --tests")
-        if test != "turn" and settings.device != "cpu":
-            raise InvalidRequest(f"test {test} runs on the CPU, not on {settings.device}; leave out --device")
+    usable_device(settings.device)
 
 
 def _entrants(path: Path, config: ModelConfig, settings: Settings, threads: int, told: Progress) -> list[_Entrant]:
@@ -237,7 +240,7 @@ def _peer(job: Job, path: Path, config: ModelConfig, settings: Settings, told: P
 
 def _peer_tests(job: Job, path: Path) -> tuple[str, ...]:
     """Those of the job's tests that its engine can run. UnsupportedModel: there are none."""
-    speaks = ENGINES[job.engine].speech is not None and path.is_dir() and not job.random
+    speaks = ENGINES[job.engine].speech is not None and path.is_dir() and not job.random and job.device == "cpu"
     tests = job.plan.text_tests + (job.plan.omni_tests if speaks else ())
     if not tests:
         raise UnsupportedModel(f"{job.engine} runs none of the tests {', '.join(job.plan.tests)} of this model")

@@ -23,7 +23,7 @@ _EXIT_CODES = (
 _STREAM_STEPS = 32
 _SYNTH_HELP = (
     "measure this machine without a checkpoint: the network of CONFIG_DIR/config.json with random weights made on the "
-    "device: prefill, decode and, of an Omni model, a spoken turn (--tests, --streams and --cache-dir do not apply; "
+    "device: prefill, decode and, of an Omni model, speech, sound and a turn with both (--tests, --streams and --cache-dir do not apply; "
     "--against transformers alone)"
 )
 _DEVICE_HELP = "cpu, cuda, cuda:1, … for lluda and transformers (default cpu, with --synth cuda)"
@@ -78,7 +78,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 
     tests = _names(args.tests)
     if args.synth:
-        tests = ("pp", "tg") if args.no_speech else ("pp", "tg", "turn")
+        tests = ("pp", "tg", "audio") if args.no_speech else ("pp", "tg", "speech", "audio", "turn")
     return Settings(
         random=args.synth is not None,
         against=_names(args.against),

@@ -33,9 +33,9 @@ _PANELS = {
     "streams together, tok/s": ("streams",),
     "time to first token, s": ("load", "start_to_first_token", "ttft"),
     "peak memory, GB": ("memory",),
-    "speech, ms a frame": ("code_predictor", "talker", "code2wav", "speech frame", "code2wav frame"),
-    "first sound, s; work, s per s of sound": ("first_audio", "rtf", "turn"),
-    "sound in, ms": ("audio10s", "audio encoder 10 s", "first audio"),
+    "speech, ms a frame": ("code_predictor", "talker", "speech_frame", "code2wav"),
+    "first sound, s; work, s per s of sound": ("first_audio", "rtf", "turn_first_audio", "turn_rtf"),
+    "sound in, ms": ("audio10s",),
 }
 
 

@@ -3,40 +3,52 @@ requests."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
 from dataclasses import replace
 from functools import cached_property
 
 import torch
 
 from lluda.backends.blocks import Parameters
-from lluda.bench.engines.lluda_turn import TURN_POSITIONS, turn_samples
-from lluda.bench.job import Job, Sample
+from lluda.backends.device import runtime_of
+from lluda.bench.host_waits import host_waits
+from lluda.bench.job import Job
 from lluda.bench.session import EngineInfo
 from lluda.bench.source import open_source
-from lluda.bench.speech import FRAMES, SpeechTraffic, StreamingSession, prompt_rows
+from lluda.bench.speech import FRAMES, MEL_FRAMES, TURN_FRAMES, SpeechTraffic, StreamingSession, prompt_rows
 from lluda.bench.weight_traffic import code_predictor_bytes, talker_bytes
 from lluda.config.code2wav import SAMPLE_RATE
 from lluda.config.omni import OmniConfig, SpeechConfig
 from lluda.config.talker import TalkerConfig
 from lluda.engine.engine import Engine
+from lluda.engine.frame_graph import GraphFrames
 from lluda.engine.frames import FrameGenerator
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.request import Request, SpeechCompletion, SpokenAnswer
+from lluda.engine.runner import Runner
 from lluda.engine.sampling_params import SamplingParams
 from lluda.engine.speech import SpeechStack
+from lluda.engine.speech_graphs import CodesStream
 from lluda.engine.speech_params import SpeechParams
 from lluda.engine.talker_prompt import TalkerPromptBuilder
 from lluda.inputs.text.tokenizer import Tokenizer
 from lluda.models.audio_encoder import AudioEncoder, audio_encoder_parameters
 from lluda.models.build import speech_parameters, text_parameters
-from lluda.models.code2wav import Code2Wav, Code2WavState
+from lluda.models.code2wav import Code2Wav
 from lluda.models.code_predictor import CodePredictor
+from lluda.models.decoder import MultimodalEmbeddings
 from lluda.models.linear import Embedding
 from lluda.models.talker import Talker
+from lluda.models.thinker import Thinker
 
 _WORDS = 12
 """Tokens of the text that a request speaks."""
+
+_TURN_POSITIONS = 512
+"""Of the thinker: ten seconds of sound are 130 rows, the answer is 24 tokens."""
+
+_ANSWER = SamplingParams(temperature=0.0, max_tokens=24, seed=0)
+_WATCHED = 10  # frames, by the profiler
 
 
 def open_session(job: Job) -> LludaSpeech:
@@ -51,6 +63,8 @@ class LludaSpeech(StreamingSession):
         self._job, self._source = job, open_source(job)
         chosen = SpeechParams(sampling=SamplingParams(seed=7), max_frames=FRAMES)
         self._params = chosen.with_defaults(self._source.generation_config)
+        self._frames: FrameGenerator | GraphFrames | None = None
+        self.splits_frames = not self._source.backend("talker").captures
 
     @property
     def info(self) -> EngineInfo:
@@ -79,69 +93,87 @@ class LludaSpeech(StreamingSession):
         return self._source.parameters(speech_parameters(self._speech))
 
     @cached_property
-    def _stack(self) -> SpeechStack:
+    def _runner(self) -> Runner | None:
+        """Of the thinker, where a turn is measured."""
+        return self._source.runner(_TURN_POSITIONS)[0] if "turn" in self._job.plan.tests else None
+
+    @cached_property
+    def _embed(self) -> Embedding:
+        """The thinker's table of tokens."""
+        if self._runner is not None:
+            return self._runner.model.decoder.embed_tokens
         table = next(spec for spec in text_parameters(self._source.config) if spec.role == "embedding")
         words = self._source.parameters([table]).matrix(table.name)
-        return self._speaking_after(Embedding(self._source.backend("thinker"), words))
+        return Embedding(self._source.backend("thinker"), words)
 
-    def _speaking_after(self, embed: Embedding) -> SpeechStack:
-        """What speaks, with the thinker's table of tokens."""
-        backend = self._source.backend("talker")
-        talker = Talker(_endless(self._speech.talker), self._parameters, backend)
+    @cached_property
+    def _stack(self) -> SpeechStack:
+        backend, config = self._source.backend("talker"), self._speech.talker
+        # Captured frames suppress ids of the head alone: there the talker may end its speech.
+        talker = Talker(_endless(config) if self.splits_frames else config, self._parameters, backend)
         return SpeechStack(
             talker=talker,
             code_predictor=CodePredictor(self._speech.talker, self._parameters, backend),
             code2wav=Code2Wav(self._speech.code2wav, self._parameters, backend),
-            prompts=TalkerPromptBuilder(self._omni, talker, embed),
+            prompts=TalkerPromptBuilder(self._omni, talker, self._embed),
             kv_dtype=self._source.dtype,
         )
 
     @cached_property
     def _engine(self) -> Engine:
-        return Engine(None, Tokenizer.empty(), lambda: self._stack)
+        positions = _TURN_POSITIONS if self._runner else 0
+        return Engine(self._runner, Tokenizer.empty(), lambda: self._stack, kv_positions=positions)
 
     @cached_property
     def _encoder(self) -> AudioEncoder:
+        if self._runner is not None:
+            assert isinstance(self._runner.model, Thinker)
+            return self._runner.model.audio_tower
         parameters = self._source.parameters(audio_encoder_parameters(self._omni.audio))
         return AudioEncoder(self._omni.audio, parameters, self._source.backend("audio_encoder"))
 
     @cached_property
-    def _stream(self) -> Code2WavState:
-        return self._stack.code2wav.stream()
+    def _stream(self) -> CodesStream:
+        return self._stack.graphs.vocoder()
 
     @torch.inference_mode()
     def start(self, rows: int) -> None:
         """See ``SpeechSession``."""
-        width, stack = self._speech.talker.decoder.hidden_size, self._stack
-        prompt = prompt_rows(rows + 1, width).to(stack.talker.backend.precision.residual)
-        self._generator = FrameGenerator(
-            stack.talker, stack.code_predictor, self._params, max_rows=rows + 2 * FRAMES, kv_dtype=stack.kv_dtype
+        width, stack, longest = self._speech.talker.decoder.hidden_size, self._stack, rows + 2 * FRAMES
+        backend = stack.talker.backend
+        prompt = prompt_rows(rows + 1, width).to(backend.device, backend.precision.residual)
+        stack.graphs.give_back(self._params, self._frames, None)
+        self._frames = stack.graphs.frames(self._params, longest) or FrameGenerator(
+            stack.talker, stack.code_predictor, self._params, max_rows=longest, kv_dtype=stack.kv_dtype
         )
-        self._generator.prefill(prompt[:-1])
+        self._frames.prefill(prompt[:-1])
         self._text = prompt[-1:]
 
     def frame(self) -> None:
         """See ``SpeechSession``."""
-        self._generator.next_codes()
+        assert self._frames is not None, "started"
+        self._frames.next_codes()
 
     def step(self) -> None:
         """See ``SpeechSession``."""
-        self._generator.feed(self._text)
+        assert self._frames is not None, "started"
+        self._frames.feed(self._text)
 
     @torch.inference_mode()
     def push(self) -> None:
         """See ``StreamingSession``."""
-        self._stack.code2wav.push(self._codes(1), self._stream)
+        self._stream.push([[1] * self._speech.code2wav.num_quantizers])
 
     @torch.inference_mode()
     def vocode(self, frames: int) -> None:
         """See ``SpeechSession``."""
-        self._stack.code2wav(self._codes(frames))
+        codes = torch.ones(self._speech.code2wav.num_quantizers, frames, dtype=torch.int64)
+        self._stack.code2wav(codes).cpu()
 
     @torch.inference_mode()
     def encode_audio(self, frames: int) -> None:
         """See ``SpeechSession``."""
-        self._encoder([torch.zeros(frames, self._omni.audio.num_mel_bins)])
+        self._encode(frames)
 
     def speak(self, frames: int) -> tuple[float, float]:
         """See ``StreamingSession``."""
@@ -153,18 +185,57 @@ class LludaSpeech(StreamingSession):
             text=[(number, "") for number in self._job.prompt(_WORDS)],
             speech=SpokenAnswer(replace(self._params, max_frames=frames)),
         )
-        *_, done = self._engine.submit(request)
-        assert isinstance(done, SpeechCompletion) and done.first_audio_seconds is not None, "frames were spoken"
-        return done.first_audio_seconds, done.seconds / (done.samples / SAMPLE_RATE)
+        return self._spoken(request)
 
-    def turn(self, rounds: int) -> Iterator[Sample]:
+    @torch.inference_mode()
+    def turn(self) -> tuple[float, float]:
         """See ``StreamingSession``."""
-        runner, _ = self._source.runner(TURN_POSITIONS)
-        stack = self._speaking_after(runner.model.decoder.embed_tokens)
-        return turn_samples(self._source.config, stack, runner, rounds)
+        begun = time.perf_counter()
+        rows = self._encode(MEL_FRAMES)
+        encoded = time.perf_counter() - begun
+        speech = SpokenAnswer(replace(self._params, max_frames=TURN_FRAMES))
+        sampling = _ANSWER.with_defaults({})
+        request = Request(prompt=self._turn_prompt(rows), sampling=sampling, speech=speech, reuse="none")
+        return self._spoken(request, encoded)
 
-    def _codes(self, frames: int) -> torch.Tensor:
-        return torch.ones(self._speech.code2wav.num_quantizers, frames, dtype=torch.int64)
+    def waits(self) -> float | None:
+        """See ``StreamingSession``."""
+        if self.splits_frames:
+            return None
+
+        def frames() -> None:
+            for _ in range(_WATCHED):
+                self.step()
+                self.frame()
+
+        self.start(_WATCHED)
+        self.frame()
+        frames()
+        return host_waits(frames) / _WATCHED - 1
+
+    def _encode(self, frames: int) -> torch.Tensor:
+        """The encoder's rows, when they are there."""
+        rows = self._encoder([torch.zeros(frames, self._omni.audio.num_mel_bins)])
+        runtime_of(rows.device).synchronize()
+        return rows
+
+    def _spoken(self, request: Request, seconds_before: float = 0.0) -> tuple[float, float]:
+        """Seconds to the first samples, and seconds of work for each of sound."""
+        begun = time.perf_counter()
+        done = next(event for event in self._engine.submit(request) if isinstance(event, SpeechCompletion))
+        assert done.first_audio_seconds is not None, "frames were spoken"
+        spent = seconds_before + time.perf_counter() - begun
+        return seconds_before + done.first_audio_seconds, spent / (done.samples / SAMPLE_RATE)
+
+    def _turn_prompt(self, rows: torch.Tensor) -> PromptRows:
+        """A user's turn that is nothing but the recording, and the header of the answer."""
+        media, speech = self._omni.tokens, self._speech.tokens
+        # The third id of a turn's header is a line's end, which any id takes as long to read as.
+        before = [speech.im_start, speech.user, speech.user, media.audio_start]
+        after = [media.audio_end, speech.im_start, speech.assistant, speech.assistant]
+        ids = [*before, *[media.audio_pad] * len(rows), *after]
+        places = torch.arange(len(before), len(before) + len(rows))
+        return PromptRows(ids, None, MultimodalEmbeddings(places, rows, torch.empty(0, dtype=torch.int64)))
 
 
 def _endless(config: TalkerConfig) -> TalkerConfig:
