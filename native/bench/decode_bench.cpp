@@ -1,10 +1,10 @@
-// How near the kernels come to the machine's streaming bandwidth, on Qwen3-0.6B's shapes (or fewer layers).
+// Decode steps of Qwen3-0.6B's shapes (or fewer layers) by kernels, format and number of rows, interleaved; and the
+// machine's streaming bandwidth before and after.
 //
-//   decode_bench [--threads N] [--layers N] [--rows 1,2,4,8,16] [--formats 0,1,2,3] [--repeat N] [--isa NAME]
-//                [--small-pages] [--cpu-time]
+//   decode_bench [--threads N] [--layers N] [--rows 1,2,4,8,16] [--formats 0,1,2,3] [--caches 160,1000] [--repeat N]
+//                [--isa NAME,NAME] [--small-pages] [--cpu-time]
 //
-// Prints one line per measurement: what, time, GB/s of weight bytes and their share of the streaming bandwidth measured
-// in the same run, quiet against quiet and median against median (see Times).
+// Prints one JSON object a line; quiet and median as in Times.
 #include <time.h>
 
 #include <algorithm>
@@ -49,19 +49,27 @@ struct Times {
     double quiet, median;
 };
 
-Times measure(int repeat, int slices, const std::function<void(int)> &work) {
-    std::vector<double> best(static_cast<size_t>(slices), 1e9), passes;
+std::vector<Times> measure(int repeat, int slices, const std::vector<std::function<void(int)>> &works) {
+    const auto count = static_cast<size_t>(slices);
+    std::vector<std::vector<double>> best(works.size(), std::vector<double>(count, 1e9)), passes(works.size());
     for (int i = 0; i < repeat; ++i) {
-        double pass = 0;
-        for (int slice = 0; slice < slices; ++slice) {
-            const double taken = seconds_of([&] { work(slice); });
-            pass += taken;
-            best[static_cast<size_t>(slice)] = std::min(best[static_cast<size_t>(slice)], taken);
-        }
-        passes.push_back(pass);
+        for (auto &of : passes) of.push_back(0);
+        for (int slice = 0; slice < slices; ++slice)
+            for (size_t turn = 0; turn < works.size(); ++turn) {
+                // Each in turn is the first, which has to read what the others may find in the last-level cache.
+                const size_t w = (turn + static_cast<size_t>(i)) % works.size();
+                const double taken = seconds_of([&] { works[w](slice); });
+                passes[w].back() += taken;
+                double &least = best[w][static_cast<size_t>(slice)];
+                least = std::min(least, taken);
+            }
     }
-    std::sort(passes.begin(), passes.end());
-    return {std::accumulate(best.begin(), best.end(), 0.0), passes[passes.size() / 2]};
+    std::vector<Times> times;
+    for (size_t w = 0; w < works.size(); ++w) {
+        std::sort(passes[w].begin(), passes[w].end());
+        times.push_back({std::accumulate(best[w].begin(), best[w].end(), 0.0), passes[w][passes[w].size() / 2]});
+    }
+    return times;
 }
 
 void check(int code) {
@@ -192,9 +200,7 @@ struct Bench {
     std::vector<Matrix> head;  // in parts, each a slice
     std::vector<std::vector<Matrix>> slices;
     double bytes[kFormats] = {};
-    double bandwidth_quiet = 0, bandwidth_median = 0;
     int repeat = 9, threads = 2;
-    std::string isa = "auto";
 
     void build(int count) {
         Normal normal;
@@ -214,91 +220,139 @@ struct Bench {
             for (const Matrix &m : slice)
                 for (int format = 0; format < kFormats; ++format) bytes[format] += static_cast<double>(m.bytes[format]);
         for (int format = 0; format < kFormats; ++format)
-            std::printf("%s %.3f GB (%.4f)\n", kNames[format], bytes[format] / 1e9, bytes[format] / bytes[0]);
+            std::printf("{\"format\": \"%s\", \"gigabytes\": %.3f}\n", kNames[format], bytes[format] / 1e9);
     }
 
     void bandwidth() {
         lluda::ThreadPool pool(threads);
         for (size_t ahead : {size_t{0}, size_t{1024}, size_t{2048}, size_t{4096}}) {
-            const Times t = measure(repeat, static_cast<int>(slices.size()),
-                                    [&](int slice) { stream(pool, slices[static_cast<size_t>(slice)], ahead); });
+            const Times t = measure(repeat, static_cast<int>(slices.size()), {[&](int slice) {
+                                        stream(pool, slices[static_cast<size_t>(slice)], ahead);
+                                    }})[0];
             const double quiet = bytes[0] / t.quiet / 1e9, median = bytes[0] / t.median / 1e9;
-            std::printf("stream, prefetch %4zu: quiet %6.2f GB/s, median %6.2f\n", ahead, quiet, median);
-            bandwidth_quiet = std::max(bandwidth_quiet, quiet);
-            bandwidth_median = std::max(bandwidth_median, median);
+            std::printf("{\"stream_prefetch\": %zu, \"quiet_gb_per_s\": %.2f, \"median_gb_per_s\": %.2f}\n", ahead, quiet, median);
         }
     }
 
-    void report(const std::string &what, int rows, Times t, double traffic) {
-        std::printf(
-            "%-26s rows %2d: quiet %7.2f ms %6.2f GB/s share %5.1f %% | median %7.2f ms %6.2f GB/s share %5.1f %% "
-            "| %6.1f tok/s quiet\n",
-            what.c_str(), rows, t.quiet * 1e3, traffic / t.quiet / 1e9, 100 * traffic / t.quiet / 1e9 / bandwidth_quiet,
-            t.median * 1e3, traffic / t.median / 1e9, 100 * traffic / t.median / 1e9 / bandwidth_median,
-            rows / t.quiet);
-        std::fflush(stdout);
-    }
+    // What is timed: one kind of kernels, format, number of rows and length of the caches.
+    struct Case {
+        lluda_context *context;
+        int format, rows;
+        int64_t length;
+    };
 
-    // Every matrix once, one call each.
-    void products(int format, int rows) {
-        std::vector<uint16_t> x(static_cast<size_t>(16 * s.intermediate), 0x3f80);
-        std::vector<float> y(static_cast<size_t>(16 * s.vocabulary));
-        const Times t = measure(repeat, static_cast<int>(slices.size()), [&](int slice) {
-            for (const Matrix &m : slices[static_cast<size_t>(slice)]) {
-                const lluda_weight &w = m.in[format];
-                check(lluda_linear(context(), &w, rows, x.data(), w.in_features, y.data(), LLUDA_DTYPE_F32, w.out_features));
+    // Decode steps as the engine runs them: all layers in calls of kLayersAtOnce, then the head, after `length`
+    // positions of cache; each row is a sequence of its own. Traffic counts weights and cache.
+    class Steps {
+    public:
+        Steps(Bench &bench, const Case &of) : bench_(bench), of_(of), layers_(bench.layers.size()) {
+            const Shapes &s = bench.s;
+            const int64_t half = s.head_dim / 2, row_cache = s.kv_heads * (of.length + 1) * s.head_dim;
+            norm_.assign(static_cast<size_t>(s.hidden), 1.0f);
+            cos_.assign(static_cast<size_t>(of.rows * half), 0.6f);
+            sin_.assign(static_cast<size_t>(of.rows * half), 0.8f);
+            x_.assign(static_cast<size_t>(of.rows * s.hidden), 0.5f);
+            logits_.resize(static_cast<size_t>(of.rows * s.vocabulary));
+            cache_.assign(layers_ * static_cast<size_t>(2 * of.rows * row_cache), 0x3c00);
+            attention_.reserve(layers_), mlp_.reserve(layers_);
+            uint16_t *keys = cache_.data();
+            for (const Layer &l : bench.layers) {
+                add_layer(l);
+                for (int r = 0; r < of.rows; ++r, keys += 2 * row_cache)
+                    places_.push_back({keys, keys + row_cache, (of.length + 1) * s.head_dim, of.length + 1, of.length});
             }
-        });
-        report(std::string("products ") + kNames[format], rows, t, bytes[format]);
-    }
+        }
 
-    // A decode step as the engine runs it: two block calls a layer and the head, after `length` positions of cache,
-    // each row a sequence of its own. Traffic counts weights and cache.
-    void decode(int format, int rows, int64_t length) {
-        const int64_t half = s.head_dim / 2, row_cache = s.kv_heads * (length + 1) * s.head_dim;
-        const std::vector<float> hidden_norm(static_cast<size_t>(s.hidden), 1.0f),
-            head_norm(static_cast<size_t>(s.head_dim), 1.0f);
-        const std::vector<float> cos(static_cast<size_t>(rows * half), 0.6f),
-            sin(static_cast<size_t>(rows * half), 0.8f);
-        std::vector<float> x(static_cast<size_t>(rows * s.hidden), 0.5f),
-            logits(static_cast<size_t>(rows * s.vocabulary));
-        std::vector<uint16_t> cache(layers.size() * static_cast<size_t>(2 * rows * row_cache), 0x3c00);
-        auto pick = [&](const Matrix &m) { return &m.in[format]; };
-        auto layer = [&](size_t index) {
-            const Layer &l = layers[index];
+        static constexpr size_t kLayersAtOnce = 4;
+        int slices() const { return static_cast<int>((layers_ + kLayersAtOnce - 1) / kLayersAtOnce + 1); }
+        double traffic() const { return bench_.bytes[of_.format] + static_cast<double>(cache_.size()) * 2; }
+
+        void run(int slice) {
+            const Shapes &s = bench_.s;
+            if (slice + 1 == slices()) {
+                for (size_t i = 0; i < bench_.head.size(); ++i)
+                    check(lluda_lm_head(of_.context, &bench_.head[i].in[of_.format], norm_.data(), 1e-6f, of_.rows,
+                                        x_.data(), s.hidden, logits_.data(), s.vocabulary));
+                return;
+            }
+            const size_t first = static_cast<size_t>(slice) * kLayersAtOnce;
+            const size_t count = std::min(kLayersAtOnce, layers_ - first);
+            check(lluda_decoder_layers(of_.context, stack_.data() + first, static_cast<int64_t>(count), of_.rows,
+                                       x_.data(), s.hidden, cos_.data(), sin_.data(),
+                                       places_.data() + first * static_cast<size_t>(of_.rows)));
+        }
+
+    private:
+        void add_layer(const Layer &l) {
+            const Shapes &s = bench_.s;
+            auto pick = [&](const Matrix &m) { return &m.in[of_.format]; };
             lluda_attention a{};
             a.hidden = s.hidden, a.heads = s.heads, a.kv_heads = s.kv_heads, a.head_dim = s.head_dim;
-            a.norm = hidden_norm.data(), a.q_norm = a.k_norm = head_norm.data(), a.norm_eps = a.qk_norm_eps = 1e-6f;
+            a.norm = norm_.data(), a.q_norm = a.k_norm = norm_.data(), a.norm_eps = a.qk_norm_eps = 1e-6f;
             a.q = pick(l.q), a.k = pick(l.k), a.v = pick(l.v), a.o = pick(l.o), a.cache_dtype = LLUDA_DTYPE_BF16;
-            std::vector<lluda_cache_row> places;
-            for (int r = 0; r < rows; ++r) {
-                uint16_t *keys = cache.data() + (index * static_cast<size_t>(rows) + static_cast<size_t>(r)) * 2 *
-                                                    static_cast<size_t>(row_cache);
-                places.push_back({keys, keys + row_cache, (length + 1) * s.head_dim, length + 1, length});
-            }
-            check(lluda_attention_block(context(), &a, rows, x.data(), s.hidden, cos.data(), sin.data(), places.data()));
+            attention_.push_back(a);
             lluda_mlp m{};
-            m.hidden = s.hidden, m.intermediate = s.intermediate, m.norm = hidden_norm.data(), m.norm_eps = 1e-6f;
+            m.hidden = s.hidden, m.intermediate = s.intermediate, m.norm = norm_.data(), m.norm_eps = 1e-6f;
             m.gate = pick(l.gate), m.up = pick(l.up), m.down = pick(l.down);
-            check(lluda_mlp_block(context(), &m, rows, x.data(), s.hidden));
-        };
-        auto slice = [&](int index) {
-            if (index < static_cast<int>(layers.size())) return layer(static_cast<size_t>(index));
-            check(lluda_lm_head(context(), pick(head[static_cast<size_t>(index) - layers.size()]), hidden_norm.data(), 1e-6f, rows,
-                                x.data(), s.hidden, logits.data(), s.vocabulary));
-        };
-        const double traffic = bytes[format] + static_cast<double>(cache.size()) * 2;
-        report(std::string("decode ") + kNames[format] + " @" + std::to_string(length), rows,
-               measure(repeat, static_cast<int>(slices.size()), slice), traffic);
+            mlp_.push_back(m);
+            stack_.push_back({&attention_.back(), &mlp_.back(), nullptr});
+        }
+
+        Bench &bench_;
+        const Case of_;
+        const size_t layers_;
+        std::vector<float> norm_, cos_, sin_, x_, logits_;
+        std::vector<uint16_t> cache_;
+        std::vector<lluda_attention> attention_;
+        std::vector<lluda_mlp> mlp_;
+        std::vector<lluda_layer> stack_;
+        std::vector<lluda_cache_row> places_;
+    };
+
+    // All cases in turn, slice by slice, so that what else the machine does meets all alike. One JSON object each.
+    void decode(const std::vector<Case> &cases) {
+        std::vector<Steps> steps;
+        steps.reserve(cases.size());
+        for (const Case &of : cases) steps.emplace_back(*this, of);
+        std::vector<std::function<void(int)>> works;
+        for (Steps &each : steps) works.push_back([&each](int slice) { each.run(slice); });
+        const std::vector<Times> times = measure(repeat, steps[0].slices(), works);
+        for (size_t i = 0; i < cases.size(); ++i) {
+            const Case &of = cases[i];
+            std::printf("{\"kernels\": \"%s\", \"format\": \"%s\", \"rows\": %d, \"cache\": %lld, \"layers\": %zu, "
+                        "\"quiet_ms\": %.3f, \"median_ms\": %.3f, \"quiet_gb_per_s\": %.2f, "
+                        "\"median_tokens_per_s\": %.1f}\n",
+                        lluda_context_isa(of.context), kNames[of.format], of.rows, static_cast<long long>(of.length),
+                        layers.size(), times[i].quiet * 1e3, times[i].median * 1e3,
+                        steps[i].traffic() / times[i].quiet / 1e9, of.rows / times[i].median);
+        }
     }
 };
+
+// "1,2,4" or "amx,avx512".
+std::vector<std::string> list_of(const std::string &text) {
+    std::vector<std::string> parts(1);
+    for (char c : text)
+        if (c == ',')
+            parts.emplace_back();
+        else
+            parts.back() += c;
+    return parts;
+}
+
+std::vector<int> numbers_of(const std::string &text) {
+    std::vector<int> numbers;
+    for (const std::string &part : list_of(text)) numbers.push_back(std::atoi(part.c_str()));
+    return numbers;
+}
 
 }  // namespace
 
 int main(int argc, char **argv) {
     Bench bench;
     int layers = 28;
-    std::vector<int> rows = {1, 2, 4, 8, 16}, formats = {0, 1, 2, 3};
+    std::vector<int> rows = {1, 2, 4, 8, 16}, formats = {0, 1, 2, 3}, caches = {160};
+    std::vector<std::string> isas = {"auto"};
     for (int i = 1; i < argc; ++i) {
         const std::string option = argv[i];
         auto value = [&] { return i + 1 < argc ? argv[++i] : ""; };
@@ -309,31 +363,30 @@ int main(int argc, char **argv) {
         else if (option == "--repeat")
             bench.repeat = std::atoi(value());
         else if (option == "--isa")
-            bench.isa = value();
+            isas = list_of(value());
         else if (option == "--cpu-time")
             cpu_time = true;
         else if (option == "--small-pages")
             small_pages = true;
-        else if (option == "--rows" || option == "--formats") {
-            std::vector<int> &list = option == "--rows" ? rows : formats;
-            list.clear();
-            for (const char *p = value(); *p;) {
-                list.push_back(static_cast<int>(std::strtol(p, const_cast<char **>(&p), 10)));
-                if (*p == ',') ++p;
-            }
-        }
+        else if (option == "--rows")
+            rows = numbers_of(value());
+        else if (option == "--formats")
+            formats = numbers_of(value());
+        else if (option == "--caches")
+            caches = numbers_of(value());
     }
-    check(lluda_context_create(bench.isa.c_str(), bench.threads, &made_context));
-    std::printf("kernels %s, threads %d, %s pages\n", lluda_context_isa(context()), lluda_context_threads(context()),
-                small_pages ? "small" : "huge");
+    std::vector<lluda_context *> contexts(isas.size());
+    for (size_t i = 0; i < isas.size(); ++i)
+        check(lluda_context_create(isas[i].c_str(), bench.threads, &contexts[i]));
+    made_context = contexts[0];
     bench.build(layers);
     bench.bandwidth();
-    for (int n : rows)
-        for (int format : formats) bench.products(format, n);
-    for (int64_t context : {int64_t{160}, int64_t{4000}})
+    std::vector<Bench::Case> cases;
+    for (int cache : caches)
         for (int n : rows)
-            if (context < 1000 || n <= 2)
-                for (int format : formats) bench.decode(format, n, context);
+            for (int format : formats)
+                for (lluda_context *each : contexts) cases.push_back({each, format, n, cache});
+    bench.decode(cases);
     bench.bandwidth();
     return 0;
 }

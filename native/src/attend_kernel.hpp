@@ -35,8 +35,6 @@ LLUDA_INLINE void prefetch_next_chunk(const Element *here, int64_t dim, int64_t 
         __builtin_prefetch(reinterpret_cast<const void *>(next + line), 0, 2);
 }
 
-LLUDA_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // A BF16 cache. Keys are to queries what weights are to prepared rows; values come as (even, odd) pairs of vectors.
 struct Bf16Cache {
     typedef uint16_t Element;

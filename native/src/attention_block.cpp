@@ -64,8 +64,8 @@ public:
           key_width_(b.kv_heads * b.head_dim),
           input_(session, rows_, b.hidden, {b.q, b.k, b.v}),
           mixed_(session, rows_, query_width_, {b.o}),
-          projections_(session),
-          output_(session) {
+          projections_(session, rows_, b.hidden),
+          output_(session, rows_, query_width_) {
         const int lanes = session.threads(), rows = rows_;
         normed_ = session.allocate<float>(rows * b.hidden);
         query_ = session.allocate<float>(rows * query_width_);

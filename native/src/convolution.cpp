@@ -55,7 +55,7 @@ void convolve_few(lluda_context &context, const lluda_weight &weight, const Wind
     const PreparedRows prepared(session, n, windows.width(), {&weight});
     std::vector<std::uint16_t *> rooms;
     for (int i = 0; i < session.threads(); ++i) rooms.push_back(session.allocate<std::uint16_t>(windows.width()));
-    Products products(session);
+    Products products(session, n, windows.width());
     products.add(weight, prepared, n, Store::kBFloat16, out.y, out.y_stride);
     products.share(session.threads());
     session.run([&](Lane &lane) {

@@ -5,6 +5,12 @@
 #include "context.hpp"
 #include "failure.hpp"
 
+#if defined(__linux__) && defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace lluda {
 namespace {
 
@@ -25,6 +31,20 @@ bool has_avx2() { return false; }
 bool has_avx512() { return false; }
 bool has_avx512bf16() { return false; }
 #endif
+
+// Linux gives a process the matrix unit's registers when it asks for them. They are asked for once, for all threads.
+#if defined(__linux__) && defined(__x86_64__)
+bool has_amx() {
+    constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;  // of leaf 7's EDX
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!has_avx512bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kBf16) || !(d & kTile)) return false;
+    static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    return granted;
+}
+#else
+bool has_amx() { return false; }
+#endif
 bool always() { return true; }
 
 struct Choice {
@@ -34,7 +54,8 @@ struct Choice {
 };
 
 // Best first.
-constexpr Choice kChoices[] = {{"avx512bf16", avx512bf16_kernels, has_avx512bf16},
+constexpr Choice kChoices[] = {{"amx", amx_kernels, has_amx},
+                               {"avx512bf16", avx512bf16_kernels, has_avx512bf16},
                                {"avx512", avx512_kernels, has_avx512},
                                {"avx2", avx2_kernels, has_avx2},
                                {"portable", portable_kernels, always}};
@@ -56,7 +77,7 @@ const Kernels &kernels_named(const char *name) {
         return *choice.table();
     }
     throw Failure{LLUDA_BAD_ARGUMENT, "no kernels are named '" + std::string(name) +
-                                          "'; there are avx512bf16, avx512, avx2, portable and auto"};
+                                          "'; there are amx, avx512bf16, avx512, avx2, portable and auto"};
 }
 
 }  // namespace lluda

@@ -7,9 +7,29 @@
 #include "panel_kernel.hpp"
 #include "q8_panel_kernel.hpp"
 #include "row_kernels.hpp"
+#if defined(__AMX_BF16__)
+#include "amx_kernel.hpp"
+#endif
 
 namespace lluda {
 namespace {
+
+#if defined(__AMX_BF16__)
+constexpr auto kLinearWorkspace = matrix_workspace;
+constexpr auto kArrangeRows = matrix_arrange;
+constexpr auto kLinear = matrix_linear;
+constexpr int64_t kLinearStep = kMatrixOutputs;
+constexpr auto kMultiplyTile = matrix_multiply_tile;
+#else
+// The vector kernels read prepared rows as they lie.
+int64_t no_workspace(int, int64_t) { return 0; }
+void arrange_nothing(const LinearTask &, void *) {}
+constexpr auto kLinearWorkspace = no_workspace;
+constexpr auto kArrangeRows = arrange_nothing;
+constexpr auto kLinear = vector_linear;
+constexpr int64_t kLinearStep = 6;  // a multiple of every tile_outputs
+constexpr auto kMultiplyTile = multiply_any_tile;
+#endif
 
 constexpr Kernels kTable = {LLUDA_ISA_NAME,
                             prepared_bytes,
@@ -18,7 +38,10 @@ constexpr Kernels kTable = {LLUDA_ISA_NAME,
                             prepared_q8_bytes,
                             prepare_q8_f32,
                             prepare_q8_bf16,
-                            linear,
+                            kLinearWorkspace,
+                            kArrangeRows,
+                            kLinear,
+                            kLinearStep,
                             rms_norm,
                             layer_norm,
                             rotate,
@@ -40,7 +63,7 @@ constexpr Kernels kTable = {LLUDA_ISA_NAME,
                             stand,
                             words_of_any_weight,
                             round_panel,
-                            multiply_any_tile,
+                            kMultiplyTile,
                             put_tile,
                             gate_tile,
                             gelu_tile,

@@ -58,7 +58,7 @@ struct TileTask {
     bool floats;       // words are floats though this machine has pairs
     bool accumulate;   // add to out
     float *out;        // [outputs][kTileRows]
-    const void *soon;  // memory to be fetched into the cache meanwhile, 4 bytes for each word of multiplicands; or null
+    const void *prefetch;  // memory to be fetched into the cache meanwhile, 4 bytes for each word of multiplicands; or null
     // Of Q8_0 weights as pairs, or null: their scales, a float for each 32 columns at o * output_stride; and those of a
     // rounded panel, [blocks][panel_width], or null.
     const float *scales = nullptr, *panel_scales = nullptr;
@@ -101,8 +101,13 @@ struct Kernels {
     void (*prepare_q8_f32)(const float *x, std::int64_t width, void *prepared);
     void (*prepare_q8_bf16)(const std::uint16_t *x, std::int64_t width, void *prepared);
 
-    // Output features begin .. end-1.
-    void (*linear)(const LinearTask &task, std::int64_t begin, std::int64_t end);
+    // Working memory of one lane for products of up to `rows` rows of this width: bytes, 0 if none is needed.
+    std::int64_t (*linear_workspace)(int rows, std::int64_t width);
+    // Lays the rows of a task into that memory as `linear` wants them: before it, and again for other rows.
+    void (*arrange_rows)(const LinearTask &task, void *workspace);
+    // Output features begin .. end-1, begin a multiple of linear_step.
+    void (*linear)(const LinearTask &task, std::int64_t begin, std::int64_t end, const void *workspace);
+    std::int64_t linear_step;
 
     // out = x / sqrt(mean(x^2) + eps) * weight, in float32.
     void (*rms_norm)(const float *x, const float *weight, std::int64_t width, float eps, float *out);
@@ -163,5 +168,6 @@ const Kernels *portable_kernels();
 const Kernels *avx2_kernels();
 const Kernels *avx512_kernels();
 const Kernels *avx512bf16_kernels();
+const Kernels *amx_kernels();
 
 }  // namespace lluda

@@ -24,7 +24,7 @@ void run_few(lluda_context &context, const Group &group, int64_t rows, const uin
     Preparation needed;
     for (int64_t i = 0; i < group.count; ++i) needed.serve(*group.weights[i]);
     const PreparedRows prepared(session, n, width, needed);
-    Products products(session);
+    Products products(session, n, width);
     for (int64_t i = 0; i < group.count; ++i)
         products.add(*group.weights[i], prepared, n, group.store, y[i], group.y_strides[i]);
     products.share(session.threads());

@@ -63,14 +63,15 @@ LLUDA_INLINE PackedRow row_of(const lluda_weight &w, int64_t output, PackedRow *
 LLUDA_INLINE int64_t whole_blocks(int64_t width, PlainRow *) { return width / kBlockWeights; }
 LLUDA_INLINE int64_t whole_blocks(int64_t width, PackedRow *) { return blocks_per_row(width); }
 
-template <int Outputs, int Rows, int Chains>
+// One sum for each output and row, whatever their number: a row gets the same bits alone and among others. What waits
+// for a sum's last addition is no loss, since the processor is at the next outputs meanwhile.
+template <int Outputs, int Rows>
 struct Sums {
-    Floats v[Outputs * Rows][Chains];
+    Floats v[Outputs * Rows];
 
-    LLUDA_INLINE void add(const Group (&w)[Outputs], const Prepared *const *x, int64_t column, int chain) {
+    LLUDA_INLINE void add(const Group (&w)[Outputs], const Prepared *const *x, int64_t column) {
         for (int r = 0; r < Rows; ++r)
-            for (int o = 0; o < Outputs; ++o)
-                v[o * Rows + r][chain] = multiply_add(v[o * Rows + r][chain], w[o], x[r] + column);
+            for (int o = 0; o < Outputs; ++o) v[o * Rows + r] = multiply_add(v[o * Rows + r], w[o], x[r] + column);
     }
 };
 
@@ -85,13 +86,13 @@ LLUDA_INLINE void add_rest(PlainRow row, int64_t from, int64_t width, const Prep
 LLUDA_INLINE void add_rest(PackedRow, int64_t, int64_t, const Prepared *const *, int, float *) {}
 
 // out[o * Rows + r]: weight row `output + o` times prepared row r.
-template <class Row, int Outputs, int Rows, int Chains>
+template <class Row, int Outputs, int Rows>
 LLUDA_INLINE void tile(const lluda_weight &w, int64_t output, const ExponentTable &table, const Prepared *const *x,
                        float (&out)[kTileSums]) {
     Row row[Outputs];
     for (int o = 0; o < Outputs; ++o) row[o] = row_of(w, output + o, static_cast<Row *>(nullptr));
     const int64_t blocks = whole_blocks(w.in_features, static_cast<Row *>(nullptr));
-    Sums<Outputs, Rows, Chains> sums{};
+    Sums<Outputs, Rows> sums{};
     for (int64_t b = 0; b < blocks; ++b) {
         prefetch_block<Outputs>(row[0].start(), b, Row::kBytes);
         typename Row::Block block[Outputs];
@@ -100,7 +101,7 @@ LLUDA_INLINE void tile(const lluda_weight &w, int64_t output, const ExponentTabl
         for (int g = 0; g < 4; ++g) {
             Group same[Outputs];
             for (int o = 0; o < Outputs; ++o) same[o] = block[o].group(g);
-            sums.add(same, x, b * kBlockWeights + g * kGroupWeights, g % Chains);
+            sums.add(same, x, b * kBlockWeights + g * kGroupWeights);
         }
     }
     sum_all(sums.v, out);
@@ -147,13 +148,8 @@ LLUDA_INLINE void put(const LinearTask &task, int64_t output, int first, float *
 // many products. One or two rows wait for memory, and a single stream of it is fastest.
 template <int Rows>
 constexpr int tile_outputs() {
-    return Rows <= 2 || kLanes < 16 ? 1 : Rows <= 5 ? 3 : 2;
-}
-
-// Independent sums per output and row, to hide the latency of the additions.
-template <int Rows>
-constexpr int tile_chains() {
-    return Rows <= 2 ? 4 : 1;
+    if (kLanes < 16) return Rows <= 2 ? 2 : 1;  // two, since one sum alone would wait for its last addition
+    return Rows <= 2 ? 1 : Rows <= 5 ? 3 : 2;
 }
 
 // Q8_0 rows are not read row by row but tile by tile (q8_kernel.hpp).
@@ -170,7 +166,7 @@ LLUDA_INLINE void tile_and_put(const LinearTask &task, int64_t output, int first
     } else {
         const Prepared *x[Rows];
         for (int r = 0; r < Rows; ++r) x[r] = static_cast<const Prepared *>(task.x[first + r]);
-        tile<Row, Outputs, Rows, tile_chains<Rows>()>(*task.weight, output, table, x, out);
+        tile<Row, Outputs, Rows>(*task.weight, output, table, x, out);
         for (int o = 0; o < Outputs; ++o) {
             if (task.weight->format == LLUDA_FORMAT_PACKED_BF16)
                 add_escapes(*task.weight, output + o, x, Rows, out + o * Rows);
@@ -228,7 +224,7 @@ void linear_in_format(const LinearTask &task, int64_t begin, int64_t end, const 
     }
 }
 
-void linear(const LinearTask &task, int64_t begin, int64_t end) {
+void vector_linear(const LinearTask &task, int64_t begin, int64_t end, const void *) {
     switch (task.weight->format) {
         case LLUDA_FORMAT_PACKED_BF16:
             return linear_in_format<PackedRow>(task, begin, end, exponent_table(task.weight->exponents));

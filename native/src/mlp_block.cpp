@@ -31,8 +31,8 @@ public:
           up_(session.allocate<float>(rows * b.intermediate)),
           input_(session, rows_, b.hidden, {b.gate, b.up}),
           inner_(session, rows_, b.intermediate, {b.down}),
-          first_(session),
-          second_(session) {
+          first_(session, rows_, b.hidden),
+          second_(session, rows_, b.intermediate) {
         first_.add(*b.gate, input_, rows_, Store::kFloat, gate_, b.intermediate);
         first_.add(*b.up, input_, rows_, Store::kFloat, up_, b.intermediate);
         first_.share(session.threads());
@@ -98,7 +98,7 @@ public:
           x_stride_(x_stride),
           normed_(session.allocate<float>(rows * head.weight.in_features)),
           input_(session, rows_, head.weight.in_features, {&head.weight}),
-          products_(session) {
+          products_(session, rows_, head.weight.in_features) {
         products_.add(head.weight, input_, rows_, Store::kFloat, logits, logits_stride);
         products_.share(session.threads());
     }

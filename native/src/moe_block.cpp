@@ -42,8 +42,8 @@ public:
           widest_(std::max(b.intermediate, b.shared_intermediate)),
           input_(session, static_cast<int>(rows.count), b.hidden, for_input(b)),
           inner_(session, static_cast<int>(uses_), widest_, for_inner(b)),
-          first_(session),
-          second_(session) {
+          first_(session, static_cast<int>(rows.count), b.hidden),
+          second_(session, static_cast<int>(rows.count), widest_) {
         const int lanes = session.threads();
         gate_ = session.allocate<float>(uses_ * widest_);
         up_ = session.allocate<float>(uses_ * widest_);

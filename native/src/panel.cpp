@@ -140,7 +140,7 @@ float *BlockRoom::multiply_tile(const Chunk &chunk, const Panel &x, std::int64_t
         task.outputs = static_cast<int>(b.end - b.begin);
         // This chunk's part of what comes next, with the first tile.
         const std::int64_t part = row_bytes(*b.weight) * chunk.from / x.columns * (b.end - b.begin);
-        task.soon = b.next && tile == 0 ? static_cast<const std::byte *>(b.next) + part : nullptr;
+        task.prefetch = b.next && tile == 0 ? static_cast<const std::byte *>(b.next) + part : nullptr;
         kernels_->multiply_tile(task);
         task.out += task.outputs * kTileRows;
     }

@@ -178,15 +178,15 @@ __attribute__((noinline)) void register_tile(const TileTask &task, int first, in
         p[i] = static_cast<const char *>(task.multiplicands) + (first + i * kStep) * output_bytes;
     const uint32_t *x = static_cast<const uint32_t *>(task.panel) + lane;
     float *out = task.out + first * kTileRows + lane;
-    uintptr_t soon = reinterpret_cast<uintptr_t>(task.soon) + static_cast<uintptr_t>(first * task.words * 4);
+    uintptr_t ahead = reinterpret_cast<uintptr_t>(task.prefetch) + static_cast<uintptr_t>(first * task.words * 4);
     Floats sums[Outputs][Vectors];
     for (int o = 0; o < Outputs; ++o)
         for (int v = 0; v < Vectors; ++v)
             sums[o][v] = task.accumulate ? load(out + o * kTileRows + v * kLanes) : Floats{};
     for (int64_t k = 0; k < task.words;) {
-        if (task.soon && lane == 0)
-            for (int o = 0; o < Outputs; ++o, soon += 64)
-                __builtin_prefetch(reinterpret_cast<const void *>(soon), 0, 2);
+        if (task.prefetch && lane == 0)
+            for (int o = 0; o < Outputs; ++o, ahead += 64)
+                __builtin_prefetch(reinterpret_cast<const void *>(ahead), 0, 2);
         const int64_t stop = k + kFetchWords < task.words ? k + kFetchWords : task.words;
         for (; k < stop; ++k) {
             Words column[Vectors];

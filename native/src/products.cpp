@@ -9,7 +9,8 @@ namespace {
 
 // The least a lane takes at a time: small against a phase, so that lanes finish together.
 constexpr std::int64_t kTileBytes = 8 * 1024;
-constexpr std::int64_t kRowStep = 6;  // a multiple of the kernels' outputs per tile
+
+bool same_rows(const LinearTask &a, const LinearTask &b) { return a.rows == b.rows && std::equal(a.x, a.x + a.rows, b.x); }
 
 }  // namespace
 
@@ -33,8 +34,16 @@ void PreparedRows::prepare(int index, const std::uint16_t *x, std::int64_t width
     if (preparation_.rounded) kernels_.prepare_q8_bf16(x, width, row + exact_bytes_);
 }
 
+Products::Products(Session &session, int rows, std::int64_t width)
+    : kernels_(session.kernels()),
+      workspace_bytes_(kernels_.linear_workspace(rows, width)),
+      workspaces_(session.allocate<std::byte>(workspace_bytes_ * session.threads())) {
+    split_.reset(0, session.threads());
+}
+
 LinearTask &Products::add(const lluda_weight &weight, int rows, Store store) {
-    std::int64_t tile_rows = std::max<std::int64_t>(kTileBytes / row_bytes(weight) / kRowStep, 1) * kRowStep;
+    const std::int64_t step = kernels_.linear_step;
+    const std::int64_t tile_rows = std::max<std::int64_t>(kTileBytes / row_bytes(weight) / step, 1) * step;
     Entry entry{};
     entry.task.weight = &weight;
     entry.task.rows = rows;
@@ -60,22 +69,29 @@ void Products::add(const lluda_weight &weight, const PreparedRows &x, int rows, 
 void Products::share(int lanes) { split_.reset(tiles_, lanes); }
 
 void Products::run(const Lane &lane) {
-    const auto linear = kernels_.linear;
+    std::byte *workspace = workspaces_ + lane.index * workspace_bytes_;
+    const LinearTask *arranged = nullptr;
     std::size_t at = 0;
     for (std::int64_t tile, end; split_.take(lane.index, tile, end);) {
         // Tiles mostly come in order, so the entry is the last one's or follows; after helping, search anew.
         if (tile < entries_[at].first_tile) at = 0;
         while (tile < end) {
             while (at + 1 < entries_.size() && entries_[at + 1].first_tile <= tile) ++at;
-            const Entry &entry = entries_[at];
+            const LinearTask &task = entries_[at].task;
+            if (!arranged || !same_rows(*arranged, task)) kernels_.arrange_rows(task, workspace);
+            arranged = &task;
             const std::int64_t next = at + 1 < entries_.size() ? entries_[at + 1].first_tile : tiles_;
             const std::int64_t stop = std::min(end, next);
-            const std::int64_t features = entry.task.weight->out_features;
-            linear(entry.task, (tile - entry.first_tile) * entry.tile_rows,
-                   std::min((stop - entry.first_tile) * entry.tile_rows, features));
+            multiply(entries_[at], tile, stop, workspace);
             tile = stop;
         }
     }
+}
+
+void Products::multiply(const Entry &entry, std::int64_t begin, std::int64_t end, const void *workspace) const {
+    const std::int64_t from = (begin - entry.first_tile) * entry.tile_rows;
+    const std::int64_t to = (end - entry.first_tile) * entry.tile_rows;
+    kernels_.linear(entry.task, from, std::min(to, entry.task.weight->out_features), workspace);
 }
 
 }  // namespace lluda

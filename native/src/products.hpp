@@ -46,7 +46,8 @@ private:
 
 class Products {
 public:
-    explicit Products(Session &session) : kernels_(session.kernels()) { split_.reset(0, session.threads()); }
+    // Of tasks of up to `rows` rows of this width.
+    Products(Session &session, int rows, std::int64_t width);
 
     // y[r] = weight x[r] for `rows` rows, to be filled in by the caller through the returned task.
     LinearTask &add(const lluda_weight &weight, int rows, Store store);
@@ -67,7 +68,12 @@ private:
         std::int64_t first_tile;
         std::int64_t tile_rows;
     };
+    // Tiles begin .. end-1, which are the entry's.
+    void multiply(const Entry &entry, std::int64_t begin, std::int64_t end, const void *workspace) const;
+
     const Kernels &kernels_;
+    const std::int64_t workspace_bytes_;  // of a lane
+    std::byte *const workspaces_;
     std::vector<Entry> entries_;
     std::int64_t tiles_ = 0;
     WorkSplit split_;

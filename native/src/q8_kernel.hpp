@@ -57,31 +57,12 @@ LLUDA_INLINE void load_scales(const uint8_t *blocks, int count, RunFloats &out) 
 // The 32 q of a block, to be multiplied with `Rows` rows as other weights are.
 #if defined(__AVX512BF16__)
 
-// q as the sum of two BF16 numbers that its bits stand in as they are: 128 + the lower 7, and -128 or -256. Half the
-// work of converting q, but twice that of each product.
-struct SplitBytes {
-    Group low, high;
-};
-
-LLUDA_INLINE Floats multiply_add(Floats total, const SplitBytes &w, const Prepared *x) {
-    return multiply_add(multiply_add(total, w.low, x), w.high, x);
-}
-
 LLUDA_INLINE __m512 floats_of_bytes(const uint8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
 }
 
-template <int Rows>
-LLUDA_INLINE auto load_bytes(const uint8_t *p) {
-    if constexpr (Rows == 1) {
-        const __m512i q = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
-        // 0xea: (q & mask) | exponent bits
-        return SplitBytes{{_mm512_ternarylogic_epi32(q, _mm512_set1_epi16(0x7f), _mm512_set1_epi16(0x4300), 0xea)},
-                          {_mm512_ternarylogic_epi32(q, _mm512_set1_epi16(0x80),
-                                                     _mm512_set1_epi16(static_cast<short>(0xc300)), 0xea)}};
-    } else {
-        return Group{reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(floats_of_bytes(p + 16), floats_of_bytes(p)))};
-    }
+LLUDA_INLINE Group load_bytes(const uint8_t *p) {
+    return {reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(floats_of_bytes(p + 16), floats_of_bytes(p)))};
 }
 
 #else
@@ -90,7 +71,6 @@ struct ByteGroup {
     Floats even[kGroupVectors], odd[kGroupVectors];
 };
 
-template <int Rows>
 LLUDA_INLINE ByteGroup load_bytes(const uint8_t *p) {
     typedef int16_t PairsInMemory __attribute__((vector_size(LLUDA_LANES * 2), aligned(1), may_alias));
     ByteGroup group;
@@ -220,9 +200,9 @@ struct Q8Rows {
 // out[o * Rows + r]: weight row `output + o` times prepared row r.
 template <int Outputs, int Rows>
 LLUDA_INLINE void exact_tile(const lluda_weight &w, int64_t output, const void *const *x, float (&out)[kTileSums]) {
-    constexpr int kSums = Outputs * Rows, kChains = kSums <= 2 ? 4 : 1;
+    constexpr int kSums = Outputs * Rows;
     const Q8Rows<Outputs> weights(w, output);
-    Floats sums[kSums][kChains] = {};
+    Floats sums[kSums] = {};
     for_runs(w.in_features, [&](int64_t first, int count) LLUDA_INLINE_LAMBDA {
         weights.prefetch(first);
         FactorRun scales[Outputs];
@@ -234,11 +214,11 @@ LLUDA_INLINE void exact_tile(const lluda_weight &w, int64_t output, const void *
 #pragma GCC unroll 8
         for (int b = 0; b < count; ++b)
             for (int o = 0; o < Outputs; ++o) {
-                const auto group = load_bytes<Rows>(weights.block(o, first + b) + kQ8Values);
+                const auto group = load_bytes(weights.block(o, first + b) + kQ8Values);
                 const Floats scale = broadcast(scales[o].v[b]);
                 for (int r = 0; r < Rows; ++r) {
                     const Prepared *row = static_cast<const Prepared *>(x[r]) + (first + b) * kQ8Weights;
-                    sums[o * Rows + r][b % kChains] += scale * multiply_add(Floats{}, group, row);
+                    sums[o * Rows + r] += scale * multiply_add(Floats{}, group, row);
                 }
             }
     });
@@ -248,11 +228,11 @@ LLUDA_INLINE void exact_tile(const lluda_weight &w, int64_t output, const void *
 // The same with rounded rows.
 template <int Outputs, int Rows>
 LLUDA_INLINE void rounded_tile(const lluda_weight &w, int64_t output, const void *const *x, float (&out)[kTileSums]) {
-    constexpr int kSums = Outputs * Rows, kChains = kSums <= 2 ? 4 : 1;
+    constexpr int kSums = Outputs * Rows;
     const Q8Rows<Outputs> weights(w, output);
     RoundedRow rows[Rows];
     for (int r = 0; r < Rows; ++r) rows[r] = RoundedRow(x[r], w.in_features);
-    BlockFloats sums[kSums][kChains] = {};
+    BlockFloats sums[kSums] = {};
     for_runs(w.in_features, [&](int64_t first, int count) LLUDA_INLINE_LAMBDA {
         weights.prefetch(first);
         FactorRun factors[kSums];
@@ -272,13 +252,12 @@ LLUDA_INLINE void rounded_tile(const lluda_weight &w, int64_t output, const void
                 for (int r = 0; r < Rows; ++r) {
                     const auto products = reinterpret_cast<BlockInts>(block_products(bytes, rows[r].blocks[first + b]));
                     const BlockFloats factor = factors[o * Rows + r].v[b] - BlockFloats{};
-                    sums[o * Rows + r][b % kChains] += factor * __builtin_convertvector(products, BlockFloats);
+                    sums[o * Rows + r] += factor * __builtin_convertvector(products, BlockFloats);
                 }
             }
     });
-    Floats wide[kSums][kChains];
-    for (int i = 0; i < kSums; ++i)
-        for (int c = 0; c < kChains; ++c) wide[i][c] = spread(sums[i][c]);
+    Floats wide[kSums];
+    for (int i = 0; i < kSums; ++i) wide[i] = spread(sums[i]);
     sum_all(wide, out);
 }
 

@@ -63,7 +63,7 @@ LLUDA_INLINE void decode_q8_blocks(const uint8_t *block, int64_t blocks, uint32_
         if constexpr (kColumnsPerWord == 2) memcpy(scales + first, &d, static_cast<size_t>(count) * 4);
         for (int b = 0; b < count; ++b, block += kQ8Bytes, words += kBlockWords) {
 #if defined(__AVX512BF16__)
-            _mm512_storeu_si512(words, load_bytes<2>(block + kQ8Values).pairs);
+            _mm512_storeu_si512(words, load_bytes(block + kQ8Values).pairs);
 #else
             for (int i = 0; i < kQ8Weights; i += kLanes) {
                 Bytes q;
@@ -104,15 +104,15 @@ __attribute__((noinline)) void scaled_tile(const TileTask &task, int first, int 
     const uint32_t *x = static_cast<const uint32_t *>(task.panel) + lane;
     const float *row_scales = task.panel_scales ? task.panel_scales + lane : nullptr;
     float *out = task.out + first * kTileRows + lane;
-    uintptr_t soon = reinterpret_cast<uintptr_t>(task.soon) + static_cast<uintptr_t>(first * task.words * 2);
+    uintptr_t ahead = reinterpret_cast<uintptr_t>(task.prefetch) + static_cast<uintptr_t>(first * task.words * 2);
     Floats sums[Outputs][Vectors];
     for (int o = 0; o < Outputs; ++o)
         for (int v = 0; v < Vectors; ++v)
             sums[o][v] = task.accumulate ? load(out + o * kTileRows + v * kLanes) : Floats{};
     for (int64_t k = 0; k < task.words; k += kBlockWords, w += kBlockWords, ++scales) {
-        if (task.soon && lane == 0)
-            for (int o = 0; o < Outputs; ++o, soon += kQ8Bytes)
-                __builtin_prefetch(reinterpret_cast<const void *>(soon), 0, 2);
+        if (task.prefetch && lane == 0)
+            for (int o = 0; o < Outputs; ++o, ahead += kQ8Bytes)
+                __builtin_prefetch(reinterpret_cast<const void *>(ahead), 0, 2);
         Floats block[Outputs][Vectors] = {};
         for (int i = 0; i < kBlockWords; ++i, x += task.panel_width) {
             Words column[Vectors];

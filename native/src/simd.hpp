@@ -38,6 +38,7 @@ LLUDA_INLINE Floats broadcast(float v) { return v - Floats{}; }
 LLUDA_INLINE Words as_words(Floats v) { return reinterpret_cast<Words>(v); }
 LLUDA_INLINE Floats as_floats(Words v) { return reinterpret_cast<Floats>(v); }
 LLUDA_INLINE Floats greater(Floats a, Floats b) { return a > b ? a : b; }
+LLUDA_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // The first n of a vector; the rest is zero.
 LLUDA_INLINE Floats load_part(const float *p, int64_t n) {
@@ -160,18 +161,15 @@ LLUDA_INLINE void sum_16(const Floats *v, float *out) {
 
 constexpr int kTileSums = 16;  // that a tile of products has at most: 3 x 5 and 2 x 8
 
-// out[i] = sum of the lanes of all v[i].
-template <int Count, int Chains>
-LLUDA_INLINE void sum_all(const Floats (&v)[Count][Chains], float (&out)[kTileSums]) {
-    Floats total[kTileSums] = {};
-    for (int i = 0; i < Count; ++i) {
-        total[i] = v[i][0];
-        for (int c = 1; c < Chains; ++c) total[i] += v[i][c];
-    }
+// out[i] = sum of the lanes of v[i].
+template <int Count>
+LLUDA_INLINE void sum_all(const Floats (&v)[Count], float (&out)[kTileSums]) {
     if constexpr (Count > 4) {
-        sum_16(total, out);
+        Floats padded[kTileSums] = {};
+        for (int i = 0; i < Count; ++i) padded[i] = v[i];
+        sum_16(padded, out);
     } else {
-        for (int i = 0; i < Count; ++i) out[i] = sum(total[i]);
+        for (int i = 0; i < Count; ++i) out[i] = sum(v[i]);
     }
 }
 

@@ -1,4 +1,5 @@
 // Products of 1 to 16 rows in both formats against float64.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -82,6 +83,45 @@ TEST(products_of_many_rows) {
                     if (i / y_stride >= rows || i % y_stride >= s.out)
                         expect(y[static_cast<std::size_t>(i)] == -77.0f, "written outside the outputs");
             }
+    }
+}
+
+TEST(a_row_gets_the_same_bits_alone_and_among_others) {
+    Random random(20);
+    for (const Shape &s : {Shape{53, 300}, Shape{64, 1024}}) {
+        const TestWeight w(random, s.out, s.in, 0.05f, true);
+        const auto x = random.bf16_normals(16 * s.in, 1.0f);
+        for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16}) {
+            std::vector<float> alone(static_cast<std::size_t>(16 * s.out)), together(alone.size());
+            for (int r = 0; r < 16; ++r)
+                check_ok(lluda_linear(context(), w.in(format), 1, x.data() + r * s.in, s.in, alone.data() + r * s.out,
+                                      LLUDA_DTYPE_F32, s.out));
+            for (int rows = 2; rows <= 16; ++rows) {
+                check_ok(lluda_linear(context(), w.in(format), rows, x.data(), s.in, together.data(), LLUDA_DTYPE_F32,
+                                      s.out));
+                expect(std::equal(alone.begin(), alone.begin() + rows * s.out, together.begin()),
+                       std::to_string(rows) + " rows differ from each alone");
+            }
+        }
+    }
+}
+
+TEST(packed_weights_give_the_bits_of_plain_ones_on_the_matrix_unit) {
+    if (std::string(lluda_context_isa(context())) != "amx") return;  // other kernels add what is kept aside at the end
+    Random random(21);
+    for (const Shape &s : {Shape{53, 300}, Shape{64, 1024}}) {
+        TestWeight w(random, s.out, s.in);
+        expect(w.packed.escape_rows[s.out] > 0, "nothing is kept aside");
+        const auto x = random.bf16_normals(40 * s.in, 1.0f);
+        for (int rows : {1, 8, 40}) {
+            std::vector<float> y[2];
+            for (int format : {LLUDA_FORMAT_BF16, LLUDA_FORMAT_PACKED_BF16}) {
+                y[format].resize(static_cast<std::size_t>(rows * s.out));
+                check_ok(lluda_linear(context(), w.in(format), rows, x.data(), s.in, y[format].data(), LLUDA_DTYPE_F32,
+                                      s.out));
+            }
+            expect(y[0] == y[1], std::to_string(rows) + " rows: packed and plain differ");
+        }
     }
 }
 

@@ -1,4 +1,5 @@
 // Products with Q8_0 weights, exact and with rounded rows, against float64.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -121,6 +122,24 @@ TEST(q8_results_do_not_depend_on_threads) {
             check_ok(lluda_linear(context(), w.in(format), rows, x.data(), 384, four.data(), LLUDA_DTYPE_F32, 301));
             expect(one == four, "1 and 4 threads differ at " + std::to_string(rows) + " rows");
         }
+}
+
+TEST(a_row_gets_the_same_bits_alone_and_among_others_in_q8_0) {
+    Random random(57);
+    const std::int64_t out = 53, in = 608;
+    const Q8TestWeight w(random, out, in, true);
+    const auto x = random.bf16_normals(16 * in, 1.0f);
+    for (int format : {LLUDA_FORMAT_Q8_0, LLUDA_FORMAT_Q8_0_ROWS}) {
+        std::vector<float> alone(16 * out), together(16 * out);
+        for (int r = 0; r < 16; ++r)
+            check_ok(lluda_linear(context(), w.in(format), 1, x.data() + r * in, in, alone.data() + r * out,
+                                  LLUDA_DTYPE_F32, out));
+        for (int rows = 2; rows <= 16; ++rows) {
+            check_ok(lluda_linear(context(), w.in(format), rows, x.data(), in, together.data(), LLUDA_DTYPE_F32, out));
+            expect(std::equal(alone.begin(), alone.begin() + rows * out, together.begin()),
+                   std::to_string(rows) + " rows differ from each alone");
+        }
+    }
 }
 
 TEST(groups_of_all_formats_equal_single_products) {

@@ -25,6 +25,7 @@ from tests.conftest import TINY_LLAMA, TINY_MIXED, TINY_MOE, TINY_QWEN3, placed,
 
 CPU = torch.device("cpu")
 BF16 = Precision.of("bf16")
+WIDE = TINY_QWEN3 | {"hidden_size": 448, "intermediate_size": 672}
 ODD = TINY_QWEN3 | {"hidden_size": 76, "head_dim": 18, "intermediate_size": 101, "vocab_size": 333}
 CONFIGS = {
     "qwen3": TINY_QWEN3,
@@ -261,11 +262,12 @@ def test_random_bits_stay_bf16_and_are_counted():
     assert "1 incompressible" in backend.describe()
 
 
-@pytest.mark.parametrize("name", ["qwen3", "moe"])
+@pytest.mark.parametrize("packed", [False, True], ids=["bf16", "packed"])
+@pytest.mark.parametrize("raw", [WIDE, TINY_MOE], ids=["wide", "moe"])
 @pytest.mark.parametrize("isa", available_isas())
-def test_a_decode_step_of_many_sequences_gives_each_the_bits_it_gets_alone(isa, name):
+def test_a_decode_step_of_many_sequences_gives_each_the_bits_it_gets_alone(isa, raw, packed):
     """Up to 16 rows (docs/numerics.md), and prompts of more than 16 rows among themselves."""
-    runner = Runner(CONFIGS[name], CpuBackend(CPU, BF16, isa=isa))
+    runner = Runner(raw, CpuBackend(CPU, BF16, packed=packed, isa=isa))
     prompts, next_ids = [ids(20 + seed, seed) for seed in range(16)], [ids(1, 100 + seed) for seed in range(16)]
     caches = [runner.cache() for _ in prompts]
     alone = [runner.run([prompt], [cache])[-1] for prompt, cache in zip(prompts, caches, strict=True)]
@@ -325,10 +327,14 @@ def test_every_struct_of_the_interface_is_checked_for_its_size():
 
 
 def test_every_instruction_that_the_compiler_may_use_is_asked_for_at_run_time():
-    """-m flags of native/CMakeLists.txt against __builtin_cpu_supports in native/src/isa.cpp."""
+    """-m flags of native/CMakeLists.txt against __builtin_cpu_supports in native/src/isa.cpp; of AMX, for which not all
+    compilers have a name there, against the bits of CPUID."""
     source = Path(__file__).parents[2] / "native"
     build, choice = (source / "CMakeLists.txt").read_text(), (source / "src" / "isa.cpp").read_text()
-    used = set(re.findall(r"-m(\w+)", " ".join(re.findall(r"set\(avx\w+_flags (.*)\)", build))))
+    used = set(re.findall(r"-m([\w-]+)", " ".join(re.findall(r"set\((?:avx|amx)\w*_flags (.*)\)", build))))
+    assert {flag for flag in used if flag.startswith("amx")} == {"amx-tile", "amx-bf16"}
+    assert {"kTile", "kBf16"} == set(re.findall(r"d & (\w+)", choice))
+    used -= {"amx-tile", "amx-bf16"}
     assert used == {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "avx512vnni"}
     assert used == set(re.findall(r'__builtin_cpu_supports\("(\w+)"\)', choice))
 

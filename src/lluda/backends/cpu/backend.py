@@ -106,7 +106,7 @@ class CpuBackend(TorchExecutor):
         kept = f" ({self.incompressible} incompressible matrices kept BF16)" if self.incompressible else ""
         weights = f"packed BF16{kept}" if self._packed or "PACKED_BF16" in self._formats else "BF16"
         if "Q8_0" in self._formats:
-            vnni = "VNNI, " if self._native.isa == "avx512bf16" else ""
+            vnni = "VNNI, " if self._native.isa in ("amx", "avx512bf16") else ""
             weights += f" and Q8_0 ({vnni}rows rounded)" if self._q8_0_rows else " and Q8_0 (exact)"
         return f"cpu backend ({self._native.isa} kernels), {weights} weights, {self._native.threads} threads"
 

@@ -1,0 +1,327 @@
+// Products on the matrix unit (AMX): a tile of 16 weight rows by 32 columns, read where it lies or from decoded blocks,
+// times the same columns of up to 16 rows that lie side by side, as in panels (kernels.hpp). Each row has sums of its
+// own, so that it gets the same bits alone and among others.
+//
+// The unit adds up a tile's products as Intel's manual says under TDPBF16PS: those of even and of odd columns apart, in
+// float32, denormal numbers counting as zero. It computes some 30 times as fast as vdpbf16ps does on the same core, so
+// that 16 rows cost what reading the weights costs. Q8_0 stays with the vector kernels.
+#pragma once
+
+#include "linear_kernel.hpp"
+#include "q8_panel_kernel.hpp"
+
+namespace lluda {
+namespace {
+
+constexpr int kMatrixOutputs = 16;     // weight rows of a tile
+constexpr int64_t kMatrixWords = 16;   // words (pairs of columns) of a tile
+constexpr int kMatrixLanes = 16;       // rows of a tile
+
+// What LDTILECFG reads.
+struct alignas(64) TileShapes {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+};
+
+// Tiles 0 .. 3 are sums [outputs][lanes], those from 4 on rows [words][lanes], those from first_weights on weights
+// [outputs][words]. Released when done: a thread that is switched out has its tiles saved until then.
+class TilesInUse {
+public:
+    LLUDA_INLINE TilesInUse(int outputs, int lanes, int first_weights) {
+        TileShapes shapes;
+        for (int tile = 0; tile < 8; ++tile) {
+            const bool rows = tile >= 4 && tile < first_weights;
+            shapes.rows[tile] = static_cast<uint8_t>(rows ? kMatrixWords : outputs);
+            shapes.row_bytes[tile] = static_cast<uint16_t>(4 * (tile < first_weights ? lanes : kMatrixWords));
+        }
+        _tile_loadconfig(&shapes);
+    }
+    LLUDA_INLINE ~TilesInUse() { _tile_release(); }
+};
+
+// ---- 1 to 16 rows
+
+// Lanes that `rows` rows lie side by side in. One row is its own panel.
+LLUDA_INLINE int side_by_side(int rows) { return rows == 1 ? 1 : rows <= 4 ? 4 : rows <= 8 ? 8 : 16; }
+
+int64_t matrix_workspace(int rows, int64_t width) {
+    return rows == 1 ? 0 : prepared_bytes(width) * side_by_side(rows);
+}
+
+void matrix_arrange(const LinearTask &task, void *workspace) {
+    if (task.rows == 1 || task.weight->format == LLUDA_FORMAT_Q8_0_ROWS) return;
+    const int64_t words = padded_width(task.weight->in_features) / 2, lanes = side_by_side(task.rows);
+    const __mmask16 there = static_cast<__mmask16>((1u << lanes) - 1u);
+    uint32_t *panel = static_cast<uint32_t *>(workspace);
+    for (int64_t k = 0; k < words; k += 16) {
+        __m512i a[16];
+        for (int r = 0; r < 16; ++r)
+            a[r] = r < task.rows ? _mm512_loadu_si512(static_cast<const uint32_t *>(task.x[r]) + k)
+                                 : _mm512_setzero_si512();
+        transpose_16(a);
+        for (int i = 0; i < 16; ++i) _mm512_mask_storeu_epi32(panel + (k + i) * lanes, there, a[i]);
+    }
+}
+
+// A block of 128 columns of 16 weight rows.
+struct Stage {
+    alignas(64) uint16_t values[kMatrixOutputs][kBlockWeights];
+};
+
+struct BlockAt {
+    const void *values;
+    int64_t stride;  // in bytes
+};
+
+// The same block of the weight row that is multiplied 16 rows later, into the second-level cache. In this order, row by
+// row, it is faster on Sapphire Rapids than in the order of memory. Past the last row this touches nothing that faults.
+template <int64_t Bytes>
+LLUDA_INLINE void prefetch_next(const void *block, int64_t row_bytes) {
+    const uintptr_t next = reinterpret_cast<uintptr_t>(block) + static_cast<uintptr_t>(kMatrixOutputs * row_bytes);
+    for (int64_t at = 0; at < Bytes; at += 64)
+        __builtin_prefetch(reinterpret_cast<const void *>(next + static_cast<uintptr_t>(at)), 0, 2);
+}
+
+// Blocks of `count` weight rows from `output` on. Rows that are missing are whatever the stage holds; their sums are not
+// used.
+class PlainTiles {
+public:
+    LLUDA_INLINE PlainTiles(const lluda_weight &w, int64_t output, int count)
+        : values_(static_cast<const uint16_t *>(w.values) + output * w.in_features),
+          width_(w.in_features),
+          count_(count) {}
+
+    LLUDA_INLINE BlockAt block(int64_t index, Stage &stage) const {
+        const int64_t from = index * kBlockWeights, columns = smaller(width_ - from, kBlockWeights);
+        for (int o = 0; o < kMatrixOutputs; ++o)
+            prefetch_next<2 * kBlockWeights>(values_ + o * width_ + from, width_ * 2);
+        if (count_ == kMatrixOutputs && columns == kBlockWeights) return {values_ + from, width_ * 2};
+        memset(&stage, 0, sizeof stage);
+        for (int o = 0; o < count_; ++o)
+            memcpy(stage.values[o], values_ + o * width_ + from, static_cast<size_t>(columns) * 2);
+        return {stage.values, sizeof stage.values[0]};
+    }
+
+private:
+    const uint16_t *values_;
+    const int64_t width_;
+    const int count_;
+};
+
+class PackedTiles {
+public:
+    LLUDA_INLINE PackedTiles(const lluda_weight &w, int64_t output, int count)
+        : w_(w), row_bytes_(blocks_per_row(w.in_features) * kBlockBytes), count_(count) {
+        blocks_ = static_cast<const uint8_t *>(w.values) + output * row_bytes_;
+        table_ = exponent_table(w.exponents);
+        for (int o = 0; o < kMatrixOutputs; ++o) {
+            escape_[o] = o < count ? w.escape_rows[output + o] : 0;
+            end_[o] = o < count ? w.escape_rows[output + o + 1] : 0;
+            column_[o] = next_column(o);
+        }
+    }
+
+    LLUDA_INLINE BlockAt block(int64_t index, Stage &stage) {
+        for (int o = 0; o < count_; ++o) {
+            const uint8_t *block = blocks_ + o * row_bytes_ + index * kBlockBytes;
+            prefetch_next<kBlockBytes>(block, row_bytes_);
+            Group groups[4];
+            decode_block(block, table_, groups);
+            for (int g = 0; g < 4; ++g) _mm512_store_si512(stage.values[o] + g * kGroupWeights, groups[g].pairs);
+        }
+        const int32_t stop = static_cast<int32_t>((index + 1) * kBlockWeights);
+        unsigned due = _mm512_cmplt_epi32_mask(_mm512_load_si512(column_), _mm512_set1_epi32(stop));
+        for (; due; due &= due - 1) put_escapes(__builtin_ctz(due), stop, stage);
+        return {stage.values, sizeof stage.values[0]};
+    }
+
+private:
+    LLUDA_INLINE int32_t next_column(int row) const {
+        return escape_[row] < end_[row] ? static_cast<int32_t>(w_.escape_columns[escape_[row]]) : INT32_MAX;
+    }
+
+    // The weights that the packed form keeps aside.
+    void put_escapes(int row, int32_t stop, Stage &stage) {
+        for (; column_[row] < stop; ++escape_[row], column_[row] = next_column(row))
+            stage.values[row][column_[row] % kBlockWeights] = w_.escape_values[escape_[row]];
+    }
+
+    const lluda_weight &w_;
+    const uint8_t *blocks_;
+    const int64_t row_bytes_;
+    const int count_;
+    ExponentTable table_;
+    uint32_t escape_[kMatrixOutputs], end_[kMatrixOutputs];
+    alignas(64) int32_t column_[kMatrixOutputs];  // of each row's next escape
+};
+
+// Four sums take turns, so that a product need not wait for the one before it.
+LLUDA_INLINE void multiply_block(const BlockAt &weights, const uint32_t *x, int64_t lanes) {
+    const char *w = static_cast<const char *>(weights.values);
+    const int64_t stride = lanes * 4, step = kMatrixWords * lanes;
+    _tile_loadd(4, x, stride);
+    _tile_loadd(6, w, weights.stride);
+    _tile_dpbf16ps(0, 6, 4);
+    _tile_loadd(5, x + step, stride);
+    _tile_loadd(7, w + 64, weights.stride);
+    _tile_dpbf16ps(1, 7, 5);
+    _tile_loadd(4, x + 2 * step, stride);
+    _tile_loadd(6, w + 128, weights.stride);
+    _tile_dpbf16ps(2, 6, 4);
+    _tile_loadd(5, x + 3 * step, stride);
+    _tile_loadd(7, w + 192, weights.stride);
+    _tile_dpbf16ps(3, 7, 5);
+}
+
+// The four sums to where they belong, for `count` outputs from `output` on.
+LLUDA_INLINE void put_matrix(const LinearTask &task, int64_t output, int count) {
+    alignas(64) float parts[4][kMatrixOutputs][kMatrixLanes];
+    float sums[kMatrixOutputs * kTileRows];
+    _tile_stored(0, parts[0], kMatrixLanes * 4);
+    _tile_stored(1, parts[1], kMatrixLanes * 4);
+    _tile_stored(2, parts[2], kMatrixLanes * 4);
+    _tile_stored(3, parts[3], kMatrixLanes * 4);
+    for (int o = 0; o < kMatrixOutputs; ++o)
+        store(sums + o * kTileRows, (load(parts[0][o]) + load(parts[1][o])) + (load(parts[2][o]) + load(parts[3][o])));
+    void *y[kMatrixLanes];
+    const int64_t at = output * (task.store == Store::kBFloat16 ? 2 : 4);
+    for (int r = 0; r < task.rows; ++r) y[r] = static_cast<char *>(task.y[r]) + at;
+    put_tile({sums, count, task.rows, task.weight->bias ? task.weight->bias + output : nullptr,
+              task.scale ? task.scale + output : nullptr, nullptr, task.store, y});
+}
+
+template <class Tiles>
+__attribute__((noinline)) void matrix_range(const LinearTask &task, int64_t begin, int64_t end, const uint32_t *x) {
+    const int64_t blocks = blocks_per_row(task.weight->in_features), lanes = side_by_side(task.rows);
+    Stage stages[2];  // one is filled while the tiles of the other are multiplied
+    const TilesInUse in_use(kMatrixOutputs, task.rows, 6);
+    for (int64_t output = begin; output < end; output += kMatrixOutputs) {
+        const int count = static_cast<int>(smaller(end - output, kMatrixOutputs));
+        Tiles tiles(*task.weight, output, count);
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        BlockAt next = tiles.block(0, stages[0]);
+        for (int64_t b = 0; b < blocks; ++b) {
+            const BlockAt here = next;
+            if (b + 1 < blocks) next = tiles.block(b + 1, stages[(b + 1) % 2]);
+            multiply_block(here, x + b * (kBlockWeights / 2) * lanes, lanes);
+        }
+        put_matrix(task, output, count);
+    }
+}
+
+void matrix_linear(const LinearTask &task, int64_t begin, int64_t end, const void *workspace) {
+    const auto *x = static_cast<const uint32_t *>(task.rows == 1 ? task.x[0] : workspace);
+    switch (task.weight->format) {
+        case LLUDA_FORMAT_BF16:
+            return matrix_range<PlainTiles>(task, begin, end, x);
+        case LLUDA_FORMAT_PACKED_BF16:
+            return matrix_range<PackedTiles>(task, begin, end, x);
+        default:
+            return vector_linear(task, begin, end, workspace);
+    }
+}
+
+// ---- Many rows
+
+template <int Sums>
+LLUDA_INLINE void start_sums(const TileTask &task, const float *out) {
+    constexpr int64_t kStride = kTileRows * 4;
+    if (task.accumulate) {
+        _tile_loadd(0, out, kStride);
+        if constexpr (Sums > 1) _tile_loadd(1, out + kMatrixLanes, kStride);
+        if constexpr (Sums > 2) _tile_loadd(2, out + 2 * kMatrixLanes, kStride);
+        if constexpr (Sums > 3) _tile_loadd(3, out + 3 * kMatrixLanes, kStride);
+    } else {
+        _tile_zero(0);
+        if constexpr (Sums > 1) _tile_zero(1);
+        if constexpr (Sums > 2) _tile_zero(2);
+        if constexpr (Sums > 3) _tile_zero(3);
+    }
+}
+
+template <int Sums>
+LLUDA_INLINE void put_sums_of(float *out) {
+    constexpr int64_t kStride = kTileRows * 4;
+    _tile_stored(0, out, kStride);
+    if constexpr (Sums > 1) _tile_stored(1, out + kMatrixLanes, kStride);
+    if constexpr (Sums > 2) _tile_stored(2, out + 2 * kMatrixLanes, kStride);
+    if constexpr (Sums > 3) _tile_stored(3, out + 3 * kMatrixLanes, kStride);
+}
+
+// 16 outputs from `first` on times Sums * 16 lanes, over whole tiles of words.
+template <int Sums>
+__attribute__((noinline)) void matrix_outputs(const TileTask &task, int first, int64_t words) {
+    const char *w = static_cast<const char *>(task.multiplicands) + first * task.output_stride * 4;
+    const uint32_t *x = static_cast<const uint32_t *>(task.panel);
+    const int64_t w_stride = task.output_stride * 4, x_stride = task.panel_width * 4;
+    uintptr_t ahead = reinterpret_cast<uintptr_t>(task.prefetch) + static_cast<uintptr_t>(first * task.words * 4);
+    float *out = task.out + first * kTileRows;
+    start_sums<Sums>(task, out);
+    for (int64_t k = 0; k < words; k += kMatrixWords, w += 64, x += kMatrixWords * task.panel_width) {
+        if (task.prefetch)
+            for (int o = 0; o < kMatrixOutputs; ++o, ahead += 64)
+                __builtin_prefetch(reinterpret_cast<const void *>(ahead), 0, 2);
+        _tile_loadd(7, w, w_stride);
+        _tile_loadd(4, x, x_stride);
+        _tile_dpbf16ps(0, 7, 4);
+        if constexpr (Sums > 1) {
+            _tile_loadd(5, x + kMatrixLanes, x_stride);
+            _tile_dpbf16ps(1, 7, 5);
+        }
+        if constexpr (Sums > 2) {
+            _tile_loadd(6, x + 2 * kMatrixLanes, x_stride);
+            _tile_dpbf16ps(2, 7, 6);
+        }
+        if constexpr (Sums > 3) {
+            _tile_loadd(4, x + 3 * kMatrixLanes, x_stride);
+            _tile_dpbf16ps(3, 7, 4);
+        }
+    }
+    put_sums_of<Sums>(out);
+}
+
+// Up to 16 at a time of the outputs begin .. end-1.
+LLUDA_INLINE void matrix_tiles(const TileTask &task, int begin, int end, int64_t words) {
+    if (begin >= end) return;
+    const TilesInUse in_use(end - begin < kMatrixOutputs ? end - begin : kMatrixOutputs, kMatrixLanes, 7);
+    for (int o = begin; o < end; o += kMatrixOutputs) {
+        switch (task.lanes / kMatrixLanes) {
+            case 1:
+                matrix_outputs<1>(task, o, words);
+                break;
+            case 2:
+                matrix_outputs<2>(task, o, words);
+                break;
+            case 3:
+                matrix_outputs<3>(task, o, words);
+                break;
+            default:
+                matrix_outputs<4>(task, o, words);
+        }
+    }
+}
+
+// The vector kernels do what is left over of words, and what is no product of BF16 pairs in rows: a choice that does not
+// depend on how outputs and lanes are shared out.
+void matrix_multiply_tile(const TileTask &task) {
+    const int whole = task.outputs / kMatrixOutputs * kMatrixOutputs;
+    const int64_t words = task.words / kMatrixWords * kMatrixWords;
+    if (task.scales || task.floats || task.word_stride != 1 || words == 0) return multiply_any_tile(task);
+    matrix_tiles(task, 0, whole, words);
+    matrix_tiles(task, whole, task.outputs, words);
+    if (words == task.words) return;
+    TileTask rest = task;
+    rest.prefetch = nullptr;
+    rest.multiplicands = static_cast<const uint32_t *>(task.multiplicands) + words;
+    rest.panel = static_cast<const uint32_t *>(task.panel) + words * task.panel_width;
+    rest.words = task.words - words;
+    rest.accumulate = true;
+    multiply_any_tile(rest);
+}
+
+}  // namespace
+}  // namespace lluda
