@@ -31,7 +31,7 @@ def test_say_survives_a_closed_pipe(monkeypatch):
             raise BrokenPipeError
 
     monkeypatch.setattr(sys, "stderr", Gone())
-    say("nobody hears this")
+    say("not printed")
 
 
 def test_progress_is_drawn_on_a_terminal_and_wiped_off(monkeypatch, capsys):

@@ -149,18 +149,18 @@ def test_an_occupied_folder_is_left_alone(lluda, source, tmp_path):
     ids=["Ctrl-C", "disk full", "no memory"],
 )
 def test_a_run_that_breaks_off_leaves_nothing(lluda, source, tmp_path, monkeypatch, raised, code):
-    from lluda.convert import synth
+    from lluda.formats.plain import PlainFormat
 
-    real = synth._encoded
+    real = PlainFormat.encode
     calls = []
 
-    def encoded(values, dtype):
+    def encode(self, values):
         calls.append(1)
         if len(calls) == 5:
             raise raised
-        return real(values, dtype)
+        return real(self, values)
 
-    monkeypatch.setattr(synth, "_encoded", encoded)
+    monkeypatch.setattr(PlainFormat, "encode", encode)
     printed = lluda("synth", source, tmp_path / "out")
     assert (printed.code, printed.out) == (code, "")
     assert len(printed.lines) == 1

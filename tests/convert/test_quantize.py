@@ -158,9 +158,9 @@ def test_a_gguf_source_keeps_its_names_keys_and_row_order(tmp_path: Path, archit
             assert np.array_equal(one.data, gguf.quants.quantize(np.asarray(original.data), Q8_0)), one.name
             decoded = torch.from_numpy(gguf.quants.dequantize(one.data, Q8_0)).bfloat16()
             assert np.array_equal(np.asarray(other.data).view(np.uint16), decoded.view(torch.uint16).numpy())
-    kept = {key for key in before.fields if not key.startswith("GGUF.") and key != "general.file_type"}
-    assert kept <= set(after.fields)
-    for key in kept - {"general.quantization_version"}:
+    expected_keys = {key for key in before.fields if not key.startswith("GGUF.") and key != "general.file_type"}
+    assert expected_keys <= set(after.fields)
+    for key in expected_keys - {"general.quantization_version"}:
         assert before.fields[key].types == after.fields[key].types
         assert before.fields[key].contents() == after.fields[key].contents()
 

@@ -176,12 +176,12 @@ def test_extra_files_are_copied(tmp_path):
 
 def test_progress_ends_at_the_total_and_never_falls(tmp_path, monkeypatch):
     monkeypatch.setattr(synth, "_CHUNK", 10_000)
-    seen: list[tuple[int, int]] = []
-    synthesize(SPECS, tmp_path / "a", config=CONFIG, progress=lambda done, total: seen.append((done, total)))
+    calls: list[tuple[int, int]] = []
+    synthesize(SPECS, tmp_path / "a", config=CONFIG, progress=lambda done, total: calls.append((done, total)))
     total = 2 * sum(spec.elements for spec in SPECS[:-1])
-    assert {one[1] for one in seen} == {total}
-    assert [one[0] for one in seen] == sorted({one[0] for one in seen})
-    assert seen[-1] == (total, total)
+    assert {one[1] for one in calls} == {total}
+    assert [one[0] for one in calls] == sorted({one[0] for one in calls})
+    assert calls[-1] == (total, total)
 
 
 def test_memory_stays_far_below_the_checkpoint(tmp_path):
@@ -258,8 +258,8 @@ def test_too_small_a_disk_is_told_before_writing(tmp_path, monkeypatch):
 class _FullDisk:
     """A file that takes some bytes and then says the disk is full."""
 
-    def __init__(self, file, room: int) -> None:
-        self._file, self._room = file, room
+    def __init__(self, file, capacity: int) -> None:
+        self._file, self._capacity = file, capacity
 
     def __enter__(self):
         return self
@@ -271,8 +271,8 @@ class _FullDisk:
         return getattr(self._file, name)
 
     def write(self, data) -> int:
-        self._room -= len(data)
-        if self._room < 0:
+        self._capacity -= len(data)
+        if self._capacity < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
         return self._file.write(data)
 

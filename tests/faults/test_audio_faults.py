@@ -66,11 +66,11 @@ def test_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("extension", ["wav", "flac"])
-@pytest.mark.parametrize("kept", [0.9, 0.5, 0.1])
-def test_cut_off_recordings(tmp_path, extension, kept):
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.1])
+def test_cut_off_recordings(tmp_path, extension, share):
     path = write(tmp_path / f"a.{extension}", sound(10))
     content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * kept)])
+    path.write_bytes(content[: int(len(content) * share)])
     assert "cut off" in refused(path)
 
 
@@ -93,10 +93,10 @@ def test_a_cut_off_webm(tmp_path):
 
 
 @pytest.mark.parametrize("extension", ["wav", "flac", "mp3", "ogg"])
-@pytest.mark.parametrize("kept", [1, 4, 12, 30, 44, 60])
-def test_headers_cut_off(tmp_path, extension, kept):
+@pytest.mark.parametrize("count", [1, 4, 12, 30, 44, 60])
+def test_headers_cut_off(tmp_path, extension, count):
     path = write(tmp_path / f"a.{extension}", sound(1))
-    path.write_bytes(path.read_bytes()[:kept])
+    path.write_bytes(path.read_bytes()[:count])
     refused(path, LludaError)
 
 

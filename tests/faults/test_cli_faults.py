@@ -39,7 +39,7 @@ def _fresh_events() -> None:
 
 
 def refused(printed: Printed, *words: object, lines: int = 1) -> None:
-    """Bad input, told as it must be, ``words`` in it."""
+    """Bad input, reported in one line, ``words`` in it."""
     assert (printed.code, printed.out) == (2, "")
     assert len(printed.lines) == lines, printed.err
     for word in words:

@@ -1,5 +1,5 @@
 """What a small or large file may cost before it is refused (D6): its counts are bounded by themselves and by their
-products, before anything is made of them. Each case took seconds or gigabytes, or would."""
+products, before anything is built from them. Each case took seconds or gigabytes, or would."""
 
 from __future__ import annotations
 

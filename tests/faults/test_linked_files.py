@@ -1,4 +1,4 @@
-"""Small files of a checkpoint that are links (B4): followed wherever they lead, and one that leads nowhere is told, not
+"""Small files of a checkpoint that are links (B4): followed, and a broken one is an error, not
 taken for a file that is not there (another prompt, without a word)."""
 
 from __future__ import annotations

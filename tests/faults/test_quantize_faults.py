@@ -130,8 +130,8 @@ def omni(path: Path, tensors: dict[str, tuple[int, ...]], **keys: Any) -> Path:
     metadata = {"general.architecture": "lluda-qwen3-omni", "lluda.config": CONFIG} | {
         key.replace("__", "."): value for key, value in keys.items()
     }
-    made = [NewTensor(name, shape, "F32", 1, zeros(shape)) for name, shape in tensors.items()]
-    write_gguf(path, {key: value for key, value in metadata.items() if value is not None}, made)
+    tensors_to_write = [NewTensor(name, shape, "F32", 1, zeros(shape)) for name, shape in tensors.items()]
+    write_gguf(path, {key: value for key, value in metadata.items() if value is not None}, tensors_to_write)
     return path
 
 

@@ -124,8 +124,8 @@ def test_a_lost_page_that_the_system_is_to_copy_is_an_error_with_its_cause(tmp_p
     (tmp_path / "a").write_bytes(bytes(1 << 20))
     mapped = MappedFile(tmp_path / "a").map()
     os.truncate(tmp_path / "a", 0)
-    told = r"b: cannot be written: Bad address; a file that is copied was shortened"
-    with pytest.raises(LludaError, match=told), atomic_file(tmp_path / "b") as file:
+    message = r"b: cannot be written: Bad address; a file that is copied was shortened"
+    with pytest.raises(LludaError, match=message), atomic_file(tmp_path / "b") as file:
         file.write(memoryview(mapped))
     assert not (tmp_path / "b").exists()
 

@@ -102,7 +102,7 @@ def test_a19_the_child_that_was_stopped_is_gone():
 
 
 def test_a19_the_child_cannot_write_files_or_start_processes(tmp_path):
-    """What a template that broke out of the sandbox would meet; the limits of the running worker, as the system has
+    """What a template that broke out of the sandbox would find; the limits of the running worker, as the system has
     them."""
     template = ChatTemplate("x", Path("t.jinja"))
     template.start()

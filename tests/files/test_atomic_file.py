@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and writers that meet: threads, processes, and killed ones."""
+"""Files that appear whole or not at all, and concurrent writers: threads, processes, and killed ones."""
 
 from __future__ import annotations
 
@@ -257,10 +257,10 @@ def test_a_limit_on_the_size_of_files_is_told_with_its_remedy(lluda, model, tmp_
 
 
 def test_no_part_of_a_split_model_appears_before_all_are_written(tmp_path):
-    seen = []
+    listings = []
 
     def write(file: BinaryIO) -> str:
-        seen.append(sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")))
+        listings.append(sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")))
         file.write(bytes(400))
         return "F32"
 
@@ -271,7 +271,7 @@ def test_no_part_of_a_split_model_appears_before_all_are_written(tmp_path):
     tensors = [NewTensor(f"t{index}", (100,), "F32", 400, write) for index in range(3)]
     with pytest.raises(LludaError, match="the source changed"):
         write_gguf(tmp_path / "a.gguf", {}, tensors, split_bytes=400, check=check)
-    assert seen == [[]] * 4
+    assert listings == [[]] * 4
     assert not list(tmp_path.iterdir())
     files = write_gguf(tmp_path / "a.gguf", {}, tensors, split_bytes=400)
     assert sorted(tmp_path.iterdir()) == files == [tmp_path / f"a-0000{part}-of-00003.gguf" for part in (1, 2, 3)]

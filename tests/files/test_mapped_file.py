@@ -12,18 +12,18 @@ from lluda.files.mapped_file import MappedFile
 
 
 @pytest.mark.parametrize(
-    ("number", "told"),
+    ("number", "message"),
     [
         (errno.ENOMEM, r"its 10 bytes cannot be mapped: .*; free memory, or raise its limit \(ulimit -v\)"),
         (errno.ENODEV, r"its 10 bytes cannot be mapped: .*; copy it to a local disk"),
     ],
 )
-def test_the_file_and_the_remedy_are_named(tmp_path, monkeypatch, number, told):
+def test_the_file_and_the_remedy_are_named(tmp_path, monkeypatch, number, message):
     (tmp_path / "a").write_bytes(bytes(10))
 
     def refused(*_, **__):
         raise OSError(number, errno.errorcode[number])
 
     monkeypatch.setattr(mmap, "mmap", refused)
-    with pytest.raises(LludaError, match=f"a: {told}"):
+    with pytest.raises(LludaError, match=f"a: {message}"):
         MappedFile(tmp_path / "a").map()

@@ -35,13 +35,13 @@ def state(raw, seed=0):
     """Float32 values that BF16 holds exactly, as a checkpoint's are. Layers of deep encoders are alike."""
     generator = torch.Generator().manual_seed(seed)
     alike = raw["encoder_layers"] > 4
-    tensors, made = {}, {}
+    tensors, values = {}, {}
     for spec in audio_encoder_parameters(config_of(raw)):
         key = re.sub(r"layers\.\d+", "layers.0", spec.name) if alike else spec.name
-        if key not in made:
+        if key not in values:
             mean, deviation = distribution(spec, is_tied=False)
-            made[key] = (torch.randn(spec.shape, generator=generator) * deviation + mean).bfloat16().float()
-        tensors[spec.name] = made[key]
+            values[key] = (torch.randn(spec.shape, generator=generator) * deviation + mean).bfloat16().float()
+        tensors[spec.name] = values[key]
     return tensors
 
 
@@ -165,11 +165,11 @@ def test_a_stream_encodes_only_its_open_block(tiny, monkeypatch):
 
 
 def test_observer_sees_every_stage(tiny):
-    seen = {}
-    out = tiny([recording(150)], seen.__setitem__)
-    assert list(seen) == ["conv", "layers.0", "layers.1", "output"]
-    assert torch.equal(seen["output"], out)
-    assert {rows.shape[0] for rows in seen.values()} == {20}
+    observed = {}
+    out = tiny([recording(150)], observed.__setitem__)
+    assert list(observed) == ["conv", "layers.0", "layers.1", "output"]
+    assert torch.equal(observed["output"], out)
+    assert {rows.shape[0] for rows in observed.values()} == {20}
 
 
 def test_no_recordings_are_no_rows(tiny):

@@ -96,15 +96,15 @@ def test_an_expert_no_token_chose_is_never_run():
 
 def test_bf16_is_near_float64_and_keeps_its_residual_in_float32():
     ids = prompt(30)
-    seen = {}
+    observed = {}
     near = TinyModel(TINY_QWEN3, "bf16")
     with torch.inference_mode():
-        logits = near.network(ids, torch.arange(30), [Segment(0, 30, near.cache())], None, seen.__setitem__)
+        logits = near.network(ids, torch.arange(30), [Segment(0, 30, near.cache())], None, observed.__setitem__)
     truth = TinyModel(TINY_QWEN3, "f64")
     exact = {name: tensor.double() for name, tensor in near.tensors.items()}
     truth.network = type(truth.network)(truth.config, placed(exact, TINY_QWEN3, truth.backend), truth.backend)
     error = (logits.double() - truth.logits(ids)).abs().mean()
-    assert seen["layers.2"].dtype == torch.float32
+    assert observed["layers.2"].dtype == torch.float32
     assert 0 < error < 0.02 * truth.logits(ids).abs().mean()
 
 

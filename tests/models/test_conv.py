@@ -80,8 +80,8 @@ CASES = {
 @torch.inference_mode()
 def test_pieces_give_what_torch_gives_of_the_whole(name, pieces):
     width, ours, theirs = CASES[name]
-    x, kept = noise(1 + sum(pieces), width), ConvState()
-    out = torch.cat([ours(part, kept) for part in x.split([1, *pieces])])
+    x, state = noise(1 + sum(pieces), width), ConvState()
+    out = torch.cat([ours(part, state) for part in x.split([1, *pieces])])
     expected = theirs(x)[0].T
     torch.testing.assert_close(out.view_as(expected), expected, rtol=1e-12, atol=1e-12)
 
@@ -117,15 +117,15 @@ def test_snake_beta_is_its_formula_over_long_rows():
 @torch.inference_mode()
 def test_a_sliding_cache_keeps_the_window(steps):
     cache = SlidingCache((2, 1, 2), window=4, rows=6, dtype=torch.float32, device=torch.device("cpu"))
-    held, position = cache.nbytes, 0
+    allocated, position = cache.nbytes, 0
     for rows in steps:
         keys, values = cache.reserve(rows)
         for buffer in (keys, values):
             buffer[:, :, cache.length : cache.length + rows] = torch.arange(position, position + rows)[:, None]
         cache.advance(rows)
         position += rows
-        seen = min(position, 3 + rows)
+        stored = min(position, 3 + rows)
         for buffer in (keys, values):
-            last = buffer[:, :, cache.length - seen : cache.length]
-            assert torch.equal(last, torch.arange(position - seen, position)[:, None].float().expand_as(last))
-    assert cache.nbytes == held
+            last = buffer[:, :, cache.length - stored : cache.length]
+            assert torch.equal(last, torch.arange(position - stored, position)[:, None].float().expand_as(last))
+    assert cache.nbytes == allocated

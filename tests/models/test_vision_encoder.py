@@ -176,18 +176,21 @@ def test_float64_differs_from_float32_by_rounding_alone(tensors):
 
 
 def test_the_observer_sees_every_stage(tensors):
-    seen: dict[str, torch.Size] = {}
+    observed: dict[str, torch.Size] = {}
     rows_of(
-        ours(config(), tensors), patches_of(config(), [(1, 4, 6)]), [(1, 4, 6)], lambda n, x: seen.update({n: x.shape})
+        ours(config(), tensors),
+        patches_of(config(), [(1, 4, 6)]),
+        [(1, 4, 6)],
+        lambda name, x: observed.update({name: x.shape}),
     )
-    assert list(seen) == [
+    assert list(observed) == [
         "patches",
         *(f"layers.{i}" for i in range(4)),
         "output",
         *(f"deepstack.{i}" for i in range(3)),
     ]
-    assert seen["layers.3"] == (24, 72)
-    assert seen["output"] == seen["deepstack.2"] == (6, 40)
+    assert observed["layers.3"] == (24, 72)
+    assert observed["output"] == observed["deepstack.2"] == (6, 40)
 
 
 @pytest.mark.parametrize("sides", [(1, 1), (2, 2), (3, 50), (48, 48), (100, 7)])

@@ -25,7 +25,7 @@ from tests.models.test_thinker import (
     OMNI,
     assert_32_greedy_tokens,
     assert_positions_and_logits,
-    made,
+    built,
     picture,
     reference_of,
     sound,
@@ -168,7 +168,7 @@ def test_the_thinker_with_media_beyond_the_trained_length_is_that_of_transformer
     text = raw["thinker_config"]["text_config"]
     text["max_position_embeddings"] = TRAINED
     text["rope_scaling"] |= {"rope_type": "yarn", "factor": 8.0}
-    model = made(raw)
+    model = built(raw)
     assert model[0].text.rope.yarn is not None
     pieces = [20, picture(64, 96), sound(1.0), TRAINED]
     reference = reference_of(raw, model[1])

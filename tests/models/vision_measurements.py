@@ -86,15 +86,15 @@ def speed():
             times[name].append(time.perf_counter() - start)
     base = statistics.median(times["transformers"][1:])
     for name, seconds in times.items():
-        kept = sorted(seconds[1:])
+        samples = sorted(seconds[1:])
         yield {
             "encoder": name,
             "input": named(SPEED_GRIDS[0]),
             "dtype": "bf16",
-            "median ms": round(1000 * statistics.median(kept), 1),
-            "min ms": round(1000 * kept[0], 1),
-            "max ms": round(1000 * kept[-1], 1),
-            "times as fast (median)": round(base / statistics.median(kept), 2),
+            "median ms": round(1000 * statistics.median(samples), 1),
+            "min ms": round(1000 * samples[0], 1),
+            "max ms": round(1000 * samples[-1], 1),
+            "times as fast (median)": round(base / statistics.median(samples), 2),
         }
 
 

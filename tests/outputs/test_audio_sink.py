@@ -1,4 +1,4 @@
-"""Speech written while it is made: what is on disk or in the pipe is a recording at every moment."""
+"""Speech written as it is generated: what is on disk or in the pipe is a recording at every moment."""
 
 import io
 import struct
@@ -114,8 +114,8 @@ def test_a_speech_without_a_sound_is_an_empty_recording(tmp_path):
     assert (len(samples), rate) == (0, 24000)
 
 
-@pytest.mark.parametrize(("limit", "kept"), [(20, False), (4000, True)])
-def test_a_disk_that_takes_no_more_is_told_and_leaves_no_empty_file(tmp_path, limit, kept):
+@pytest.mark.parametrize(("limit", "remains"), [(20, False), (4000, True)])
+def test_a_full_disk_is_an_error_and_leaves_no_empty_file(tmp_path, limit, remains):
     """A limit on the size of files (setrlimit, RLIMIT_FSIZE) stands for a full disk: both fail in write(2)."""
     code = f"""
 import resource
@@ -133,7 +133,7 @@ except LludaError as error:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert ended.stdout.startswith("a.wav: writing failed: ")
     assert ended.stdout.endswith("; free disk space, or raise the limit on the size of files (ulimit -f)\n")
-    assert (tmp_path / "a.wav").exists() is kept
+    assert (tmp_path / "a.wav").exists() is remains
 
 
 def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path):

@@ -100,8 +100,8 @@ def test_what_is_missing_is_named(arguments, missing, capsys):
 
 def test_copies_are_made_of_held_out_clips_alone(random_checkpoint, tmp_path, capsys):
     codes = torch.randint(256, (8, 7), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
-    clips = [Clip("Trained.", "lark", "train", "", 0, 3), Clip("One.", "lark", "test", "", 3, 3)]
-    CodeSet(codes, [*clips, Clip("Other.", "rms", "test", "", 6, 1)]).save(tmp_path / "codes")
+    clips = [Clip("Trained.", "lark", "train", 0, 3), Clip("One.", "lark", "test", 3, 3)]
+    CodeSet(codes, [*clips, Clip("Other.", "rms", "test", 6, 1)]).save(tmp_path / "codes")
     out = tmp_path / "copies"
     assert _result(capsys, "copies", random_checkpoint, "--codes", tmp_path / "codes", "--out", out)["clips"] == 1
     (clip,) = clips_of_folder(out, 5)

@@ -39,8 +39,14 @@ def tones(tmp_path):
     for index in range(24):
         count = int(generator.integers(24000, 60000))
         tone = np.sin(2 * np.pi * generator.integers(100, 900) * np.arange(count) / 24000)
-        entry = {"text": "It is blue.", "voice": ("lark", "flite-rms")[index % 2], "samples": count}
-        entry |= {"start": sum(map(len, parts)), "split": "test" if index % 4 == 0 else "train", "phonemes": "abcde"}
+        entry = {
+            "text": "It is blue." if index % 4 else "It is red.",
+            "voice": ("lark", "flite-rms")[index % 2],
+            "samples": count,
+        }
+        entry |= {"start": sum(map(len, parts)), "split": "test" if index % 4 == 0 else "train"}
+        if index % 2 == 0:  # the voice whose timing is known
+            entry |= {"starts": [0.1, 0.4, 0.5], "sounds": [["i", 0.1], ["t", 0.2], ["b", 0.5]]}
         parts.append((tone * 6000).astype(np.int16))
         lines.append(json.dumps(entry))
     np.concatenate(parts).tofile(folder / "sound.i16")
@@ -51,8 +57,11 @@ def tones(tmp_path):
 
 def test_all_stages_and_their_export(tones, tmp_path, monkeypatch):
     out, codes, model = tmp_path / "stages", tmp_path / "codes", tmp_path / "model"
-    for stage in "ab":
-        run(monkeypatch, train_codec, stage, "--sound", tones, "--out", out, "--batch", 2, "--frames", 4, *SMALL)
+    codec = ("--sound", tones, "--batch", 2, "--frames", 4, *SMALL)
+    run(monkeypatch, train_codec, "a", "--out", tmp_path / "earlier", *codec)
+    run(monkeypatch, train_codec, "a", "--out", out, "--begin", tmp_path / "earlier", *codec)
+    run(monkeypatch, train_codec, "b", "--out", out, "--contested", 0.5, *codec)
+    assert "doubt" in json.loads((out / "codec_b.json").read_text())["curve"][-1]
     run(monkeypatch, code_set, "--sound", tones, "--codec", out, "--out", codes, "--device", "cpu")
     found = code_set.CodeSet.load(codes)
     assert found.codes.shape == (GROUPS, sum(clip.frames for clip in found.clips))

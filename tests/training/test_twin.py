@@ -18,10 +18,10 @@ from lluda.models.build import all_parameters, build_text_model
 from lluda.models.code2wav import Code2Wav, code2wav_parameters
 from lluda.models.code_predictor import CodePredictor
 from lluda.models.talker import Talker
+from tests.config.test_code2wav import SMALL
 from tests.engine.test_speech import ASSISTANT, IM_END, IM_START, NEWLINE, USER, config
 from tests.models.omni_reference import placed_parameters, random_parameters
 from tests.models.test_code2wav import codes_of, speech_like
-from tests.config.test_code2wav import SMALL
 from training.train_talker import Batch, TalkerTrainer
 from training.twin.code2wav import Code2Wav as Code2WavTwin
 from training.twin.talker import Talker as TalkerTwin
@@ -175,6 +175,7 @@ def test_rows_of_an_example_are_the_engines(parsed, tensors, talkers, thinkers):
         text=torch.tensor([answer]),
         codes=codes,
         own=torch.ones(1, 2, dtype=torch.bool),
+        spoken=torch.full((1, 3), -1),
         speaker=torch.tensor([speech.talker.speakers["chelsie"]]),
         user=torch.tensor([[-1, -1, *asked]]),
         heard=torch.zeros(1, 10, dtype=torch.bool),

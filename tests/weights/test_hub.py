@@ -487,10 +487,10 @@ def test_c7_a_listing_without_a_model_is_refused_without_another_request(
 def test_c7_small_files_come_first_and_only_the_indexs_shards_are_fetched(server: FakeHub) -> None:
     extra = ("consolidated.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "x.gguf", "README.md")
     server.files |= {"tokenizer_config.json": "{}", "generation_config.json": "{}", **dict.fromkeys(extra, "x")}
-    seen: list[list[str]] = []
-    folder = resolve_model("org/name", check=lambda _: seen.append(list(server.fetched)))
+    fetched: list[list[str]] = []
+    folder = resolve_model("org/name", check=lambda _: fetched.append(list(server.fetched)))
     assert server.fetched == ["config.json", INDEX, "tokenizer_config.json", "generation_config.json", A, B]
-    assert seen == [server.fetched[:-2]]
+    assert fetched == [server.fetched[:-2]]
     assert not any((folder / name).exists() for name in extra)
 
 

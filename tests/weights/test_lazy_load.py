@@ -53,11 +53,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("check", "is_read", "told"),
+    ("check", "is_read", "reported"),
     [("auto", False, ["copied"]), ("warn", True, ["w", "copied"]), ("off", False, [])],
 )
 def test_c6_only_a_check_that_was_asked_for_reads_what_stays_mapped(
-    folder: Path, check: str, is_read: bool, told: list[str]
+    folder: Path, check: str, is_read: bool, reported: list[str]
 ) -> None:
     file = folder / "model.safetensors"
 
@@ -66,7 +66,7 @@ def test_c6_only_a_check_that_was_asked_for_reads_what_stays_mapped(
         return (values.float(), False) if spec.name == "copied" else (values, True)
 
     placed, report = load_tensors(open_checkpoint(folder), SPECS, take=take, check=check)
-    assert report.suspicious == tuple(f"{name} holds NaN or infinity" for name in told)
+    assert report.suspicious == tuple(f"{name} holds NaN or infinity" for name in reported)
     nbytes = placed["w"].nbytes
     # The copied one is let go, so that what is left is the mapped one; neighbours of a page may come with it.
     assert read_bytes(file) >= nbytes if is_read else read_bytes(file) < nbytes // 4

@@ -1,4 +1,4 @@
-"""Where the settings of media stand, and what they mean, against transformers' own reading of the same files."""
+"""Where the settings of media are, and what they mean, against transformers' own reading of the same files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands beside the weights goes along: into a synthesised, a packed and a quantised model."""
+"""Files beside the weights are copied: into a synthesised, a packed and a quantised model."""
 
 from __future__ import annotations
 

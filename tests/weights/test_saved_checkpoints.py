@@ -192,7 +192,7 @@ def test_a_parameter_stored_twice_must_have_one_value(both_layouts, tmp_path):
     assert torch.equal(logits_of(tmp_path), logits_of(folder))
     stored = stored | {EXPERT: stored[EXPERT] + 1}
     save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CorruptFile, match=f"two stored tensors stand for '{re.escape(EXPERT)}' with different values"):
+    with pytest.raises(CorruptFile, match=f"two stored tensors for '{re.escape(EXPERT)}' have different values"):
         logits_of(tmp_path)
 
 
@@ -201,12 +201,12 @@ def test_the_two_may_lie_in_two_shards(both_layouts, tmp_path):
     shutil.copy(folder / "config.json", tmp_path)
     for change, refused in ((0, False), (1, True)):
         shards = {"a.safetensors": {EXPERT: stored[EXPERT] + change}, "b.safetensors": load_fused(folder)}
-        for shard, held in shards.items():
-            save_file(held, tmp_path / shard, {"format": "pt"})
-        weight_map = {name: shard for shard, held in shards.items() for name in held}
+        for shard, own in shards.items():
+            save_file(own, tmp_path / shard, {"format": "pt"})
+        weight_map = {name: shard for shard, own in shards.items() for name in own}
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
         if refused:
-            with pytest.raises(CorruptFile, match="two stored tensors stand for"):
+            with pytest.raises(CorruptFile, match="two stored tensors for"):
                 open_checkpoint(tmp_path)
         else:
             assert torch.equal(logits_of(tmp_path), logits_of(folder))

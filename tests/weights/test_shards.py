@@ -131,7 +131,7 @@ def test_a7_a_tensor_in_two_shards(tmp_path: Path) -> None:
         with FolderCheckpoint(tmp_path) as checkpoint:
             assert [bytes(checkpoint.tensor(name).tolist()) for name in ("x", "y")] == [b"1", b"2"]
     write_folder(tmp_path, {A: {"x": b"1", "y": b"2"}, B: {"x": b"3"}}, total_size=2)
-    refuses(tmp_path, f"two stored tensors stand for 'x' with different values; remove one of them .*{A}")
+    refuses(tmp_path, f"two stored tensors for 'x' have different values; remove one of them .*{A}")
 
 
 def test_a7_a_tensor_listed_twice_in_the_index(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a7_a_tensor_in_another_shard_than_listed(tmp_path: Path) -> None:
 def test_a7_total_size(tmp_path: Path) -> None:
     write_folder(tmp_path, total_size=7)
     refuses(tmp_path, r"metadata\.total_size is not the sum .*expected 6, found 7")
-    assert len(FolderCheckpoint(tmp_path, prefix="talker.").entries) == 1  # not all shards seen: cannot be judged
+    assert len(FolderCheckpoint(tmp_path, prefix="talker.").entries) == 1  # not all shards are open: cannot be judged
     for right in (6, 6.0, None):
         assert len(FolderCheckpoint(write_folder(tmp_path, total_size=right)).entries) == 3
     for wrong in ("6", True, -6, 6.5):

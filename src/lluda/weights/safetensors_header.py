@@ -162,7 +162,7 @@ class _Scanner:
 
     def _string(self, what: str) -> str:
         if self._peek() != '"':
-            raise self._error(f"{what} must stand here, in double quotes")
+            raise self._error(f"{what} is expected here, in double quotes")
         try:
             value, self._at = _STRING.raw_decode(self._text, self._at)
         except JSONDecodeError as error:
@@ -179,7 +179,7 @@ class _Scanner:
 
     def _take(self, mark: str) -> None:
         if not self._skip(mark):
-            raise self._error(f"not JSON: {mark!r} must stand here")
+            raise self._error(f"not JSON: {mark!r} is expected here")
 
     def _skip(self, mark: str) -> bool:
         found = self._peek() == mark

@@ -122,7 +122,7 @@ class FolderCheckpoint:
 
     def _released(self, shard: str, file: SafetensorsFile, prefix: str) -> dict[str, TensorEntry]:
         """The tensors of ``file`` under their released names, without those that another one holds the values of.
-        CorruptFile: two stored tensors stand for one parameter with different values."""
+        CorruptFile: two stored tensors for one parameter have different values."""
         unique: dict[str, TensorEntry] = {}
         for entry in released_entries(file.entries.values(), prefix):
             owner = self._files[self._owner.setdefault(entry.name, shard)]
@@ -130,7 +130,7 @@ class FolderCheckpoint:
             if first is None:
                 unique[entry.name] = entry
             elif not same_values(owner.stored_at(first).decode(), file.stored_at(entry).decode()):
-                rule = f"two stored tensors stand for {entry.name!r:.120} with different values; remove one of them"
+                rule = f"two stored tensors for {entry.name!r:.120} have different values; remove one of them"
                 raise CorruptFile(file.path, rule, found=f"{first.file.name} at {first.offset:,} and {entry.offset:,}")
         return unique
 

@@ -190,7 +190,7 @@ def test_threads_take_turns():
 
 
 def test_threads_never_get_each_others_answers():
-    """The worker is up before, so that renderings meet, not starts."""
+    """The worker is started before, so that renderings overlap and not starts."""
     template = ChatTemplate("{% for i in range(3000) %}{% endfor %}{{ messages[0].content * 500 }}", Path("t.jinja"))
     template.start()
     with ThreadPoolExecutor(8) as pool:

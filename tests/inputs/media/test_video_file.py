@@ -122,7 +122,7 @@ def test_a_sound_track_can_be_asked_for(tmp_path):
     assert open_video(write_video(tmp_path / "a.mkv", grey_frames(25), sound=True)).has_sound
 
 
-def test_no_frame_is_kept(tmp_path):
+def test_no_frame_is_buffered(tmp_path):
     """20 of 100 frames of 300 KB pass; not three of them lie in memory at once."""
     frames = grey_frames(100, 256, 400)
     video = open_video(write_video(tmp_path / "a.mkv", frames), fps=5)

@@ -169,13 +169,13 @@ def test_arrays_may_be_views():
 
 def test_no_frame_is_kept():
     """But as patches, so that a long video lies nowhere whole."""
-    made = []
+    references = []
 
     def frames():
         for _ in range(20):
             frame = np.zeros((64, 64, 3), np.uint8)
-            made.append(weakref.ref(frame))
-            assert sum(reference() is not None for reference in made) <= 3
+            references.append(weakref.ref(frame))
+            assert sum(reference() is not None for reference in references) <= 3
             yield frame
 
     assert video_patches(frames(), 20, RELEASED_VISION).grid[0] == 10

@@ -58,8 +58,8 @@ def test_all_that_is_safe_is_shown_at_once(tiny, text, stop):
         whole = tiny.decode(ids).rstrip("\ufffd")  # a character is shown when its last byte has come
         if stream.stopped is None:
             assert whole.startswith(shown)
-            held = whole[len(shown) :]
-            assert not held or any(each.startswith(held) for each in stop)
+            pending = whole[len(shown) :]
+            assert not pending or any(each.startswith(pending) for each in stop)
 
 
 def test_characters_are_never_split(qwen):
@@ -94,7 +94,7 @@ def test_nothing_comes_after_a_stop_string(tiny):
 
 
 def test_a_token_costs_the_same_at_the_end_of_a_long_text(tiny, monkeypatch):
-    """Each token is looked up once, and never more than one stop string's length is held."""
+    """Each token is looked up once, and never more than one stop string's length is pending."""
     looked_up = []
     monkeypatch.setattr(tiny, "bytes_of", lambda number: looked_up.append(number) or b"a")
     stream = TextStream(tiny, ("a" * 50 + "b",))

@@ -1,4 +1,4 @@
-"""Which files of a model folder decide its tokens; each layout held against transformers' reading of the folder."""
+"""Which files of a model folder decide its tokens; each layout compared with transformers' reading of the folder."""
 
 from __future__ import annotations
 
