@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.sound_set import FRAME
+from training.sound_set import FRAME, PLACES
 from training.spectrum import LogMel
 from training.twin.decoder import rotate
 
@@ -18,9 +18,6 @@ MELS, HOP = 100, 240
 _WIDTH, _INNER, _HEADS, _LAYERS, _REACH = 256, 640, 4, 4, 16
 _VECTOR = 16
 _DECAY = 0.99
-
-PLACES = 2
-"""Of phonemes in a frame: 25 a second, for about 15 phonemes."""
 
 
 class _Halving(nn.Module):
@@ -161,16 +158,16 @@ class Quantiser(nn.Module):
 
 
 class PhonemeHead(nn.Module):
-    """Phonemes of the first codebook's rows, ``PLACES`` a frame, so that these codes follow from the text."""
+    """Phonemes of a codebook's or all codebooks' rows, ``PLACES`` a frame."""
 
     def __init__(self, hidden: int, phonemes: int) -> None:
         super().__init__()
         self.widen = nn.Linear(hidden, PLACES * hidden)
         self.mix = nn.ModuleList(nn.Conv1d(hidden, hidden, 5, 1, 2) for _ in range(2))
-        self.out = nn.Linear(hidden, 1 + phonemes)
+        self.out = nn.Linear(hidden, phonemes)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """``[batch, frames, hidden]`` -> logits ``[batch, PLACES * frames, 1 + phonemes]``, blank first."""
+        """``[batch, frames, hidden]`` -> logits ``[batch, PLACES * frames, phonemes]``."""
         x = self.widen(rows).view(rows.shape[0], -1, rows.shape[2]).transpose(1, 2)
         for conv in self.mix:
             x = x + F.gelu(conv(x))

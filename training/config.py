@@ -66,14 +66,14 @@ _VISION = {
 }
 _TALKER = {
     "hidden_size": 128,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 5,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 32,
-    "num_experts": 8,
+    "num_experts": 4,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 64,
-    "shared_expert_intermediate_size": 128,
+    "shared_expert_intermediate_size": 96,
     "intermediate_size": 256,
     "vocab_size": CODES + 1024,
     "rope_scaling": _ROPE,

@@ -59,7 +59,7 @@ def speak_texts(
 
 def copy_clips(checkpoint: Path, codes: Path, voice: str, count: int, out: Path) -> dict[str, Any]:
     """The first held-out clips of a voice, coded by the codec and decoded by lluda's code2wav in float32."""
-    network = lluda.load_speech(checkpoint, backend="reference", dtype="f32").voice.code2wav
+    network = lluda.load_speech(checkpoint, backend="reference", dtype="f32").stack.code2wav
     stored = CodeSet.load(codes)
     clips = [clip for clip in stored.clips if clip.split == "test" and clip.voice == voice][:count]
     folder = SpeechFolder(out, SAMPLE_RATE)
@@ -96,7 +96,7 @@ def answer_heard(
 ) -> dict[str, Any]:
     """Exact answers to spoken questions; earlier turns are typed. With `out` the answers are spoken too."""
     model, score = lluda.load(checkpoint), _Score()
-    folder = SpeechFolder(out, model.voice().sample_rate) if out else None
+    folder = SpeechFolder(out, model.speech_stack().sample_rate) if out else None
     for number, (clip, rate, entry) in enumerate(clips_of(heard, count)):
         messages = _conversation(entry, _in_noise(clip, noise, number), rate)
         sampling = lluda.SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)

@@ -51,6 +51,8 @@ def _spoken(task: tuple[int, Line, int]) -> _Clip:
         about["phonemes"] = phonemes(line.text)
     if len(spoken.starts) == len(line.text.split()):
         about["starts"] = [round(start + later, 3) for start in spoken.starts]
+    if rate == SPEAK_RATE and spoken.sounds:
+        about["sounds"] = [[sound, round(start + later, 3)] for sound, start in spoken.sounds]
     return _Clip(number, line, sound.tobytes(), about)
 
 
@@ -116,7 +118,8 @@ def _all_spoken(tasks: Iterator[tuple[int, Line, int]], jobs: int) -> Iterator[_
 
 
 def _entry(clip: _Clip, start: int) -> dict[str, Any]:
-    """A clip's line in the index. `starts` are the seconds at which each word of the text begins."""
+    """A clip's line in the index. `starts` are the seconds at which each word of the text begins, `sounds` the
+    phonemes, each with the second at which it begins."""
     line = clip.line
     entry: dict[str, Any] = {"line": clip.number, "text": line.text, "voice": line.voice.partition("@")[0]}
     entry |= {"start": start, "samples": len(clip.data) // 2, "split": line.split}

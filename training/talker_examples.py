@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
 from random import Random
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from training.code_set import CodeSet
 from training.prompts import PromptWriter
 from training.sound_set import Clip
+from training.timing import FRAMES_A_SECOND, spoken_tokens
 from training.world import sample
 
 SIZES = (32, 56, 96, 160)
@@ -25,12 +28,15 @@ class Examples:
     """Examples of at most ``size`` frames, on one device.
 
     ``text`` int64 ``[n, size + 1]``: the token of each frame, the first that of the row before frame 0; ``frames``
-    int64 ``[n, size]``: where its codes lie, -1 behind the end; ``speaker`` int64 ``[n]``.
+    int64 ``[n, size]``: where its codes lie, -1 behind the end; ``spoken`` int64 ``[n, size + 1]``: which token of the
+    text is spoken in each frame, the number of tokens in the silence at the end, -1 where it is not known; ``speaker``
+    int64 ``[n]``.
     """
 
     size: int
     text: Tensor
     frames: Tensor
+    spoken: Tensor
     speaker: Tensor
 
     def __len__(self) -> int:
@@ -51,7 +57,8 @@ def examples_of(
         groups += [(clip,) for clip in found]
         groups += list(zip(found, shuffled, strict=True))
         groups += list(zip(found, shuffled[1:], shuffled[2:], strict=False))[::2]
-    buckets: dict[int, list[tuple[list[int], list[int], int]]] = {size: [] for size in SIZES}
+    buckets: dict[int, list[tuple[list[int], list[int], list[int], int]]] = {size: [] for size in SIZES}
+    decode = cache(writer.tokenizer.decode)
     for group in groups:
         frames = [index for clip in group for index in range(clip.first, clip.first + clip.frames)]
         ids = writer.plain(" ".join(clip.text for clip in group))
@@ -59,13 +66,27 @@ def examples_of(
         if size is None or len(ids) > len(frames):
             continue
         text = [*ids, ends[0], *[ends[1]] * size][: size + 1]
-        buckets[size].append((text, frames + [-1] * (size - len(frames)), speakers[group[0].voice]))
+        spoken = _spoken(group, ids, lambda part: decode(tuple(part)))
+        spoken = (spoken + [spoken[-1]] * (size + 1))[: size + 1]
+        buckets[size].append((text, frames + [-1] * (size - len(frames)), spoken, speakers[group[0].voice]))
     made = []
     for size, rows in buckets.items():
         if rows:
-            text, places, speaker = (torch.tensor(part, device=device) for part in zip(*rows, strict=True))
-            made.append(Examples(size, text, places, speaker))
+            made.append(Examples(size, *(torch.tensor(part, device=device) for part in zip(*rows, strict=True))))
     return made
+
+
+def _spoken(group: Sequence[Clip], ids: list[int], decode: Callable[[Sequence[int]], str]) -> list[int]:
+    """The token spoken in each frame of clips one after the other; -1 alone if it is not known."""
+    if not all(clip.starts for clip in group):
+        return [-1]
+    begins = list(accumulate((clip.frames for clip in group), initial=0))
+    starts = [
+        begin / FRAMES_A_SECOND + start for clip, begin in zip(group, begins, strict=False) for start in clip.starts
+    ]
+    seconds = begins[-2] / FRAMES_A_SECOND + group[-1].seconds
+    found = spoken_tokens(" ".join(clip.text for clip in group), starts, seconds, ids, decode)
+    return [*(max(0, index) for index in found), len(ids)]
 
 
 def user_turns(writer: PromptWriter, count: int, device: str) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ def spoken_tokens(
         starts: seconds from the clip's begin.
         seconds: of the whole clip, with the silence of `clip.SILENCE_AFTER` at its end.
         ids: the tokens of the text.
-        decode: ids to text.
+        decode: ids to text, each by itself as in a row (so of ASCII text).
 
     Raises:
         ValueError: as many starts as words are needed.
@@ -52,6 +52,8 @@ def _tokens_of_words(
         first.append(max(0, at - 1))
         at += len(word)
     counts = [0] * len(words)
-    for number in range(len(ids)):
-        counts[bisect_right(first, len(decode(ids[:number]))) - 1] += 1
+    begin = 0
+    for one in ids:
+        counts[bisect_right(first, begin) - 1] += 1
+        begin += len(decode([one]))
     return counts

@@ -73,18 +73,25 @@ def words_loss(found: Tensor, own: Tensor, spoken: Tensor, counts: Tensor) -> Te
     return torch.where(counted, losses, 0.0).sum() / torch.where(counted, counts, 0).sum().clamp_min(1)
 
 
-def shares_at(progress: float) -> Mapping[str, float]:
-    """What is drawn at a point of the stage."""
-    return {"transcript": 1.0} if progress < LISTENING_SHARE else MIXED
+def shares_at(progress: float, listening: float) -> Mapping[str, float]:
+    """What is drawn at a point of the stage, whose share ``listening`` is transcripts alone."""
+    return {"transcript": 1.0} if progress < listening else MIXED
 
 
 def train(
-    sources: Sources, weights: Path, limits: Limits, seconds_at_once: float, rows_at_once: int, rate: float
+    sources: Sources,
+    weights: Path,
+    limits: Limits,
+    seconds_at_once: float,
+    rows_at_once: int,
+    rate: float,
+    begin: str = "text",
+    listening: float = LISTENING_SHARE,
 ) -> None:
-    """Spoken batches, every sixth a typed one."""
+    """Spoken batches, every sixth a typed one, from the thinker of the stage ``begin``."""
     torch.manual_seed(4)
     device = limits.device
-    thinker = thinker_of(weights, "text", device)
+    thinker = thinker_of(weights, begin, device)
     trainer = HearingTrainer(thinker, thinker.audio_tower.config.output_dim).to(device).train()
     optimizer = adamw([trainer], rate, (0.9, 0.98), 0.05)
     stage = Stage("hearing", limits, {"thinker": thinker, "words": trainer.words}, [optimizer])
@@ -109,11 +116,11 @@ def train(
     steps = CapturedSteps(step, limits.captured)
     for progress in stage:
         as_stored = progress > 1 - ROUNDED_SHARE
-        if stage.step % TYPED_EVERY == TYPED_EVERY - 1 and progress >= LISTENING_SHARE:
+        if stage.step % TYPED_EVERY == TYPED_EVERY - 1 and progress >= listening:
             ids = _typed_batch(sources.typed, rows_at_once)
             stage.report(steps(("typed", ids.shape, as_stored), ids))
         else:
-            batch = sources.heard.draw(shares_at(progress), seconds_at_once)
+            batch = sources.heard.draw(shares_at(progress, listening), seconds_at_once)
             first, last = _CTC
             weight = torch.full((), first + (last - first) * progress, device=device)
             heard = batch.features, batch.frames, batch.ids, batch.places, batch.spoken, batch.spoken_count
@@ -158,6 +165,8 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=600_000, help="typed ones")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--begin", default="text", help="the stage whose thinker to begin with: text, hearing")
+    parser.add_argument("--listening", type=float, default=LISTENING_SHARE, help="share of the stage: transcripts")
     options = parser.parse_args()
     limits = Limits.of(options)
     torch.set_float32_matmul_precision("high")
@@ -169,7 +178,8 @@ def main() -> None:
     typed = typed_conversations(options.conversations, "train", 1, options.jobs)
     sources = Sources(heard, held_out, [one.to(limits.device) for one in typed if len(one)])
     rows_at_once = int(ROWS_AT_ONCE * options.seconds_at_once / SECONDS_AT_ONCE)
-    train(sources, options.weights, limits, options.seconds_at_once, rows_at_once, options.rate)
+    stages = options.begin, options.listening
+    train(sources, options.weights, limits, options.seconds_at_once, rows_at_once, options.rate, *stages)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,9 @@ from lluda.config.omni import SpeechConfig
 from training.captured import CapturedSteps, Values
 from training.code_set import CodeSet
 from training.config import read_config
-from training.ctc import ctc_losses, usable
 from training.optimizer import adamw, clip
 from training.prompts import PromptWriter
-from training.stage import LOG_EVERY, ROUNDED_SHARE, Limits, Stage, autocast, rounded
+from training.stage import LOG_EVERY, ROUNDED_SHARE, Limits, Stage, autocast, load_weights, rounded
 from training.talker_examples import Examples, examples_of, user_turns
 from training.tokenizer import FIRST_ADDED
 from training.twin.talker import Talker
@@ -33,10 +32,14 @@ OPENING = 9
 TURNS = 20_000
 _ALONE, _TYPED = 0.5, 0.25
 _SMOOTHING = 0.05
-_OTHERS, _PLACE = 2.0, 0.3
-_WRONG_FRAME, _WRONG_CODE, _OTHER_FRAME = 0.2, 0.4, 0.05
+_OTHERS, _WORD, _PLACE = 2.0, 0.3, 0.3
+_WRONG_FRAME, _WRONG_CODE, _OTHER_FRAME = 0.1, 0.4, 0.03
+_DRAWN_FRAME = 0.3
+"""The share of frames that the talker drew itself, at most; reached halfway."""
+
+TAUGHT = (1, 3)
 _VALIDATE_EVERY = 10 * LOG_EVERY
-HELD_OUT = ("first", "others", "place")
+HELD_OUT = ("first", "others", "word", "place")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +51,27 @@ class Batch:
     text: Tensor
     codes: Tensor
     own: Tensor
+    spoken: Tensor
     speaker: Tensor
     user: Tensor
     heard: Tensor
 
 
 class TalkerTrainer(nn.Module):
-    """The talker with the frozen table of tokens: a batch -> its losses. A head that is thrown away reads the tokens
-    spoken so far from the rows of the frames (CTC), so that these know their place in the text: all of it is fed long
-    before it is spoken, and without this speech begins right and then loses its place."""
+    """The talker with the frozen table of tokens: a batch -> its losses.
+
+    All of the text is fed long before it is spoken, and with codes alone to learn from, speech begins right and then
+    loses its place. So one head of each of the ``TAUGHT`` layers is taught to look at the row that brought the token
+    which is spoken next (guided attention, Tachibana et al. 2017), and a layer that is thrown away reads that token
+    from the last rows."""
 
     def __init__(self, config: SpeechConfig, table: Tensor) -> None:
         super().__init__()
         self.config, self.talker = config, Talker(config.talker)
         self.words = nn.Linear(config.talker.decoder.hidden_size, FIRST_ADDED + 1)
+        self.taught = [layer.self_attn for index, layer in enumerate(self.talker.model.layers) if index in TAUGHT]
+        for attention in self.taught:
+            attention.watched = True
         self.register_buffer("table", table, persistent=False)
         codec, tokens = config.talker.codec, config.tokens
         text = [tokens.im_start, tokens.assistant, 0, *[tokens.tts_pad] * 4, tokens.tts_bos]
@@ -87,38 +97,62 @@ class TalkerTrainer(nn.Module):
             user = torch.where(batch.heard[..., None], talker.hidden_projection(heard), user)
         return torch.cat((user, own), dim=1)
 
-    def forward(self, batch: Batch, heard: Tensor | None, seen: Tensor) -> dict[str, Tensor]:
-        """The losses; ``seen`` are the batch's codes with mistakes, as generation will make them."""
+    def predicted(self, batch: Batch, heard: Tensor | None, seen: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """From the frames ``seen``: the rows that choose each frame and the end ``[batch, frames + 1, hidden]``, the
+        logits of their first codes, those of the other codes after the batch's codes ``[batch * frames, groups - 1,
+        codes]``, and the routers' loss."""
         ahead = (batch.user < 0).sum(1) if batch.user.shape[1] else None
         hidden, logits, routing = self.talker(self.rows(batch, heard, seen), ahead)
         first = batch.user.shape[1] + OPENING - 1
+        rows, codes = hidden[:, first:-1].flatten(0, 1), batch.codes.flatten(0, 1)
+        predictor = self.talker.code_predictor
+        found = predictor(rows, self.talker.model.codec_embedding(codes[:, 0]), predictor.tables(codes[:, 1:-1]))
+        return hidden[:, first:], logits[:, first:], found, routing
+
+    @torch.no_grad()
+    def drawn(self, batch: Batch, heard: Tensor | None) -> Tensor:
+        """Codes drawn from what the talker expects after the true ones, of the shape of the batch's: the mistakes that
+        generation will make."""
+        _, logits, found, _ = self.predicted(batch, heard, batch.codes)
+        first = logits[:, :-1, : found.shape[-1]].flatten(0, 1)
+        scores = torch.cat((first[:, None].float(), found.float()), dim=1)
+        noise = -torch.rand_like(scores).clamp(min=1e-9).log()
+        return (scores.softmax(-1) / noise).argmax(-1).view_as(batch.codes)
+
+    def forward(self, batch: Batch, heard: Tensor | None, seen: Tensor) -> dict[str, Tensor]:
+        """The losses; ``seen`` are the batch's codes with mistakes, as generation will make them."""
+        hidden, logits, found, routing = self.predicted(batch, heard, seen)
         length = batch.own.sum(1)
         wanted = F.pad(batch.codes[..., 0], (0, 1))
         places = torch.arange(wanted.shape[1], device=wanted.device)
         wanted = torch.where(places == length[:, None], self.config.talker.codec.eos, wanted)
         wanted = torch.where(places > length[:, None], -100, wanted)
         firsts = F.cross_entropy(
-            logits[:, first:].flatten(0, 1).float(), wanted.flatten(), label_smoothing=_SMOOTHING * self.training
+            logits.flatten(0, 1).float(), wanted.flatten(), label_smoothing=_SMOOTHING * self.training
         )
-        rows, codes = hidden[:, first:-1].flatten(0, 1), batch.codes.flatten(0, 1)
-        predictor = self.talker.code_predictor
-        found = predictor(rows, self.talker.model.codec_embedding(codes[:, 0]), predictor.tables(codes[:, 1:-1]))
-        targets = torch.where(batch.own.flatten()[:, None], codes[:, 1:], -100)
+        targets = torch.where(batch.own.flatten()[:, None], batch.codes.flatten(0, 1)[:, 1:], -100)
         others = F.cross_entropy(found.flatten(0, 1).float(), targets.flatten())
-        return {"first": firsts, "others": others, "place": self.place(batch, hidden[:, first:-1]), "routing": routing}
+        known = (batch.spoken >= 0) & (batch.spoken <= places) & (places <= length[:, None])
+        return {
+            "first": firsts,
+            "others": others,
+            "word": self.word(batch, hidden, known),
+            "place": self.place(batch, known),
+            "routing": routing,
+        }
 
-    def place(self, batch: Batch, rows: Tensor) -> Tensor:
-        """CTC of the text's tokens in the rows of the frames ``[batch, frames, hidden]``, a token on average."""
-        # Clips have less than a token for two frames; a longer path would only cost time.
-        words = batch.text[:, : rows.shape[1] // 2 + 8]
-        counts = (words < FIRST_ADDED).sum(1)
-        length = batch.own.sum(1)
-        found = self.words(rows).float().log_softmax(-1).transpose(0, 1)
-        words = words.clamp(max=FIRST_ADDED - 1)
-        losses = ctc_losses(found, length, words, counts, FIRST_ADDED)
-        whole = batch.text[:, words.shape[1]] >= FIRST_ADDED
-        counted = usable(length, words, counts) & whole
-        return torch.where(counted, losses, 0.0).sum() / (counts * counted).sum().clamp(min=1)
+    def word(self, batch: Batch, hidden: Tensor, known: Tensor) -> Tensor:
+        """Cross entropy of the token spoken in the frame that each row chooses."""
+        wanted = batch.text.gather(1, batch.spoken.clamp(min=0)).clamp(max=FIRST_ADDED)
+        found = self.words(hidden).flatten(0, 1).float()
+        return F.cross_entropy(found, torch.where(known, wanted, -100).flatten(), ignore_index=-100)
+
+    def place(self, batch: Batch, known: Tensor) -> Tensor:
+        """Minus the logarithm of what the taught heads give to the row that brought that token."""
+        first = batch.user.shape[1] + OPENING - 1
+        wanted = (first + batch.spoken.clamp(min=0))[..., None]
+        losses = [-attention.shares[:, first:].gather(2, wanted)[..., 0] for attention in self.taught]
+        return torch.stack(losses).mean(0).mul(known).sum() / known.sum().clamp(min=1)
 
 
 class Batches:
@@ -148,12 +182,14 @@ class Batches:
             turn = torch.randint(len(user), (count,), device=device)
             sounds = torch.rand(count, 1, device=device) < (1 - _ALONE - _TYPED) / (1 - _ALONE)
             user, heard = user[turn], heard[turn] & sounds
-        return Batch(chosen.text[index], codes, places >= 0, chosen.speaker[index], user, heard)
+        return Batch(chosen.text[index], codes, places >= 0, chosen.spoken[index], chosen.speaker[index], user, heard)
 
 
-def mistaken(codes: Tensor, own: Tensor, size: int) -> Tensor:
-    """Codes ``[batch, frames, groups]`` with mistakes in a tenth of the frames, and some frames of other examples."""
+def mistaken(codes: Tensor, drawn: Tensor, share: Tensor, own: Tensor, size: int) -> Tensor:
+    """Codes ``[batch, frames, groups]``: a ``share`` of the frames as ``drawn``, in others single random codes, and
+    some frames of other examples."""
     device = codes.device
+    codes = torch.where(torch.rand(codes.shape[:2], device=device)[..., None] < share, drawn, codes)
     frames = torch.rand(codes.shape[:2], device=device)[..., None]
     wrong = (frames < _WRONG_FRAME) & (torch.rand(codes.shape, device=device) < _WRONG_CODE)
     codes = torch.where(wrong, torch.randint(size, codes.shape, device=device), codes)
@@ -171,8 +207,8 @@ def heard_rows(batch: Batch, table: Tensor) -> Tensor | None:
     return noise * table.std() * (0.5 + 3 * torch.rand(len(noise), 1, 1, device=table.device))
 
 
-def train(codes: CodeSet, weights: Path, limits: Limits, frames: int, rate: float) -> None:
-    """The talker and the code predictor together."""
+def train(codes: CodeSet, weights: Path, limits: Limits, frames: int, rate: float, begin: Path | None) -> None:
+    """The talker and the code predictor together, from the weights in the file ``begin``."""
     config, device = read_config()[1].omni, limits.device
     assert config is not None and config.speech is not None
     speech = config.speech
@@ -181,6 +217,8 @@ def train(codes: CodeSet, weights: Path, limits: Limits, frames: int, rate: floa
     writer, ends = PromptWriter(), (speech.tokens.tts_eos, speech.tokens.tts_pad)
     trainer = TalkerTrainer(speech, table)
     trainer.opening[2] = writer.line
+    if begin is not None:
+        load_weights(trainer.talker, begin)
     trainer.to(device).train()
     turns = user_turns(writer, TURNS if frames >= FRAMES_AT_ONCE else 50, device)
     speakers = dict(speech.talker.speakers)
@@ -192,20 +230,23 @@ def train(codes: CodeSet, weights: Path, limits: Limits, frames: int, rate: floa
     stage = Stage("talker", limits, {"talker": trainer.talker, "words": trainer.words}, [optimizer])
     forward, size = limits.compile(trainer.forward), speech.talker.code_predictor.vocab_size
 
-    def step(kind: tuple[tuple[int, bool], bool]) -> Values:
+    def step(kind: tuple[tuple[int, bool], bool], share: Tensor) -> Values:
         batch = batches.draw(kind[0], frames)
         with rounded([trainer], kind[1]), autocast(device):
-            losses: Values = forward(batch, heard_rows(batch, table), mistaken(batch.codes, batch.own, size))
+            heard = heard_rows(batch, table)
+            seen = mistaken(batch.codes, trainer.drawn(batch, heard), share, batch.own, size)
+            losses: Values = forward(batch, heard, seen)
             optimizer.zero_grad(set_to_none=True)
-            total = losses["first"] + _OTHERS * losses["others"] + _PLACE * losses["place"] + losses["routing"]
-            total.backward()
+            taught = _WORD * losses["word"] + _PLACE * losses["place"]
+            (losses["first"] + _OTHERS * losses["others"] + taught + losses["routing"]).backward()
         clip([trainer], 1.0)
         optimizer.step()
         return losses
 
     steps = CapturedSteps(step, limits.captured)
     for progress in stage:
-        stage.report(steps((batches.kind(), progress > 1 - ROUNDED_SHARE)))
+        share = torch.tensor(_DRAWN_FRAME * min(1.0, 2 * progress)).to(device)
+        stage.report(steps((batches.kind(), progress > 1 - ROUNDED_SHARE), share))
         if (stage.step + 1) % _VALIDATE_EVERY == 0 and held_out.examples:
             validate(trainer, held_out, frames, device, stage)
 
@@ -230,9 +271,11 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="folder with the text stage's weights")
     parser.add_argument("--frames", type=int, default=FRAMES_AT_ONCE, help="frames of a step")
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--begin", type=Path, help="file of a talker's weights to begin with")
     options = parser.parse_args()
     torch.set_float32_matmul_precision("high")
-    train(CodeSet.load(options.codes), options.weights, Limits.of(options), options.frames, options.rate)
+    limits = Limits.of(options)
+    train(CodeSet.load(options.codes), options.weights, limits, options.frames, options.rate, options.begin)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class Attention(nn.Module):
         if config.use_qk_norm:
             self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.watched, self.shares = False, torch.empty(0)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         """``[batch, rows, hidden]`` -> the same. ``mask`` as `visible` gives it; None is causal."""
@@ -53,8 +54,18 @@ class Attention(nn.Module):
         query, key = (rotate(part.float(), rotation).to(value.dtype).transpose(1, 2) for part in (query, key))
         shared = self.config.num_attention_heads // self.config.num_key_value_heads
         key, value = (part.repeat_interleave(shared, dim=1) for part in (key, value.transpose(1, 2)))
+        if self.watched:
+            self.shares = shares(query[:, 0], key[:, 0], mask)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
         return self.o_proj(out.transpose(1, 2).reshape(batch, rows, -1))
+
+
+def shares(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    """What one head gives to each row, as logarithms, float32 ``[batch, rows, rows]``; of a head to be taught."""
+    scores = (query @ key.transpose(1, 2)).float() / query.shape[-1] ** 0.5
+    rows = scores.shape[-1]
+    seen = torch.ones(rows, rows, dtype=torch.bool, device=scores.device).tril() if mask is None else mask[:, 0]
+    return scores.masked_fill(~seen, -1e4).log_softmax(-1)
 
 
 def visible(rows: int, window: int | None, ahead: Tensor | None, device: torch.device) -> Tensor | None:

@@ -36,22 +36,27 @@ def lark(speed: float = 1.0) -> Voice:
 
     def speak(text: str, seed: int) -> Spoken:
         tts, rng = hibari(), np.random.default_rng(seed)
-        parts, sound, starts, seconds = tts.phonemize(text), [], [], 0.0
+        parts, sound, starts, sounds, seconds = tts.phonemize(text), [], [], [], 0.0
         for part in parts:
             inputs = {"ids": np.asarray([tts.ids(part)], np.int64), "speed": np.asarray([speed], np.float32)}
             *spectrum, durations = tts.sess.run(None, inputs)
             sound.append(dsp.synth(*(one[0] for one in spectrum), rng))
             length = len(sound[-1]) / tts.sample_rate
-            starts += [seconds + length * share for share in _word_starts(part, tts, durations.ravel())]
+            known = [letter for letter in part if letter in tts.vocab]
+            begins = seconds + length * _begins(durations.ravel())[: len(known)]
+            starts += [float(begins[place]) for place in _first_of_words(known)]
+            sounds += list(zip(known, begins.tolist(), strict=True))
             seconds += length
-        return Spoken(np.concatenate(sound), tts.sample_rate, " ".join(parts), tuple(starts))
+        return Spoken(np.concatenate(sound), tts.sample_rate, " ".join(parts), tuple(starts), tuple(sounds))
 
     return speak
 
 
-def _word_starts(part: str, tts: Hibari, durations: np.ndarray) -> list[float]:
-    """Where in the sound, from 0 to 1, each word of a phoneme string begins; an id 0 stands before and after it."""
-    ends = np.cumsum(durations) / durations.sum()
-    known = [letter for letter in part if letter in tts.vocab]
-    first = [place for place, letter in enumerate(known) if letter != " " and (place == 0 or known[place - 1] == " ")]
-    return [float(ends[place]) for place in first]
+def _begins(durations: np.ndarray) -> np.ndarray:
+    """Where in the sound, from 0 to 1, each sound begins; an id 0 stands before the first and after the last."""
+    return np.cumsum(durations) / durations.sum()
+
+
+def _first_of_words(known: list[str]) -> list[int]:
+    """The places of the words' first sounds."""
+    return [place for place, letter in enumerate(known) if letter != " " and (place == 0 or known[place - 1] == " ")]

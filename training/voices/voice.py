@@ -12,13 +12,14 @@ import numpy as np
 
 
 class Spoken(NamedTuple):
-    """Samples (float32, mono, in [-1, 1]), their rate in hertz; where the family tells them, the phonemes, and the
-    seconds at which each word begins."""
+    """Samples (float32, mono, in [-1, 1]), their rate in hertz; where the family tells them, the phonemes, the seconds
+    at which each word begins, and those at which each sound (a phoneme, a stress mark, a pause) does."""
 
     samples: np.ndarray
     rate: int
     phonemes: str = ""
     starts: tuple[float, ...] = ()
+    sounds: tuple[tuple[str, float], ...] = ()
 
 
 Voice = Callable[[str, int], Spoken]
