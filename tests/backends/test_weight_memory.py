@@ -5,7 +5,7 @@ import weakref
 
 import torch
 
-from lluda.backends.cpu.backend import weight_memory
+from lluda.backends.cpu import weight_memory
 from lluda.backends.cpu.weight_memory import WeightMemory
 
 
