@@ -51,6 +51,10 @@ SPARSE = DENSE | {
     "model_type": "qwen3_moe", "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
     "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [], "tie_word_embeddings": False,
 }  # fmt: skip
+LONG = DENSE | {
+    "max_position_embeddings": 64,
+    "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+}
 pytestmark = pytest.mark.skipif(
     DEVICE.type == "cpu" and not interpreted(), reason="no GPU, and triton was imported before it could be interpreted"
 )
@@ -101,6 +105,24 @@ def test_answers_are_the_reference_s():
     ]
     assert answers[0] == answers[1]
     assert ours._graph(2) is ours._graph(2)
+
+
+def test_positions_beyond_the_trained_ones_are_the_reference_s():
+    """YaRN: prefill and steps up to twice the length that the model was trained for."""
+    reference = ReferenceBackend(DEVICE, Precision.of("f32"))
+    ours, theirs, plain = generator(LONG, cuda_backend()), generator(LONG, reference), generator(DENSE, reference)
+    prompt = list(range(1, 25))
+    caches = [each.new_cache() for each in (ours, theirs, plain)]
+    got, expected, other = (
+        each.prefill(prompt, cache) for each, cache in zip((ours, theirs, plain), caches, strict=True)
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    assert (expected - other).abs().max() > 1e-2  # without YaRN they are others
+    for _ in range(8 if DEVICE.type == "cuda" else 2):
+        token = int(expected.argmax())
+        got, expected = (each.step([token], [cache])[0] for each, cache in zip((ours, theirs), caches, strict=False))
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        assert got.argmax() == expected.argmax()
 
 
 @pytest.mark.parametrize("here", ["cuda", "reference"])
