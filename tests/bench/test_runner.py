@@ -37,17 +37,17 @@ EXPECTED = {
 
 
 @pytest.fixture(scope="module")
-def told() -> list[tuple[str, int, int]]:
+def calls() -> list[tuple[str, int, int]]:
     return []
 
 
 @pytest.fixture(scope="module")
-def report(checkpoint: Make, told: list[tuple[str, int, int]]) -> Report:
+def report(checkpoint: Make, calls: list[tuple[str, int, int]]) -> Report:
     """One round of lluda, transformers (where it is installed) and a peer that is not installed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ENGINES, "mistralrs", Engine("lluda.bench.engines.mistralrs", "no_such_package", "no-such"))
         settings = Settings(against=("transformers", "mistralrs"), plan=PLAN, repeat=1, threads=1, timeout=120)
-        return run_bench(str(checkpoint(TINY_QWEN3)), settings, lambda *progress: told.append(progress))
+        return run_bench(str(checkpoint(TINY_QWEN3)), settings, lambda *progress: calls.append(progress))
 
 
 def test_every_test_has_a_row_for_every_engine(report: Report) -> None:
@@ -93,9 +93,9 @@ def test_the_json_has_the_documented_schema(report: Report) -> None:
     assert document["settings"]["threads"] == 1
 
 
-def test_progress_counts_turns(report: Report, told: list[tuple[str, int, int]]) -> None:
-    assert ("round 1 of 1: lluda", 0, 3) in told
-    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+def test_progress_counts_turns(report: Report, calls: list[tuple[str, int, int]]) -> None:
+    assert ("round 1 of 1: lluda", 0, 3) in calls
+    assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
 
 
 def test_the_command_prints_json_and_writes_its_files(

@@ -50,13 +50,13 @@ def test_each_test_asks_for_its_own_components_alone(folder: Path, monkeypatch: 
         return load(files, options, specs)
 
     monkeypatch.setattr(source, "load_parameters", seen)
-    told: list[SpeechSession] = []
-    samples = list(measure_speech(job_for(folder, "audio"), LludaSpeech, told.append))
+    opened: list[SpeechSession] = []
+    samples = list(measure_speech(job_for(folder, "audio"), LludaSpeech, opened.append))
     assert [(sample.test, sample.unit) for sample in samples] == [("audio10s", "ms")]
     assert all(name.startswith("thinker.audio_tower.") for name in loaded)
-    assert [session.info.format for session in told] == ["BF16"]
+    assert [session.info.format for session in opened] == ["BF16"]
     loaded.clear()
-    list(measure_speech(job_for(folder, "speech"), LludaSpeech, told.append))
+    list(measure_speech(job_for(folder, "speech"), LludaSpeech, opened.append))
     assert {name for name in loaded if name.startswith("thinker.")} == {"thinker.model.embed_tokens.weight"}
 
 

@@ -1,4 +1,4 @@
-"""A GGUF copy of a safetensors checkpoint, so that llama.cpp runs the very same weights; made once and kept.
+"""A GGUF copy of a safetensors checkpoint, so that llama.cpp runs the very same weights; made once and reused.
 
 BF16, F16 and F32 matrices keep their type and bits; norms and router matrices become F32, as llama.cpp wants them. The
 tokenizer is the format's ``none``: the bench feeds ids.

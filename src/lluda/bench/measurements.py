@@ -16,8 +16,8 @@ from lluda.bench.session import Session
 _SHORT_REPEATS = 5
 
 
-def measure(job: Job, open_session: Callable[[Job], Session], told: Callable[[Session], None]) -> Iterator[Sample]:
-    """Open the engine and run the job's tests, yielding each sample as it is known; ``told`` gets the open session.
+def measure(job: Job, open_session: Callable[[Job], Session], opened: Callable[[Session], None]) -> Iterator[Sample]:
+    """Open the engine and run the job's tests, yielding each sample as it is known; ``opened`` gets the open session.
 
     Each test gives ``job.rounds`` samples; with more than one it is warmed up first.
 
@@ -37,7 +37,7 @@ def measure(job: Job, open_session: Callable[[Job], Session], told: Callable[[Se
     loaded = time.perf_counter() - begun
     session.first_token(job.prompt(1))
     since_start = time.monotonic() - job.started
-    told(session)
+    opened(session)
     tests = job.plan.tests
     if "load" in tests:
         yield Sample("load", loaded, "s")

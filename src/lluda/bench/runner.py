@@ -143,7 +143,7 @@ def run_bench(model: str, settings: Settings, progress: Progress | None = None) 
         InvalidRequest: tests of speech or sound of a model without them; a device that cannot be used.
         OutOfMemory: a device that random weights do not fit; the message says by how much.
     """
-    told: Progress = progress or (lambda _what, _done, _total: None)
+    notify: Progress = progress or (lambda _what, _done, _total: None)
     if settings.random:
         path = Path(model)
         config = read_random_config(path, allow_unknown=settings.allow_unknown_config)
@@ -159,8 +159,8 @@ def run_bench(model: str, settings: Settings, progress: Progress | None = None) 
             f"the tests need {needed} positions but the model has {limit}; use smaller --prompt or --gen"
         )
     threads = settings.threads or available_cores()
-    entrants = _entrants(path, config, settings, threads, told)
-    bandwidth, other_load = _run_rounds(entrants, settings, told)
+    entrants = _entrants(path, config, settings, threads, notify)
+    bandwidth, other_load = _run_rounds(entrants, settings, notify)
     return Report(
         model=MeasuredModel(
             str(path),
@@ -201,7 +201,7 @@ def _require_omni_tests(path: Path, config: ModelConfig, settings: Settings) -> 
     usable_device(settings.device)
 
 
-def _entrants(path: Path, config: ModelConfig, settings: Settings, threads: int, told: Progress) -> list[_Entrant]:
+def _entrants(path: Path, config: ModelConfig, settings: Settings, threads: int, notify: Progress) -> list[_Entrant]:
     text = config.text
     job = Job(
         engine="lluda",
@@ -217,18 +217,18 @@ def _entrants(path: Path, config: ModelConfig, settings: Settings, threads: int,
         rounds=settings.repeat if settings.random else 1,
     )
     ours = [_Entrant(replace(job, format=format_name(name))) for name in settings.formats]
-    peers = [_peer(replace(job, engine=name), path, config, settings, told) for name in settings.against]
+    peers = [_peer(replace(job, engine=name), path, config, settings, notify) for name in settings.against]
     return ours + peers
 
 
-def _peer(job: Job, path: Path, config: ModelConfig, settings: Settings, told: Progress) -> _Entrant:
+def _peer(job: Job, path: Path, config: ModelConfig, settings: Settings, notify: Progress) -> _Entrant:
     engine = ENGINES[job.engine]
     if not engine.installed:
         remedy = f"pip install {engine.distribution} (or lluda[bench])"
         return _Entrant(job, status="not installed", detail=remedy)
 
     def copying(done: int, total: int) -> None:
-        told(f"copying for {job.engine}", done, total)
+        notify(f"copying for {job.engine}", done, total)
 
     try:
         job = replace(job, plan=replace(job.plan, tests=_peer_tests(job, path)))
@@ -247,7 +247,7 @@ def _peer_tests(job: Job, path: Path) -> tuple[str, ...]:
     return tests
 
 
-def _run_rounds(entrants: Sequence[_Entrant], settings: Settings, told: Progress) -> tuple[Bandwidth | None, float]:
+def _run_rounds(entrants: Sequence[_Entrant], settings: Settings, notify: Progress) -> tuple[Bandwidth | None, float]:
     """All turns; the machine's bandwidth, and the largest load of other work during a turn."""
     rounds = entrants[0].job.rounds
     turns = [(number, entrant) for number in range(1, settings.repeat // rounds + 1) for entrant in entrants]
@@ -255,12 +255,12 @@ def _run_rounds(entrants: Sequence[_Entrant], settings: Settings, told: Progress
     wanted, loads = bool(_OF_BANDWIDTH & set(settings.plan.tests)), [0.0]
     models = [] if settings.random else [entrant.job.model for entrant in entrants if entrant.status == "ok"]
     for path in dict.fromkeys(models):
-        told("reading the weights once", 0, len(turns))
+        notify("reading the weights once", 0, len(turns))
         warm_page_cache(Path(path))
     if wanted:
         streaming.take_turn()
     for done, (number, entrant) in enumerate(turns):
-        told(f"round {number} of {settings.repeat // rounds}: {entrant.job.engine}", done, len(turns))
+        notify(f"round {number} of {settings.repeat // rounds}: {entrant.job.engine}", done, len(turns))
         if entrant.status != "ok":
             continue
         loads.append(entrant.take_turn(settings.timeout * rounds))

@@ -55,7 +55,7 @@ class SteppingSession(ABC):
 
     @abstractmethod
     def start(self, prompts: Sequence[Sequence[int]]) -> list[int]:
-        """Forget all sequences, run these prompts and return the likeliest token after each; only last rows need
+        """Forget all sequences, run these prompts and return the token of highest logit after each; only last rows need
         logits. Steps choose greedily, until `sample` is called."""
 
     def sample(self, prompts: Sequence[Sequence[int]]) -> None:

@@ -1,4 +1,4 @@
-"""What speech and sound cost: talker, code predictor, code2wav and the audio encoder by themselves, a request to speak a
+"""What speech and sound cost: talker, code predictor, code2wav and audio encoder by themselves, a request to speak a
 text, and a turn of a conversation with sound in and speech out."""
 
 from __future__ import annotations
@@ -105,9 +105,9 @@ def prompt_rows(rows: int, width: int) -> Tensor:
 
 
 def measure_speech(
-    job: Job, open_session: Callable[[Job], SpeechSession], told: Callable[[SpeechSession], None]
+    job: Job, open_session: Callable[[Job], SpeechSession], opened: Callable[[SpeechSession], None]
 ) -> Iterator[Sample]:
-    """Open the engine and run the job's tests of speech and sound ``job.rounds`` times; ``told`` gets the session.
+    """Open the engine and run the job's tests of speech and sound ``job.rounds`` times; ``opened`` gets the session.
 
     * ``code_predictor``: ms a frame, all codes and their sampling; ``talker``: ms a step; ``speech_frame``: both, from
       one frame's codes to the next's: medians of 40 after a prompt of 60 rows;
@@ -122,7 +122,7 @@ def measure_speech(
     Where an engine does not stream, ``code2wav1``, ``first_audio``, ``rtf`` and the turn are left out.
     """
     session, tests = open_session(job), job.plan.tests
-    told(session)
+    opened(session)
     for number in range(job.rounds):
         if "speech" in tests:
             yield from _frames(session)

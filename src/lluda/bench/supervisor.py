@@ -117,7 +117,7 @@ def _last_line(messages: IO[str]) -> str:
 
 
 def _show_traceback(messages: IO[str]) -> None:
-    """A bug is not to be seen by its last line alone."""
+    """Of a bug of ours or of an engine, whole: the last line alone is in the report."""
     messages.seek(0)
     text = messages.read()
     if "Traceback (most recent call last)" in text:

@@ -36,14 +36,14 @@ def main() -> int:
     rows = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
-    def told(session: Session | SpeechSession) -> None:
+    def opened(session: Session | SpeechSession) -> None:
         print(dumps({"info": asdict(session.info)}), file=rows)
 
     die_with_parent()
     gc.set_threshold(_COLLECT_EVERY, *gc.get_threshold()[1:])
     try:
         job = Job.from_json(sys.stdin.read())
-        for sample in samples(job, told):
+        for sample in samples(job, opened):
             print(dumps(asdict(sample)), file=rows)
     except LludaError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
@@ -54,15 +54,15 @@ def main() -> int:
     return 0
 
 
-def samples(job: Job, told: Callable[[Session | SpeechSession], None]) -> Iterator[Sample]:
-    """All samples of a job, as they are known; ``told`` gets the open session."""
+def samples(job: Job, opened: Callable[[Session | SpeechSession], None]) -> Iterator[Sample]:
+    """All samples of a job, as they are known; ``opened`` gets the open session."""
     engine = ENGINES[job.engine]
     if job.plan.text_tests:
-        yield from measure(job, import_module(engine.module).open_session, told)
+        yield from measure(job, import_module(engine.module).open_session, opened)
     if job.plan.omni_tests:
         assert engine.speech is not None, "the run asks an engine for what it can do"
-        # What the text tests told is what decoding's share of the bandwidth is counted from.
-        once = (lambda _session: None) if job.plan.text_tests else told
+        # The text session's info stays: decoding's share of the bandwidth is counted from it.
+        once = (lambda _session: None) if job.plan.text_tests else opened
         _release_memory(job.device)
         yield from measure_speech(job, import_module(engine.speech).open_session, once)
 

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="rounds of all engines (default 5)")
     parser.add_argument("--threads", type=int, metavar="N", help="for every engine (default: all cores)")
     parser.add_argument("--timeout", type=float, default=900, metavar="S", help="seconds for a turn (default 900)")
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where copies for peers are kept")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where copies for peers are stored")
     add_report(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a bar chart (.png)")
 

@@ -198,9 +198,9 @@ class _Run:
         self._require_memory(name)
         with self._timed(name, "lluda"):
             ours = self.ours.decoder(prompt, captured)
-            self.backend = ours.network.describe()
             stages = dict(trace(ours, ids, self.request.rows_per_step if judged else len(ids)).stages)
             tokens = continue_greedily(ours, ids, self.request.greedy)
+            self.backend = ours.network.describe()  # after the run: it tells what ran on torch operations
         del ours
         release_memory()
         if judged and self.request.reference == "llama.cpp":

@@ -1,7 +1,7 @@
 """llama.cpp on the same .gguf file: a second reference, written by other people in another language.
 
-Only its logits can be seen. For block formats its CPU kernels round activations to 8 bits, so it is judged by how alike
-the two distributions are, not by float32's threshold.
+Only its logits can be observed. For block formats its CPU kernels round activations to 8 bits, so it is judged by how
+alike the two distributions are, not by float32's threshold.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ class LludaComponents:
         if not media:
             return PromptRows(list(given.ids))
         made = zip(media, audio, vision, strict=True)
-        encoded = [EncodedMedia(medium.key, medium.span, heard, seen) for medium, heard, seen in made]
+        encoded = [EncodedMedia(medium.key, medium.span, sound, sight) for medium, sound, sight in made]
         reader = self._media_reader()
         return reader.prompt_rows(reader.expand(given.ids, encoded), encoded)
 

@@ -82,7 +82,7 @@ def trace(implementation: Implementation, ids: Sequence[int], rows_per_step: int
     for start in range(0, len(ids), rows_per_step):
         step(ids[start : start + rows_per_step])
     stages = observe.stages
-    assert all(len(rows) == len(ids) for rows in stages.values()), "a stage was not seen once in each step"
+    assert all(len(rows) == len(ids) for rows in stages.values()), "a stage was not observed once in each step"
     return Trace(implementation.name, stages)
 
 

@@ -55,25 +55,25 @@ class TransformersDecoder:
 
         decoder: Any = self.module["decoder"]
         cache = DynamicCache(config=decoder.config)
-        seen = observe or (lambda _stage, _rows: None)
+        report = observe or (lambda _stage, _rows: None)
 
         @torch.no_grad()
         def step(ids: Sequence[int]) -> Tensor:
             x = decoder.embed_tokens(torch.tensor([list(ids)]))
             positions, deepstack = self._placed(x, ids, cache.get_seq_length())
-            seen("embeddings", x[0])
+            report("embeddings", x[0])
             with ExitStack() as hooks:
                 if observe:
                     # What goes into the next layer: DeepStack is added after the layer itself.
                     for index, module in enumerate([*decoder.layers[1:], decoder.norm]):
-                        hooks.enter_context(watch(module, seen, f"layers.{index}", given=True))
+                        hooks.enter_context(watch(module, report, f"layers.{index}", given=True))
                 out = decoder(
                     inputs_embeds=x, position_ids=positions, past_key_values=cache, use_cache=True, **deepstack
                 )
             hidden = out.last_hidden_state[0]
-            seen("norm", hidden)
+            report("norm", hidden)
             logits: Tensor = self.module["head"](hidden)
-            seen("logits", logits)
+            report("logits", logits)
             return logits
 
         return step

@@ -154,7 +154,7 @@ class Threshold:
 @dataclass(frozen=True, slots=True)
 class ComponentParity:
     """One component. ``greedy``: tokens or codes chosen; ``distribution``: of llama.cpp, of which only logits are
-    seen; ``corrections``: where the expectation is not what transformers itself would compute, and why."""
+    observed; ``corrections``: where the expectation is not what transformers itself would compute, and why."""
 
     component: str
     dtype: str

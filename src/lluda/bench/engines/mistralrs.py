@@ -82,5 +82,5 @@ def _arrivals(chunks: Iterator[object], tokens: int) -> list[float]:
     """When each of ``tokens`` tokens came, on the performance clock."""
     times = [time.perf_counter() for _ in chunks]
     if len(times) != tokens:
-        raise RuntimeError(f"mistralrs streamed {len(times)} pieces for {tokens} tokens; their times cannot be told")
+        raise RuntimeError(f"mistralrs streamed {len(times)} pieces for {tokens} tokens; their times cannot be matched")
     return times
