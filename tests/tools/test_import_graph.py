@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tools.import_graph import ImportGraph, counts, cycles, longest_chain, main
@@ -67,3 +69,11 @@ def test_the_command_prints_one_column_a_tree(tree, capsys):
 def test_a_folder_without_a_package_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds 0 packages"):
         ImportGraph.read(tmp_path)
+
+
+def test_the_parts_of_lluda_are_few_and_without_cycles():
+    """Imports under TYPE_CHECKING counted too."""
+    graph = ImportGraph.read(Path(__file__).resolve().parents[2] / "src")
+    parts = graph.graph(graph.part, hidden=True)
+    assert cycles(parts) == []
+    assert len(parts) <= 20

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from lluda.formats.stored_tensor import StoredTensor
+
 if TYPE_CHECKING:
     import torch
-
-    from lluda.formats.stored_tensor import StoredTensor
 
 
 @dataclass(frozen=True, slots=True)
