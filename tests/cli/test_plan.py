@@ -147,6 +147,7 @@ def test_packed_matrices_count_as_they_are_stored(lluda, model, tmp_path):
     [
         ("thinker", 31_719_205_488),
         ("thinker.visual", 538_631_408),
+        ("vision_encoder", 538_631_408),
         ("talker", 3_324_596_480),
         ("talker.code_predictor", 141_570_304),
         ("code2wav", 216_016_577),

@@ -10,6 +10,7 @@ from lluda.cli import options
 from lluda.cli.heavy_imports import heavy_imports
 from lluda.cli.report import add_report, publish, require_writable
 from lluda.errors import InvalidRequest
+from lluda.models.components import BY_NAME
 
 if TYPE_CHECKING:
     from lluda.engine.memory_plan import MemoryPlan
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only",
         metavar="COMPONENT",
-        help="count one component by itself: thinker, thinker.visual, talker, code2wav, …",
+        help="count one component by itself: thinker, vision_encoder (or thinker.visual), talker, code2wav, …",
     )
     add_report(parser)
     options.add_memory(parser)
@@ -76,10 +77,12 @@ def _print_table(plan: MemoryPlan, heading: str) -> None:
 
 
 def _only(plan: MemoryPlan, component: str) -> MemoryPlan:
-    """The plan of one component and the parts of it; the KV cache is the text decoder's."""
+    """The plan of one component, as ``--place`` or the plan calls it, and the parts of it; the KV cache is the text
+    decoder's."""
+    component = BY_NAME[component].plan_name if component in BY_NAME else component
     names = {row: row.component.split(" / ")[0] for row in plan.weights}
-    kept = tuple(row for row, name in names.items() if f"{name}.".startswith(f"{component}."))
-    if not kept:
+    weights = tuple(row for row, name in names.items() if f"{name}.".startswith(f"{component}."))
+    if not weights:
         raise InvalidRequest(f"component {component!r:.60} is not one of {', '.join(dict.fromkeys(names.values()))}")
     kv_cache = plan.kv_cache if component in ("thinker", "text") else replace(plan.kv_cache, nbytes=0)
-    return replace(plan, weights=kept, kv_cache=kv_cache)
+    return replace(plan, weights=weights, kv_cache=kv_cache)

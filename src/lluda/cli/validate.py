@@ -14,6 +14,7 @@ from lluda.cli.heavy_imports import heavy_imports
 from lluda.cli.plot import plot_validation, require_plot
 from lluda.cli.report import add_report, publish, require_writable
 from lluda.errors import InvalidRequest
+from lluda.models.components import COMPONENTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 _DEFAULT_TOKENS = 64
 _TABLE_WIDTH = 118
 _ONLY_HELP = (
-    "of an Omni model: audio_encoder, vision_encoder, thinker, talker, code_predictor or code2wav alone (repeatable; "
-    "what it needs of the others lluda still computes)"
+    f"of an Omni model one component alone (repeatable; what it needs of the others lluda still computes): "
+    f"{', '.join(component.name for component in COMPONENTS)}"
 )
 _COLUMNS = (
     *("stage", "max |error|", "mean |error|", "max / range", "lluda-f64", "reference-f64", "ratio", "argmax"),

@@ -18,9 +18,10 @@ from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import EncoderBlock, LayerNorm, Parameters, Projection
 from lluda.backends.components import ConvStem, EncoderLayers, Merger, Observer
 from lluda.config.audio import AudioEncoderConfig
+from lluda.models.components import BY_NAME
 from lluda.parameters import ParameterSpec
 
-PREFIX = "thinker.audio_tower."
+PREFIX = BY_NAME["audio_encoder"].prefix
 
 LAYER_NORM_EPS = 1e-5
 """torch's own, which the released model was trained with; no config names it."""

@@ -26,12 +26,13 @@ from lluda.backends.components import (
 )
 from lluda.config.code2wav import Code2WavConfig
 from lluda.errors import InvalidRequest
+from lluda.models.components import BY_NAME
 from lluda.models.conv import ConvState, causal_conv, depthwise_conv, mono_conv, transposed_conv
 from lluda.models.decoder import DecoderStack, stack_parameters
 from lluda.models.sliding_cache import SlidingCache
 from lluda.parameters import ParameterSpec
 
-PREFIX = "code2wav."
+PREFIX = BY_NAME["code2wav"].prefix
 
 FRAMES_AT_ONCE = 25
 """Frames of one pass: longer pushes are cut, so that memory is bounded and activations fit the processor's caches."""

@@ -10,11 +10,12 @@ from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import KeyValueStore, Parameters, Segment
 from lluda.backends.components import CodePredictorSteps, Observer
 from lluda.config.talker import TalkerConfig
+from lluda.models.components import BY_NAME
 from lluda.models.decoder import DecoderStack, stack_parameters
 from lluda.models.linear import Embedding
 from lluda.parameters import ParameterSpec
 
-PREFIX = "talker.code_predictor."
+PREFIX = BY_NAME["code_predictor"].prefix
 
 
 class CodePredictor:

@@ -10,11 +10,12 @@ from lluda.backends.backend import ComputeBackend
 from lluda.backends.blocks import Parameters, Projection, Segment
 from lluda.backends.components import Observer, ResizeProjection
 from lluda.config.talker import TalkerConfig
+from lluda.models.components import BY_NAME
 from lluda.models.decoder import DecoderStack, stack_parameters
 from lluda.models.linear import Embedding
 from lluda.parameters import ParameterSpec
 
-PREFIX = "talker."
+PREFIX = BY_NAME["talker"].prefix
 
 
 class Talker:

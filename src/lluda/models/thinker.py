@@ -10,10 +10,11 @@ from lluda.config.decoder import DecoderConfig
 from lluda.config.omni import OmniConfig
 from lluda.models.audio_encoder import AudioEncoder, audio_encoder_parameters
 from lluda.models.causal_lm import CausalLM, causal_lm_parameters
+from lluda.models.components import BY_NAME
 from lluda.models.vision_encoder import VisionEncoder, vision_encoder_parameters
 from lluda.parameters import ParameterSpec
 
-PREFIX = "thinker."
+PREFIX = BY_NAME["thinker"].prefix
 
 
 class Thinker(CausalLM):

@@ -17,10 +17,11 @@ from lluda.backends.blocks import EncoderBlock, LayerNorm, Parameters, Projectio
 from lluda.backends.components import EncoderLayers, Merger, Observer, PatchEmbedding, Rotary
 from lluda.config.vision import VisionEncoderConfig
 from lluda.formats.plain import plain_tensor
+from lluda.models.components import BY_NAME
 from lluda.models.rotary import rotary_frequencies
 from lluda.parameters import ParameterSpec
 
-PREFIX = "thinker.visual."
+PREFIX = BY_NAME["vision_encoder"].prefix
 
 LAYER_NORM_EPS = 1e-6
 """No config names it; the released model was trained with it (spec section 0: LayerNorm 1e-6)."""
