@@ -24,14 +24,13 @@ class BackendRequest:
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """``device_types`` as torch names them (empty: any), ``dtypes``, ``weights`` and ``activations`` as in
-    `BackendRequest`, ``captures``: whether steps can be launched as one, ``stored_formats``: the names of formats that
-    matrices are multiplied in as they are stored (`lluda.formats`); those of any other are decoded."""
+    `BackendRequest`, ``stored_formats``: the names of formats that matrices are multiplied in as they are stored
+    (`lluda.formats`); those of any other are decoded."""
 
     device_types: tuple[str, ...]
     dtypes: tuple[str, ...]
     weights: tuple[str, ...]
     activations: tuple[str, ...]
-    captures: bool = False
     stored_formats: tuple[str, ...] = ()
 
     def kept_formats(self, request: BackendRequest) -> frozenset[str]:

@@ -97,7 +97,7 @@ def _first_that_can(request: BackendRequest) -> ComputeBackend:
     if failure is not None:
         raise failure
     nearest = next((entry for entry in _ENTRIES.values() if _holds(entry, request)), REFERENCE)
-    raise InvalidRequest(nearest.refusal(request) or f"no backend does {request}")
+    raise InvalidRequest(str(support(request)[nearest.name]))
 
 
 def kept_formats(

@@ -91,7 +91,7 @@ class CpuBackend(TorchExecutor):
         isa: str | None = None,
     ) -> None:
         super().__init__(device, precision, q8_0_rows=q8_0_rows)
-        refusal = CAPABILITIES.refusal(self.name, BackendRequest(device, precision.name))
+        refusal = self.capabilities().refusal(self.name, BackendRequest(device, precision.name))
         if refusal is not None:
             raise InvalidRequest(refusal)
         self._native = NativeContext(isa or "auto", torch.get_num_threads())

@@ -82,7 +82,7 @@ class CudaBackend(TorchExecutor):
     ) -> None:
         taken = torch.device("cuda") if interpreted() else device
         weights, activations = "packed" if packed else "auto", "q8_0" if q8_0_rows else "exact"
-        refusal = CAPABILITIES.refusal(self.name, BackendRequest(taken, precision.name, weights, activations))
+        refusal = self.capabilities().refusal(self.name, BackendRequest(taken, precision.name, weights, activations))
         if refusal is not None:
             raise InvalidRequest(refusal)
         super().__init__(device, precision)

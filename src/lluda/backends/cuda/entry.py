@@ -15,7 +15,6 @@ CAPABILITIES = Capabilities(
     ("bf16", "f32"),
     ("auto", "bf16", "packed"),
     ("exact",),
-    captures=True,
     stored_formats=(PACKED_BF16.name, Q8_0.name),
 )
 
