@@ -1,4 +1,4 @@
-"""Let Qwen3-Omni listen to a recording (wav, flac, mp3, m4a, ogg, webm, …) and write down what it heard.
+"""Transcribe a recording (wav, flac, mp3, m4a, ogg, webm, …) with Qwen3-Omni, or follow another instruction about it.
 
 python examples/omni_audio_to_text.py MODEL RECORDING [INSTRUCTION]
 """

@@ -1,4 +1,4 @@
-"""A spoken question in, a spoken answer out, streamed: text to the terminal, speech to a file while it is made.
+"""A spoken question in, a spoken answer out, streamed: text to the terminal, speech to a file.
 
 python examples/omni_full_pipeline.py MODEL QUESTION.wav ANSWER.wav [SPEAKER]
 """

@@ -67,7 +67,7 @@ def read_code2wav(reader: ConfigReader) -> Code2WavConfig:
     """From the ``code2wav_config`` section. UnsupportedModel, CorruptFile: a key or value outside its rule."""
     codebook_size = reader.integer("codebook_size", 1, 1 << 20)
     num_quantizers = reader.integer("num_quantizers", 1, 256)
-    # The block is the common one; what its class fixes for this component stands in no config.
+    # The block is the common one; what its class fixes for this component is in no config.
     reader = reader.fixed(vocab_size=codebook_size * num_quantizers, use_qk_norm=False)
     reader.integer("sliding_window", 1, 1 << 16)
     config = Code2WavConfig(

@@ -20,7 +20,7 @@ THINKER_TYPE = "qwen3_omni_moe_thinker"
 
 @dataclass(frozen=True, slots=True)
 class MediaTokens:
-    """Ids of the markers around media and of the placeholders that stand for one encoder row each (spec section 10)."""
+    """Ids of the markers around media and of the placeholders, one for each encoder row (spec section 10)."""
 
     audio_start: int
     audio_pad: int

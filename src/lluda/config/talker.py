@@ -32,7 +32,7 @@ class CodecTokens:
 class TalkerConfig:
     """``decoder`` writes codebook 0; ``code_predictor`` the other ``num_code_groups - 1`` of each frame.
 
-    ``accept_hidden_layer``: the thinker's layer whose input rows stand for media; ``thinker_hidden_size`` their width;
+    ``accept_hidden_layer``: the thinker's layer whose input represents media; ``thinker_hidden_size``: its width;
     ``position_id_per_seconds``: as the thinker's, for the talker's own positions.
     ``speakers``: id by lower-case name, in the config's order.
     """
@@ -77,7 +77,7 @@ def read_talker(reader: ConfigReader) -> TalkerConfig:
 
 def _decoder(reader: ConfigReader, key: str, model_type: str, groups: int) -> DecoderConfig:
     section = reader.required_section(key)
-    # Nothing is tied here: embeddings and heads stand under names of their own.
+    # Nothing is tied here: embeddings and heads have names of their own.
     section.forbid("tie_word_embeddings")
     decoder = read_decoder(section, model_type)
     if section.integer("num_code_groups", 1, 256, default=groups) != groups:

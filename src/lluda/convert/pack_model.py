@@ -66,7 +66,7 @@ def _packer(threads: int) -> tuple[Pack, str]:
 
 
 def _extra_files(source: ModelSource, tokenizer: Path | None) -> dict[str, Path | Mapping[str, Any]]:
-    """What stands beside the weights and the config."""
+    """The files beside the weights and the config."""
     found: dict[str, Path | Mapping[str, Any]] = {}
     if source.is_gguf:
         found |= {name: document for name in SETTINGS_FILES if (document := read_document(source, name))}

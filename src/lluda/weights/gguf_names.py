@@ -54,7 +54,7 @@ _INTERLEAVED = re.compile(r"model\.layers\.\d+\.self_attn\.(?P<part>[qk])_proj\.
 
 MAX_ENTRIES = 2**18
 """Limit of tensors with each expert's matrix counted by itself: the largest released models have 70,000. A byte of the
-file may stand for a matrix, and an entry takes 400."""
+file may be a matrix, and an entry takes 400."""
 
 _LARGEST = 2**31 - 1
 # Read below, or without influence on the maths. Any other key of the architecture is passed on under its own name, for

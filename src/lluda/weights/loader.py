@@ -32,7 +32,7 @@ class LoadReport:
     """What loading did. ``tied`` names tensors that share another's values, ``stored_twice`` those of them that the
     checkpoint stores all the same (not read), ``unexpected`` tensors that were skipped by permission, ``skipped`` those
     of other components, ``suspicious`` one sentence for each tensor with values no trained model has, ``converted``
-    counts tensors that were copied into another type or place, ``kept_bf16`` names matrices that do not compress where
+    counts tensors that were copied into another type or place, ``incompressible`` names matrices that stay BF16 where
     others are packed, ``sizes`` has the bytes that each tensor takes in memory, ``formats`` counts matrices by how they
     are held, ``decoded`` counts, by their format in the file, tensors that are held as decoded numbers instead,
     ``notices`` say what is done otherwise than a config says."""
@@ -44,7 +44,7 @@ class LoadReport:
     stored_twice: tuple[str, ...]
     unexpected: tuple[str, ...]
     suspicious: tuple[str, ...]
-    kept_bf16: tuple[str, ...] = ()
+    incompressible: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
     formats: Mapping[str, int] = field(default_factory=dict)
@@ -55,14 +55,14 @@ class LoadReport:
         """The report in one line."""
         parts = [f"{self.loaded} tensors, {self.nbytes / 1e9:.2f} GB"]
         parts += [f"{self.converted} converted"] if self.converted else []
-        held = ", ".join(f"{count} {name}" for name, count in self.formats.items())
-        parts += [f"matrices held as {held}"] if any(map(_is_coded, self.formats)) else []
+        counts = ", ".join(f"{count} {name}" for name, count in self.formats.items())
+        parts += [f"matrices held as {counts}"] if any(map(_is_coded, self.formats)) else []
         parts += [f"{count} decoded from {name}" for name, count in self.decoded.items()]
         parts += [f"tied: {', '.join(self.tied)}"] if self.tied else []
         parts += [f"stored twice: {', '.join(self.stored_twice)}"] if self.stored_twice else []
         parts += [f"{len(self.unexpected)} unexpected skipped"] if self.unexpected else []
         parts += [f"{len(self.skipped)} of other components left alone"] if self.skipped else []
-        parts += [f"kept BF16, as they do not compress: {listed(self.kept_bf16)}"] if self.kept_bf16 else []
+        parts += [f"kept BF16, as they do not compress: {listed(self.incompressible)}"] if self.incompressible else []
         parts += self.notices
         return "; ".join(parts)
 

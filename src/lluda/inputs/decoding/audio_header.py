@@ -30,7 +30,7 @@ _PLAIN_AIFC = b"NONE", b"sowt", b"twos", b"raw ", b"in24", b"in32", b"fl32", b"F
 @dataclass(frozen=True, slots=True)
 class _Layout:
     """Chunks of one kind of file: where they begin, the widths of a chunk's name and size, whether the size counts
-    both, and which chunk has the audio. ``whole``: where the size of the file stands, and how many bytes it leaves out.
+    both, and which chunk has the audio. ``whole``: the place of the file's size, and how many bytes it leaves out.
     """
 
     start: int
@@ -39,7 +39,7 @@ class _Layout:
     order: Any
     counts_header: bool
     padding: int
-    sound: bytes
+    audio: bytes
     whole: tuple[int, int]
 
 
@@ -120,7 +120,7 @@ def _chunk_patches(path: Path, descriptor: int, layout: _Layout) -> dict[int, by
             long_sizes = chunk
         elif chunk.name == b"COMM":
             form = chunk
-        elif chunk.name == layout.sound:
+        elif chunk.name == layout.audio:
             break
     else:
         return {}
@@ -137,15 +137,15 @@ def _chunk_patches(path: Path, descriptor: int, layout: _Layout) -> dict[int, by
     return patches
 
 
-def _to_the_end(path: Path, descriptor: int, layout: _Layout, sound: _Chunk, there: int) -> bool:
+def _to_the_end(path: Path, descriptor: int, layout: _Layout, audio: _Chunk, there: int) -> bool:
     """Whether the audio reaches to the end of the file, whatever its size says. CorruptFile: it was cut off."""
-    if sound.size == 0 and (there == 0 or _only_chunks(path, descriptor, layout, sound.content)):
+    if audio.size == 0 and (there == 0 or _only_chunks(path, descriptor, layout, audio.content)):
         return False  # really none
-    if _is_placeholder(sound.size, there):
+    if _is_placeholder(audio.size, there):
         return True
-    if sound.size > there + 1:  # one: a byte of padding, which some count and do not write
+    if audio.size > there + 1:  # one: a byte of padding, which some count and do not write
         rule = "the header promises more sound than the file holds; it is cut off: copy it again"
-        raise CorruptFile(path, rule, expected=f"{sound.size} bytes", found=there)
+        raise CorruptFile(path, rule, expected=f"{audio.size} bytes", found=there)
     return False
 
 
@@ -159,9 +159,9 @@ def _only_chunks(path: Path, descriptor: int, layout: _Layout, start: int) -> bo
     return size <= end <= size + 1 or end == size - 1
 
 
-def _sizes(layout: _Layout, sound: _Chunk, size: int) -> dict[int, bytes]:
-    there = size - sound.content + (layout.name + layout.size if layout.counts_header else 0)
-    places = {sound.content - layout.size: there}
+def _sizes(layout: _Layout, audio: _Chunk, size: int) -> dict[int, bytes]:
+    there = size - audio.content + (layout.name + layout.size if layout.counts_header else 0)
+    places = {audio.content - layout.size: there}
     if layout.whole[0]:
         places[layout.whole[0]] = size - layout.whole[1]
     most = (1 << 8 * layout.size) - 1

@@ -1,8 +1,8 @@
 """Videos from files, by FFmpeg (PyAV); runs in the process that decodes media (`media_jobs.py`).
 
 FFmpeg reads an allow-list of containers, whatever a file is named. The duration is that of its packets, with
-which the header is compared. A frame stands for the moment at which it is on display by the stream's own
-timestamps, however uneven they are. Only frames that are taken are converted, and none is buffered.
+which the header is compared. A frame is on display at the times of
+the stream's own timestamps, however uneven they are. Only frames that are taken are converted, and none is buffered.
 """
 
 from __future__ import annotations

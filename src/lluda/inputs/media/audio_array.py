@@ -43,7 +43,7 @@ def _array(source: Any, where: str) -> NDArray[Any]:
         return samples[:, None]
     if samples.size and samples.shape[0] == samples.shape[1]:
         raise InvalidRequest(
-            f"{where}: of {samples.shape} samples, which axis is time cannot be told; give mono samples"
+            f"{where}: of {samples.shape} samples, it is not clear which axis is time; give mono samples"
         )
     return samples if samples.shape[0] > samples.shape[1] else samples.T
 

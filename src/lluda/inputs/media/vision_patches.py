@@ -33,7 +33,7 @@ class VisionPatches:
 
 
 def image_patches(pixels: NDArray[np.uint8], config: VisionInputConfig, *, where: str = "image") -> VisionPatches:
-    """Patches of an image ``[height, width, 3]``, which stands for all frames of its one temporal slice.
+    """Patches of an image ``[height, width, 3]``, which is repeated for all frames of its one temporal slice.
 
     LimitExceeded: too large, or one side too many times the other. ``where`` names the image in it.
     """
@@ -54,8 +54,8 @@ def video_patches(
     max_tokens: int | None = None,
     where: str = "video",
 ) -> VisionPatches:
-    """Patches of ``count`` (at least 1) frames ``[height, width, 3]`` of one size, taken one by one; the last stands in
-    for what is missing of the last slice. ``max_tokens``: see :func:`frame_size`. LimitExceeded: as for an image."""
+    """Patches of ``count`` (at least 1) frames ``[height, width, 3]`` of one size, taken one by one; the last one
+    fills up the last slice. ``max_tokens``: see :func:`frame_size`. LimitExceeded: as for an image."""
     iterator = iter(frames)
     first = next(iterator)
     height, width = first.shape[:2]

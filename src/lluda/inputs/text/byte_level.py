@@ -1,6 +1,6 @@
 """Byte letters: byte-level BPE writes each byte of UTF-8 as one printable letter (Radford et al. 2019, GPT-2).
 
-Printable Latin-1 stands for itself; the other 68 bytes, in order, are U+0100 to U+0143.
+Printable Latin-1 encodes itself; the other 68 bytes, in order, are U+0100 to U+0143.
 """
 
 from __future__ import annotations

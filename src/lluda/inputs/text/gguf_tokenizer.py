@@ -1,6 +1,6 @@
 """The tokenizer in a .gguf file's metadata: keys ``tokenizer.ggml.*`` (GGUF specification, "Tokenizer").
 
-What the values of ``tokenizer.ggml.pre`` and ``token_type`` stand for is llama.cpp's (``llama-vocab.cpp``).
+The values of ``tokenizer.ggml.pre`` and ``token_type`` mean what they mean in llama.cpp (``llama-vocab.cpp``).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from lluda.inputs.text.tokenizer import Tokenizer
 class TextStream:
     """``push`` each token id; the texts returned, with ``finish``'s last, are the decoded whole up to the stop string.
 
-    Held back are the bytes of an unfinished character, and the end of the text while it may begin a stop string. The
+    Pending are the bytes of an unfinished character, and the end of the text while it may begin a stop string. The
     stop string that is completed first ends the text (of several at once the longest): the text before it has been
     returned, ``stopped`` names it, and no more comes. The cost of a token does not grow with the text.
     """

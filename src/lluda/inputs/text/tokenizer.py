@@ -34,7 +34,7 @@ class Tokenizer:
         """CorruptFile: the merges do not fit the vocabulary."""
         self.path = vocabulary.path
         self.vocab_size = vocabulary.size
-        """Ids in use: the highest that stands for something, plus one. The embedding may have more rows."""
+        """Ids in use: the highest one with a token, plus one. The embedding may have more rows."""
         self.prefix_ids = vocabulary.prefix_ids
         """Ids a plain text (not a chat) starts with; never added by `encode`. Empty for Qwen."""
         self.end_ids = vocabulary.end_ids
@@ -104,7 +104,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """The text of ``ids``; bytes that are not UTF-8 become U+FFFD. Ids that stand for nothing (rows that only pad
+        """The text of ``ids``; bytes that are not UTF-8 become U+FFFD. Ids without a token (rows that only pad
         the embedding) have no text. InvalidRequest: not integers from 0."""
         return b"".join(self.bytes_of(number, skip_special) for number in ids).decode("utf-8", "replace")
 

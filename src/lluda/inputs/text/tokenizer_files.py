@@ -1,7 +1,7 @@
 """The tokenizer files of a model folder: tokenizer.json, or vocab.json with merges.txt as the Qwen2 family has them.
 
-Added tokens may stand beside both: in ``added_tokens_decoder`` of tokenizer_config.json, or, where that key is missing,
-in added_tokens.json (what transformers wrote before 4.34); transformers 5.23 reads them so.
+Added tokens may be in files beside both: in ``added_tokens_decoder`` of tokenizer_config.json, or without that key in
+added_tokens.json (what transformers wrote before 4.34); transformers 5.23 reads them so.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _require_qwen2(folder: Path, config: dict[str, Any]) -> None:
 def _merge_lines(path: Path) -> list[tuple[str, str]]:
     text = read_text(path, MAX_FILE_BYTES)
     check_merge_count(text.count("\n"), path)  # before a text is made of each
-    lines = text.split("\n")  # splitlines would also cut at letters that stand for bytes
+    lines = text.split("\n")  # splitlines would also cut at letters that encode bytes
     if lines and lines[0].startswith("#version"):
         lines.pop(0)
     while lines and not lines[-1]:

@@ -33,7 +33,7 @@ class Vocabulary:
     """A byte-level BPE vocabulary.
 
     ``tokens``: id of each ordinary token, spelled in byte letters. ``merges``: pairs in order of rank. ``added``:
-    tokens matched by their spelling; not among ``tokens``. ``unused``: ids that stand for nothing (padding of the
+    tokens matched by their spelling; not among ``tokens``. ``unused``: ids without a token (padding of the
     embedding). ``nfc``: text is brought into Unicode form NFC first. ``ignore_merges``: a word that is a token is taken
     whole. ``prefix_ids``: ids a text that is not a chat starts with (the begin-of-text id, where the model wants one).
     ``end_ids``: ids that end an answer, as far as the tokenizer's files name them.
@@ -54,7 +54,7 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """Ids in use: the highest that stands for something, plus one."""
+        """Ids in use: the highest one with a token, plus one."""
         return 1 + max((*self.tokens.values(), *(token.id for token in self.added)), default=-1)
 
     def checked(self) -> Vocabulary:
