@@ -13,6 +13,8 @@ from pathlib import Path
 
 from lluda.bench.engines import ENGINES
 from lluda.cli.main import VERBS
+from lluda.formats.registry import FORMATS
+from lluda.weights.declared_formats import metadata_key
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -101,7 +103,7 @@ def test_modules_exist():
 def test_dotted_names_lead_somewhere():
     """Modules and what stands in them; else keys that lluda writes into files, which a source has as a string."""
     found = mentions(r"\b(lluda(?:\.[A-Za-z_]\w*)+)(?![\w.\[])", *SOURCES, *DOCUMENTS)
-    keys = {text for path in SOURCES for text in texts(path)}
+    keys = {text for path in SOURCES for text in texts(path)} | {metadata_key(each) for each in FORMATS.values()}
     assert unknown(found, keys | {name for name, _ in found if _leads_somewhere(name)}) == []
 
 

@@ -1,4 +1,4 @@
-"""Importing torch and all that needs it: seconds, 200 MB, and libraries that know no way to fail but their own."""
+"""Importing torch and what needs it: it takes seconds and 200 MB, and may end the process if memory is short."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _ADDRESS_SPACE, _OF_A_THREAD = 1 << 30, 64 << 20
 
 @contextmanager
 def heavy_imports() -> Iterator[None]:
-    """Around imports of torch. A signal ends the process at once (`plain_signals`), so nothing must be at stake.
+    """Around imports of torch. A signal ends the process at once (`plain_signals`), so no unfinished work may be open.
 
-    LludaError: the limit on this process's address space leaves them no room.
+    LludaError: the limit on this process's address space leaves too little for them.
     """
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     least = _ADDRESS_SPACE + _OF_A_THREAD * (os.cpu_count() or 1)
