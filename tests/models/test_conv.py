@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from lluda.backends import select_backend
+from lluda.backends.backend import CacheLayout
 from lluda.backends.executor import vocoder
 from lluda.models.conv import ConvState, causal_conv, depthwise_conv, mono_conv, transposed_conv
 from lluda.models.sliding_cache import SlidingCache
@@ -116,7 +117,7 @@ def test_snake_beta_is_its_formula_over_long_rows():
 @settings(deadline=None)
 @torch.inference_mode()
 def test_a_sliding_cache_keeps_the_window(steps):
-    cache = SlidingCache((2, 1, 2), window=4, rows=6, dtype=torch.float32, device=torch.device("cpu"))
+    cache = SlidingCache(BACKEND, CacheLayout(2, 1, 2, torch.float32), window=4, rows=6)
     allocated, position = cache.nbytes, 0
     for rows in steps:
         keys, values = cache.reserve(rows)

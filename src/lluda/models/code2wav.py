@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from lluda.backends.backend import ComputeBackend
+from lluda.backends.backend import CacheLayout, ComputeBackend
 from lluda.backends.blocks import LayerNorm, Parameters, Projection, ResidualUnit
 from lluda.backends.components import (
     CausalConvolution,
@@ -120,13 +120,9 @@ class Code2WavState:
         self.frames = 0
         """Frames pushed so far."""
         self.conv_state = ConvState()
-        self.cache = SlidingCache(
-            (decoder.num_hidden_layers, decoder.num_key_value_heads, decoder.head_dim),
-            window=config.window,
-            rows=FRAMES_AT_ONCE,
-            dtype=backend.precision.compute,
-            device=backend.device,
-        )
+        layers, kv_heads = decoder.num_hidden_layers, decoder.num_key_value_heads
+        layout = CacheLayout(layers, kv_heads, decoder.head_dim, backend.precision.compute)
+        self.cache = SlidingCache(backend, layout, window=config.window, rows=FRAMES_AT_ONCE)
 
     def positions(self, count: int, device: torch.device) -> Tensor:
         """Of the next ``count`` frames."""

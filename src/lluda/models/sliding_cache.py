@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from lluda.backends.backend import CacheLayout, ComputeBackend
 
 
 class SlidingCache:
     """Implements ``backends.blocks.KeyValueStore`` for windowed attention: at least the last ``window - 1`` positions.
 
-    ``length`` counts the stored positions, the last ones of the sequence; earlier ones are overwritten.
-    ``shape`` is layers, key heads, head_dim; a step may have ``rows`` rows at most.
+    ``length`` counts the stored positions, the last ones of the sequence; earlier ones are overwritten. A step may have
+    ``rows`` rows at most.
     """
 
-    def __init__(
-        self, shape: tuple[int, int, int], *, window: int, rows: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        layers, kv_heads, head_dim = shape
+    def __init__(self, backend: ComputeBackend, layout: CacheLayout, *, window: int, rows: int) -> None:
         self.length = 0
         self._needed = window - 1
-        keys, values = torch.empty((2, layers, kv_heads, self._needed + rows, head_dim), dtype=dtype, device=device)
-        self._buffers = keys, values
+        self._buffers = backend.new_cache(layout, self._needed + rows)
 
     @property
     def nbytes(self) -> int:
