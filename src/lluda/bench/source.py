@@ -62,10 +62,11 @@ class CheckpointSource:
         self.format = held_format(job.format, job.model, stored)
         self._dtype = resolve_dtype(self._options.dtype, self.config.dtype)
         self.dtype: str = self._dtype
+        self._backends = self._files.backends(self._options, self._dtype)
 
     def backend(self, component: str) -> ComputeBackend:
         """See ``Source``."""
-        return self._files.backends(self._options, self._dtype).of(component)
+        return self._backends.of(component)
 
     def parameters(self, specs: Iterable[ParameterSpec]) -> Parameters:
         """See ``Source``."""
