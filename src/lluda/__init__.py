@@ -20,13 +20,13 @@ from lluda.errors import (
 )
 
 if TYPE_CHECKING:
-    from lluda.engine.frames import SpeechParams
-    from lluda.engine.generation import Completion, Token
-    from lluda.engine.model import Conversation, Model, load
+    from lluda.engine.speech_params import SpeechParams
+    from lluda.engine.request import Completion, Token
+    from lluda.api.model import Conversation, Model, load
     from lluda.engine.sampling_params import SamplingParams
-    from lluda.engine.speech import SpeechChunk, SpeechCompletion
+    from lluda.engine.request import SpeechChunk, SpeechCompletion
     from lluda.engine.speech_guard import SpeechGuard
-    from lluda.engine.speech_model import SpeechModel, load_speech
+    from lluda.api.speech_model import SpeechModel, load_speech
     from lluda.inputs.chat.chat_options import ChatOptions
     from lluda.outputs.audio_sink import open_audio_sink
 
@@ -59,19 +59,19 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Completion": "lluda.engine.generation",
+    "Completion": "lluda.engine.request",
     "ChatOptions": "lluda.inputs.chat.chat_options",
-    "Conversation": "lluda.engine.model",
-    "Model": "lluda.engine.model",
+    "Conversation": "lluda.api.model",
+    "Model": "lluda.api.model",
     "SamplingParams": "lluda.engine.sampling_params",
-    "SpeechChunk": "lluda.engine.speech",
-    "SpeechCompletion": "lluda.engine.speech",
+    "SpeechChunk": "lluda.engine.request",
+    "SpeechCompletion": "lluda.engine.request",
     "SpeechGuard": "lluda.engine.speech_guard",
-    "SpeechModel": "lluda.engine.speech_model",
-    "SpeechParams": "lluda.engine.frames",
-    "Token": "lluda.engine.generation",
-    "load": "lluda.engine.model",
-    "load_speech": "lluda.engine.speech_model",
+    "SpeechModel": "lluda.api.speech_model",
+    "SpeechParams": "lluda.engine.speech_params",
+    "Token": "lluda.engine.request",
+    "load": "lluda.api.model",
+    "load_speech": "lluda.api.speech_model",
     "open_audio_sink": "lluda.outputs.audio_sink",
 }
 

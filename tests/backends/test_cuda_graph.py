@@ -14,18 +14,18 @@ from lluda.backends.cuda.backend import CudaBackend
 from lluda.backends.cuda.graph import Graph, pinned
 from lluda.backends.cuda.triton_target import interpreted
 from lluda.backends.reference.backend import ReferenceBackend
-from lluda.bench.synth_speech import host_waits
+from lluda.bench.host_waits import host_waits
 from lluda.config.code2wav import read_code2wav
 from lluda.config.model import ModelConfig
 from lluda.config.reader import ConfigReader
-from lluda.engine.frames import FrameGenerator, SpeechParams
-from lluda.engine.generation import Completion, Generator
+from lluda.engine.frames import FrameGenerator
 from lluda.engine.kv_cache import CacheOptions
+from lluda.engine.request import Completion, SpeechChunk
+from lluda.engine.runner import Runner
 from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.speech import SpeechChunk
 from lluda.engine.speech_graphs import SpeechGraphs
+from lluda.engine.speech_params import SpeechParams
 from lluda.errors import LludaError, OutOfMemory
-from lluda.inputs.text.tokenizer import Tokenizer
 from lluda.models.causal_lm import CausalLM
 from lluda.models.code2wav import Code2Wav, code2wav_parameters
 from lluda.models.code_predictor import CodePredictor, code_predictor_parameters
@@ -33,6 +33,7 @@ from lluda.models.decoder import mixture_parameters
 from lluda.models.talker import Talker, talker_parameters
 from tests.cli.omni import write_speaking_omni
 from tests.conftest import placed, random_tensors
+from tests.engine.asking import ask
 from tests.engine.test_spoken_conversation import GREEDY as GREEDY_TURN
 from tests.engine.test_spoken_conversation import HEARD, SPEECH, speech_of
 from tests.models.omni_reference import placed_parameters, random_parameters
@@ -72,7 +73,7 @@ def generator(raw, backend, experts=None):
         taken = {spec.name: apart[spec.name] for spec in mixture_parameters(config)}
         parameters = Parameters({**parameters.values, **taken})
     network = CausalLM(config, parameters, backend, experts=experts)
-    return Generator(network, Tokenizer.empty(), (), CacheOptions(64, dtype="f32"))
+    return Runner(network, CacheOptions(64, dtype="f32"))
 
 
 @pytest.mark.parametrize("raw", [DENSE, SPARSE], ids=["dense", "sparse"])
@@ -100,7 +101,7 @@ def test_answers_are_the_reference_s():
     ours, theirs = generator(SPARSE, cuda_backend()), generator(SPARSE, ReferenceBackend(DEVICE, Precision.of("f32")))
     prompts = [[3, 1, 4], [1, 5]]
     answers = [
-        {event.index: event.token_ids for event in each.stream(prompts, GREEDY) if isinstance(event, Completion)}
+        {event.index: event.token_ids for event in ask(each, prompts, GREEDY) if isinstance(event, Completion)}
         for each in (ours, theirs)
     ]
     assert answers[0] == answers[1]

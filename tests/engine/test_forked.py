@@ -14,7 +14,7 @@ from tests.cli.omni import write_speaking_omni
 CALLS = """
 import os, sys
 import lluda
-from lluda.engine.speech_model import load_speech
+from lluda.api.speech_model import load_speech
 
 def told(call):
     try:

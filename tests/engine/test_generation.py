@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lluda
-from lluda.engine.generation import Completion, Token
+from lluda.engine.request import Completion, Token
 from lluda.engine.sampler import Sampler
 from lluda.errors import InvalidRequest, LimitExceeded
 
@@ -100,11 +100,11 @@ def test_chat_ends_at_the_end_of_the_turn(model):
 def test_a_conversation_reuses_its_cache_and_answers_as_a_fresh_one(model):
     talk = model.conversation()
     list(talk.ask("Name a colour.", temperature=0, max_tokens=12))
-    assert talk._cache.length > 20
     events = list(talk.ask("Name another one.", temperature=0, max_tokens=12))
     second = next(event for event in events if isinstance(event, Completion))
     fresh = model.chat(talk.messages[:-1], temperature=0, max_tokens=12)
     assert second.token_ids == fresh.token_ids
+    assert second.reused_tokens > 20
     assert [m["role"] for m in talk.messages] == ["user", "assistant", "user", "assistant"]
 
 

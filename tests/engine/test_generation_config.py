@@ -69,7 +69,7 @@ def test_suppressed_tokens_are_not_said(load, free):
 
 
 def test_a_refused_file_is_told_before_the_weights_are_read(load, monkeypatch):
-    monkeypatch.setattr("lluda.engine.model.load_network", lambda *_: pytest.fail("the weights were read"))
+    monkeypatch.setattr("lluda.api.model.load_network", lambda *_: pytest.fail("the weights were read"))
     with pytest.raises(InvalidRequest, match=r"generation_config\.json: num_beams 4"):
         load(num_beams=4)
 

@@ -121,7 +121,7 @@ def test_answers_are_the_same_with_the_experts_apart(mixture, dtype):
         [list(m.stream(prompt, temperature=0, max_tokens=6))[-1] for prompt in prompts] for m in (placed, expected)
     ]
     assert [answer.token_ids for answer in answers[0]] == [answer.token_ids for answer in answers[1]]
-    logits = [model.generator.prefill(prompts[0], model.generator.new_cache()) for model in (placed, expected)]
+    logits = [model.runner.prefill(prompts[0], model.runner.new_cache()) for model in (placed, expected)]
     torch.testing.assert_close(*logits, rtol=0, atol=0)
     assert not placed.network.on_one_device
     assert "; experts: cpu backend" in placed.describe() or "; experts: reference backend" in placed.describe()

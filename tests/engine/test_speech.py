@@ -10,25 +10,24 @@ import torch
 
 from lluda.backends import select_backend
 from lluda.config.model import ModelConfig
-from lluda.engine.frames import SpeechParams
-from lluda.engine.generation import Completion, Generator, Token
-from lluda.engine.kv_cache import CacheOptions
 from lluda.engine.media import MediaReader, read_media
-from lluda.engine.prompt_rows import PromptRows
+from lluda.engine.request import Completion, SpeechChunk, SpeechCompletion, Token
+from lluda.engine.runner import Runner
 from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.speech import SpeechChunk, SpeechCompletion, Voice, speak
-from lluda.engine.talker_prompt import CapturedHiddenStates, TalkerPromptBuilder, assistant_header
+from lluda.engine.speech import SpeechStack
+from lluda.engine.speech_params import SpeechParams
+from lluda.engine.talker_prompt import TalkerPromptBuilder, assistant_header
 from lluda.errors import InvalidRequest
 from lluda.inputs.media.media_parts import MediaPart
-from lluda.inputs.text.tokenizer import Tokenizer
 from lluda.models.build import all_parameters, build_text_model
 from lluda.models.code2wav import Code2Wav
 from lluda.models.code_predictor import CodePredictor
 from lluda.models.talker import Talker
+from tests.config.test_code2wav import SMALL as CODE2WAV
+from tests.engine.asking import ask_spoken
 from tests.models.omni_reference import load_reference, placed_parameters, random_parameters
 from tests.models.test_talker import TALKER
 from tests.models.test_thinker import OMNI, picture, sound, template_ids, told
-from tests.test_config_code2wav import SMALL as CODE2WAV
 
 IM_START, IM_END, USER, ASSISTANT, SYSTEM, NEWLINE = 1, 2, 10, 11, 12, 13
 SPEAKING = {
@@ -94,7 +93,7 @@ def model(tensors, tmp_path_factory):
     thinker = build_text_model(parsed, parameters, lambda _: backend)
     speech = parsed.omni.speech
     talker = Talker(speech.talker, parameters, backend)
-    voice = Voice(
+    voice = SpeechStack(
         talker=talker,
         code_predictor=CodePredictor(speech.talker, parameters, backend),
         code2wav=Code2Wav(speech.code2wav, parameters, backend),
@@ -130,12 +129,9 @@ def rows_of(reader, pieces):
 
 def answer(model, prompt, **options):
     thinker, voice, _ = model
-    generator = Generator(thinker, Tokenizer.empty(), (IM_END,), CacheOptions(4096, dtype="f32"))
-    media = CapturedHiddenStates(prompt, voice.talker.config.accept_hidden_layer)
-    text = SamplingParams(temperature=0, max_tokens=TEXT_TOKENS).with_defaults({})
-    params = SpeechParams(sampling=SamplingParams(temperature=0), max_frames=FRAMES).with_defaults({})
-    events = generator.stream([prompt], text, observe=media.observer)
-    return speak(voice, events, frozenset((IM_END,)), params, prompt, media, **options)
+    text = SamplingParams(temperature=0, max_tokens=TEXT_TOKENS)
+    params = SpeechParams(sampling=SamplingParams(temperature=0), max_frames=FRAMES)
+    return ask_spoken(thinker, voice, prompt, text, params, ends=(IM_END,), **options)
 
 
 def folded(events):
@@ -211,9 +207,8 @@ def test_a_consumer_that_stops_leaves_the_next_answer_unchanged(model):
 
 def test_an_empty_answer_is_silent(model):
     prompt, _ = rows_of(model[2], CONVERSATIONS["text"])
-    params = SpeechParams(max_frames=4).with_defaults({})
-    events = list(speak(model[1], iter([Token(0, IM_END, "")]), frozenset((IM_END,)), params, prompt))
-    assert [type(event) for event in events] == [Token, SpeechCompletion]
+    events = list(ask_spoken(None, model[1], prompt, None, SpeechParams(max_frames=4), text=[]))
+    assert [type(event) for event in events] == [SpeechCompletion]
     assert (events[-1].frames, events[-1].finish_reason, events[-1].first_audio_seconds) == (0, "silent", None)
 
 
@@ -223,7 +218,7 @@ def test_speakers_differ_and_an_unknown_one_is_refused_with_the_known(model):
     assert voices[0] != voices[1]
     assert voices[2] == voices[0]
     with pytest.raises(InvalidRequest, match="speaker 'bob' does not exist; choose one of ethan, chelsie"):
-        next(answer(model, prompt, speaker="bob"))
+        answer(model, prompt, speaker="bob")
 
 
 def test_a_prompt_without_an_assistants_turn_cannot_be_spoken(model):
@@ -231,12 +226,11 @@ def test_a_prompt_without_an_assistants_turn_cannot_be_spoken(model):
         assistant_header([IM_START, USER, NEWLINE], model[1].prompts.tokens)
 
 
-def test_an_error_in_the_text_ends_the_speech(model):
-    def failing():
-        yield Token(0, 30, "a")
+def test_an_error_in_the_text_ends_the_speech(model, monkeypatch):
+    def failing(self, ids, caches):
         raise RuntimeError("the thinker failed")
 
-    params = SpeechParams(max_frames=4).with_defaults({})
-    prompt = PromptRows([IM_START, ASSISTANT, NEWLINE])
+    monkeypatch.setattr(Runner, "step", failing)
+    prompt, _ = rows_of(model[2], CONVERSATIONS["text"])
     with pytest.raises(RuntimeError, match="the thinker failed"):
-        list(speak(model[1], failing(), frozenset(), params, prompt))
+        list(answer(model, prompt))

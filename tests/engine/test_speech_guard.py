@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from lluda.engine import frames as frames_module
-from lluda.engine.frames import SpeechParams
-from lluda.engine.generation import Token
 from lluda.engine.prompt_rows import PromptRows
+from lluda.engine.request import SpeechChunk, SpeechCompletion, Token
 from lluda.engine.sampler import Sampler
 from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.speech import SpeechChunk, SpeechCompletion, join, speak
+from lluda.engine.speech import join, speak
 from lluda.engine.speech_guard import SpeechGuard
+from lluda.engine.speech_params import SpeechParams
 from lluda.errors import InvalidRequest
 from tests.engine.test_speech import ASSISTANT, IM_END, IM_START, NEWLINE, model, tensors  # noqa: F401
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lluda
-from lluda.engine.speech import SpeechChunk, SpeechCompletion
+from lluda.engine.request import SpeechChunk, SpeechCompletion
 from tests.cli.omni import write_speaking_omni
 
 GREEDY = {"temperature": 0, "max_tokens": 4}
@@ -28,13 +28,13 @@ def speech_of(events):
 
 def prefilled(model, monkeypatch):
     """How many rows each prefill computes, from now on."""
-    counts, real = [], type(model.generator).prefill
+    counts, real = [], type(model.runner).prefill_rows
 
-    def prefill(self, prompt, cache, observe=None):
-        counts.append(len(prompt) - cache.length)
-        return real(self, prompt, cache, observe)
+    def prefill_rows(self, prompt, cache, rows, observe=None):
+        counts.append(rows)
+        return real(self, prompt, cache, rows, observe)
 
-    monkeypatch.setattr(type(model.generator), "prefill", prefill)
+    monkeypatch.setattr(type(model.runner), "prefill_rows", prefill_rows)
     return counts
 
 

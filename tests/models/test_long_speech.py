@@ -1,4 +1,4 @@
-"""Twenty minutes of speech: what is held does not grow, but for the talker's keys and values."""
+"""Twenty minutes of speech: memory does not grow, but for the talker's keys and values."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lluda.engine.frames import SpeechParams
-from lluda.engine.generation import Token
 from lluda.engine.prompt_rows import PromptRows
+from lluda.engine.request import SpeechChunk, SpeechCompletion
 from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.speech import SpeechChunk, SpeechCompletion, speak
-from tests.engine.test_speech import ASSISTANT, IM_END, IM_START, NEWLINE, model, tensors
+from lluda.engine.speech_params import SpeechParams
+from tests.engine.asking import ask_spoken
+from tests.engine.test_speech import ASSISTANT, IM_START, NEWLINE, model, tensors
 
 __all__ = ["model", "tensors"]  # fixtures
 
@@ -40,10 +40,10 @@ def test_memory_of_twenty_minutes_of_speech_is_constant_after_ten_seconds(model)
     with torch.inference_mode():
         voice.talker._codec_head.values[codec.eos] = 0  # never the largest logit: it does not end
     params = SpeechParams(sampling=SamplingParams(temperature=0), max_frames=frames).with_defaults({})
-    said = (Token(0, 20 + index % 100, "") for index in range(frames))
+    said = [20 + index % 100 for index in range(frames)]
     prompt = PromptRows([IM_START, ASSISTANT, NEWLINE])
     spoken, early, completion = 0, None, None
-    for event in speak(voice, said, frozenset((IM_END,)), params, prompt):
+    for event in ask_spoken(None, voice, prompt, None, params, text=said):
         if isinstance(event, SpeechChunk):
             spoken += len(event.codes)
             if early is None and spoken >= 10 * FRAMES_A_SECOND:

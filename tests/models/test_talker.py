@@ -11,9 +11,9 @@ from lluda.backends import select_backend
 from lluda.backends.blocks import Segment
 from lluda.config.reader import ConfigReader
 from lluda.config.talker import read_talker
-from lluda.engine.frames import code_predictor_sampling
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.engine.sampling_params import SamplingParams
+from lluda.engine.speech_params import code_predictor_sampling
 from lluda.errors import CorruptFile, NativeLibraryError, UnsupportedModel
 from lluda.models.code_predictor import CodePredictor, code_predictor_parameters
 from lluda.models.talker import Talker, talker_parameters
@@ -139,14 +139,14 @@ def test_every_pass_of_the_code_predictor_is_that_of_transformers(tensors, refer
 
 @pytest.mark.parametrize("temperature", [0.9, 0.0])
 def test_the_code_predictor_is_sampled_as_transformers_samples_it(reference, monkeypatch, temperature):
-    """transformers' talker hands its predictor the values in a call; one step of it is made to tell them."""
+    """transformers' talker hands its predictor the values in a call; one step of it records them."""
     asked = {}
 
-    def told(**arguments):
+    def recorded(**arguments):
         asked.update(arguments)
         raise StopIteration
 
-    monkeypatch.setattr(reference.code_predictor, "generate", told)
+    monkeypatch.setattr(reference.code_predictor, "generate", recorded)
     with pytest.raises(StopIteration):
         reference.generate(
             inputs_embeds=torch.randn(1, 3, 64), trailing_text_hidden=torch.zeros(1, 1, 64),

@@ -6,21 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from lluda.engine.generation import Generator
 from lluda.engine.kv_cache import CacheOptions
-from lluda.engine.sampling_params import SamplingParams
+from lluda.engine.runner import Runner
 from lluda.engine.talker_prompt import CapturedHiddenStates
 from lluda.inputs.media.media_parts import MediaPart
-from lluda.inputs.text.tokenizer import Tokenizer
 from tests.engine.test_speech import ASSISTANT, IM_END, SYSTEM, USER, model, reference, rows_of, tensors, turn
 from tests.inputs.media.synthetic_video import write_video
-from tests.models.test_thinker import picture, sound, told, video
+from tests.models.test_thinker import picture, reference_arguments, sound, video
 
 __all__ = ["model", "reference", "tensors"]  # fixtures
 
 
 def spoken_video():
-    """A video of which the sound track is heard too."""
+    """A video with its audio track."""
     return MediaPart("video", "spoken.mkv", {"fps": 2.0, "use_audio": True}, "spoken video")
 
 
@@ -57,7 +55,7 @@ def test_rows_and_positions_are_those_of_transformers(model, reference, given, t
     prompt, mix = rows_of(reader, pieces)
     own_sound = any(part.options.get("use_audio") for part in mix)
     sequences, _ = reference.generate(
-        **told(reader, mix, prompt),
+        **reference_arguments(reader, mix, prompt),
         speaker="Chelsie",
         return_audio=True,
         use_audio_in_video=own_sound,
@@ -70,9 +68,8 @@ def test_rows_and_positions_are_those_of_transformers(model, reference, given, t
         talker_max_new_tokens=2,
     )
     media = CapturedHiddenStates(prompt, voice.talker.config.accept_hidden_layer)
-    generator = Generator(thinker, Tokenizer.empty(), (IM_END,), CacheOptions(4096, dtype="f32"))
-    params = SamplingParams(temperature=0, max_tokens=1).with_defaults({})
-    list(generator.stream([prompt], params, observe=media.observer))
+    runner = Runner(thinker, CacheOptions(4096, dtype="f32"))
+    runner.prefill(prompt, runner.new_cache(), media.observer)
     built = voice.prompts.build(prompt, media, int(sequences[0, len(prompt)]), "chelsie")
     positions = torch.arange(len(built.rows)).expand(3, -1) if built.positions is None else built.positions
     torch.testing.assert_close(built.rows, given["rows"], rtol=0, atol=1e-4)

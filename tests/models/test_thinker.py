@@ -12,13 +12,13 @@ import torch
 from lluda.backends import select_backend
 from lluda.backends.blocks import Segment
 from lluda.config.model import ModelConfig
-from lluda.engine.generation import Generator
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.engine.media import MediaReader, read_media
+from lluda.engine.runner import Runner
 from lluda.engine.sampling_params import SamplingParams
 from lluda.inputs.media.media_parts import MediaPart
-from lluda.inputs.text.tokenizer import Tokenizer
 from lluda.models.build import all_parameters, build_text_model, text_parameters
+from tests.engine.asking import ask
 from tests.models.omni_reference import load_reference, placed_parameters, random_parameters
 
 OMNI = {
@@ -119,7 +119,7 @@ MIXES = {
 MARKERS = {"audio": (3, 4, 5), "image": (6, 7, 9), "video": (6, 8, 9)}
 
 
-def made(raw):
+def built(raw):
     config = ModelConfig.from_hf(copy.deepcopy(raw))
     return config, random_parameters(text_parameters(config))
 
@@ -142,7 +142,7 @@ def reference_of(raw, tensors):
 
 @pytest.fixture(scope="module")
 def model():
-    return made(OMNI)
+    return built(OMNI)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def rows_of(reader, mix):
     return read_media(reader, template_ids(mix), parts, 4096, {})[0]
 
 
-def told(reader, mix, prompt):
+def reference_arguments(reader, mix, prompt):
     """What transformers is given: ids, features, patches and grids."""
     prepared = [reader.prepare(piece, 4096) for piece in mix if isinstance(piece, MediaPart)]
     given = {"input_ids": torch.tensor([prompt.ids]), "attention_mask": torch.ones(1, len(prompt), dtype=torch.long)}
@@ -187,17 +187,17 @@ def told(reader, mix, prompt):
         ("image", "pixel_values", "image_grid_thw"),
         ("video", "pixel_values_videos", "video_grid_thw"),
     ):
-        seen = [medium for each, medium in kinds if each == kind]
-        if seen:
-            given[values] = torch.cat([medium.patches.values for medium in seen])
-            given[grid] = torch.tensor([medium.patches.grid for medium in seen])
+        found = [medium for each, medium in kinds if each == kind]
+        if found:
+            given[values] = torch.cat([medium.patches.values for medium in found])
+            given[grid] = torch.tensor([medium.patches.grid for medium in found])
     seconds = [medium.span.seconds_per_grid for kind, medium in kinds if kind == "video"]
     return given | ({"video_second_per_grid": torch.tensor(seconds)} if seconds else {})
 
 
 def assert_positions_and_logits(thinker, reader, reference, mix):
     prompt = rows_of(reader, mix)
-    expected = reference(**told(reader, mix, prompt)).logits[0]
+    expected = reference(**reference_arguments(reader, mix, prompt)).logits[0]
     ids, positions, injected = prompt.chunk(0, len(prompt), torch.device("cpu"))
     cache = KVCache(thinker.config, CacheOptions(4096, dtype="f32"), torch.device("cpu"))
     logits = thinker(ids, positions, [Segment(0, len(ids), cache)], None, injected=injected)
@@ -209,11 +209,13 @@ def assert_positions_and_logits(thinker, reader, reference, mix):
 def assert_32_greedy_tokens(thinker, reader, reference, mix):
     prompt = rows_of(reader, mix)
     expected = reference.generate(
-        **told(reader, mix, prompt), max_new_tokens=32, do_sample=False, eos_token_id=None, pad_token_id=0
+        **reference_arguments(reader, mix, prompt),
+        max_new_tokens=32,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
     )
-    generator = Generator(thinker, Tokenizer.empty(), (), CacheOptions(4096, dtype="f32"), prefill_chunk=16)
-    params = SamplingParams(temperature=0, max_tokens=32).with_defaults({})
-    *_, completion = generator.stream([prompt], params)
+    *_, completion = ask(thinker, [prompt], SamplingParams(temperature=0, max_tokens=32), prefill_chunk=16)
     assert list(completion.token_ids) == expected[0, len(prompt) :].tolist()
 
 
@@ -236,7 +238,7 @@ def test_at_full_depth_all_mixes_are_those_of_transformers(tmp_path):
     """All 48 layers, at small widths."""
     raw = copy.deepcopy(OMNI)
     raw["thinker_config"]["text_config"]["num_hidden_layers"] = 48
-    model = made(raw)
+    model = built(raw)
     reference, (thinker, reader) = reference_of(raw, model[1]), thinker_of(model, tmp_path)
     for mix in MIXES.values():
         assert_positions_and_logits(thinker, reader, reference, mix)
@@ -249,11 +251,11 @@ def test_a_chunked_prefill_is_one_prefill_and_a_cached_one_a_fresh_one(model, tm
     prompt = rows_of(reader, MIXES["all"])
     logits = {}
     for chunk in (7, 4096):
-        generator = Generator(thinker, Tokenizer.empty(), (), CacheOptions(4096, dtype="f32"), prefill_chunk=chunk)
-        cache = generator.new_cache()
-        logits[chunk] = generator.prefill(prompt, cache)
+        runner = Runner(thinker, CacheOptions(4096, dtype="f32"), prefill_chunk=chunk)
+        cache = runner.new_cache()
+        logits[chunk] = runner.prefill(prompt, cache)
         cache.truncate(len(prompt) // 2)
-        torch.testing.assert_close(generator.prefill(prompt, cache), logits[chunk], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(runner.prefill(prompt, cache), logits[chunk], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(logits[7], logits[4096], rtol=1e-4, atol=1e-4)
 
 
@@ -276,8 +278,8 @@ def test_bf16_on_the_cpu_backend_is_near_float32(model, tmp_path):
     logits = {}
     for dtype, backend in (("f32", "reference"), ("bf16", "auto")):
         thinker, reader = thinker_of(model, tmp_path, dtype, backend)
-        generator = Generator(thinker, Tokenizer.empty(), (), CacheOptions(4096, dtype=dtype))
-        logits[dtype] = generator.prefill(rows_of(reader, MIXES["all"]), generator.new_cache())
+        runner = Runner(thinker, CacheOptions(4096, dtype=dtype))
+        logits[dtype] = runner.prefill(rows_of(reader, MIXES["all"]), runner.new_cache())
     assert float((logits["bf16"] - logits["f32"]).norm() / logits["f32"].norm()) < 0.05
 
 

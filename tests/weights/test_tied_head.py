@@ -15,7 +15,7 @@ from lluda.convert.pack_model import pack_model
 from lluda.convert.quantize import TypeChoice
 from lluda.convert.quantize_model import quantize_model
 from lluda.engine.kv_cache import CacheOptions, KVCache
-from lluda.engine.loading import LoadOptions, ModelFiles, load_network, load_voice
+from lluda.engine.loading import LoadOptions, ModelFiles, load_network, load_speech_stack
 from lluda.models.build import all_parameters
 from lluda.weights.checkpoint import open_checkpoint
 from lluda.weights.tied_weights import same_values, stored_alike
@@ -101,7 +101,7 @@ def test_a_tied_thinker(tmp_path, stored):
     assert bool(files.notices) is (stored == "other")
     table, head = network.decoder.embed_tokens.weight.values, network.lm_head.values
     assert torch.equal(head, table.flip(0) if stored == "other" else table)
-    assert load_voice(files, FLOAT32).talker.config.thinker_hidden_size == 64
+    assert load_speech_stack(files, FLOAT32).talker.config.thinker_hidden_size == 64
 
 
 def test_values_are_compared_piece_by_piece_and_across_types(monkeypatch):

@@ -1,23 +1,32 @@
-"""``lluda.load`` and the Model it returns: the public face of the text engine."""
+"""``lluda.load``, the Model it returns, and its conversations."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from lluda.config.model import resolve_dtype
 from lluda.engine.answer_ends import AnswerEnds
-from lluda.engine.frames import SpeechParams
-from lluda.engine.generation import Completion, Generator, Token
-from lluda.engine.kv_cache import KVCache
-from lluda.engine.loading import LoadOptions, ModelFiles, load_chat_template, load_network, load_tokenizer, load_voice
+from lluda.engine.engine import Engine
+from lluda.engine.loading import (
+    LoadOptions,
+    ModelFiles,
+    load_chat_template,
+    load_network,
+    load_speech_stack,
+    load_tokenizer,
+)
 from lluda.engine.media import EncodedMedia, MediaReader, read_media
 from lluda.engine.prompt_rows import PromptRows
+from lluda.engine.request import Completion, Request, Reuse, SpeechEvent, SpokenAnswer, Token
+from lluda.engine.runner import Runner
 from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.speech import SpeechEvent, Voice, speak
-from lluda.engine.talker_prompt import CapturedHiddenStates
+from lluda.engine.speech import SpeechStack
+from lluda.engine.speech_params import SpeechParams
 from lluda.errors import InvalidRequest, UnsupportedModel
 from lluda.inputs.chat.chat_options import ChatOptions
 from lluda.inputs.chat.prompt import build_chat_prompt, with_answer
@@ -25,10 +34,11 @@ from lluda.inputs.media.media_parts import take_media, with_sources
 from lluda.models.thinker import Thinker
 from lluda.weights.loader import Progress
 
+_Params = TypeVar("_Params", ChatOptions, SamplingParams)
 _Event = TypeVar("_Event", bound=SpeechEvent)
 Message = Mapping[str, Any]
 """``{"role": "user" | "assistant" | "system" | "tool", "content": str or list of parts}``; a part is ``{"type": "text",
-"text": …}`` or, for an Omni model, a medium (`lluda.inputs.media.media_parts.MediaPart`)."""
+"text": …}`` or, for an Omni model, a medium (`MediaPart`)."""
 
 
 def load(name_or_path: str | os.PathLike[str], *, progress: Progress | None = None, **options: Any) -> Model:
@@ -52,12 +62,14 @@ def load(name_or_path: str | os.PathLike[str], *, progress: Progress | None = No
 
 
 class Model:
-    """A loaded text model: ``generate``, ``stream`` and ``chat``."""
+    """A loaded model: ``generate``, ``stream``, ``chat``, ``speak``, ``conversation``. Any number of threads may call
+    it; `engine` runs what they ask for together."""
 
     def __init__(self, files: ModelFiles, options: LoadOptions, progress: Progress | None = None) -> None:
         self.files = files
         self._options = options
-        self._voice: Voice | None = None
+        self._speech_stack: SpeechStack | None = None
+        self._loading_speech = threading.Lock()
         self.config = files.config
         self.dtype = resolve_dtype(options.dtype, files.config.dtype)
         self.tokenizer = load_tokenizer(files.source)
@@ -71,19 +83,30 @@ class Model:
         self.network, self.report = load_network(files, options, progress)
         self.media = MediaReader(self.network, files.source) if isinstance(self.network, Thinker) else None
         self.ends = AnswerEnds.find(files.eos_ids, self.tokenizer, self.chat_template)
-        self.generator = Generator(
-            self.network, self.tokenizer, self.ends.text, files.cache_options(options, self.dtype), options.prefill_rows
+        self.runner = Runner(
+            self.network,
+            files.cache_options(options, self.dtype),
+            options.prefill_rows,
+            deterministic=options.deterministic,
+        )
+        context = self.runner.cache_options.max_length
+        self.engine = Engine(
+            self.runner,
+            self.tokenizer,
+            _speech_stack_of(self) if files.config.omni and files.config.omni.speech else None,
+            kv_positions=files.sequences(options) * context,
+            retained_positions=context,
         )
 
     def describe(self) -> str:
         """What was chosen: model, backend, dtype, context, ends of an answer."""
-        cache = self.generator.cache_options
+        cache = self.runner.cache_options
         return (
             f"{self.files.name}: {self.config.model_type}, {self.report.describe()}; "
             f"{self.network.describe()}; "
             f"context {cache.max_length}{self.config.text.rope.describe()}, "
             f"{cache.strategy} KV cache in {cache.dtype}, "
-            f"prompts in chunks of {self.generator.prefill_chunk}, {self.ends.describe(self.tokenizer)}"
+            f"prompts in chunks of {self.runner.prefill_chunk}, {self.ends.describe(self.tokenizer)}"
         )
 
     @property
@@ -107,8 +130,14 @@ class Model:
     def stream(
         self, prompt: str | Sequence[str] | Sequence[int], params: SamplingParams | None = None, **sampling: Any
     ) -> Iterator[Token | Completion]:
-        """The same as events: each Token as it is sampled, each sequence's Completion after its last token."""
-        return self.generator.stream(self._encode(prompt), self._sampling(params, sampling))
+        """The same as events: each Token as it is sampled, each sequence's Completion after its last token. Closing
+        the iterator, or letting go of it, ends what has not ended."""
+        chosen, ends = self.sampling(params, sampling), frozenset(self.ends.text)
+        requests = [
+            Request(prompt=PromptRows(ids), sampling=chosen, end_ids=ends, index=index)
+            for index, ids in enumerate(self._encode(prompt))
+        ]
+        return cast("Iterator[Token | Completion]", self.engine.submit(*requests))
 
     def chat(
         self,
@@ -128,35 +157,14 @@ class Model:
         **options: Any,
     ) -> Iterator[Token | Completion]:
         """The answer as events."""
-        chat, chosen = self._chosen(params, options)
-        prompt, _ = self._read_prompt(messages, chat)
-        return self.generator.stream([prompt], chosen, end_ids=self.ends.turn)
+        chat, chosen = self.chosen(params, options)
+        prompt, _ = self.read_prompt(messages, chat)
+        return self.answer(prompt, chosen)
 
     def chat_prompt(self, messages: Sequence[Message], **options: Any) -> PromptRows:
         """The rows of a conversation, ready for the answer, its media encoded; ``options`` are the fields of
         ChatOptions. Special tokens typed inside messages stay text."""
-        return self._read_prompt(messages, _fields(ChatOptions(), options))[0]
-
-    def _read_prompt(self, messages: Sequence[Message], chat: ChatOptions) -> tuple[PromptRows, list[EncodedMedia]]:
-        """Also the media, in the order of the messages."""
-        if self.chat_template is None:
-            raise UnsupportedModel(
-                f"{self.files.path}: the checkpoint has no chat template; use generate (--raw) for a plain continuation"
-            )
-        stripped, parts = take_media(messages)
-        if parts and self.media is None:
-            first, kind = parts[0], self.config.model_type
-            raise InvalidRequest(f"{first.where}: a {kind} model takes text only; {first.kind} needs an Omni model")
-        ids = build_chat_prompt(self.tokenizer, self.chat_template, stripped, chat)
-        if self.media is None:
-            return PromptRows(ids), []
-        return read_media(self.media, ids, parts, self.generator.cache_options.max_length, {})
-
-    def voice(self, progress: Progress | None = None) -> Voice:
-        """What speaks; loaded at the first call. UnsupportedModel: the checkpoint has no talker."""
-        if self._voice is None:
-            self._voice = load_voice(self.files, self._options, self.network, progress)
-        return self._voice
+        return self.read_prompt(messages, _fields(ChatOptions(), options))[0]
 
     def speak(
         self,
@@ -170,29 +178,78 @@ class Model:
         """Answer a conversation in text and speech at once: Tokens and SpeechChunks as they are made, the text's
         Completion, last a SpeechCompletion. ``speaker`` is a name of the config (None: its first); ``options`` as in
         `chat`. Of a message that is continued only the rest is spoken."""
-        chat, chosen = self._chosen(params, options)
-        voice, (prompt, _) = self.voice(), self._read_prompt(messages, chat)
-        media = CapturedHiddenStates(prompt, voice.talker.config.accept_hidden_layer)
-        answer = self.generator.stream([prompt], chosen, observe=media.observer, end_ids=self.ends.turn)
-        return self._speech(voice, answer, speech, prompt, media, speaker)
-
-    def _speech(
-        self,
-        voice: Voice,
-        answer: Iterator[Token | Completion],
-        speech: SpeechParams | None,
-        prompt: PromptRows,
-        media: CapturedHiddenStates,
-        speaker: str | None,
-    ) -> Iterator[SpeechEvent]:
-        chosen = (speech or SpeechParams()).with_defaults(self.files.generation_config)
-        return speak(voice, answer, frozenset(self.ends.turn), chosen, prompt, media, speaker)
+        chat, chosen = self.chosen(params, options)
+        self.speech_stack().prompts.speaker_id(speaker)
+        prompt, _ = self.read_prompt(messages, chat)
+        return self.spoken_answer(prompt, chosen, speech, speaker)
 
     def conversation(self, system: str | None = None, **options: Any) -> Conversation:
-        """A multi-turn chat that keeps its KV cache from turn to turn; ``options`` are the fields of ChatOptions for
+        """A multi-turn chat whose turns compute only what is new in them; ``options`` are the fields of ChatOptions for
         all its turns."""
         messages: list[Message] = [{"role": "system", "content": system}] if system else []
         return Conversation(self, messages, _fields(ChatOptions(), options))
+
+    def speech_stack(self, progress: Progress | None = None) -> SpeechStack:
+        """What speaks; loaded at the first call. UnsupportedModel: the checkpoint has no talker."""
+        with self._loading_speech:
+            if self._speech_stack is None:
+                self._speech_stack = load_speech_stack(self.files, self._options, self.network, progress)
+            return self._speech_stack
+
+    def close(self) -> None:
+        """End the engine: what runs is cancelled, and nothing can be asked any more."""
+        self.engine.close()
+
+    # What a Conversation and a server ask with.
+
+    def answer(
+        self, prompt: PromptRows, params: SamplingParams, reuse: Reuse | None = None
+    ) -> Iterator[Token | Completion]:
+        """The answer to rows of `read_prompt` as events; ``params`` has no None left."""
+        request = Request(prompt=prompt, sampling=params, end_ids=frozenset(self.ends.turn), reuse=reuse)
+        return cast("Iterator[Token | Completion]", self.engine.submit(request))
+
+    def spoken_answer(
+        self,
+        prompt: PromptRows,
+        params: SamplingParams,
+        speech: SpeechParams | None,
+        speaker: str | None,
+        reuse: Reuse | None = None,
+    ) -> Iterator[SpeechEvent]:
+        """As `answer`, spoken too."""
+        self.speech_stack()  # says what is missing where there is none
+        spoken = SpokenAnswer((speech or SpeechParams()).with_defaults(self.files.generation_config), speaker)
+        ends = frozenset(self.ends.turn)
+        return self.engine.submit(Request(prompt=prompt, sampling=params, end_ids=ends, speech=spoken, reuse=reuse))
+
+    def read_prompt(self, messages: Sequence[Message], chat: ChatOptions) -> tuple[PromptRows, list[EncodedMedia]]:
+        """The rows of a conversation, and its media encoded, in the order of the messages."""
+        if self.chat_template is None:
+            raise UnsupportedModel(
+                f"{self.files.path}: the checkpoint has no chat template; use generate (--raw) for a plain continuation"
+            )
+        stripped, parts = take_media(messages)
+        if parts and self.media is None:
+            first, kind = parts[0], self.config.model_type
+            raise InvalidRequest(f"{first.where}: a {kind} model takes text only; {first.kind} needs an Omni model")
+        ids = build_chat_prompt(self.tokenizer, self.chat_template, stripped, chat)
+        if self.media is None:
+            return PromptRows(ids), []
+        return read_media(self.media, ids, parts, self.runner.cache_options.max_length, {}, self.engine.call)
+
+    def sampling(self, params: SamplingParams | None, changes: Mapping[str, Any]) -> SamplingParams:
+        """``params`` with ``changes`` and the checkpoint's defaults."""
+        return _fields(params or SamplingParams(), changes).with_defaults(self.files.generation_config)
+
+    def chosen(
+        self, params: SamplingParams | None, options: Mapping[str, Any], chat: ChatOptions | None = None
+    ) -> tuple[ChatOptions, SamplingParams]:
+        """Keyword arguments of a chat, sorted; ``chat`` has the values that they do not replace."""
+        names = {one.name for one in fields(ChatOptions)}
+        for_chat = {name: value for name, value in options.items() if name in names}
+        sampling = {name: value for name, value in options.items() if name not in names}
+        return _fields(chat or ChatOptions(), for_chat), self.sampling(params, sampling)
 
     def _encode(self, prompt: str | Sequence[str] | Sequence[int]) -> list[list[int]]:
         if not isinstance(prompt, Sequence):
@@ -207,46 +264,19 @@ class Model:
         prefix = list(self.tokenizer.prefix_ids)
         return [prefix + self.tokenizer.encode(text, allow_special=False) for text in prompts]
 
-    def _sampling(self, params: SamplingParams | None, sampling: Mapping[str, Any]) -> SamplingParams:
-        return _fields(params or SamplingParams(), sampling).with_defaults(self.files.generation_config)
-
-    def _chosen(
-        self, params: SamplingParams | None, options: Mapping[str, Any], chat: ChatOptions | None = None
-    ) -> tuple[ChatOptions, SamplingParams]:
-        """Keyword arguments of a chat, sorted; ``chat`` has the values that they do not replace."""
-        names = {one.name for one in fields(ChatOptions)}
-        for_chat = {name: value for name, value in options.items() if name in names}
-        sampling = {name: value for name, value in options.items() if name not in names}
-        return _fields(chat or ChatOptions(), for_chat), self._sampling(params, sampling)
-
-
-_Params = TypeVar("_Params", ChatOptions, SamplingParams)
-
-
-def _fields(params: _Params, changes: Mapping[str, Any]) -> _Params:
-    """``params`` with ``changes``. InvalidRequest: it has no such field."""
-    try:
-        return replace(params, **changes)
-    except TypeError as error:
-        name = type(params).__name__
-        raise InvalidRequest(f"{name}: {str(error).replace(f'{name}.__init__() ', '')}") from None
-
 
 @dataclass(slots=True)
 class Conversation:
-    """Messages so far and the KV cache of the ids they became. A turn computes only what the cache does not hold.
+    """The messages so far. A turn begins with the rows that the engine retains of the turn before, and computes only
+    what is new.
 
-    In ``messages`` a medium of an earlier turn is what was heard or seen then (`EncodedMedia`), whatever became of its
+    In ``messages`` a medium of an earlier turn is what was made of it then (`EncodedMedia`), whatever became of its
     file or array since.
     """
 
     model: Model
     messages: list[Message]
     options: ChatOptions = field(default_factory=ChatOptions)
-    _cache: KVCache | None = None
-    _prompt: PromptRows = field(default_factory=lambda: PromptRows(()))
-    _answer_ids: list[int] = field(default_factory=list)
-    _heard: CapturedHiddenStates | None = None
 
     def ask(
         self,
@@ -264,14 +294,10 @@ class Conversation:
     ) -> Iterator[Token | Completion]:
         """As `ask`, for messages of any role: results of tools that the answer before called, or an assistant message
         whose rest is wanted (``continue_final_message``)."""
-        chat, chosen = self.model._chosen(params, options, self.options)
-        messages = [*self.messages, *new]
-        prompt, media = self.model._read_prompt(messages, chat)
-        messages = with_sources(messages, media)
-        cache = self._reusable_cache(prompt)
-        events = self.model.generator.stream([prompt], chosen, cache, end_ids=self.model.ends.turn)
-        self._cache, self._prompt, self._answer_ids = cache, prompt, []
-        return self._answer(messages, chat, events)
+        chat, chosen = self.model.chosen(params, options, self.options)
+        prompt, media = self.model.read_prompt([*self.messages, *new], chat)
+        messages = with_sources([*self.messages, *new], media)
+        return self._answer(messages, chat, self.model.answer(prompt, chosen, "any"))
 
     def speak(
         self,
@@ -296,18 +322,11 @@ class Conversation:
         **options: Any,
     ) -> Iterator[SpeechEvent]:
         """As `send`, the answer spoken too."""
-        voice = self.model.voice()
-        voice.prompts.speaker_id(speaker)
-        chat, chosen = self.model._chosen(params, options, self.options)
-        messages = [*self.messages, *new]
-        prompt, media = self.model._read_prompt(messages, chat)
-        messages = with_sources(messages, media)
-        heard = CapturedHiddenStates(prompt, voice.talker.config.accept_hidden_layer)
-        cache = self._reusable_cache(prompt, heard)
-        ends = self.model.ends.turn
-        answer = self.model.generator.stream([prompt], chosen, cache, observe=heard.observer, end_ids=ends)
-        self._cache, self._prompt, self._answer_ids, self._heard = cache, prompt, [], heard
-        return self._answer(messages, chat, self.model._speech(voice, answer, speech, prompt, heard, speaker))
+        self.model.speech_stack().prompts.speaker_id(speaker)
+        chat, chosen = self.model.chosen(params, options, self.options)
+        prompt, media = self.model.read_prompt([*self.messages, *new], chat)
+        messages = with_sources([*self.messages, *new], media)
+        return self._answer(messages, chat, self.model.spoken_answer(prompt, chosen, speech, speaker, "any"))
 
     def _answer(self, messages: list[Message], chat: ChatOptions, events: Iterator[_Event]) -> Iterator[_Event]:
         parts: list[str] = []
@@ -315,23 +334,27 @@ class Conversation:
             for event in events:
                 if isinstance(event, Token):
                     parts.append(event.text)
-                    self._answer_ids.append(event.id)
                 yield event
         finally:
             self.messages = with_answer(messages, "".join(parts), chat.continued_key)
 
-    def _reusable_cache(self, prompt: PromptRows, heard: CapturedHiddenStates | None = None) -> KVCache:
-        """The cache cut back to the longest prefix it shares with ``prompt``, the last id always left to compute.
-        ``heard`` takes over what was kept for the talker; media it lacks (of a turn that was not spoken) run again."""
-        shared = 0
-        if self._cache is not None:
-            limit = min(self._cache.length, len(prompt) - 1)
-            shared = self._prompt.extended(self._answer_ids).shares_rows(prompt, limit)
-        if heard is not None:
-            shared = heard.take_over(self._heard, shared)
-        elif self._heard is not None:
-            self._heard.forget(shared)
-        if self._cache is None:
-            return self.model.generator.new_cache()
-        self._cache.truncate(shared)
-        return self._cache
+
+def _speech_stack_of(model: Model) -> Callable[[], SpeechStack]:
+    """``model.speech_stack``, without keeping the model in memory."""
+    reference = weakref.ref(model)
+
+    def speech_stack() -> SpeechStack:
+        found = reference()
+        assert found is not None, "a model is there while it is asked"
+        return found.speech_stack()
+
+    return speech_stack
+
+
+def _fields(params: _Params, changes: Mapping[str, Any]) -> _Params:
+    """``params`` with ``changes``. InvalidRequest: it has no such field."""
+    try:
+        return replace(params, **changes)
+    except TypeError as error:
+        name = type(params).__name__
+        raise InvalidRequest(f"{name}: {str(error).replace(f'{name}.__init__() ', '')}") from None

@@ -8,11 +8,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from lluda.engine.frames import SpeechParams
-from lluda.engine.generation import Token
-from lluda.engine.loading import LoadOptions, ModelFiles, load_tokenizer, load_voice
+from lluda.engine.engine import Engine
+from lluda.engine.loading import LoadOptions, ModelFiles, load_speech_stack, load_tokenizer
 from lluda.engine.prompt_rows import PromptRows
-from lluda.engine.speech import SpeechEvent, join, speak
+from lluda.engine.request import Request, SpeechEvent, SpokenAnswer
+from lluda.engine.sampling_params import SamplingParams
+from lluda.engine.speech import join
+from lluda.engine.speech_params import SpeechParams
 from lluda.errors import InvalidRequest
 from lluda.inputs.text.speaking_parts import speaking_parts
 from lluda.weights.loader import Progress
@@ -31,37 +33,39 @@ def load_speech(
 
 
 class SpeechModel:
-    """A voice and the tokenizer of its text."""
+    """What speaks, and the tokenizer of its text."""
 
     def __init__(self, files: ModelFiles, options: LoadOptions, progress: Progress | None = None) -> None:
         self.files = files
         self.tokenizer = load_tokenizer(files.source)
         files.release_vocabulary()
-        self.voice = load_voice(files, options, progress=progress)
+        self.stack = load_speech_stack(files, options, progress=progress)
+        stack = self.stack
+        self.engine = Engine(None, self.tokenizer, lambda: stack)
 
     @property
     def sample_rate(self) -> int:
         """Samples a second."""
-        return self.voice.sample_rate
+        return self.stack.sample_rate
 
     def describe(self) -> str:
         """What was chosen."""
-        return f"{self.files.name}: speech; {self.voice.talker.backend.describe()}"
+        return f"{self.files.name}: speech; {self.stack.talker.backend.describe()}"
 
     def speak(
         self, text: str, params: SpeechParams | None = None, *, speaker: str | None = None
     ) -> Iterator[SpeechEvent]:
         """``text`` spoken word for word: its tokens and SpeechChunks as they are made, last a SpeechCompletion.
 
-        A long text is spoken in parts (`speaking_parts.py`), each a speech of its own for the talker, so any
-        length takes the same memory. ``max_frames``, where given, is of all parts together. InvalidRequest: an unknown
+        A long text is spoken in parts (`speaking_parts.py`), each a speech of its own for the talker, so any length
+        takes the same memory. ``max_frames``, where given, is of all parts together. InvalidRequest: an unknown
         speaker, or no text.
         """
         chosen = params or SpeechParams()
         defaults = chosen.with_defaults(self.files.generation_config)
         if not text:
             raise InvalidRequest("there is no text to speak: give at least one character")
-        self.voice.prompts.speaker_id(speaker)
+        self.stack.prompts.speaker_id(speaker)
         parts = [partial(self._speak_part, part, defaults, chosen.max_frames, speaker) for part in speaking_parts(text)]
         return join(parts)
 
@@ -70,8 +74,13 @@ class SpeechModel:
     ) -> Iterator[SpeechEvent]:
         if max_frames is not None:
             params = replace(params, max_frames=max_frames - spoken_frames)
-        tokens = self.voice.prompts.tokens
+        tokens = self.stack.prompts.tokens
         header = [tokens.im_start, tokens.assistant, *self.tokenizer.encode("\n", allow_special=False)]
         ids = self.tokenizer.encode(text, allow_special=False)
-        said = (Token(0, number, self.tokenizer.decode([number])) for number in ids)
-        return speak(self.voice, said, frozenset(), params, PromptRows(header), speaker=speaker)
+        request = Request(
+            prompt=PromptRows(header),
+            sampling=SamplingParams(),
+            speech=SpokenAnswer(params, speaker),
+            text=[(number, self.tokenizer.decode([number])) for number in ids],
+        )
+        return self.engine.submit(request)

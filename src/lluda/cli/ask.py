@@ -1,4 +1,4 @@
-"""``lluda ask``: one question about recordings, pictures and videos, the answer streamed to stdout, and spoken."""
+"""``lluda ask``: one question about recordings, images and videos, the answer streamed to stdout, and spoken."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from lluda.cli.generate import (
     rates,
     require_json_for_logprobs,
 )
-from lluda.cli.speak import add_speech, say_guard, speech_params, spoken
+from lluda.cli.speak import add_speech, say_guard, speech_params, speech_summary
 from lluda.cli.text_input import read_text_argument
 from lluda.errors import InvalidRequest
 from lluda.inputs.media.media_parts import check_file
 from lluda.outputs.audio_sink import open_audio_sink
 
 if TYPE_CHECKING:
-    from lluda.engine.model import Model
-    from lluda.engine.speech import SpeechEvent
+    from lluda.api.model import Model
+    from lluda.engine.request import SpeechEvent
 
 _FORMATS = {
     "audio": "wav, flac, mp3, m4a, ogg, webm, …",
@@ -65,8 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_media(parser: argparse.ArgumentParser) -> None:
-    """Recordings, pictures and videos; ``media_content`` makes parts of a message of them."""
-    group = parser.add_argument_group("media (repeatable; the model meets them in this order, then the question)")
+    """Recordings, images and videos; ``media_content`` makes parts of a message of them."""
+    group = parser.add_argument_group("media (repeatable; given to the model in this order, before the question)")
     group.set_defaults(media=[])
     for kind, examples in {
         "audio": "wav, flac, mp3, m4a, ogg, webm",
@@ -77,7 +77,7 @@ def add_media(parser: argparse.ArgumentParser) -> None:
             f"--{kind}", action=_Attach, default=argparse.SUPPRESS, metavar="FILE", help=f"{examples}, …"
         )
     group.add_argument("--fps", type=float, metavar="X", help="frames taken from a second of video (default 2)")
-    group.add_argument("--use-audio", action="store_true", help="hear the sound tracks of the videos too")
+    group.add_argument("--use-audio", action="store_true", help="use the audio tracks of the videos too")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args)
     if speech is not None:
         with byte_progress("loading the voice") as progress:
-            voice = model.voice(progress)
+            voice = model.speech_stack(progress)
         voice.prompts.speaker_id(args.speaker)
         say_guard(speech)
         return _print_spoken(model, model.speak(messages, params, speech, speaker=args.speaker, **chat), args)
@@ -109,10 +109,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _print_spoken(model: Model, events: Iterator[SpeechEvent], args: argparse.Namespace) -> int:
     """Text to stdout and speech to the sink, both as they are made."""
-    from lluda.engine.generation import Completion, Token
-    from lluda.engine.speech import SpeechCompletion
+    from lluda.engine.request import Completion, SpeechCompletion, Token
 
-    rate = model.voice().sample_rate
+    rate = model.speech_stack().sample_rate
     with open_audio_sink(args.speak, rate, args.encoding) as sink:
         for event in events:
             match event:
@@ -122,7 +121,7 @@ def _print_spoken(model: Model, events: Iterator[SpeechEvent], args: argparse.Na
                     print(flush=True)
                     say(rates(model, event))
                 case SpeechCompletion():
-                    say(spoken(event, rate))
+                    say(speech_summary(event, rate))
                 case _:
                     sink.write(event.samples)
     return 0

@@ -15,16 +15,16 @@ from lluda.cli import options
 from lluda.cli.chat_input import add_chat_options, chat_options
 from lluda.cli.console import byte_progress, say
 from lluda.cli.generate import load_model, rates
-from lluda.cli.speak import add_speech, say_guard, speech_params, spoken
+from lluda.cli.speak import add_speech, say_guard, speech_params, speech_summary
 from lluda.cli.text_input import MARK, require_text
 from lluda.errors import LimitExceeded, LludaError
 from lluda.outputs.audio_sink import AudioSink, open_audio_sink
 
 if TYPE_CHECKING:
-    from lluda.engine.frames import SpeechParams
-    from lluda.engine.model import Conversation, Model
+    from lluda.api.model import Conversation, Model
+    from lluda.engine.request import SpeechEvent
     from lluda.engine.sampling_params import SamplingParams
-    from lluda.engine.speech import SpeechEvent
+    from lluda.engine.speech_params import SpeechParams
 
 _GREETING = "Ctrl-C stops an answer, Ctrl-D ends, /help lists the commands"
 _NUMBERED = "answer-{:03}.wav"
@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
     params, asked = options.sampling_params(args), chat_options(args)
     speech = speech_params(args) if args.speak else None
     model = load_model(args)
-    spoken = _Spoken(model, args.speak, speech, args.speaker, args.encoding) if speech else None
-    chat = _Chat(model, params, args.system, asked, spoken)
+    speech_output = _SpeechOutput(model, args.speak, speech, args.speaker, args.encoding) if speech else None
+    chat = _Chat(model, params, args.system, asked, speech_output)
     say(_GREETING)
     _prepare_input()
     while (line := _next_line()) is not None and chat.take(line):
@@ -69,13 +69,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-class _Spoken:
-    """Where the answers are spoken, and with which voice. UnsupportedModel: the model does not speak. InvalidRequest:
+class _SpeechOutput:
+    """Where the spoken answers go, and with which speaker. UnsupportedModel: the model does not speak. InvalidRequest:
     there is no such speaker."""
 
     def __init__(self, model: Model, target: str, params: SpeechParams, speaker: str | None, encoding: str) -> None:
         with byte_progress("loading the voice") as progress:
-            self.voice = model.voice(progress)
+            self.voice = model.speech_stack(progress)
         say_guard(params)
         self.params, self._target, self._encoding = params, target, encoding
         self.speaker = speaker
@@ -93,7 +93,7 @@ class _Spoken:
         return open_audio_sink(target, self.voice.sample_rate, self._encoding)
 
     def change(self, speaker: str) -> None:
-        """Another voice from the next answer on."""
+        """Another speaker from the next answer on."""
         self.voice.prompts.speaker_id(speaker)
         self.speaker = speaker
 
@@ -107,21 +107,21 @@ class _Chat:
         params: SamplingParams,
         system: str | None,
         chat_options: Mapping[str, Any],
-        spoken: _Spoken | None = None,
+        speech: _SpeechOutput | None = None,
     ) -> None:
         begin = [{"role": "system", "content": system}] if system else []
-        # What no turn could be rendered with is refused before the first is typed.
+        # Options that no turn could be rendered with are refused before the first is typed.
         model.chat_prompt([*begin, {"role": "user", "content": "Hello"}], **chat_options)
         self._model = model
         self._params = params
         self._system = system
         self._chat_options = chat_options
-        self._spoken = spoken
+        self._speech = speech
         self._attached: list[dict[str, str]] = []
         self._conversation = self._begin()
 
     def take(self, line: str) -> bool:
-        """Answer a line or obey it; False for the one that ends the chat."""
+        """Answer a message or run a command; False for the command that ends the chat."""
         command, _, rest = line.rstrip().partition(" ")
         match command:
             case "/exit" | "/quit":
@@ -154,11 +154,11 @@ class _Chat:
             self._answer({"role": "tool", "content": text})
 
     def _change_speaker(self, name: str) -> None:
-        if self._spoken is None:
+        if self._speech is None:
             say("nothing is spoken: begin the chat with --speak")
             return
         try:
-            self._spoken.change(name)
+            self._speech.change(name)
         except LludaError as error:
             say(str(error))
         else:
@@ -186,7 +186,7 @@ class _Chat:
             print(flush=True)
             say("stopped")
         except LludaError as error:
-            remedy = "; /reset makes room" if isinstance(error, LimitExceeded) else ""
+            remedy = "; /reset clears the conversation" if isinstance(error, LimitExceeded) else ""
             say(f"{error}{remedy}")
 
     def _stream(self, message: dict[str, Any]) -> None:
@@ -194,17 +194,16 @@ class _Chat:
         attached, self._attached = self._attached, []
         if attached:
             message = message | {"content": [*attached, {"type": "text", "text": message["content"]}]}
-        if self._spoken is None:
+        if self._speech is None:
             self._show(self._conversation.send([message], self._params), None)
             return
-        voice = self._spoken
+        voice = self._speech
         events = self._conversation.send_spoken([message], self._params, voice.params, speaker=voice.speaker)
         with voice.open() as sink:
             self._show(events, sink)
 
     def _show(self, events: Iterator[SpeechEvent], sink: AudioSink | None) -> None:
-        from lluda.engine.generation import Completion, Token
-        from lluda.engine.speech import SpeechChunk
+        from lluda.engine.request import Completion, SpeechChunk, Token
 
         try:
             for event in events:
@@ -218,8 +217,8 @@ class _Chat:
                         assert sink is not None, "speech nobody asked for"
                         sink.write(event.samples)
                     case _:
-                        assert self._spoken is not None, "speech nobody asked for"
-                        say(spoken(event, self._spoken.voice.sample_rate))
+                        assert self._speech is not None, "speech nobody asked for"
+                        say(speech_summary(event, self._speech.voice.sample_rate))
         finally:
             # The generator writes the turn into the conversation when it ends; not at some later collection.
             events.close()  # type: ignore[attr-defined]

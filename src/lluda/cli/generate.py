@@ -15,8 +15,8 @@ from lluda.cli.text_input import read_text_argument
 from lluda.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from lluda.engine.generation import Completion, Token
-    from lluda.engine.model import Model
+    from lluda.api.model import Model
+    from lluda.engine.request import Completion, Token
 
 PROMPT_HELP = "{}, or - to read it from stdin (UTF-8; a byte order mark and the end of the last line are no part of it)"
 
@@ -78,10 +78,10 @@ def load_model(args: argparse.Namespace) -> Model:
 
 
 def rates(model: Model, completion: Completion) -> str:
-    """How long it took, and why it ended if the model would have gone on, in one line."""
+    """Tokens, speed and finish reason (if not the model's own end) in one line."""
     count = len(completion.token_ids)
     rate = f" at {completion.tokens_per_second:.1f} tok/s" if count > 1 else ""
-    context = model.generator.cache_options.max_length
+    context = model.runner.cache_options.max_length
     ended = ""
     if completion.finish_reason == "length":
         full = completion.prompt_tokens + count >= context
@@ -112,8 +112,8 @@ def require_json_for_logprobs(args: argparse.Namespace) -> None:
 
 
 def print_stream(events: Iterator[Token | Completion], *, quiet: bool) -> Completion:
-    """Write text as it becomes safe, and end its line however it ends; returns the Completion."""
-    from lluda.engine.generation import Completion
+    """Write text as it is decoded, and end the line in any case; returns the Completion."""
+    from lluda.engine.request import Completion
 
     begun = False
     try:

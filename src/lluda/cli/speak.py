@@ -1,4 +1,4 @@
-"""``lluda speak``: a given text, read aloud while it is made."""
+"""``lluda speak``: text to speech, streamed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lluda.errors import InvalidRequest
 from lluda.outputs.audio_sink import ENCODINGS, AudioSink, open_audio_sink
 
 if TYPE_CHECKING:
-    from lluda.engine.frames import SpeechParams
-    from lluda.engine.speech import SpeechCompletion, SpeechEvent
+    from lluda.engine.request import SpeechCompletion, SpeechEvent
+    from lluda.engine.speech_params import SpeechParams
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def add_speech(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--speech-seed", type=int, metavar="N", help="repeat the same draw")
     group.add_argument("--speech-top-k", type=int, metavar="K", help="keep the K most likely codes; 0 is off")
     group.add_argument("--speech-top-p", type=float, metavar="X", help="keep the most likely codes of this probability")
-    group.add_argument("--speech-repetition-penalty", type=float, metavar="X", help="against codes already said")
+    group.add_argument("--speech-repetition-penalty", type=float, metavar="X", help="for codes already used; 1 is off")
     group.add_argument("--max-frames", type=int, metavar="N", help="80 ms each (default 4096)")
     group.add_argument(
         "--speech-guard", metavar="S,S", default=SpeechGuard().option,
@@ -52,13 +52,13 @@ def add_speech(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load the voice, speak, report times on stderr."""
+    """Load the model, speak, report times on stderr."""
     if args.json and args.output == "-":
         raise InvalidRequest("--json and -o - both want stdout; write the speech to a file")
     text, params = read_text_argument(args.text, "the text"), speech_params(args)
     source = options.find_model(args.model, args)
     with heavy_imports():
-        from lluda.engine.speech_model import load_speech
+        from lluda.api.speech_model import load_speech
     with byte_progress("loading") as progress:
         model = load_speech(source, progress=progress, **options.load_options(args))
     say(model.describe())
@@ -70,14 +70,14 @@ def run(args: argparse.Namespace) -> int:
         made = {"model": str(source.path), "run": model.describe(), "output": args.output}
         options.print_json({**made, **asdict(completion)})
     else:
-        say(spoken(completion, model.sample_rate))
+        say(speech_summary(completion, model.sample_rate))
     return 0
 
 
 def speech_params(args: argparse.Namespace) -> SpeechParams:
     """What was asked for; the rest is left to the model's defaults. InvalidRequest: a value out of its range."""
-    from lluda.engine.frames import SpeechParams
     from lluda.engine.sampling_params import SamplingParams
+    from lluda.engine.speech_params import SpeechParams
 
     sampling = SamplingParams(
         temperature=args.speech_temperature,
@@ -97,7 +97,7 @@ def say_guard(params: SpeechParams) -> None:
 
 def write_speech(events: Iterable[SpeechEvent], sink: AudioSink) -> SpeechCompletion:
     """Hand all samples to ``sink`` as they come."""
-    from lluda.engine.speech import SpeechChunk, SpeechCompletion
+    from lluda.engine.request import SpeechChunk, SpeechCompletion
 
     for event in events:
         if isinstance(event, SpeechChunk):
@@ -113,8 +113,8 @@ _ENDED = {
 }
 
 
-def spoken(completion: SpeechCompletion, rate: int) -> str:
-    """How long it took, in one line."""
+def speech_summary(completion: SpeechCompletion, rate: int) -> str:
+    """Duration, speed and finish reason in one line."""
     if not completion.frames:
         return "nothing was spoken: the answer has no text"
     ended = _ENDED.get(completion.finish_reason, "")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,62 +13,10 @@ from lluda.config.talker import TalkerConfig
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.engine.sampler import Sampler
 from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.sampling_values import checked_number
-from lluda.engine.speech_guard import SpeechGuard
-from lluda.errors import InvalidRequest
+from lluda.engine.speech_params import SpeechParams, code_predictor_sampling
+from lluda.errors import LludaError
 from lluda.models.code_predictor import CodePredictor
 from lluda.models.talker import Talker
-
-_MAX_FRAMES = 4096
-_RELEASED = {"temperature": 0.9, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.05}
-
-# The code predictor's own sampling: transformers passes top_k and top_p in code, and no file names them.
-_PREDICTOR_SAMPLING = SamplingParams(temperature=1.0, top_k=50, top_p=0.8)
-
-
-def code_predictor_sampling(talker: SamplingParams) -> SamplingParams:
-    """How the code predictor chooses codes 1 and up of each frame: greedy when the talker is, else at temperature
-    1 with top_k 50 and top_p 0.8 (spec section 7). The talker's seed is its seed."""
-    temperature = _PREDICTOR_SAMPLING.temperature if talker.temperature else 0.0
-    return replace(_PREDICTOR_SAMPLING, temperature=temperature, seed=talker.seed)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpeechParams:
-    """How speech is sampled. ``sampling`` chooses codebook 0 (its seed, drawn if None, also seeds the code predictor,
-    which is greedy when the talker is); ``max_frames`` of 80 ms at most are spoken; ``guard`` bounds them by the text
-    (None: not at all)."""
-
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    max_frames: int | None = None
-    guard: SpeechGuard | None = field(default_factory=SpeechGuard)
-
-    def __post_init__(self) -> None:
-        frames = self.max_frames
-        if frames is not None and (isinstance(frames, bool) or not isinstance(frames, int) or frames < 1):
-            raise InvalidRequest(f"max_frames must be at least 1, not {frames!r:.60}")
-        if self.guard is not None and not isinstance(self.guard, SpeechGuard):
-            raise InvalidRequest(f"guard must be a SpeechGuard, or None for none; not {self.guard!r:.60}")
-
-    def with_defaults(self, generation_config: Mapping[str, Any]) -> SpeechParams:
-        """These values with each None replaced by ``talker_*`` of the generation_config.json, else by the released
-        model's (temperature 0.9, top_k 50, repetition_penalty 1.05, 4096 frames). InvalidRequest: a value there out of
-        its range."""
-        own = {name: getattr(self.sampling, name) for name in _RELEASED}
-        chosen: dict[str, Any] = {
-            name: _of_file(generation_config, name, f"talker_{name}", value) if own[name] is None else own[name]
-            for name, value in _RELEASED.items()
-        }
-        seed = secrets.randbits(63) if self.sampling.seed is None else self.sampling.seed
-        limit = _of_file(generation_config, "max_tokens", "talker_max_new_tokens", _MAX_FRAMES)
-        frames = self.max_frames if self.max_frames is not None else int(limit)
-        return replace(self, sampling=replace(self.sampling, **chosen, seed=seed), max_frames=frames)
-
-
-def _of_file(generation_config: Mapping[str, Any], field_name: str, key: str, default: float) -> float:
-    """A value of generation_config.json; ``default`` where it is absent or null."""
-    value = generation_config.get(key)
-    return default if value is None else checked_number(field_name, value, f"generation_config.json: {key}")
 
 
 class FrameGenerator:
@@ -106,7 +51,10 @@ class FrameGenerator:
 
     def next_codes(self) -> list[int] | None:
         """The codes of the next frame, one of each codebook; None when the talker ends the speech."""
-        return next_codes([self])[0]
+        codes = next_codes([self])[0]
+        if isinstance(codes, LludaError):
+            raise codes
+        return codes
 
     def feed(self, text: Tensor) -> None:
         """Step the talker: the last frame's codes and one row of text ``[1, hidden]`` (a token's, the end's, or
@@ -128,22 +76,36 @@ class FrameGenerator:
 
 
 @torch.inference_mode()
-def next_codes(answers: Sequence[FrameGenerator]) -> list[list[int] | None]:
+def next_codes(answers: Sequence[FrameGenerator]) -> list[list[int] | LludaError | None]:
     """:meth:`FrameGenerator.next_codes` of several answers of one talker, with the code predictors of all as one: each
-    gets the codes that it gets alone."""
+    gets the codes that it gets alone. An error of one (its logits hold NaN) is in its place, and is no one else's."""
     talker = answers[0].talker
     with talker.backend.single_threaded_torch():
-        first = [answer.choose_first() for answer in answers]
-        going = [index for index, code in enumerate(first) if code != talker.config.codec.eos]
-        codes: list[list[int] | None] = [None] * len(answers)
+        codes: list[list[int] | LludaError | None] = []
+        going: list[int] = []
+        for index, answer in enumerate(answers):
+            codes.append(_attempt(answer.choose_first))
+            found = codes[index]
+            if isinstance(found, list) and found[0] == talker.config.codec.eos:
+                codes[index] = None
+            elif isinstance(found, list):
+                going.append(index)
         if going:
-            others = _other_codes([answers[index] for index in going], [first[index] for index in going])
-            for index, rest in zip(going, others, strict=True):
-                codes[index] = [first[index], *rest]
+            first = [found[0] for index in going if isinstance(found := codes[index], list)]
+            others = _other_codes([answers[index] for index in going], first)
+            for index, code, rest in zip(going, first, others, strict=True):
+                codes[index] = rest if isinstance(rest, LludaError) else [code, *rest]
         return codes
 
 
-def _other_codes(answers: Sequence[FrameGenerator], first: Sequence[int]) -> list[list[int]]:
+def _attempt(choose: Callable[[], int]) -> list[int] | LludaError:
+    try:
+        return [choose()]
+    except LludaError as error:
+        return error
+
+
+def _other_codes(answers: Sequence[FrameGenerator], first: Sequence[int]) -> list[list[int] | LludaError]:
     """The code predictor's codes after each answer's ``first``; their sums become part of the answers' next rows."""
     talker, predictor = answers[0].talker, answers[0].predictor
     embedded = talker.codec_embedding(torch.tensor(first, device=talker.backend.device))
@@ -153,10 +115,27 @@ def _other_codes(answers: Sequence[FrameGenerator], first: Sequence[int]) -> lis
     for answer in answers:
         answer.frame_cache.truncate(0)
     caches = [answer.frame_cache for answer in answers]
-    others = predictor.frames(rows, caches, [answer.choose_other for answer in answers], total)
+    choices = [_Choice(answer) for answer in answers]
+    others = predictor.frames(rows, caches, choices, total)
     for answer, row in zip(answers, torch.split(total.to(embedded.device), 1), strict=True):
         answer.next_row = row
-    return others
+    return [choice.error or codes for choice, codes in zip(choices, others, strict=True)]
+
+
+class _Choice:
+    """An answer's choice of a frame's other codes. Where it fails, the frame goes on for those beside it."""
+
+    def __init__(self, answer: FrameGenerator) -> None:
+        self._answer = answer
+        self.error: LludaError | None = None
+
+    def __call__(self, logits: Tensor) -> int:
+        if self.error is None:
+            try:
+                return self._answer.choose_other(logits)
+            except LludaError as error:
+                self.error = error
+        return 0
 
 
 @torch.inference_mode()

@@ -41,7 +41,10 @@ class CacheOptions:
 class KVCache:
     """Implements ``backends.blocks.KeyValueStore`` for one sequence."""
 
-    def __init__(self, config: DecoderConfig, options: CacheOptions, device: torch.device) -> None:
+    def __init__(
+        self, config: DecoderConfig, options: CacheOptions, device: torch.device, capacity: int | None = None
+    ) -> None:
+        """``capacity``: positions to take memory for at once, where it is known how many there will be."""
         self.options = options
         self.length = 0
         self.position_offset: int | float = 0
@@ -49,7 +52,9 @@ class KVCache:
         self._layers = config.num_hidden_layers
         self._heads, self._head_dim = config.num_key_value_heads, config.head_dim
         self._device = device
-        first = options.max_length if options.strategy == "preallocated" else min(_FIRST_CAPACITY, options.max_length)
+        first = options.max_length
+        if options.strategy == "growing":
+            first = min(capacity or _FIRST_CAPACITY, options.max_length)
         self._keys, self._values = self._allocate(first), self._allocate(first)
 
     @property
@@ -83,6 +88,14 @@ class KVCache:
         """Forget all but the first ``length`` positions."""
         assert 0 <= length <= self.length, f"cannot keep {length} of {self.length} positions"
         self.length = length
+
+    def copy_rows(self, other: KVCache, rows: int) -> None:
+        """Begin with the first ``rows`` positions of another cache of the same shape; this one is empty."""
+        assert self.length == 0 and rows <= other.length, f"{rows} of {other.length} rows into one of {self.length}"
+        keys, values = self.reserve(rows)
+        keys[:, :, :rows] = other._keys[:, :, :rows]
+        values[:, :, :rows] = other._values[:, :, :rows]
+        self.length = rows
 
     def _allocate(self, capacity: int) -> Tensor:
         shape = (self._layers, self._heads, capacity, self._head_dim)

@@ -22,12 +22,12 @@ from lluda.backends.capabilities import KEEPS_STORED
 from lluda.config.model import DTypeName, ModelConfig, resolve_dtype
 from lluda.config.reader import ConfigReader
 from lluda.engine.forked import require_own_threads
-from lluda.engine.generation import GPU_PREFILL_CHUNK, PREFILL_CHUNK
 from lluda.engine.kv_cache import CacheOptions, Strategy
 from lluda.engine.memory_plan import MemoryPlan, plan_memory
 from lluda.engine.placement import EXPERTS, Backends, read_placement
+from lluda.engine.runner import GPU_PREFILL_CHUNK, PREFILL_CHUNK
 from lluda.engine.small_files import small_files_check
-from lluda.engine.speech import Voice
+from lluda.engine.speech import SpeechStack
 from lluda.engine.talker_prompt import TalkerPromptBuilder
 from lluda.engine.tied_head import with_stored_head
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError, UnsupportedModel
@@ -67,6 +67,12 @@ _log = logging.getLogger(__name__)
 DEFAULT_CONTEXT = 8192
 """Positions a sequence may have where ``max_context`` is not given and the model allows more."""
 
+MAX_SEQUENCES = 8
+"""Sequences of a whole context in the KV cache where ``max_sequences`` is not given and memory allows."""
+
+_FREE_SHARE = 0.5
+"""Of the memory left over by one sequence, what others may take where nobody said how many there are to be."""
+
 MAX_THREADS = 1024
 """More than the cores of any machine this is for; told to start too many, OpenMP crashes the process."""
 
@@ -82,10 +88,12 @@ class LoadOptions:
     multiply, exact rows or rows rounded to q8_0 as in llama.cpp. ``max_context``: positions a sequence may have
     (default: the model's limit, at most 8192). ``kv_cache``: growing or preallocated; ``kv_dtype``: auto (as dtype),
     bf16, f32. ``prefill_chunk``: prompt rows computed at once (default: 2048 on a GPU, 512 elsewhere).
-    ``threads``: CPU threads. ``check_tensors``: auto (warn of strange values where they are read in any
-    case), or read every value, and warn or fail; off. ``rope_scaling``: in place
-    of the checkpoint's own, an object as in config.json, or that as JSON (docs/numerics.md, YaRN). ``allow_*`` accept
-    what is refused by default."""
+    ``max_sequences``: sequences of a whole context that the KV cache holds at once (default: 8, or as many as fit);
+    shorter ones run in greater numbers. ``deterministic``: each answer is to the bit what it is alone, whoever runs
+    beside it and whatever ran before (the reference backend always is). ``threads``: CPU threads. ``check_tensors``:
+    auto (warn of strange values where they are read in any case), or read every value, and warn or fail; off.
+    ``rope_scaling``: in place of the checkpoint's own, an object as in config.json, or that as JSON (docs/numerics.md,
+    YaRN). ``allow_*`` accept what is refused by default."""
 
     dtype: str = "auto"
     device: str = "cpu"
@@ -97,6 +105,8 @@ class LoadOptions:
     kv_cache: Strategy = "growing"
     kv_dtype: str = "auto"
     prefill_chunk: int | None = None
+    max_sequences: int | None = None
+    deterministic: bool = False
     threads: int | None = None
     check_tensors: CheckTensors = "auto"
     rope_scaling: str | Mapping[str, Any] | None = None
@@ -104,7 +114,7 @@ class LoadOptions:
     allow_unknown_config: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_context", "threads", "prefill_chunk"):
+        for name in ("max_context", "threads", "prefill_chunk", "max_sequences"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InvalidRequest(f"{name} must be a positive integer, not {value!r:.80}")
@@ -213,6 +223,16 @@ class ModelFiles:
             )
         return options.max_context
 
+    def sequences(self, options: LoadOptions) -> int:
+        """Sequences of a whole context that there is to be KV memory for: what is asked for; else as many as fit into
+        the memory that is free now, up to `MAX_SEQUENCES`, but one at least."""
+        if options.max_sequences is not None:
+            return options.max_sequences
+        plan = self.plan(options)
+        device = plan.kv_cache.device
+        free = plan.available[device] - sum(row.nbytes for row in plan.rows if row.device == device and row.nbytes)
+        return 1 + max(0, min(MAX_SEQUENCES - 1, int(free * _FREE_SHARE // max(1, plan.kv_cache.nbytes))))
+
     def backends(self, options: LoadOptions, dtype: DTypeName) -> Backends:
         """What the components run on. InvalidRequest: components are placed of a model that has none, or experts of a
         dense one."""
@@ -247,7 +267,7 @@ def load_network(
 ) -> tuple[CausalLM, LoadReport]:
     """Plan, choose the backend, load. Nothing is allocated for a model that does not fit.
 
-    Errors as :func:`lluda.engine.model.load`.
+    Errors as :func:`lluda.api.model.load`.
     """
     require_own_threads()
     files.plan(options).require_fit()
@@ -256,9 +276,9 @@ def load_network(
     return build_text_model(files.config, loaded.parameters, loaded.backends.of), loaded.report
 
 
-def load_voice(
+def load_speech_stack(
     files: ModelFiles, options: LoadOptions, thinker: CausalLM | None = None, progress: Progress | None = None
-) -> Voice:
+) -> SpeechStack:
     """What speaks, in the precision and place of ``options``; the table of tokens is the ``thinker``'s where it is
     loaded, else it alone is read. UnsupportedModel: a checkpoint that does not speak. Errors as `load_network`."""
     require_own_threads()
@@ -277,7 +297,7 @@ def load_voice(
     talker = Talker(omni.speech.talker, parameters, backend_of("talker"))
     embed = thinker.decoder.embed_tokens if thinker else Embedding(backend_of("thinker"), parameters.matrix(table.name))
     dtype = resolve_dtype(options.dtype, files.config.dtype)
-    return Voice(
+    return SpeechStack(
         talker=talker,
         code_predictor=CodePredictor(omni.speech.talker, parameters, backend_of("code_predictor")),
         code2wav=Code2Wav(omni.speech.code2wav, parameters, backend_of("code2wav")),
@@ -319,7 +339,7 @@ def _load(
     sizes = {name: value.nbytes for name, value in placed.items()}
     report = replace(
         report,
-        kept_bf16=_kept_bf16(placed),
+        incompressible=_incompressible(placed),
         sizes=sizes,
         formats=_formats(placed),
         decoded=dict(taker.decoded),
@@ -350,7 +370,7 @@ def _formats(placed: Mapping[str, Weight | Tensor]) -> dict[str, int]:
     return dict(Counter(value.format for value in placed.values() if not isinstance(value, Tensor)))
 
 
-def _kept_bf16(placed: Mapping[str, Weight | Tensor]) -> tuple[str, ...]:
+def _incompressible(placed: Mapping[str, Weight | Tensor]) -> tuple[str, ...]:
     """Matrices that stayed BF16 among packed ones, because they do not compress."""
     formats = {name: value.format for name, value in placed.items() if not isinstance(value, Tensor)}
     return tuple(n for n, form in formats.items() if form == "BF16") if "PACKED_BF16" in formats.values() else ()

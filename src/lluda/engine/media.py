@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +24,13 @@ from lluda.inputs.media.media_parts import MediaPart
 from lluda.inputs.media.media_positions import AudioSpan, ImageSpan, Span, VideoSpan, media_positions
 from lluda.inputs.media.media_prompt import Layout, MediaPrompt, expand_placeholders
 from lluda.inputs.media.video_file import open_video
-from lluda.inputs.media.vision_patches import VisionPatches, frame_size, image_size, picture_patches, video_patches
+from lluda.inputs.media.vision_patches import (
+    VisionPatches,
+    frame_size,
+    image_size,
+    resized_image_patches,
+    video_patches,
+)
 from lluda.models.decoder import MultimodalEmbeddings
 from lluda.models.thinker import Thinker
 from lluda.models.vision_encoder import VisionOutput
@@ -210,7 +217,7 @@ class MediaReader:
         try:
             size = image_size(picture.height, picture.width, self._image, where=part.where)
             room.require(size[0] * size[1] // self._image.factor**2)
-            return picture_patches(picture.pixels(size), self._image)
+            return resized_image_patches(picture.pixels(size), self._image)
         finally:
             picture.close()
 
@@ -239,9 +246,10 @@ def read_media(
     parts: Sequence[MediaPart],
     context: int,
     known: Mapping[bytes, EncodedMedia],
+    compute: Callable[[Callable[[], EncodedMedia]], EncodedMedia] = lambda work: work(),
 ) -> tuple[PromptRows, list[EncodedMedia]]:
     """The prompt's rows, and each medium encoded, in order. Those of ``known``, by `MediaReader.key`, and those that
-    were given encoded are not read again.
+    were given encoded are not read again. ``compute`` runs the encoders: `Engine.call`, where others compute too.
 
     LimitExceeded: the prompt does not fit ``context`` positions; found before anything is encoded, and mostly before
     anything is decoded. Else as `MediaReader.prepare` and `expand`.
@@ -264,6 +272,6 @@ def read_media(
     encoded: dict[bytes, EncodedMedia] = {}
     for each in prepared:
         if each.key not in encoded:
-            encoded[each.key] = each if isinstance(each, EncodedMedia) else reader.encode(each)
+            encoded[each.key] = each if isinstance(each, EncodedMedia) else compute(partial(reader.encode, each))
     media = [encoded[each.key] for each in prepared]
     return reader.prompt_rows(prompt, media), media

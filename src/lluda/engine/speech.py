@@ -1,71 +1,40 @@
-"""Speech while the text is still being written: thinker, talker, code predictor and code2wav take turns.
+"""Speech of several answers at once, while their text is still being written: talker, code predictor, code2wav.
 
-One thread runs them all. Each turn the thinker adds a token, the talker and its predictor a frame, and code2wav the
-samples that the frame completes; so speech begins with the first token of text, nothing runs ahead without bound, a
-consumer that stops asking stops everything within a frame, and an error in one stage ends the request in all. Where the
-stages share one memory bus, taking turns costs nothing against running side by side.
+Each frame (80 ms) of an answer takes one token of its text, so speech begins with the first token. The frames of all
+answers that can go on are made together, and so are the samples that they complete; each answer gets the codes and
+samples that it gets alone.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
-from typing import TYPE_CHECKING
 
 import torch
 
 from lluda.config.code2wav import SAMPLE_RATE
-from lluda.engine.forked import require_own_threads
+from lluda.engine import frames as batched
 from lluda.engine.frame_graph import GraphFrames
-from lluda.engine.frames import FrameGenerator, SpeechParams
-from lluda.engine.generation import Completion, Token
+from lluda.engine.frames import FrameGenerator
 from lluda.engine.prompt_rows import PromptRows
+from lluda.engine.request import SpeechChunk, SpeechCompletion, SpeechEvent, SpokenAnswer
 from lluda.engine.speech_graphs import CodesStream, SpeechGraphs
 from lluda.engine.talker_prompt import CapturedHiddenStates, TalkerPromptBuilder
+from lluda.errors import LludaError
 from lluda.models.code2wav import Code2Wav
 from lluda.models.code_predictor import CodePredictor
 from lluda.models.talker import Talker
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 RAMP = (1, 1, 2, 4, 8)
 """Frames that code2wav is given at once: few at first, so that the first sound comes early."""
 
 
-@dataclass(frozen=True, slots=True)
-class SpeechChunk:
-    """Samples that follow those of the chunk before, mono float32 in [-1, 1]; the ``codes`` of the frames that
-    completed them; ``seconds`` since the request."""
-
-    samples: NDArray[np.float32]
-    codes: tuple[tuple[int, ...], ...]
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class SpeechCompletion:
-    """The end of the speech, of ``frames`` and ``samples`` in all. ``finish_reason``: ``stop`` (the talker ended it),
-    ``length`` (max_frames), ``runaway`` (the guard: so long a speech cannot be the text's) or ``silent`` (there was no
-    text to speak). Seconds since the request; None for what did not happen."""
-
-    frames: int
-    samples: int
-    finish_reason: str
-    first_text_seconds: float | None
-    first_audio_seconds: float | None
-    seconds: float
-
-
-SpeechEvent = Token | Completion | SpeechChunk | SpeechCompletion
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class Voice:
+class SpeechStack:
     """The half of an Omni model that speaks."""
 
     talker: Talker
@@ -95,36 +64,205 @@ class Voice:
         return math.ceil(frames - 1e-6)  # a whole number of frames in seconds is seldom one in float
 
 
-class _Text:
-    """The answer's tokens as the talker asks for them. What the thinker says meanwhile waits in ``events``."""
+class Speech:
+    """The speech of one answer: text in, frames out. ``prompt`` and ``captured`` are what the thinker was given.
 
-    def __init__(self, source: Iterator[Token | Completion], end_ids: frozenset[int], started: float) -> None:
-        self._source, self._end_ids, self._started = source, end_ids, started
-        self.events: list[Token | Completion] = []
-        self.first_seconds: float | None = None
-        self.ended = False
-        self.tokens = 0
-        """To speak, so far."""
+    InvalidRequest: an unknown speaker."""
 
-    def next(self) -> int | None:
-        """The next token to speak; None when the thinker has ended. The id that ends a turn is not spoken."""
-        while not self.ended:
-            event = next(self._source, None)
-            if event is None:
-                self.ended = True
-                break
-            self.events.append(event)
-            if isinstance(event, Token) and event.id not in self._end_ids:
-                self.tokens += 1
-                if self.first_seconds is None:
-                    self.first_seconds = time.perf_counter() - self._started
-                return event.id
-        return None
+    def __init__(
+        self, stack: SpeechStack, spoken: SpokenAnswer, prompt: PromptRows, captured: CapturedHiddenStates | None
+    ) -> None:
+        stack.prompts.speaker_id(spoken.speaker)
+        self.stack, self.spoken = stack, spoken
+        self.error: LludaError | None = None
+        self.frames = 0
+        self.first_audio_seconds: float | None = None
+        self.first_text_seconds: float | None = None
+        self._prompt, self._captured = prompt, captured
+        self._text: deque[int] = deque()
+        self._text_ended = False
+        self._consumed = 0
+        self._tts_end = [stack.prompts.tokens.tts_eos]
+        self._generator: FrameGenerator | GraphFrames | None = None
+        self._fed = False
+        self._vocoder: CodesStream | None = None
+        self._sizes = chain(RAMP, repeat(RAMP[-1]))
+        self._size = next(self._sizes)
+        self._waiting: list[list[int]] = []
+        self._reason = ""
+        self._started = time.perf_counter()
 
-    def take(self) -> list[Token | Completion]:
-        """What has waited."""
-        waiting, self.events = self.events, []
-        return waiting
+    @property
+    def params(self) -> SpokenAnswer:
+        """How it is spoken."""
+        return self.spoken
+
+    @property
+    def ended(self) -> bool:
+        """Whether no frame follows."""
+        return bool(self._reason)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can make a frame now."""
+        return not self._reason and (self._fed or bool(self._text) or (self._text_ended and self._consumed > 0))
+
+    def push_text(self, token: int) -> None:
+        """The next token to speak."""
+        if self.first_text_seconds is None:
+            self.first_text_seconds = time.perf_counter() - self._started
+        self._text.append(token)
+
+    def end_text(self) -> None:
+        """No token follows."""
+        self._text_ended = True
+        if not self._consumed and not self._text:
+            self._reason = "silent"
+
+    def completion(self, finish_reason: str | None = None) -> SpeechCompletion:
+        """The speech as far as it came."""
+        return SpeechCompletion(
+            frames=self.frames,
+            samples=self.stack.samples(self.frames),
+            finish_reason=finish_reason or self._reason,
+            first_text_seconds=self.first_text_seconds,
+            first_audio_seconds=self.first_audio_seconds,
+            seconds=time.perf_counter() - self._started,
+        )
+
+    def close(self) -> None:
+        """Give back what was lent to it."""
+        self.stack.graphs.give_back(self.spoken.params, self._generator, self._vocoder)
+        self._generator = self._vocoder = None
+
+    def _begin(self) -> None:
+        """Run the talker's prompt, which ends with the first token of text."""
+        params, prompts = self.spoken.params, self.stack.prompts
+        built = prompts.build(self._prompt, self._captured, self._next_text(), self.spoken.speaker)
+        assert params.max_frames is not None, "with_defaults leaves no None here"
+        rows = len(built.rows) + params.max_frames
+        self._generator = self.stack.graphs.frames(params, rows) or FrameGenerator(
+            self.stack.talker, self.stack.code_predictor, params, max_rows=rows, kv_dtype=self.stack.kv_dtype
+        )
+        self._vocoder = self.stack.graphs.vocoder()
+        self._generator.prefill(built.rows, built.positions)
+        self._fed = True
+
+    def _next_text(self) -> int:
+        """The token of the next row: of the text, then its end, then padding."""
+        if self._text:
+            self._consumed += 1
+            return self._text.popleft()
+        return self._tts_end.pop() if self._tts_end else self.stack.prompts.tokens.tts_pad
+
+    def _exceeded(self) -> str:
+        """Why no frame may follow; empty if one may."""
+        params = self.spoken.params
+        assert params.max_frames is not None, "with_defaults leaves no None here"
+        if self.frames >= params.max_frames:
+            return "length"
+        guard = params.guard
+        if guard is not None and self.frames >= self.stack.frames(guard.seconds(self._consumed)):
+            return "runaway"
+        return ""
+
+    def _take(self, codes: list[int] | LludaError | None) -> None:
+        """The codes of a frame, None at the end of the speech."""
+        self._fed = False
+        if isinstance(codes, LludaError):
+            self.error, self._reason = codes, "error"
+        elif codes is None:
+            self._reason = "stop"
+        else:
+            self.frames += 1
+            self._waiting.append(codes)
+
+    def _due(self) -> list[list[int]]:
+        """Frames to make samples of now."""
+        if len(self._waiting) == self._size:
+            self._size = next(self._sizes)
+        elif not (self._reason and self._waiting):
+            return []
+        due, self._waiting = self._waiting, []
+        return due
+
+    def _chunk(self, codes: list[list[int]], samples: torch.Tensor) -> SpeechChunk:
+        seconds = time.perf_counter() - self._started
+        if self.first_audio_seconds is None:
+            self.first_audio_seconds = seconds
+        return SpeechChunk(samples.float().cpu().numpy(), tuple(tuple(frame) for frame in codes), seconds)
+
+
+@torch.inference_mode()
+def make_frames(speeches: Sequence[Speech]) -> dict[Speech, SpeechChunk]:
+    """One frame more of each, all of one stack and ready, and the samples that are due."""
+    for speech in speeches:
+        if speech._generator is None:
+            speech._begin()
+    _feed([speech for speech in speeches if not speech._fed])
+    going = []
+    for speech in speeches:
+        speech._reason = speech._exceeded()
+        if not speech._reason:
+            going.append(speech)
+    for speech, codes in zip(going, _next_codes(going), strict=True):
+        speech._take(codes)
+    return _vocode(speeches)
+
+
+def _feed(speeches: Sequence[Speech]) -> None:
+    """Give each talker its next row of text, for those whose speech goes on."""
+    rows = [(speech, speech.stack.prompts.text_row(speech._next_text())) for speech in speeches]
+    stepped: list[tuple[FrameGenerator, torch.Tensor]] = []
+    for speech, row in rows:
+        if isinstance(speech._generator, FrameGenerator):
+            stepped.append((speech._generator, row))
+        elif speech._generator is not None:
+            speech._generator.feed(row)
+        speech._fed = True
+    if stepped:
+        batched.feed([generator for generator, _ in stepped], torch.cat([row for _, row in stepped]))
+
+
+def _next_codes(speeches: Sequence[Speech]) -> list[list[int] | LludaError | None]:
+    codes: dict[int, list[int] | LludaError | None] = {}
+    stepped: list[tuple[int, FrameGenerator]] = []
+    for index, speech in enumerate(speeches):
+        generator = speech._generator
+        if isinstance(generator, FrameGenerator):
+            stepped.append((index, generator))
+            continue
+        assert generator is not None, "a speech that goes on was begun"
+        try:
+            codes[index] = generator.next_codes()
+        except LludaError as error:
+            codes[index] = error
+    if stepped:
+        found = batched.next_codes([generator for _, generator in stepped])
+        codes.update({index: own for (index, _), own in zip(stepped, found, strict=True)})
+    return [codes[index] for index in range(len(speeches))]
+
+
+def _vocode(speeches: Sequence[Speech]) -> dict[Speech, SpeechChunk]:
+    """The samples that are due of each."""
+    chunks: dict[Speech, SpeechChunk] = {}
+    together: list[tuple[Speech, list[list[int]]]] = []
+    for speech in speeches:
+        due = speech._due()
+        if not due:
+            continue
+        assert speech._vocoder is not None, "a speech with frames was begun"
+        if speech._vocoder.state is None:
+            chunks[speech] = speech._chunk(due, speech._vocoder.push(due))
+        else:
+            together.append((speech, due))
+    if together:
+        states = [speech._vocoder.state for speech, _ in together if speech._vocoder and speech._vocoder.state]
+        codes = [torch.tensor(due).T for _, due in together]
+        made = together[0][0].stack.code2wav.push_all(codes, states)
+        for (speech, due), samples in zip(together, made, strict=True):
+            chunks[speech] = speech._chunk(due, samples)
+    return chunks
 
 
 def join(speeches: Iterable[Callable[[int], Iterator[SpeechEvent]]]) -> Iterator[SpeechEvent]:
@@ -164,93 +302,3 @@ def _joined(before: SpeechCompletion, part: SpeechCompletion, begun: float) -> S
 def _joined_reason(before: str, part: str) -> str:
     """A part without text says nothing about the whole; one that ran away says it of the whole."""
     return before if part == "silent" or (before == "runaway" and part == "stop") else part
-
-
-def speak(
-    voice: Voice,
-    answer: Iterator[Token | Completion],
-    end_ids: frozenset[int],
-    params: SpeechParams,
-    prompt: PromptRows,
-    media: CapturedHiddenStates | None = None,
-    speaker: str | None = None,
-) -> Iterator[SpeechEvent]:
-    """The events of ``answer`` as they come, and its speech between them; last a SpeechCompletion.
-
-    ``end_ids`` end the thinker's turn; ``params`` has no None left; ``prompt`` and ``media`` are what the thinker was
-    given. InvalidRequest: an unknown speaker (before anything is computed).
-    """
-    require_own_threads()
-    voice.prompts.speaker_id(speaker)
-    started = time.perf_counter()
-    text = _Text(answer, end_ids, started)
-    first = text.next()
-    yield from text.take()
-    frames, reason, first_audio = 0, "silent", None
-    if first is not None:
-        generator = _prefilled(voice, params, prompt, media, first, speaker)
-        state, sizes, waiting = voice.graphs.vocoder(), chain(RAMP, repeat(RAMP[-1])), []
-        size, tts_end = next(sizes), iter((voice.prompts.tokens.tts_eos,))
-        while not (reason := _exceeded(voice, params, frames, text.tokens)):
-            codes = generator.next_codes()
-            if codes is None:
-                reason = "stop"
-                break
-            frames += 1
-            waiting.append(codes)
-            if len(waiting) == size:
-                chunk = _vocode(state, waiting, started)
-                first_audio = first_audio if first_audio is not None else chunk.seconds
-                yield chunk
-                waiting, size = [], next(sizes)
-            token = text.next()
-            yield from text.take()
-            if token is None:
-                token = next(tts_end, voice.prompts.tokens.tts_pad)
-            generator.feed(voice.prompts.text_row(token))
-        if waiting:
-            chunk = _vocode(state, waiting, started)
-            first_audio = first_audio if first_audio is not None else chunk.seconds
-            yield chunk
-    while text.next() is not None:
-        yield from text.take()
-    yield from text.take()
-    yield SpeechCompletion(
-        frames, voice.samples(frames), reason, text.first_seconds, first_audio, time.perf_counter() - started
-    )
-
-
-def _exceeded(voice: Voice, params: SpeechParams, frames: int, tokens: int) -> str:
-    """Why no frame may follow the first ``frames``, spoken of so many tokens of text; empty if one may."""
-    assert params.max_frames is not None, "with_defaults leaves no None here"
-    if frames >= params.max_frames:
-        return "length"
-    if params.guard is not None and frames >= voice.frames(params.guard.seconds(tokens)):
-        return "runaway"
-    return ""
-
-
-@torch.inference_mode()
-def _prefilled(
-    voice: Voice,
-    params: SpeechParams,
-    prompt: PromptRows,
-    media: CapturedHiddenStates | None,
-    first: int,
-    speaker: str | None,
-) -> FrameGenerator | GraphFrames:
-    built = voice.prompts.build(prompt, media, first, speaker)
-    assert params.max_frames is not None
-    rows = len(built.rows) + params.max_frames
-    generator = voice.graphs.frames(params, rows) or FrameGenerator(
-        voice.talker, voice.code_predictor, params, max_rows=rows, kv_dtype=voice.kv_dtype
-    )
-    generator.prefill(built.rows, built.positions)
-    return generator
-
-
-@torch.inference_mode()
-def _vocode(state: CodesStream, waiting: list[list[int]], started: float) -> SpeechChunk:
-    samples = state.push(waiting)
-    codes = tuple(tuple(frame) for frame in waiting)
-    return SpeechChunk(samples.float().cpu().numpy(), codes, time.perf_counter() - started)

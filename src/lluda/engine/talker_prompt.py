@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lluda.backends.components import Observer
 from lluda.config.omni import OmniConfig, SpeechTokens
 from lluda.engine.prompt_rows import PromptRows
 from lluda.errors import InvalidRequest
 from lluda.inputs.media.media_positions import Span, TextSpan, media_positions
-from lluda.models.decoder import Observer
 from lluda.models.linear import Embedding
 from lluda.models.talker import Talker
 
@@ -29,20 +29,16 @@ class CapturedHiddenStates:
         self.rows: list[int] = prompt.injected.rows.tolist() if prompt.injected else []
         self.hidden: dict[int, Tensor] = {}
 
-    def take_over(self, earlier: CapturedHiddenStates | None, shared: int) -> int:
+    def take_over(self, earlier: Mapping[int, Tensor], shared: int) -> int:
         """Keep what ``earlier`` has of this prompt's first ``shared`` rows. Returns how many rows need not run again:
         up to the first medium whose rows it does not have."""
         for row in self.rows:
             if row >= shared:
                 break
-            if earlier is None or row not in earlier.hidden:
+            if row not in earlier:
                 return row
-            self.hidden[row] = earlier.hidden[row]
+            self.hidden[row] = earlier[row]
         return shared
-
-    def forget(self, shared: int) -> None:
-        """Drop what is kept of rows after the first ``shared``, which others are taking the place of."""
-        self.hidden = {row: rows for row, rows in self.hidden.items() if row < shared}
 
     def observer(self, start: int) -> Observer:
         """To be told of a step whose first row is row ``start`` of the prompt."""

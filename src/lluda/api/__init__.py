@@ -1,0 +1,1 @@
+"""What a program calls: models and conversations, thin folds over `Engine.submit`."""

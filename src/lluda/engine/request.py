@@ -1,0 +1,144 @@
+"""What is asked of the engine, and what it answers: a request, its events, and how it may end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Literal
+
+from lluda.engine.prompt_rows import PromptRows
+from lluda.engine.sampling_params import SamplingParams
+from lluda.engine.speech_params import SpeechParams
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Reuse = Literal["any", "prompt", "none"]
+"""Which computed rows of others a prompt may begin with: ``any``; only those that were computed as rows of a prompt,
+which gives what a fresh prefill gives to the bit; ``none``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token of sequence ``index``: the text that became safe to show with it (may be empty), where
+    log-probabilities were asked for, its own and the most likely alternatives'."""
+
+    index: int
+    id: int
+    text: str
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished answer. ``finish_reason``: ``stop`` (end-of-text id, stop id or stop string), ``length`` or
+    ``cancelled``. Seconds: ``prefill_seconds`` from the sequence's start to its first token, ``decode_seconds`` from
+    there to its last. ``reused_tokens`` of the prompt were taken from an earlier request."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    prompt_tokens: int
+    tokens: tuple[Token, ...]
+    prefill_seconds: float
+    decode_seconds: float
+    reused_tokens: int = 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decode rate, the first token not counted (it belongs to the prefill)."""
+        return (len(self.token_ids) - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechChunk:
+    """Samples that follow those of the chunk before, mono float32 in [-1, 1]; the ``codes`` of the frames that
+    completed them; ``seconds`` since the request."""
+
+    samples: NDArray[np.float32]
+    codes: tuple[tuple[int, ...], ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechCompletion:
+    """The end of the speech, of ``frames`` and ``samples`` in all. ``finish_reason``: ``stop`` (the talker ended it),
+    ``length`` (max_frames), ``runaway`` (the guard: so long a speech cannot be the text's), ``silent`` (there was no
+    text to speak) or ``cancelled``. Seconds since the request; None for what did not happen."""
+
+    frames: int
+    samples: int
+    finish_reason: str
+    first_text_seconds: float | None
+    first_audio_seconds: float | None
+    seconds: float
+
+
+SpeechEvent = Token | Completion | SpeechChunk | SpeechCompletion
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpokenAnswer:
+    """How an answer is spoken: ``params`` without None, the ``speaker``'s name (None: the config's first)."""
+
+    params: SpeechParams
+    speaker: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Request:
+    """One answer to one prompt.
+
+    ``sampling`` has no None left (``SamplingParams.with_defaults``); ``end_ids`` end the answer. ``speech``: it is
+    spoken too. ``text``: ids of a text to be spoken as it stands, each with its text, in place of an answer of the
+    model; the prompt is then the talker's. ``reuse``: None is ``prompt`` in deterministic mode, else ``any``.
+    ``priority``: lower goes first; ``deadline``: of ``time.monotonic()``, after which a request that still waits is
+    refused. ``index`` tells the events of several requests of one stream apart.
+    """
+
+    prompt: PromptRows
+    sampling: SamplingParams
+    end_ids: frozenset[int] = frozenset()
+    speech: SpokenAnswer | None = None
+    text: Sequence[tuple[int, str]] | None = None
+    reuse: Reuse | None = None
+    priority: int = 0
+    deadline: float | None = None
+    index: int = 0
+
+
+class Status(Enum):
+    """Where a request stands. Every accepted one ends exactly once, in one of the last three."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+_NEXT = {
+    Status.WAITING: {Status.RUNNING, Status.CANCELLED, Status.FAILED},
+    Status.RUNNING: {Status.DONE, Status.CANCELLED, Status.FAILED},
+}
+
+
+@dataclass(slots=True, eq=False)
+class Lifetime:
+    """The status of one request, changed only as it may be."""
+
+    status: Status = field(default=Status.WAITING)
+
+    def become(self, status: Status) -> None:
+        """Go on to ``status``."""
+        assert status in _NEXT.get(self.status, ()), f"a request that is {self.status.value} became {status.value}"
+        self.status = status
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing follows."""
+        return self.status not in _NEXT

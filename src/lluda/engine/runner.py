@@ -1,0 +1,192 @@
+"""A step of the decoder: rows of prompts, or one token of each of several sequences, with their caches.
+
+Sequences stand below each other in one step where each gets the numbers that it gets alone, or where that is not asked
+for (``deterministic``). Where the backend can, a step is launched whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from lluda.backends.blocks import Segment
+from lluda.backends.capture import CapturedDecode
+from lluda.backends.components import Observer
+from lluda.engine.forked import require_own_threads
+from lluda.engine.kv_cache import STORAGE_DTYPES, CacheOptions, KVCache
+from lluda.engine.prompt_rows import PromptRows
+from lluda.models.causal_lm import CausalLM
+
+ObserverAt = Callable[[int], Observer | None]
+"""Given the row of the prompt that a step of its prefill begins with, whom to tell of the step."""
+
+PREFILL_CHUNK, GPU_PREFILL_CHUNK = 512, 2048
+"""Rows of a prompt computed at once, on a CPU and on a GPU."""
+
+BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+"""Sequences that a captured step is made for; one of fewer is filled up. The last: sequences in one step at most."""
+
+
+class Runner:
+    """Steps of one model. ``max_context`` positions at most for each sequence, prompt and answer together."""
+
+    def __init__(
+        self,
+        model: CausalLM,
+        cache_options: CacheOptions,
+        prefill_chunk: int = PREFILL_CHUNK,
+        *,
+        deterministic: bool = False,
+    ) -> None:
+        self.model = model
+        self.cache_options = cache_options
+        self.prefill_chunk = prefill_chunk
+        self.deterministic = deterministic or model.backend.name == "reference"
+        self._graphs: dict[int, CapturedDecode | None] = {}
+        self._padding: list[KVCache] = []
+
+    def new_cache(self, capacity: int | None = None) -> KVCache:
+        """An empty cache for one sequence, with memory for ``capacity`` positions where it is known."""
+        return KVCache(self.model.config, self.cache_options, self.model.backend.device, capacity)
+
+    @property
+    def few_rows(self) -> int | None:
+        """Rows of a step up to which sums are in another order than of more, where nothing else about the rows beside
+        it changes a row's numbers; None: they depend on where chunks begin."""
+        return self.model.backend.few_rows
+
+    def chunk(self, start: int, end: int, wanted: int) -> int:
+        """Rows of a prompt of ``end`` to compute after the first ``start``, of ``wanted`` ones: such that what is
+        computed does not depend on who waits beside it. Where chunks matter they lie on a grid; else all rows of a
+        prompt are summed as those of many rows are, so that no small rest is left."""
+        left, few = end - start, self.few_rows
+        if few is None:
+            return (
+                min(self.prefill_chunk - start % self.prefill_chunk, left) if self.deterministic else min(wanted, left)
+            )
+        rows = min(max(wanted, few + 1), left)
+        if 0 < left - rows <= few:
+            rows = left if left <= max(wanted, self.prefill_chunk) else left - few - 1
+        return rows
+
+    def reusable(self, shared: int, prompt: int) -> int:
+        """How many of ``shared`` rows that are stored a prompt of so many rows may begin with, for its other rows to be
+        computed as they are alone."""
+        few = self.few_rows
+        if few is None:
+            return shared - shared % self.prefill_chunk if self.deterministic else shared
+        return max(0, min(shared, prompt - few - 1))
+
+    @torch.inference_mode()
+    def prefill(self, prompt: Sequence[int] | PromptRows, cache: KVCache, observe: ObserverAt | None = None) -> Tensor:
+        """Run the rows the cache does not hold yet, in chunks; returns float logits ``[vocab]`` after the last."""
+        require_own_threads()
+        rows = rows_of(prompt)
+        logits = None
+        while cache.length < len(rows):
+            count = self.chunk(cache.length, len(rows), self.prefill_chunk)
+            logits = self.prefill_rows(rows, cache, count, observe)
+        assert logits is not None, "the last row of a prompt is always left to compute"
+        return logits
+
+    @torch.inference_mode()
+    def prefill_rows(
+        self, prompt: PromptRows, cache: KVCache, rows: int, observe: ObserverAt | None = None
+    ) -> Tensor | None:
+        """Run the next ``rows`` rows of a prompt. Float logits ``[vocab]`` after the last; None before."""
+        device, start = self.model.backend.device, cache.length
+        last = start + rows == len(prompt)
+        # Only the very last row's logits are wanted; earlier chunks need none.
+        wanted = torch.tensor([rows - 1] if last else [], dtype=torch.int64, device=device)
+        ids, positions, injected = prompt.chunk(start, start + rows, device)
+        observer = observe(start) if observe else None
+        with self.model.backend.single_threaded_torch():
+            logits = self.model(ids, positions, [Segment(0, rows, cache)], wanted, observer, injected)
+        cache.advance(rows)
+        cache.position_offset = prompt.position_offset
+        return logits[0].float() if last else None
+
+    @torch.inference_mode()
+    def step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> Tensor:
+        """One token for each sequence; returns float logits ``[sequences, vocab]``."""
+        require_own_threads()
+        parts = [self._step(ids[part], caches[part]) for part in self._parts(len(ids))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    @torch.inference_mode()
+    def greedy_step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> list[int]:
+        """As :meth:`step`, but returns the most likely id of each sequence: where the backend launches steps whole, no
+        logits leave the device."""
+        return self.argmax_step(ids, caches)[0]
+
+    @torch.inference_mode()
+    def argmax_step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> tuple[list[int], list[float]]:
+        """The most likely id of each sequence, and its logit (NaN if any is)."""
+        require_own_threads()
+        chosen: list[int] = []
+        peaks: list[float] = []
+        for part in self._parts(len(ids)):
+            graph = self._graph(part.stop - part.start)
+            if graph is None:
+                found = self._step(ids[part], caches[part]).max(-1)
+                tokens, largest = found.indices.tolist(), found.values.tolist()
+            else:
+                self._launch(graph, ids[part], caches[part])
+                tokens, largest = graph.result()
+            chosen += tokens[: part.stop - part.start]
+            peaks += largest[: part.stop - part.start]
+        return chosen, peaks
+
+    def launches_whole(self, sequences: int) -> bool:
+        """Whether a step of so many sequences is one launch, after which the ids alone come to the host."""
+        return all(self._graph(part.stop - part.start) is not None for part in self._parts(sequences))
+
+    def _parts(self, sequences: int) -> Iterator[slice]:
+        if self.deterministic:
+            yield from self.model.backend.step_parts([1] * sequences)
+            return
+        for start in range(0, sequences, BUCKETS[-1]):
+            yield slice(start, min(start + BUCKETS[-1], sequences))
+
+    def _step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> Tensor:
+        graph = self._graph(len(caches))
+        if graph is not None:
+            self._launch(graph, ids, caches)
+            graph.result()
+            return graph.logits[: len(caches)].clone()
+        device = self.model.backend.device
+        positions = torch.tensor([cache.length + cache.position_offset for cache in caches], device=device)
+        segments = [Segment(row, 1, cache) for row, cache in enumerate(caches)]
+        with self.model.backend.single_threaded_torch():
+            logits = self.model(torch.tensor(list(ids), device=device), positions, segments, None)
+        for cache in caches:
+            cache.advance(1)
+        return logits.float()
+
+    def _graph(self, sequences: int) -> CapturedDecode | None:
+        """A step of at least so many sequences as one launch, where the backend can; made once for each bucket."""
+        rows = next(bucket for bucket in BUCKETS if bucket >= sequences)
+        if rows not in self._graphs:
+            self._graphs[rows] = self.model.backend.decode_graph(
+                lambda ids, positions, segments: self.model(ids, positions, segments, None),
+                rows,
+                STORAGE_DTYPES[self.cache_options.dtype],
+            )
+        return self._graphs[rows]
+
+    def _launch(self, graph: CapturedDecode, ids: Sequence[int], caches: Sequence[KVCache]) -> None:
+        """The step of the sequences; the rows that fill up a bucket write where nobody looks."""
+        while len(self._padding) < graph.rows - len(caches):
+            self._padding.append(self.new_cache(1))
+        padding = self._padding[: graph.rows - len(caches)]
+        positions = [cache.length + cache.position_offset for cache in (*caches, *padding)]
+        graph.launch([*ids, *[0] * len(padding)], positions, [*caches, *padding])
+        for cache in caches:
+            cache.advance(1)
+
+
+def rows_of(prompt: Sequence[int] | PromptRows) -> PromptRows:
+    """A prompt of ids alone, or as it is."""
+    return prompt if isinstance(prompt, PromptRows) else PromptRows(list(prompt))

@@ -1,0 +1,166 @@
+"""Who runs when: numbers and clocks in, the next step out. No tensors, so that tables can test it.
+
+A step decodes one token of every answer that is under way and, beside it, computes some rows of the prompts that wait:
+so many that those who decode feel little of it. Speech has deadlines, a frame every 80 ms from its first on: while a
+listener is about to run dry, prompts wait, and answers that are only read take turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+FRAME_SECONDS = 0.08
+"""Of sound in a frame (config.json: 24,000 samples a second, 1,920 a frame)."""
+
+FIRST_ROWS = 32
+"""Rows of a prompt beside others' decoding, before anything was measured."""
+
+_STRETCH = 1.5
+"""Seconds that a prompt's rows may add to a step, as a share of the step without them."""
+
+_LATE, _AHEAD = 0.24, 4.0
+"""Seconds of sound in hand: with fewer a listener is served before all others, with more it waits for them."""
+
+_PATIENCE = 8
+"""Steps that a prompt waits at most for listeners who are late."""
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """What is to be known of one request. ``positions``: of the cache, at most; ``prompt_left``: rows of its prompt not
+    computed; ``speaking``: its speech can make a frame now. ``frames`` were made, the first at ``first_frame``."""
+
+    id: int
+    positions: int = 0
+    prompt_left: int = 0
+    priority: int = 0
+    deadline: float | None = None
+    running: bool = False
+    decoding: bool = False
+    stalled: bool = False
+    spoken: bool = False
+    speaking: bool = False
+    frames: int = 0
+    first_frame: float | None = None
+
+    def in_hand(self, now: float) -> float:
+        """Seconds of sound that a listener who began with the first frame has left."""
+        return 0.0 if self.first_frame is None else self.frames * FRAME_SECONDS - (now - self.first_frame)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What to do next: ``prefill`` has ids and rows of their prompts; ``decode`` and ``frames`` ids."""
+
+    prefill: tuple[tuple[int, int], ...] = ()
+    decode: tuple[int, ...] = ()
+    frames: tuple[int, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.prefill or self.decode or self.frames)
+
+
+@dataclass(slots=True, eq=False)
+class Scheduler:
+    """``max_running`` requests at once; ``chunk``: rows of prompts in one step where nothing else waits. ``whole``: a
+    chunk is never made smaller, since the numbers depend on where it begins (deterministic mode of some backends)."""
+
+    max_running: int
+    chunk: int
+    whole: bool = False
+    _entries: dict[int, Entry] = field(default_factory=dict)
+    _decode_seconds: float = 0.0
+    _row_seconds: float = 0.0
+    _steps_without_prefill: int = 0
+    _turn: int = 0
+
+    def add(self, entry: Entry) -> None:
+        """A request that waits."""
+        assert entry.id not in self._entries, f"request {entry.id} is there already"
+        self._entries[entry.id] = entry
+
+    def remove(self, number: int) -> None:
+        """A request that ended."""
+        del self._entries[number]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def running(self) -> int:
+        """Requests that were begun."""
+        return sum(entry.running for entry in tuple(self._entries.values()))
+
+    @property
+    def waiting(self) -> list[Entry]:
+        """Requests that were not begun, in the order in which they will be."""
+        return sorted((entry for entry in self._entries.values() if not entry.running), key=_order)
+
+    @property
+    def has_deadlines(self) -> bool:
+        """Whether a request that waits has a deadline."""
+        return any(entry.deadline is not None for entry in self.waiting)
+
+    def expired(self, now: float) -> list[int]:
+        """Of those that wait, the ones whose deadline is over."""
+        return [entry.id for entry in self.waiting if entry.deadline is not None and entry.deadline <= now]
+
+    def next_to_admit(self) -> Entry | None:
+        """The request to begin next, if there is place for one. Nobody overtakes it while it waits for memory: a large
+        one would else wait for ever."""
+        waiting = self.waiting
+        return waiting[0] if waiting and self.running < self.max_running else None
+
+    def step(self, now: float) -> Step:
+        """The next step of what runs."""
+        entries = [entry for entry in self._entries.values() if entry.running and not entry.stalled]
+        speaking = [entry for entry in entries if entry.speaking]
+        decoding = [entry for entry in entries if entry.decoding]
+        prompts = sorted((entry for entry in entries if entry.prompt_left), key=_order)
+        late = any(entry.in_hand(now) < _LATE for entry in speaking if entry.first_frame is not None)
+        frames = [entry.id for entry in speaking if self._frame_is_due(entry, now, others=bool(decoding or prompts))]
+        decode = [entry.id for entry in decoding if not late or entry.spoken or self._turn % 2]
+        self._turn += 1
+        prefill: tuple[tuple[int, int], ...] = ()
+        if prompts and not (late and self._steps_without_prefill < _PATIENCE):
+            prefill = tuple(self._rows(prompts, alone=not (decode or frames)))
+        self._steps_without_prefill = 0 if prefill or not prompts else self._steps_without_prefill + 1
+        return Step(prefill, tuple(decode), tuple(frames))
+
+    def measured(self, step: Step, decode_seconds: float, prefill_seconds: float) -> None:
+        """What a step took: its tokens and frames, and its prompts' rows."""
+        rows = sum(count for _, count in step.prefill)
+        if step.decode or step.frames:
+            self._decode_seconds = _average(self._decode_seconds, decode_seconds)
+        if rows:
+            self._row_seconds = _average(self._row_seconds, prefill_seconds / rows)
+
+    def _frame_is_due(self, entry: Entry, now: float, *, others: bool) -> bool:
+        """A listener with seconds in hand waits where others have something to do; a first frame never does."""
+        return not others or entry.first_frame is None or entry.in_hand(now) < _AHEAD or self._turn % 4 == 0
+
+    def _rows(self, prompts: Iterable[Entry], *, alone: bool) -> Iterator[tuple[int, int]]:
+        left = self.chunk if alone or self.whole else self._beside_others()
+        for entry in prompts:
+            if left <= 0:
+                return
+            rows = min(left, entry.prompt_left)
+            yield entry.id, rows
+            left -= rows
+
+    def _beside_others(self) -> int:
+        if not self._row_seconds or not self._decode_seconds:
+            return min(FIRST_ROWS, self.chunk)
+        rows = int(_STRETCH * self._decode_seconds / self._row_seconds)
+        return max(min(FIRST_ROWS, self.chunk), min(rows, self.chunk))
+
+
+def _order(entry: Entry) -> tuple[int, int]:
+    return entry.priority, entry.id
+
+
+def _average(before: float, now: float) -> float:
+    return now if not before else 0.7 * before + 0.3 * now

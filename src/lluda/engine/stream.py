@@ -1,0 +1,150 @@
+"""The events of one or several requests on their way from the engine's thread to whoever asked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Self
+
+from lluda.engine.request import SpeechEvent
+
+CAPACITY = 32
+"""Events that may wait for a reader before its requests stand still."""
+
+
+class Channel:
+    """What the engine writes to and a `Stream` reads from. Bounded: the engine asks ``is_full`` before it goes on with
+    a request, so a slow reader stalls its own requests alone; what one step makes is always taken.
+
+    ``wake`` is called when a reader made room, or wants no more.
+    """
+
+    def __init__(self, requests: int, wake: Callable[[], None], capacity: int = CAPACITY) -> None:
+        self.cancelled = False
+        self._wake, self._capacity = wake, capacity
+        self._events: deque[SpeechEvent] = deque()
+        self._open = requests
+        self._error: BaseException | None = None
+        self._changed = threading.Condition()
+        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the reader is behind."""
+        return len(self._events) >= self._capacity
+
+    def put(self, event: SpeechEvent) -> None:
+        """One event more."""
+        with self._changed:
+            self._events.append(event)
+            self._notify()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """One of the requests has ended; with ``error``, which the reader is told after the events before it."""
+        with self._changed:
+            self._open -= 1
+            self._error = self._error or error
+            self._notify()
+
+    def cancel(self) -> None:
+        """The reader wants no more: its requests end within a step."""
+        with self._changed:
+            if self.cancelled or not self._open:
+                return
+            self.cancelled = True
+        self._wake()
+
+    def take(self, timeout: float | None = None) -> SpeechEvent | None:
+        """The next event, waited for; None: there are no more. TimeoutError: none came in time."""
+        with self._changed:
+            if not self._changed.wait_for(self._ready, timeout):
+                raise TimeoutError(f"no event came within {timeout} s")
+            return self._taken()
+
+    async def take_async(self) -> SpeechEvent | None:
+        """As `take`, for a coroutine."""
+        while True:
+            with self._changed:
+                if self._ready():
+                    return self._taken()
+                happened = asyncio.Event()
+                self._waiter = (asyncio.get_running_loop(), happened)
+            await happened.wait()
+
+    def _ready(self) -> bool:
+        return bool(self._events) or self._open == 0 or self._error is not None
+
+    def _taken(self) -> SpeechEvent | None:
+        if self._events:
+            was_full = self.is_full
+            event = self._events.popleft()
+            if was_full:
+                self._wake()
+            return event
+        if self._error is not None:
+            error, self._error = self._error, None
+            self._open = 0
+            raise error
+        return None
+
+    def _notify(self) -> None:
+        self._changed.notify()
+        if self._waiter is not None:
+            (loop, happened), self._waiter = self._waiter, None
+            with contextlib.suppress(RuntimeError):  # a loop that was closed waits for nothing
+                loop.call_soon_threadsafe(happened.set)
+
+
+class Stream:
+    """The events of what was submitted: an iterator, or an asynchronous one. The last event of a request is its
+    Completion, or SpeechCompletion where it is spoken; an error of a request is raised after the events before it.
+
+    ``cancel`` (``close`` is the same, and so is letting go of the stream) ends what has not ended: within a step, with
+    a Completion whose finish_reason is ``cancelled`` for whoever reads on.
+    """
+
+    def __init__(self, channel: Channel, ids: tuple[int, ...], engine: object) -> None:
+        self._channel = channel
+        self._engine = engine  # which goes on as long as someone reads
+        self.ids = ids
+        """Of its requests, as `Engine.cancel` takes them."""
+
+    def __iter__(self) -> Iterator[SpeechEvent]:
+        return self
+
+    def __next__(self) -> SpeechEvent:
+        event = self._channel.take()
+        if event is None:
+            raise StopIteration
+        return event
+
+    def __aiter__(self) -> AsyncIterator[SpeechEvent]:
+        return self
+
+    async def __anext__(self) -> SpeechEvent:
+        event = await self._channel.take_async()
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+    def get(self, timeout: float | None = None) -> SpeechEvent | None:
+        """The next event; None after the last. TimeoutError: none came within ``timeout`` seconds."""
+        return self._channel.take(timeout)
+
+    def cancel(self) -> None:
+        """End what has not ended."""
+        self._channel.cancel()
+
+    close = cancel
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.cancel()
+
+    def __del__(self) -> None:
+        self._channel.cancel()

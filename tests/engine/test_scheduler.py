@@ -1,0 +1,104 @@
+"""Who runs when, as tables of numbers: no tensors."""
+
+from __future__ import annotations
+
+import pytest
+
+from lluda.engine.scheduler import FIRST_ROWS, Entry, Scheduler, Step
+
+
+def running(number, **fields):
+    return Entry(number, running=True, **fields)
+
+
+def scheduler(*entries, max_running=8, chunk=512, **options):
+    made = Scheduler(max_running, chunk, **options)
+    for entry in entries:
+        made.add(entry)
+    return made
+
+
+def test_nothing_to_do_is_an_empty_step():
+    assert scheduler().step(0.0).is_empty
+    assert scheduler(running(1, decoding=True, stalled=True)).step(0.0).is_empty
+
+
+def test_all_that_decode_take_one_token_each():
+    step = scheduler(*(running(number, decoding=True) for number in range(5))).step(0.0)
+    assert step == Step(decode=(0, 1, 2, 3, 4))
+
+
+def test_a_prompt_alone_is_computed_in_whole_chunks():
+    assert scheduler(running(1, prompt_left=2000)).step(0.0).prefill == ((1, 512),)
+    assert scheduler(running(1, prompt_left=20)).step(0.0).prefill == ((1, 20),)
+
+
+def test_a_prompt_beside_others_takes_few_rows_until_times_are_known_and_then_as_many_as_stretch_a_step_little():
+    made = scheduler(running(1, decoding=True), running(2, prompt_left=2000))
+    step = made.step(0.0)
+    assert step.prefill == ((2, FIRST_ROWS),)
+    made.measured(step, decode_seconds=0.040, prefill_seconds=0.0005 * FIRST_ROWS)
+    rows = made.step(0.0).prefill[0][1]
+    assert rows * 0.0005 <= 2 * 0.040, "a gap of three usual ones is the bar"
+    assert rows == 120
+
+
+def test_where_chunks_matter_they_stay_whole():
+    made = scheduler(running(1, decoding=True), running(2, prompt_left=2000), whole=True)
+    assert made.step(0.0).prefill == ((2, 512),)
+
+
+def test_short_prompts_share_a_step():
+    made = scheduler(*(running(number, prompt_left=100) for number in range(8)))
+    assert made.step(0.0).prefill == ((0, 100), (1, 100), (2, 100), (3, 100), (4, 100), (5, 12))
+
+
+@pytest.mark.parametrize(
+    ("priorities", "order"), [((0, 0, 0), [0, 1, 2]), ((1, 0, 0), [1, 2, 0]), ((0, 0, -1), [2, 0, 1])]
+)
+def test_requests_begin_by_priority_and_then_in_order(priorities, order):
+    made = scheduler(*(Entry(number, priority=priority) for number, priority in enumerate(priorities)))
+    assert [entry.id for entry in made.waiting] == order
+    assert made.next_to_admit().id == order[0]
+
+
+def test_no_more_run_than_may():
+    made = scheduler(running(0), running(1), Entry(2), max_running=2)
+    assert made.next_to_admit() is None
+    made.remove(0)
+    assert made.next_to_admit().id == 2
+
+
+def test_deadlines_are_of_those_that_wait():
+    made = scheduler(Entry(0, deadline=5.0), Entry(1, deadline=9.0), Entry(2), running(3, deadline=1.0))
+    assert made.expired(6.0) == [0]
+    assert made.has_deadlines
+
+
+def test_a_listener_about_to_run_dry_comes_before_prompts_and_readers():
+    speaker = running(0, decoding=True, spoken=True, speaking=True, frames=3, first_frame=10.0)
+    made = scheduler(speaker, running(1, decoding=True), running(2, prompt_left=500))
+    late = [made.step(10.2) for _ in range(4)]  # 0.24 s of sound, 0.2 s of it heard
+    assert all(step.frames == (0,) and not step.prefill for step in late)
+    assert [step.decode for step in late] == [(0,), (0, 1), (0,), (0, 1)], "readers take turns"
+    speaker.frames = 20  # 1.6 s
+    step = made.step(10.2)
+    assert step.prefill and step.decode == (0, 1)
+
+
+def test_a_prompt_does_not_wait_for_listeners_for_ever():
+    made = scheduler(running(0, speaking=True, frames=1, first_frame=0.0), running(1, prompt_left=500))
+    steps = [made.step(100.0) for _ in range(20)]
+    assert sum(bool(step.prefill) for step in steps) == 2
+
+
+def test_a_listener_with_seconds_in_hand_waits_for_others_but_not_for_nobody():
+    ahead = running(0, speaking=True, frames=200, first_frame=0.0)
+    assert scheduler(ahead).step(1.0).frames == (0,)
+    made = scheduler(ahead, running(1, decoding=True))
+    assert [bool(made.step(1.0).frames) for _ in range(8)].count(True) == 2
+
+
+def test_a_first_frame_is_never_put_off():
+    made = scheduler(running(0, speaking=True), running(1, decoding=True))
+    assert made.step(0.0).frames == (0,)
