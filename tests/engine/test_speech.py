@@ -27,7 +27,7 @@ from tests.config.test_code2wav import SMALL as CODE2WAV
 from tests.engine.asking import ask_spoken
 from tests.models.omni_reference import load_reference, placed_parameters, random_parameters
 from tests.models.test_talker import TALKER
-from tests.models.test_thinker import OMNI, picture, sound, template_ids, told
+from tests.models.test_thinker import OMNI, picture, reference_arguments, sound, template_ids
 
 IM_START, IM_END, USER, ASSISTANT, SYSTEM, NEWLINE = 1, 2, 10, 11, 12, 13
 SPEAKING = {
@@ -152,7 +152,7 @@ def assert_text_codes_and_waveform(model, reference, pieces):
     reference.code2wav.chunked_decode = lambda codes, **_: waves.append(codes) or torch.zeros(1, 1, 1)
     try:
         sequences, _ = reference.generate(
-            **told(reader, mix, prompt),
+            **reference_arguments(reader, mix, prompt),
             speaker="Chelsie",
             return_audio=True,
             thinker_max_new_tokens=TEXT_TOKENS,
