@@ -1,0 +1,127 @@
+"""Speech for several requests at once: each has the codes and samples that it has alone."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import numpy as np
+import pytest
+
+import lluda
+from lluda.engine.frames import FrameGenerator
+from lluda.engine.request import Completion, SpeechChunk, SpeechCompletion, Token
+from lluda.errors import LludaError
+from tests.cli.omni import write_speaking_omni
+
+WATCHDOG = 120
+TEXTS = ["hello", "how are you?", "tell me more of it", "one two three", "a", "what is this", "go on", "yes"]
+SOUND = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_speaking_omni(tmp_path_factory.mktemp("speaking") / "tiny")
+
+
+@pytest.fixture(scope="module", params=["f32", "bf16"])
+def model(request, folder):
+    return lluda.load(folder, dtype=request.param, deterministic=True)
+
+
+def asked(model, index):
+    """One spoken answer, of its own sampling, length and speaker; every third question has a sound."""
+    content = [{"type": "text", "text": TEXTS[index]}]
+    if index % 3 == 1:
+        content.insert(0, {"type": "audio", "audio": SOUND[: 8000 + 1000 * index], "sampling_rate": 16000})
+    speech = lluda.SpeechParams(
+        sampling=lluda.SamplingParams(seed=index, temperature=0.0 if index % 2 else 0.9), max_frames=3 + 2 * index
+    )
+    params = {"temperature": 0.0 if index % 2 else 0.8, "seed": index, "max_tokens": 2 + index}
+    speaker = ("ethan", "chelsie", None)[index % 3]
+    return model.speak([{"role": "user", "content": content}], speech=speech, speaker=speaker, **params)
+
+
+def heard(events):
+    """Ids, codes and samples."""
+    events = list(events)
+    chunks = [event for event in events if isinstance(event, SpeechChunk)]
+    samples = np.concatenate([chunk.samples for chunk in chunks]) if chunks else np.empty(0)
+    codes = [frame for chunk in chunks for frame in chunk.codes]
+    return [event.id for event in events if isinstance(event, Token)], codes, samples.tobytes()
+
+
+def test_8_at_once_are_what_each_is_alone(model):
+    alone = [heard(asked(model, index)) for index in range(8)]
+    together = [asked(model, index) for index in range(8)]
+    assert [heard(events) for events in together] == alone
+    assert model.engine.drain(WATCHDOG)
+    model.engine.check_integrity()
+
+
+def test_callers_of_8_threads_get_what_they_get_alone_and_a_third_goes_away(model):
+    alone = [heard(asked(model, index)) for index in range(8)]
+    found, before = {}, model.engine.stats()
+
+    def caller(number):
+        draw = random.Random(number)
+        for turn in range(3):
+            index = (number + 3 * turn) % 8
+            events = asked(model, index)
+            if draw.random() < 1 / 3:
+                next(events)
+                events.close()
+            else:
+                found[number, turn] = index, heard(events)
+
+    threads = [threading.Thread(target=caller, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WATCHDOG)
+    assert model.engine.drain(WATCHDOG)
+    model.engine.check_integrity()
+    for index, answer in found.values():
+        assert answer == alone[index], f"answer {index}"
+    now = model.engine.stats()
+    assert now.submitted - before.submitted == 24
+    assert now.failed == before.failed
+
+
+def test_an_error_in_one_speech_is_no_one_elses(model, monkeypatch):
+    alone = heard(asked(model, 3))
+    real = FrameGenerator.choose_other
+
+    def choose_other(self, logits):
+        if self._sampler.seed == 5:
+            raise LludaError("the code predictor's logits hold NaN")
+        return real(self, logits)
+
+    monkeypatch.setattr(FrameGenerator, "choose_other", choose_other)
+    good, bad = asked(model, 3), asked(model, 5)
+    assert heard(good) == alone
+    with pytest.raises(LludaError, match="hold NaN"):
+        list(bad)
+    assert model.engine.drain(WATCHDOG)
+    model.engine.check_integrity()
+
+
+def test_a_speech_that_is_cancelled_says_so(model):
+    events = asked(model, 7)
+    for event in events:
+        if isinstance(event, SpeechChunk):
+            break
+    events.close()
+    rest = list(events)
+    assert isinstance(rest[-1], SpeechCompletion) and rest[-1].finish_reason == "cancelled"
+
+
+def test_readers_and_listeners_together(model):
+    """Text alone beside speech: all end, and as alone."""
+    question = [{"role": "user", "content": "hello there"}]
+    params = {"temperature": 0.7, "seed": 1, "max_tokens": 20}
+    alone = model.chat(question, **params).token_ids, heard(asked(model, 2))
+    reader, listener = model.chat_stream(question, **params), asked(model, 2)
+    spoken = heard(listener)
+    read = next(event for event in reader if isinstance(event, Completion))
+    assert (read.token_ids, spoken) == alone
