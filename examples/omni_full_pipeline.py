@@ -21,7 +21,7 @@ def main() -> None:
     model = lluda.load(args.model)
     print(model.describe())
     message = {"role": "user", "content": [{"type": "audio", "path": args.question}]}
-    with lluda.open_audio_sink(args.answer, model.voice().sample_rate) as sink:
+    with lluda.open_audio_sink(args.answer, model.speech_stack().sample_rate) as sink:
         for event in model.speak([message], speaker=args.speaker):
             if isinstance(event, lluda.Token):
                 print(event.text, end="", flush=True)

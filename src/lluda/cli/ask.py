@@ -94,9 +94,9 @@ def run(args: argparse.Namespace) -> int:
     speech = speech_params(args) if args.speak else None
     model = load_model(args)
     if speech is not None:
-        with byte_progress("loading the voice") as progress:
-            voice = model.speech_stack(progress)
-        voice.prompts.speaker_id(args.speaker)
+        with byte_progress("loading speech") as progress:
+            stack = model.speech_stack(progress)
+        stack.prompts.speaker_id(args.speaker)
         say_guard(speech)
         return _print_spoken(model, model.speak(messages, params, speech, speaker=args.speaker, **chat), args)
     completion = print_stream(model.chat_stream(messages, params, **chat), quiet=args.json)

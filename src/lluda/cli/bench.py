@@ -23,7 +23,8 @@ _EXIT_CODES = (
 _STREAM_STEPS = 32
 _SYNTH_HELP = (
     "measure this machine without a checkpoint: the network of CONFIG_DIR/config.json with random weights made on the "
-    "device: prefill, decode and, of an Omni model, speech, sound and a turn with both (--tests, --streams and --cache-dir do not apply; "
+    "device: prefill, decode and, of an Omni model, speech, audio and a turn with both "
+    "(--tests, --streams and --cache-dir do not apply; "
     "--against transformers alone)"
 )
 _DEVICE_HELP = "cpu, cuda, cuda:1, … for lluda and transformers (default cpu, with --synth cuda)"

@@ -33,7 +33,7 @@ _COMMANDS = (
     "/audio FILE, /image FILE and /video FILE go with the next line (Omni models); /reset forgets the conversation; "
     "/system TEXT begins anew with a system message (none without TEXT); "
     "/tool TEXT gives the result of a tool that the answer called (--tools); "
-    "/speaker NAME changes the voice of --speak; "
+    "/speaker NAME changes the speaker of --speak; "
     "/exit or Ctrl-D ends; Ctrl-C stops an answer; a line that begins with a space is no command"
 )
 
@@ -74,12 +74,12 @@ class _SpeechOutput:
     there is no such speaker."""
 
     def __init__(self, model: Model, target: str, params: SpeechParams, speaker: str | None, encoding: str) -> None:
-        with byte_progress("loading the voice") as progress:
-            self.voice = model.speech_stack(progress)
+        with byte_progress("loading speech") as progress:
+            self.stack = model.speech_stack(progress)
         say_guard(params)
         self.params, self._target, self._encoding = params, target, encoding
         self.speaker = speaker
-        self.voice.prompts.speaker_id(speaker)
+        self.stack.prompts.speaker_id(speaker)
         if target != "speakers":
             Path(target).mkdir(parents=True, exist_ok=True)
 
@@ -90,11 +90,11 @@ class _SpeechOutput:
             names = (Path(target) / _NUMBERED.format(number) for number in count(1))
             target = str(next(path for path in names if not path.exists()))
             say(f"speaking to {target}")
-        return open_audio_sink(target, self.voice.sample_rate, self._encoding)
+        return open_audio_sink(target, self.stack.sample_rate, self._encoding)
 
     def change(self, speaker: str) -> None:
         """Another speaker from the next answer on."""
-        self.voice.prompts.speaker_id(speaker)
+        self.stack.prompts.speaker_id(speaker)
         self.speaker = speaker
 
 
@@ -197,9 +197,9 @@ class _Chat:
         if self._speech is None:
             self._show(self._conversation.send([message], self._params), None)
             return
-        voice = self._speech
-        events = self._conversation.send_spoken([message], self._params, voice.params, speaker=voice.speaker)
-        with voice.open() as sink:
+        output = self._speech
+        events = self._conversation.send_spoken([message], self._params, output.params, speaker=output.speaker)
+        with output.open() as sink:
             self._show(events, sink)
 
     def _show(self, events: Iterator[SpeechEvent], sink: AudioSink | None) -> None:
@@ -218,7 +218,7 @@ class _Chat:
                         sink.write(event.samples)
                     case _:
                         assert self._speech is not None, "speech nobody asked for"
-                        say(speech_summary(event, self._speech.voice.sample_rate))
+                        say(speech_summary(event, self._speech.stack.sample_rate))
         finally:
             # The generator writes the turn into the conversation when it ends; not at some later collection.
             events.close()  # type: ignore[attr-defined]

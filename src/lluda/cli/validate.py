@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-float64", action="store_true", help="leave out the distance to a float64 run")
     parser.add_argument("--only", action="append", default=[], metavar="COMPONENT", help=_ONLY_HELP)
     parser.add_argument("--frames", type=int, metavar="N", help="frames of speech an Omni model makes (default 40)")
-    parser.add_argument("--speaker", metavar="NAME", help="whose voice (default: the checkpoint's first)")
+    parser.add_argument("--speaker", metavar="NAME", help="a speaker of the config (default: the checkpoint's first)")
     add_media(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the error by layer")
     add_report(parser)
