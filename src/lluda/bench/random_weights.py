@@ -19,8 +19,8 @@ from lluda.formats.stored_tensor import StoredTensor
 from lluda.models.build import all_parameters, text_parameters
 from lluda.parameters import ParameterSpec
 
-_RESERVE = 2 << 30
-"""Bytes that caches, activations and graphs take beside the weights."""
+_LEAST_RESERVE, _LARGEST_RESERVE = 1 << 27, 2 << 30
+"""Bytes that caches, activations and graphs take beside the weights: half as many as these, within limits."""
 
 
 def random_parameters(
@@ -61,7 +61,8 @@ def require_memory(config: ModelConfig, format_name: str, *, speech: bool, devic
 
     def needed(name: str, *, speech: bool) -> float:
         specs = all_parameters(config) if speech else text_parameters(config)
-        return BYTES_PER_WEIGHT[name] * sum(spec.elements for spec in specs if spec.tied_to is None) + _RESERVE
+        weights = BYTES_PER_WEIGHT[name] * sum(spec.elements for spec in specs if spec.tied_to is None)
+        return weights + min(_LARGEST_RESERVE, _LEAST_RESERVE + weights / 2)
 
     least = needed(format_name, speech=speech)
     if least <= free:
