@@ -12,8 +12,14 @@ from lluda.errors import InvalidRequest
 TESTS = ("load", "ttft", "pp", "tg", "memory", "streams")
 """Families of tests, in the order they are run (``memory`` is the peak of all before it)."""
 
+ENGINE_TESTS = ("callers",)
+"""Families of lluda's engine alone, run behind those if they are asked for."""
+
 OMNI_TESTS = ("speech", "audio", "turn")
 """Families for Omni models alone, run after the others and only if asked for."""
+
+CALLERS_POSITIONS = 2064
+"""Of the longest sequence of the ``callers`` tests."""
 
 DECODE_PROMPT = 128
 """Tokens in the cache before decoding starts, as far as the context allows."""
@@ -31,7 +37,7 @@ class Plan:
     stream_steps: int = 32
 
     def __post_init__(self) -> None:
-        known = TESTS + OMNI_TESTS
+        known = TESTS + ENGINE_TESTS + OMNI_TESTS
         unknown = [test for test in self.tests if test not in known]
         if unknown or not self.tests:
             raise InvalidRequest(f"test {(unknown or [''])[0]!r:.40} does not exist; choose from {', '.join(known)}")
@@ -45,7 +51,7 @@ class Plan:
     @property
     def text_tests(self) -> tuple[str, ...]:
         """Those that what answers in text is loaded for."""
-        return tuple(test for test in self.tests if test in TESTS)
+        return tuple(test for test in self.tests if test in TESTS + ENGINE_TESTS)
 
     @property
     def omni_tests(self) -> tuple[str, ...]:
@@ -59,7 +65,8 @@ class Plan:
     def positions(self, context: int) -> int:
         """Positions the longest sequence of any test takes."""
         decode = self.decode_prompt(context) + max(self.generate, self.stream_steps) + 1
-        return max(max(self.prompts) + 1, decode)
+        callers = min(CALLERS_POSITIONS, context) if "callers" in self.tests else 0
+        return max(max(self.prompts) + 1, decode, callers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lluda.backends.backend import ComputeBackend
-from lluda.backends.blocks import Parameters, Weight
+from lluda.backends.weight import Parameters, Weight
 from lluda.bench.formats import BYTES_PER_WEIGHT, FORMATS
 from lluda.config.model import ModelConfig
 from lluda.convert.synth import distribution

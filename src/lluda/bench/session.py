@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from lluda.engine.runner import Runner
 from lluda.engine.sampling_params import SamplingParams
 
 
@@ -32,6 +33,10 @@ class Session(Protocol):
     """Whether `decode` can choose by RELEASED_SAMPLING."""
 
     @property
+    def runner(self) -> Runner | None:
+        """Of lluda: what its engine runs on."""
+
+    @property
     def info(self) -> EngineInfo:
         """What was opened; asked for only after the load has been timed."""
 
@@ -47,6 +52,11 @@ class SteppingSession(ABC):
     """A session of an engine that is driven step by step: it says how to start and how to step, not how to time."""
 
     samples = False
+
+    @property
+    def runner(self) -> Runner | None:
+        """See ``Session``."""
+        return None
 
     @property
     @abstractmethod

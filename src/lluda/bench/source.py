@@ -11,7 +11,7 @@ import torch
 
 from lluda.backends import select_backend
 from lluda.backends.backend import ComputeBackend
-from lluda.backends.blocks import Parameters
+from lluda.backends.weight import Parameters
 from lluda.bench.formats import held_format, load_options
 from lluda.bench.job import Job
 from lluda.bench.random_weights import random_parameters

@@ -9,6 +9,7 @@ from lluda.bench.session import RELEASED_SAMPLING, EngineInfo, Session, Stepping
 from lluda.bench.source import open_source
 from lluda.bench.weight_traffic import bytes_per_step, weights_per_step
 from lluda.engine.kv_cache import KVCache
+from lluda.engine.runner import Runner
 from lluda.engine.sampler import Sampler
 from lluda.models.thinker import PREFIX as THINKER_PREFIX
 
@@ -33,6 +34,11 @@ class LludaSession(SteppingSession):
         self._info = EngineInfo(source.format, bytes_per_weight, self._runner.model.backend.describe())
         self._caches: list[KVCache] = []
         self._samplers: list[Sampler] = []
+
+    @property
+    def runner(self) -> Runner:
+        """See ``Session``."""
+        return self._runner
 
     @property
     def info(self) -> EngineInfo:

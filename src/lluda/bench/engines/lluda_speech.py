@@ -9,8 +9,8 @@ from functools import cached_property
 
 import torch
 
-from lluda.backends.blocks import Parameters
 from lluda.backends.device import runtime_of
+from lluda.backends.weight import Parameters
 from lluda.bench.host_waits import host_waits
 from lluda.bench.job import Job
 from lluda.bench.session import EngineInfo

@@ -29,6 +29,7 @@ class MistralRsSession:
     """Implements ``Session`` over streamed chat requests with a template that is the prompt itself."""
 
     samples = False
+    runner = None
 
     def __init__(self, job: Job) -> None:
         model_type = json.loads((Path(job.model) / "config.json").read_text())["model_type"]
