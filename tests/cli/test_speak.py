@@ -31,7 +31,7 @@ def test_a_text_is_spoken_to_a_file(lluda, speaking, tmp_path):
     params = package.SpeechParams(sampling=package.SamplingParams(temperature=0), max_frames=7)
     chunks = [event for event in model.speak("hello world", params) if isinstance(event, package.SpeechChunk)]
     expected = np.concatenate([chunk.samples for chunk in chunks])
-    assert len(expected) == len(samples) == model.voice.code2wav.config.samples(7)
+    assert len(expected) == len(samples) == model.stack.code2wav.config.samples(7)
     np.testing.assert_allclose(samples, expected, atol=1e-6)
     assert "s of speech in" in printed.err
     assert "(stopped: max_frames)" in printed.err
@@ -44,7 +44,7 @@ def test_the_document_says_what_was_spoken(lluda, speaking, tmp_path):
     found = json.loads(printed.out)
     assert (found["frames"] == 7) == (found["finish_reason"] == "length")
     model = package.load_speech(speaking)
-    assert soundfile.info(tmp_path / "a.flac").frames == model.voice.code2wav.config.samples(found["frames"]) > 0
+    assert soundfile.info(tmp_path / "a.flac").frames == model.stack.code2wav.config.samples(found["frames"]) > 0
     assert found["first_audio_seconds"] <= found["seconds"]
     assert soundfile.info(tmp_path / "a.flac").samplerate == 24000
 
@@ -78,9 +78,9 @@ def test_a_talker_without_an_end_is_stopped_and_it_is_said(lluda, speaking, tmp_
     guard = ("--speech-guard", "0.2,0.1", "--speech-temperature", 0)
     printed = lluda("speak", "-m", speaking, "-o", tmp_path / "a.wav", *guard, "hello", "--json")
     found = json.loads(printed.out)
-    voice = package.load_speech(speaking).voice
+    stack = package.load_speech(speaking).stack
     assert found["finish_reason"] == "runaway"
-    assert found["frames"] == voice.frames(0.2 + 0.1 * count)
+    assert found["frames"] == stack.frames(0.2 + 0.1 * count)
     printed = lluda("ask", "-m", speaking, "--speak", tmp_path / "b.wav", *guard, "-t", 0, "-n", 2, "hello")
     assert printed.code == 0
     assert "speech may take 0.2 s and 0.1 s for each token of its text (--speech-guard)" in printed.err
