@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -150,3 +151,15 @@ def test_transformers_runs_the_same_config(folder):
         *(("lluda", test) for test in ("pp5", "tg2", "tg2_sampled")),
         *(("transformers", test) for test in ("pp5", "tg2")),
     }
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_formats_side_by_side_without_speech(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(omni_speaking()))
+    few = ["--device", "cpu", "--prompt", "5", "--gen", "2", "--repeat", "1", "--threads", "1", "--json"]
+    assert main(["bench", "--synth", str(tmp_path), "--no-speech", "--formats", "bf16,F32", *few]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    formats, tests = ("BF16", "F32"), ("pp5", "tg2", "tg2_sampled", "audio10s")
+    assert [(row["format"], row["test"]) for row in rows] == [
+        (name, test) for name in ("BF16", "F32") for test in tests
+    ]
