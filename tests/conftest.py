@@ -172,7 +172,7 @@ def taken(backend: Any, values: torch.Tensor, role: str = "matrix") -> Any:
 
 def placed(tensors: dict[str, torch.Tensor], raw: dict[str, Any], backend: Any) -> Any:
     """The tensors as the loader hands them to a model."""
-    from lluda.backends.blocks import Parameters
+    from lluda.backends.weight import Parameters
     from lluda.config.model import ModelConfig
     from lluda.models.causal_lm import causal_lm_parameters
 
@@ -203,7 +203,7 @@ class TinyModel:
     @torch.inference_mode()
     def logits(self, ids: torch.Tensor, chunk: int | None = None, cache: Any = None) -> torch.Tensor:
         """Logits of every position, the ids run ``chunk`` at a time."""
-        from lluda.backends.blocks import Segment
+        from lluda.backends.batch import Segment
 
         cache = cache if cache is not None else self.cache()
         parts = []

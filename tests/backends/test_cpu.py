@@ -10,7 +10,7 @@ import torch
 
 from lluda.backends import select_backend
 from lluda.backends.backend import Precision
-from lluda.backends.blocks import Segment
+from lluda.backends.batch import Segment
 from lluda.backends.cpu.backend import CpuBackend, NativeStep
 from lluda.backends.cpu.native_library import DTYPE_BF16, ISAS, STRUCTS, NativeContext, native_library
 from lluda.backends.reference.backend import ReferenceBackend

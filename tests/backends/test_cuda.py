@@ -10,17 +10,8 @@ import torch
 pytest.importorskip("triton", reason="the kernels of the cuda backend are Triton's: pip install triton")
 
 from lluda.backends.backend import Precision
-from lluda.backends.blocks import (
-    AttentionBlock,
-    DenseWeight,
-    MixtureBlock,
-    Norm,
-    Projection,
-    Segment,
-    SharedExpert,
-    SwiGLU,
-    SwiGLUBlock,
-)
+from lluda.backends.batch import Segment
+from lluda.backends.blocks import AttentionBlock, MixtureBlock, Norm, Projection, SharedExpert, SwiGLU, SwiGLUBlock
 from lluda.backends.capture import DeviceStore, store_row
 from lluda.backends.components import Rotary
 from lluda.backends.cpu.native_library import NativeContext
@@ -30,6 +21,7 @@ from lluda.backends.cuda.backend import CudaBackend, triton_formats, triton_mixt
 from lluda.backends.cuda.coded_weight import PACKED, Q8_0, pack, split_q8_0
 from lluda.backends.cuda.triton_target import interpreted
 from lluda.backends.reference.backend import ReferenceBackend
+from lluda.backends.weight import DenseWeight
 from lluda.engine.sampler import Sampler, SamplingParams
 from lluda.errors import InvalidRequest, NativeLibraryError
 from lluda.formats.packed_bf16 import PACKED_BF16

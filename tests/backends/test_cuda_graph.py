@@ -9,11 +9,12 @@ pytest.importorskip("triton", reason="the kernels of the cuda backend are Triton
 
 import lluda
 from lluda.backends.backend import Precision
-from lluda.backends.blocks import Parameters, Segment
+from lluda.backends.batch import Segment
 from lluda.backends.cuda.backend import CudaBackend
 from lluda.backends.cuda.graph import Graph, pinned
 from lluda.backends.cuda.triton_target import interpreted
 from lluda.backends.reference.backend import ReferenceBackend
+from lluda.backends.weight import Parameters
 from lluda.bench.host_waits import host_waits
 from lluda.config.code2wav import read_code2wav
 from lluda.config.model import ModelConfig

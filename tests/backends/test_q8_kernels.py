@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lluda.backends.backend import ComputeBackend, Precision
-from lluda.backends.blocks import Norm, Weight
+from lluda.backends.blocks import Norm
 from lluda.backends.cpu.backend import CpuBackend
 from lluda.backends.reference.backend import ReferenceBackend
+from lluda.backends.weight import Weight
 from lluda.engine.kv_cache import CacheOptions
 from lluda.formats.q8_0 import Q8_0, round_rows
 from lluda.formats.stored_tensor import StoredTensor

@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from lluda.backends.backend import CacheLayout, Precision
-from lluda.backends.blocks import MixtureBlock, Parameters, Segment
+from lluda.backends.batch import Segment
+from lluda.backends.blocks import MixtureBlock
 from lluda.backends.executor.decoder import Step
 from lluda.backends.reference.backend import ReferenceBackend
+from lluda.backends.weight import Parameters
 from lluda.config.decoder import DecoderConfig
 from lluda.config.model import ModelConfig
 from lluda.errors import CorruptFile, InvalidRequest

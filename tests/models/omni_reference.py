@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lluda.backends.backend import ComputeBackend
-from lluda.backends.blocks import Parameters
+from lluda.backends.weight import Parameters
 from lluda.parameters import ParameterSpec
 from tests.conftest import taken
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lluda.backends.blocks import Segment
+from lluda.backends.batch import Segment
 from lluda.config.model import ModelConfig
 from lluda.errors import LimitExceeded
 from lluda.models.causal_lm import causal_lm_parameters

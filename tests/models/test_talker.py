@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lluda.backends import select_backend
-from lluda.backends.blocks import Segment
+from lluda.backends.batch import Segment
 from lluda.config.reader import ConfigReader
 from lluda.config.talker import read_talker
 from lluda.engine.kv_cache import CacheOptions, KVCache

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lluda.backends import select_backend
-from lluda.backends.blocks import Segment
+from lluda.backends.batch import Segment
 from lluda.config.model import ModelConfig
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.engine.media import MediaReader, read_media

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from lluda.backends import select_backend
-from lluda.backends.blocks import Segment
+from lluda.backends.batch import Segment
 from lluda.config.code2wav import read_code2wav
 from lluda.config.model import ModelConfig
 from lluda.config.reader import ConfigReader

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lluda
-from lluda.backends.blocks import Segment
+from lluda.backends.batch import Segment
 from lluda.cli.main import main
 from lluda.convert.pack_model import pack_model
 from lluda.convert.quantize import TypeChoice

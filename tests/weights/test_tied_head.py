@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lluda.backends.blocks import Segment
+from lluda.backends.batch import Segment
 from lluda.config.model import ModelConfig
 from lluda.convert.pack_model import pack_model
 from lluda.convert.quantize import TypeChoice

@@ -21,23 +21,23 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from lluda.backends.blocks import KeyValueStore, MixtureBlock, Norm, Segment, Weight
+from lluda.backends.batch import DeepStack, KeyValueStore, Segment, VocoderState
+from lluda.backends.blocks import MixtureBlock, Norm
 from lluda.backends.capabilities import Capabilities
 from lluda.backends.capture import CapturedDecode, CapturedStep, Run
 from lluda.backends.components import (
     CodePredictorSteps,
     ConvStem,
     DecoderLayers,
-    DeepStack,
     EncoderLayers,
     Merger,
     Observer,
     PatchEmbedding,
     ResizeProjection,
     Vocoder,
-    VocoderState,
 )
 from lluda.backends.device import runtime_of
+from lluda.backends.weight import Weight
 from lluda.formats.stored_tensor import StoredTensor
 
 

@@ -5,74 +5,12 @@ Compared and hashed by identity, so that a backend may keep what it derives from
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-import torch
 from torch import Tensor
 
-
-class Weight(Protocol):
-    """A matrix ``[out_features, in_features]`` in some format. Only backends look inside."""
-
-    @property
-    def format(self) -> str:
-        """Storage format: ``BF16``, ``F32``, …"""
-
-    @property
-    def out_features(self) -> int:
-        """Rows: width of the product."""
-
-    @property
-    def in_features(self) -> int:
-        """Columns: width of the rows it multiplies."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that one product reads."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DenseWeight:
-    """A matrix stored as plain numbers, row-major ``[out_features, in_features]``."""
-
-    values: Tensor
-    format: str
-
-    @property
-    def out_features(self) -> int:
-        """Rows: width of the product."""
-        return self.values.shape[0]
-
-    @property
-    def in_features(self) -> int:
-        """Columns: width of the rows it multiplies."""
-        return self.values.shape[1]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that one product reads."""
-        return self.values.nbytes
-
-
-@dataclass(frozen=True, slots=True)
-class Parameters:
-    """What a model is built from, by checkpoint name: matrices in their formats, vectors in the residual dtype."""
-
-    values: Mapping[str, Weight | Tensor]
-
-    def matrix(self, name: str) -> Weight:
-        """A matrix or embedding table."""
-        value = self.values[name]
-        assert not isinstance(value, Tensor), f"{name} was loaded as a vector"
-        return value
-
-    def vector(self, name: str) -> Tensor:
-        """A norm, bias, scale or router."""
-        value = self.values[name]
-        assert isinstance(value, Tensor), f"{name} was loaded as a matrix"
-        return value
+from lluda.backends.weight import Weight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -209,35 +147,3 @@ class ResidualUnit:
     def context(self) -> int:
         """Earlier rows that conv1 sees."""
         return (self.taps - 1) * self.dilation
-
-
-class ConvContext(Protocol):
-    """What the convolutions of one stream keep of their past."""
-
-    def with_context(self, convolution: object, x: Tensor, count: int, *, padded: bool) -> Tensor:
-        """The last ``count`` rows that ``convolution`` has seen (zeros, if ``padded``, before the first), then ``x``,
-        whose last rows are kept in turn."""
-
-    def rows(self, convolution: object, like: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-        """Where these rows lie, ``[count, channels]`` with the channels and device of ``like``: to be changed in place
-        instead of joined. Zeros at first."""
-
-
-class KeyValueStore(Protocol):
-    """Where one sequence's keys and values live. ``length`` positions are filled before a step; the step's rows are
-    stored layer by layer and counted once, by the engine, when the step is done."""
-
-    length: int
-
-    def reserve(self, rows: int) -> tuple[Tensor, Tensor]:
-        """The buffers of keys and of values with room for ``rows`` more positions in every layer, what is stored kept:
-        each ``[layers, kv_heads, capacity, head_dim]`` in the store's dtype. They stay the same until more is asked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Consecutive rows of a step that belong to one sequence."""
-
-    start: int
-    rows: int
-    store: KeyValueStore

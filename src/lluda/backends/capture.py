@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lluda.backends.blocks import KeyValueStore, Segment
+from lluda.backends.batch import KeyValueStore, Segment
 
 STORE_WIDTH = 4
 """Numbers that say where a sequence's keys and values lie: addresses of both, positions filled, capacity."""

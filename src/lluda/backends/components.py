@@ -8,24 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from lluda.backends.blocks import (
     AttentionBlock,
-    ConvContext,
     EncoderBlock,
-    KeyValueStore,
     LayerNorm,
     MixtureBlock,
     Norm,
     Projection,
     ResidualUnit,
     SwiGLUBlock,
-    Weight,
 )
+from lluda.backends.weight import Weight
 
 Observer = Callable[[str, Tensor], None]
 """Called with a name (``layers.0``, …) and the hidden states there, for validation. They may change after the call:
@@ -61,15 +57,6 @@ class DecoderLayers:
     blocks: Sequence[tuple[AttentionBlock, SwiGLUBlock | MixtureBlock]]
     rotary: Rotary
     experts: RemoteExperts | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DeepStack:
-    """Hidden states of a vision encoder that are added between layers: after layer i, ``embeddings[i] [n, hidden]`` to
-    the rows ``rows`` (int64 ``[n]``), for as many layers as there are."""
-
-    rows: Tensor
-    embeddings: Sequence[Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -203,28 +190,3 @@ class Vocoder:
     blocks: Sequence[UpsampleBlock]
     act: tuple[Tensor, Tensor]
     last: MonoConvolution
-
-
-class WindowedStore(KeyValueStore, Protocol):
-    """The keys and values of a stream of the vocoder, which counts its own rows."""
-
-    def advance(self, rows: int) -> None:
-        """Count ``rows`` positions that every layer has stored."""
-
-
-class VocoderState(Protocol):
-    """What one stream of a vocoder needs of its past."""
-
-    frames: int
-    """Frames so far, counted by the backend."""
-
-    @property
-    def conv_state(self) -> ConvContext:
-        """What its convolutions keep."""
-
-    @property
-    def cache(self) -> WindowedStore:
-        """What its decoder keeps."""
-
-    def positions(self, count: int, device: torch.device) -> Tensor:
-        """Positions ``[count]`` of the next frames."""

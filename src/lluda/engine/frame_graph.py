@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lluda.backends.blocks import Segment
+from lluda.backends.batch import Segment
 from lluda.backends.capture import STORE_WIDTH, CapturedStep, DeviceStore, store_row
 from lluda.engine.kv_cache import STORAGE_DTYPES, CacheOptions, KVCache
 from lluda.engine.sampling_params import SamplingParams

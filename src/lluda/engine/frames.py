@@ -8,7 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from lluda.backends.blocks import Segment
+from lluda.backends.batch import Segment
 from lluda.config.talker import TalkerConfig
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.engine.sampler import Sampler

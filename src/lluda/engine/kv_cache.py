@@ -39,7 +39,7 @@ class CacheOptions:
 
 
 class KVCache:
-    """Implements ``backends.blocks.KeyValueStore`` for one sequence."""
+    """Implements ``backends.batch.KeyValueStore`` for one sequence."""
 
     def __init__(
         self, config: DecoderConfig, options: CacheOptions, device: torch.device, capacity: int | None = None

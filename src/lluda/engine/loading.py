@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lluda.backends import kept_formats, select_backend
 from lluda.backends.backend import ComputeBackend
-from lluda.backends.blocks import Parameters, Weight
 from lluda.backends.capabilities import KEEPS_STORED
+from lluda.backends.weight import Parameters, Weight
 from lluda.config.model import DTypeName, ModelConfig, resolve_dtype
 from lluda.config.reader import ConfigReader
 from lluda.engine.forked import require_own_threads

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from lluda.backends.blocks import Segment
+from lluda.backends.batch import Segment
 from lluda.backends.capture import CapturedDecode
 from lluda.backends.components import Observer
 from lluda.engine.forked import require_own_threads

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lluda.backends.backend import ComputeBackend
-from lluda.backends.blocks import Parameters, Segment
+from lluda.backends.batch import Segment
+from lluda.backends.weight import Parameters
 from lluda.config.model import resolve_dtype
 from lluda.config.omni import OmniConfig, SpeechConfig
 from lluda.config.vision import VisionInputConfig

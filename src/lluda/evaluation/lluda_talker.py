@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lluda.backends.blocks import Segment
+from lluda.backends.batch import Segment
 from lluda.config.decoder import DecoderConfig
 from lluda.engine.frames import FrameGenerator
 from lluda.engine.kv_cache import CacheOptions, KVCache

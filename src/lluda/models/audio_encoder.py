@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lluda.backends.backend import ComputeBackend
-from lluda.backends.blocks import EncoderBlock, LayerNorm, Parameters, Projection
+from lluda.backends.blocks import EncoderBlock, LayerNorm, Projection
 from lluda.backends.components import ConvStem, EncoderLayers, Merger, Observer
+from lluda.backends.weight import Parameters
 from lluda.config.audio import AudioEncoderConfig
 from lluda.models.components import BY_NAME
 from lluda.parameters import ParameterSpec

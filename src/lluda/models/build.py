@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from lluda.backends.backend import ComputeBackend
-from lluda.backends.blocks import Parameters
+from lluda.backends.weight import Parameters
 from lluda.config.model import ModelConfig
 from lluda.config.omni import SpeechConfig
 from lluda.models.causal_lm import CausalLM, causal_lm_parameters

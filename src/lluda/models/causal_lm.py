@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lluda.backends.backend import ComputeBackend
-from lluda.backends.blocks import Parameters, Segment
+from lluda.backends.batch import Segment
 from lluda.backends.components import Observer
+from lluda.backends.weight import Parameters
 from lluda.config.decoder import DecoderConfig
 from lluda.models.decoder import Decoder, MultimodalEmbeddings, decoder_parameters
 from lluda.parameters import ParameterSpec

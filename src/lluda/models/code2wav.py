@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lluda.backends.backend import CacheLayout, ComputeBackend
-from lluda.backends.blocks import LayerNorm, Parameters, Projection, ResidualUnit
+from lluda.backends.blocks import LayerNorm, Projection, ResidualUnit
 from lluda.backends.components import (
     CausalConvolution,
     ConvNeXtBlock,
@@ -24,6 +24,7 @@ from lluda.backends.components import (
     UpsampleBlock,
     Vocoder,
 )
+from lluda.backends.weight import Parameters
 from lluda.config.code2wav import Code2WavConfig
 from lluda.errors import InvalidRequest
 from lluda.models.components import BY_NAME

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import Tensor
 
 from lluda.backends.backend import ComputeBackend
-from lluda.backends.blocks import KeyValueStore, Parameters, Segment
+from lluda.backends.batch import KeyValueStore, Segment
 from lluda.backends.components import CodePredictorSteps, Observer
+from lluda.backends.weight import Parameters
 from lluda.config.talker import TalkerConfig
 from lluda.models.components import BY_NAME
 from lluda.models.decoder import DecoderStack, stack_parameters

@@ -13,18 +13,10 @@ import torch
 from torch import Tensor
 
 from lluda.backends.backend import ComputeBackend
-from lluda.backends.blocks import (
-    AttentionBlock,
-    MixtureBlock,
-    Norm,
-    Parameters,
-    Projection,
-    Segment,
-    SharedExpert,
-    SwiGLU,
-    SwiGLUBlock,
-)
-from lluda.backends.components import DecoderLayers, DeepStack, Observer, Rotary
+from lluda.backends.batch import DeepStack, Segment
+from lluda.backends.blocks import AttentionBlock, MixtureBlock, Norm, Projection, SharedExpert, SwiGLU, SwiGLUBlock
+from lluda.backends.components import DecoderLayers, Observer, Rotary
+from lluda.backends.weight import Parameters
 from lluda.config.decoder import DecoderConfig
 from lluda.models.linear import Embedding
 from lluda.models.mixture import RemoteMixture

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lluda.backends.backend import ComputeBackend
-from lluda.backends.blocks import Weight
+from lluda.backends.weight import Weight
 
 
 class Embedding:

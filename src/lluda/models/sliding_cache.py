@@ -8,7 +8,7 @@ from lluda.backends.backend import CacheLayout, ComputeBackend
 
 
 class SlidingCache:
-    """Implements ``backends.blocks.KeyValueStore`` for windowed attention: at least the last ``window - 1`` positions.
+    """Implements ``backends.batch.KeyValueStore`` for windowed attention: at least the last ``window - 1`` positions.
 
     ``length`` counts the stored positions, the last ones of the sequence; earlier ones are overwritten. A step may have
     ``rows`` rows at most.

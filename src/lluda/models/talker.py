@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from lluda.backends.backend import ComputeBackend
-from lluda.backends.blocks import Parameters, Projection, Segment
+from lluda.backends.batch import Segment
+from lluda.backends.blocks import Projection
 from lluda.backends.components import Observer, ResizeProjection
+from lluda.backends.weight import Parameters
 from lluda.config.talker import TalkerConfig
 from lluda.models.components import BY_NAME
 from lluda.models.decoder import DecoderStack, stack_parameters

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from lluda.backends.backend import ComputeBackend
-from lluda.backends.blocks import Parameters
+from lluda.backends.weight import Parameters
 from lluda.config.decoder import DecoderConfig
 from lluda.config.omni import OmniConfig
 from lluda.models.audio_encoder import AudioEncoder, audio_encoder_parameters

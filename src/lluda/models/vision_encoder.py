@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from lluda.backends.backend import ComputeBackend
-from lluda.backends.blocks import EncoderBlock, LayerNorm, Parameters, Projection
+from lluda.backends.blocks import EncoderBlock, LayerNorm, Projection
 from lluda.backends.components import EncoderLayers, Merger, Observer, PatchEmbedding, Rotary
+from lluda.backends.weight import Parameters
 from lluda.config.vision import VisionEncoderConfig
 from lluda.formats.plain import plain_tensor
 from lluda.models.components import BY_NAME

@@ -16,18 +16,8 @@ import torch
 from torch import Tensor
 
 from lluda.backends.backend import Precision
-from lluda.backends.blocks import (
-    AttentionBlock,
-    ConvContext,
-    EncoderBlock,
-    KeyValueStore,
-    MixtureBlock,
-    Norm,
-    ResidualUnit,
-    Segment,
-    SwiGLUBlock,
-    Weight,
-)
+from lluda.backends.batch import ConvContext, KeyValueStore, Segment
+from lluda.backends.blocks import AttentionBlock, EncoderBlock, MixtureBlock, Norm, ResidualUnit, SwiGLUBlock
 from lluda.backends.capabilities import BackendRequest
 from lluda.backends.components import CodePredictorSteps, DecoderLayers
 from lluda.backends.cpu.entry import CAPABILITIES
@@ -49,6 +39,7 @@ from lluda.backends.cpu.weight_memory import WeightMemory
 from lluda.backends.executor.decoder import Step
 from lluda.backends.executor.executor import TorchExecutor
 from lluda.backends.executor.operations import RotaryTable
+from lluda.backends.weight import Weight
 from lluda.errors import InvalidRequest
 from lluda.formats.packed_bf16 import PACKED_BF16
 from lluda.formats.stored_tensor import StoredTensor

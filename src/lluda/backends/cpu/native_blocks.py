@@ -17,7 +17,6 @@ from lluda.backends.blocks import (
     ResidualUnit,
     SwiGLU,
     SwiGLUBlock,
-    Weight,
 )
 from lluda.backends.components import CodePredictorSteps, DecoderLayers
 from lluda.backends.cpu.native_library import (
@@ -31,6 +30,7 @@ from lluda.backends.cpu.native_library import (
     WeightStruct,
     pointer,
 )
+from lluda.backends.weight import Weight
 
 _Block = TypeVar("_Block")
 _Made = TypeVar("_Made")

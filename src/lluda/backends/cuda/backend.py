@@ -17,20 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lluda.backends.backend import Precision
-from lluda.backends.blocks import (
-    AttentionBlock,
-    DenseWeight,
-    MixtureBlock,
-    Norm,
-    Projection,
-    Segment,
-    SwiGLU,
-    SwiGLUBlock,
-    Weight,
-)
+from lluda.backends.batch import DeepStack, Segment
+from lluda.backends.blocks import AttentionBlock, MixtureBlock, Norm, Projection, SwiGLU, SwiGLUBlock
 from lluda.backends.capabilities import BackendRequest
 from lluda.backends.capture import DeviceStore, Run, store_row
-from lluda.backends.components import DecoderLayers, DeepStack, Observer, Rotary
+from lluda.backends.components import DecoderLayers, Observer, Rotary
 from lluda.backends.cuda import (
     triton_attention,
     triton_formats,
@@ -47,6 +38,7 @@ from lluda.backends.cuda.triton_target import has_dependent_launch, interpreted
 from lluda.backends.executor.decoder import Step
 from lluda.backends.executor.executor import TorchExecutor
 from lluda.backends.executor.operations import RotaryTable, attend
+from lluda.backends.weight import DenseWeight, Weight
 from lluda.errors import InvalidRequest, LimitExceeded
 from lluda.formats.plain import plain_format
 from lluda.formats.stored_tensor import StoredTensor

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lluda.backends.blocks import KeyValueStore, Segment
+from lluda.backends.batch import KeyValueStore, Segment
 from lluda.backends.capture import STORE_WIDTH, DeviceStore, Run, store_row
 from lluda.backends.components import Observer
 

@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.blocks import DenseWeight, Weight
 from lluda.backends.cuda.coded_weight import PACKED, Q8_0, CodedWeight
 from lluda.backends.cuda.triton_target import launch_options, take_input
+from lluda.backends.weight import DenseWeight, Weight
 
 TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 _FORMS = {PACKED: 1, Q8_0: 2}

@@ -10,7 +10,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.blocks import Weight
 from lluda.backends.cuda.triton_formats import (
     TYPES,
     aside,
@@ -24,6 +23,7 @@ from lluda.backends.cuda.triton_formats import (
     tile_columns,
 )
 from lluda.backends.cuda.triton_target import interpreted, launch_options, take_input
+from lluda.backends.weight import Weight
 
 MAX_ROWS = 4
 """Rows of one call: each is one more pass of multiplications over weights that are in registers."""

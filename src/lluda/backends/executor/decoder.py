@@ -9,18 +9,11 @@ import torch
 from torch import Tensor
 
 from lluda.backends.backend import Precision
-from lluda.backends.blocks import (
-    AttentionBlock,
-    KeyValueStore,
-    MixtureBlock,
-    Norm,
-    Segment,
-    SharedExpert,
-    SwiGLUBlock,
-    Weight,
-)
-from lluda.backends.components import CodePredictorSteps, DecoderLayers, DeepStack, Observer
+from lluda.backends.batch import DeepStack, KeyValueStore, Segment
+from lluda.backends.blocks import AttentionBlock, MixtureBlock, Norm, SharedExpert, SwiGLUBlock
+from lluda.backends.components import CodePredictorSteps, DecoderLayers, Observer
 from lluda.backends.executor.operations import RotaryTable, TorchOperations
+from lluda.backends.weight import Weight
 
 
 @dataclass(frozen=True, slots=True)

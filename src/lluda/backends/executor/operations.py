@@ -16,9 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lluda.backends.backend import ComputeBackend, Precision
-from lluda.backends.blocks import DenseWeight, LayerNorm, Norm, Projection, Segment, SwiGLU, Weight
+from lluda.backends.batch import Segment
+from lluda.backends.blocks import LayerNorm, Norm, Projection, SwiGLU
 from lluda.backends.components import Rotary
 from lluda.backends.executor.q8_weight import Q8Weight
+from lluda.backends.weight import DenseWeight, Weight
 from lluda.formats.q8_0 import round_rows
 
 RotaryTable = tuple[Tensor, Tensor]

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lluda.backends.blocks import ConvContext, ResidualUnit, Segment, Weight
+from lluda.backends.batch import ConvContext, Segment, VocoderState
+from lluda.backends.blocks import ResidualUnit
 from lluda.backends.components import (
     CausalConvolution,
     ConvNeXtBlock,
@@ -22,9 +23,9 @@ from lluda.backends.components import (
     TransposedConvolution,
     UpsampleBlock,
     Vocoder,
-    VocoderState,
 )
 from lluda.backends.executor.decoder import DecoderExecutor
+from lluda.backends.weight import Weight
 
 _MIN_WINDOWS, _WINDOW_ELEMENTS = 256, 1 << 20
 """Windows of a convolution that are copied out at once: so many numbers, but enough rows to make a product of."""

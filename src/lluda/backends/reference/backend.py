@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from lluda.backends.backend import Precision
-from lluda.backends.blocks import DenseWeight, Weight
 from lluda.backends.executor.executor import TorchExecutor
 from lluda.backends.executor.q8_weight import Q8Weight
 from lluda.backends.reference.entry import CAPABILITIES
+from lluda.backends.weight import DenseWeight, Weight
 from lluda.formats.plain import plain_format
 from lluda.formats.q8_0 import Q8_0
 from lluda.formats.stored_tensor import StoredTensor
