@@ -144,20 +144,10 @@ def run_bench(model: str, settings: Settings, progress: Progress | None = None) 
         OutOfMemory: a device that random weights do not fit; the message says by how much.
     """
     notify: Progress = progress or (lambda _what, _done, _total: None)
+    path, config = _find(model, settings)
     if settings.random:
-        path = Path(model)
-        config = read_random_config(path, allow_unknown=settings.allow_unknown_config)
         settings = _for_random_weights(config, settings)
-    else:
-        files = ModelFiles.find(model, allow_unknown_config=settings.allow_unknown_config)
-        path, config = files.path, files.config
-    _require_omni_tests(path, config, settings)
-    text = config.text
-    needed, limit = settings.plan.positions(text.max_context), text.max_context
-    if settings.plan.text_tests and needed > limit:
-        raise LimitExceeded(
-            f"the tests need {needed} positions but the model has {limit}; use smaller --prompt or --gen"
-        )
+    _require_runnable(path, config, settings)
     threads = settings.threads or available_cores()
     entrants = _entrants(path, config, settings, threads, notify)
     bandwidth, other_load = _run_rounds(entrants, settings, notify)
@@ -166,15 +156,22 @@ def run_bench(model: str, settings: Settings, progress: Progress | None = None) 
             str(path),
             config.model_type,
             "random, made on the device" if settings.random else "the checkpoint's",
-            weights_per_step(text),
+            weights_per_step(config.text),
         ),
         machine=read_machine((*(ENGINES[peer].distribution for peer in PEERS), "numpy", "triton")),
         settings=_conditions(settings, threads),
         bandwidth=bandwidth,
         other_load=other_load,
         engines=tuple(entrant.state() for entrant in entrants),
-        rows=tuple(row for entrant in entrants for row in _rows(entrant, text)),
+        rows=tuple(row for entrant in entrants for row in _rows(entrant, config.text)),
     )
+
+
+def _find(model: str, settings: Settings) -> tuple[Path, ModelConfig]:
+    if settings.random:
+        return Path(model), read_random_config(Path(model), allow_unknown=settings.allow_unknown_config)
+    files = ModelFiles.find(model, allow_unknown_config=settings.allow_unknown_config)
+    return files.path, files.config
 
 
 def _for_random_weights(config: ModelConfig, settings: Settings) -> Settings:
@@ -194,10 +191,16 @@ def _has(config: ModelConfig, test: str) -> bool:
     return test not in OMNI_TESTS or (omni is not None and (test == "audio" or omni.speech is not None))
 
 
-def _require_omni_tests(path: Path, config: ModelConfig, settings: Settings) -> None:
+def _require_runnable(path: Path, config: ModelConfig, settings: Settings) -> None:
+    """Before anything is measured. Errors as `run_bench`."""
     for test in settings.plan.tests:
         if not _has(config, test):
             raise InvalidRequest(f"{path}: test {test} needs an Omni model that has it; leave it out of --tests")
+    needed, limit = settings.plan.positions(config.text.max_context), config.text.max_context
+    if settings.plan.text_tests and needed > limit:
+        raise LimitExceeded(
+            f"the tests need {needed} positions but the model has {limit}; use smaller --prompt or --gen"
+        )
     usable_device(settings.device)
 
 
