@@ -124,6 +124,7 @@ def test_an_unknown_component_is_told_with_the_known(tmp_path: Path) -> None:
 def test_component_names() -> None:
     assert component_names("talker.code_predictor.lm_head.3.weight") == ("code_predictor", "code_predictor/lm_head")
     assert component_names("thinker.model.layers.0.mlp.experts.7.up_proj.weight") == ("thinker", "thinker/experts")
+    assert component_names("thinker.visual.blocks.0.attn.qkv.weight") == ("vision_encoder", "vision_encoder/attention")
 
 
 def test_split_sets_hold_the_same_values(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ class TypeChoice:
 def component_names(name: str) -> tuple[str, str]:
     """The component of a tensor and its part of it: ``thinker`` and ``thinker/experts``, ``text`` and
     ``text/attention``, …"""
-    component, part = component_of(name).plan_name.rpartition(".")[2], part_of(name)
+    component, part = component_of(name).name, part_of(name)
     return component, f"{component}/{part.replace('routed ', '').replace(' ', '_')}"
 
 
