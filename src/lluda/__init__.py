@@ -20,13 +20,12 @@ from lluda.errors import (
 )
 
 if TYPE_CHECKING:
-    from lluda.engine.speech_params import SpeechParams
-    from lluda.engine.request import Completion, Token
     from lluda.api.model import Conversation, Model, load
-    from lluda.engine.sampling_params import SamplingParams
-    from lluda.engine.request import SpeechChunk, SpeechCompletion
-    from lluda.engine.speech_guard import SpeechGuard
     from lluda.api.speech_model import SpeechModel, load_speech
+    from lluda.engine.request import Completion, SpeechChunk, SpeechCompletion, Token
+    from lluda.engine.sampling_params import SamplingParams
+    from lluda.engine.speech_guard import SpeechGuard
+    from lluda.engine.speech_params import SpeechParams
     from lluda.inputs.chat.chat_options import ChatOptions
     from lluda.outputs.audio_sink import open_audio_sink
 
