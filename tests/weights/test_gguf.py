@@ -601,3 +601,15 @@ def test_smollm2_equals_transformers(smollm2: Path) -> None:
                 assert value == getattr(reference.config, key), key
         assert checkpoint.config["rope_theta"] == reference.config.rope_parameters["rope_theta"]
         assert checkpoint.config["rms_norm_eps"] == pytest.approx(reference.config.rms_norm_eps, rel=1e-7)
+
+
+def test_blocks_that_no_kernel_reads_are_decoded_counted_and_told(model: Callable[..., Any]) -> None:
+    from lluda.engine.loading import LoadOptions, ModelFiles, load_network
+
+    path, _ = model("qwen3", "Q4_1")
+    network, report = load_network(ModelFiles.find(path), LoadOptions(backend="reference", dtype="bf16"))
+    with GGUFCheckpoint(path) as checkpoint:
+        count = sum(entry.dtype == "Q4_1" for entry in checkpoint.entries.values())
+    assert report.decoded == network.backend.decoded == {"Q4_1": count} and count
+    assert f"{count} decoded from Q4_1" in report.describe()
+    assert f"{count} Q4_1 matrices decoded for want of a kernel" in network.backend.describe()
