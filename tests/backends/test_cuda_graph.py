@@ -167,22 +167,22 @@ def test_logits_without_a_largest_end_the_answer():
     broken = generator(DENSE, cuda_backend())
     broken.model.decoder.norm.weight.fill_(float("nan"))
     with pytest.raises(LludaError, match="hold NaN, so no token can be sampled"):
-        list(broken.stream([[3, 1, 4]], GREEDY))
+        list(ask(broken, [[3, 1, 4]], GREEDY))
 
 
 def test_a_request_that_takes_too_much_memory_ends_alone(monkeypatch):
     ours = generator(DENSE, cuda_backend())
-    prefill = ours.prefill
+    prefill = ours.prefill_rows
 
     def none_left(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB at 0x7f00")
 
-    monkeypatch.setattr(ours, "prefill", none_left)
+    monkeypatch.setattr(ours, "prefill_rows", none_left)
     with pytest.raises(OutOfMemory, match=r"memory ran out during this request.*smaller --max-context") as caught:
-        list(ours.stream([[3, 1, 4]], GREEDY))
+        list(ask(ours, [[3, 1, 4]], GREEDY))
     assert "0x" not in str(caught.value)
-    monkeypatch.setattr(ours, "prefill", prefill)
-    assert isinstance(list(ours.stream([[3, 1, 4]], GREEDY))[-1], Completion)
+    monkeypatch.setattr(ours, "prefill_rows", prefill)
+    assert isinstance(list(ask(ours, [[3, 1, 4]], GREEDY))[-1], Completion)
 
 
 def voice_parts(backend):
@@ -223,7 +223,7 @@ def test_frames_are_those_of_the_reference(temperature):
     for _ in range(3 if DEVICE.type == "cuda" else 1):  # a captured frame, and a captured prompt, serve again
         ours = graphs.frames(params, 64)
         assert spoken(ours, rows, text, count) == expected
-        del ours
+        graphs.give_back(params, ours, None)
     assert len(graphs._free) == 1
     assert [len(free) for free in graphs._free.values()] == [1]
 
@@ -240,7 +240,8 @@ def test_samples_are_those_of_the_whole():
         got = torch.cat([stream.push(codes[:, :1].T.tolist()), stream.push(codes[:, 1:].T.tolist())])
         # SnakeBeta makes more of the last digits that the order of a sum decides: the bar against transformers.
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
-        del stream
+        graphs.give_back(SpeechParams(), None, stream)
+    assert [len(free) for free in graphs._free.values()] == [1]
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="nothing is captured without a GPU")

@@ -473,10 +473,11 @@ class Engine:
         pool.release(slot, sequence.prompt.extended(generated), retain=job.request.reuse != "none")
 
     def _explained(self, error: Exception) -> BaseException:
-        if not isinstance(error, torch.OutOfMemoryError):
+        backend = self.runner.model.backend if self.runner is not None else None
+        if not (isinstance(error, torch.OutOfMemoryError) or (backend and backend.is_out_of_memory(error))):
             return error
-        if self.runner is not None:
-            self.runner.model.backend.release_memory()
+        if backend is not None:
+            backend.release_memory()
         return OutOfMemory(
             "the device's memory ran out during this request, which is given up; what is loaded stays: ask for fewer "
             "sequences at once or a shorter prompt, or load with a smaller --max-context"
