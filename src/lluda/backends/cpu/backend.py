@@ -20,7 +20,7 @@ from lluda.backends.batch import ConvContext, KeyValueStore, Segment
 from lluda.backends.blocks import AttentionBlock, EncoderBlock, MixtureBlock, Norm, ResidualUnit, SwiGLUBlock
 from lluda.backends.capabilities import BackendRequest
 from lluda.backends.components import CodePredictorSteps, DecoderLayers
-from lluda.backends.cpu.entry import CAPABILITIES
+from lluda.backends.cpu.capabilities import CAPABILITIES
 from lluda.backends.cpu.native_blocks import NativeBlocks, NativeWeight, biased, native
 from lluda.backends.cpu.native_library import (
     CHOOSE,

@@ -31,8 +31,8 @@ from lluda.backends.cuda import (
     triton_rows,
     triton_sampling,
 )
+from lluda.backends.cuda.capabilities import CAPABILITIES
 from lluda.backends.cuda.coded_weight import PACKED, CodedWeight, coded, pack
-from lluda.backends.cuda.entry import CAPABILITIES
 from lluda.backends.cuda.graph import DecodeGraph, Graph, PrefillGraph
 from lluda.backends.cuda.triton_target import has_dependent_launch, interpreted
 from lluda.backends.executor.decoder import Step
@@ -127,6 +127,9 @@ class CudaBackend(TorchExecutor):
         if not self._fused:
             return super().rms_norm(x, norm)
         return triton_rows.rms_norm(x.contiguous(), norm.weight, norm.eps, self.precision.compute, pdl=self._pdl)
+
+    def final_norm(self, x: Tensor, norm: Norm) -> Tensor:
+        return self.rms_norm(x, norm) if self._fused else super().final_norm(x, norm)
 
     def rotary_table(self, positions: Tensor, rotary: Rotary) -> RotaryTable:
         if not self._fused:

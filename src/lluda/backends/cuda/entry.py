@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 from lluda.backends.backend import ComputeBackend, Precision
-from lluda.backends.capabilities import BackendRequest, Capabilities
+from lluda.backends.capabilities import BackendRequest
+from lluda.backends.cuda.capabilities import CAPABILITIES
 from lluda.backends.cuda.device import CudaRuntime
 from lluda.backends.entry import BackendEntry
 from lluda.errors import MissingDependency
-from lluda.formats.packed_bf16 import PACKED_BF16
-from lluda.formats.q8_0 import Q8_0
-
-CAPABILITIES = Capabilities(
-    ("cuda",),
-    ("bf16", "f32"),
-    ("auto", "bf16", "packed"),
-    ("exact",),
-    stored_formats=(PACKED_BF16.name, Q8_0.name),
-)
 
 
 def _make(request: BackendRequest, _remark: str) -> ComputeBackend:

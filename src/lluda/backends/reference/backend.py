@@ -10,7 +10,7 @@ from torch import Tensor
 from lluda.backends.backend import Precision
 from lluda.backends.executor.executor import TorchExecutor
 from lluda.backends.executor.q8_weight import Q8Weight
-from lluda.backends.reference.entry import CAPABILITIES
+from lluda.backends.reference.capabilities import CAPABILITIES
 from lluda.backends.weight import DenseWeight, Weight
 from lluda.formats.plain import plain_format
 from lluda.formats.q8_0 import Q8_0

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from lluda.backends.backend import ComputeBackend, Precision
-from lluda.backends.capabilities import BackendRequest, Capabilities
+from lluda.backends.capabilities import BackendRequest
 from lluda.backends.entry import BackendEntry
+from lluda.backends.reference.capabilities import CAPABILITIES
 from lluda.errors import InvalidRequest
-from lluda.formats.q8_0 import Q8_0
-
-CAPABILITIES = Capabilities(
-    (), ("bf16", "f32", "f64"), ("auto", "bf16", "blocked"), ("exact", "q8_0"), stored_formats=(Q8_0.name,)
-)
 
 
 def _make(request: BackendRequest, remark: str) -> ComputeBackend:
