@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import signal
+import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,15 @@ from lluda.convert.synth import synthesize
 from lluda.models.causal_lm import causal_lm_parameters
 from tests.conftest import TINY_QWEN3
 from tests.inputs.conftest import SPECIAL, tiny_vocabulary, write_tiny
+
+
+def interrupt() -> None:
+    """Ctrl-C, while the engine's thread computes a step: whoever waits for it has read what came before, and is
+    interrupted before the step ends."""
+    time.sleep(0.1)
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    time.sleep(0.5)
+
 
 END = len(tiny_vocabulary())
 """The id of `SPECIAL`, which ends an answer."""

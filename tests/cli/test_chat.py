@@ -12,9 +12,9 @@ import time
 import pytest
 
 import lluda as package
-from lluda.engine.generation import Generator
-from lluda.engine.model import Model
-from tests.cli.conftest import write_model
+from lluda.api.model import Model
+from lluda.engine.runner import Runner
+from tests.cli.conftest import interrupt, write_model
 from tests.cli.omni import write_speaking_omni
 
 GREEDY = ("-t", 0, "-n", 6)
@@ -107,14 +107,14 @@ def test_a_refused_turn_keeps_the_conversation(lluda, model, conversations, line
 
 def test_too_long_says_how_to_go_on(lluda, model):
     printed = lluda("chat", "-m", model, "--max-context", 30, stdin=b"word " * 60)
-    assert printed.lines[-1].endswith("but the context holds 30; shorten it; /reset makes room")
+    assert printed.lines[-1].endswith("but the context holds 30; shorten it; /reset clears the conversation")
 
 
 @pytest.mark.parametrize("after", [0, 1, 4])
 def test_ctrl_c_stops_the_answer_and_keeps_what_came(lluda, model, conversations, monkeypatch, after):
     """0: while the prompt is computed."""
-    monkeypatch.setattr(Generator, "prefill", _interrupted(Generator.prefill, 1 if after == 0 else None))
-    monkeypatch.setattr(Generator, "step", _interrupted(Generator.step, after or None))
+    monkeypatch.setattr(Runner, "prefill_rows", _interrupted(Runner.prefill_rows, 1 if after == 0 else None))
+    monkeypatch.setattr(Runner, "step", _interrupted(Runner.step, after or None))
     printed = lluda("chat", "-m", model, "-t", 0, "-n", 8, stdin=b"hello\nand you?\n")
     assert printed.code == 0
     assert "lluda: stopped" in printed.lines
@@ -134,7 +134,7 @@ def _interrupted(real, call):
     def method(self, *arguments):
         calls.append(arguments)
         if len(calls) == call:
-            raise KeyboardInterrupt
+            interrupt()
         return real(self, *arguments)
 
     return method
@@ -151,15 +151,15 @@ def test_ctrl_c_between_turns_ends_a_pipe(lluda, model, monkeypatch):
 
 
 def test_a_failure_inside_an_answer_is_told_and_the_chat_goes_on(lluda, model, monkeypatch):
-    real = Generator.prefill
+    real = Runner.prefill_rows
     calls = []
 
     def prefill(self, *arguments):
         calls.append(arguments)
         logits = real(self, *arguments)
-        return logits * float("nan") if len(calls) == 1 else logits
+        return logits * float("nan") if len(calls) == 1 and logits is not None else logits
 
-    monkeypatch.setattr(Generator, "prefill", prefill)
+    monkeypatch.setattr(Runner, "prefill_rows", prefill)
     printed = lluda("chat", "-m", model, *GREEDY, stdin=b"hello\nhello\n")
     assert printed.code == 0
     assert "lluda: the model's logits hold NaN" in printed.err

@@ -7,7 +7,7 @@ import json
 import pytest
 
 import lluda as package
-from lluda.engine.model import Model
+from lluda.api.model import Model
 from tests.cli.conftest import TEMPLATE, write_model
 
 GREEDY = ("-t", 0, "-n", 6)

@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 import lluda as package
-from lluda.engine.generation import Generator
-from tests.cli.conftest import END, write_model
+from lluda.engine.runner import Runner
+from tests.cli.conftest import END, interrupt, write_model
 from tests.inputs.conftest import NOT_SPECIAL, SPECIAL
 
 GREEDY = ("-t", 0, "-n", 6)
@@ -221,16 +221,16 @@ def test_every_loading_option_is_passed_on(lluda, model, monkeypatch):
 
 
 def test_ctrl_c_ends_the_line_and_the_run(lluda, model, monkeypatch):
-    real, calls = Generator.step, []
+    real, calls = Runner.step, []
 
     def step(self, ids, caches):
         calls.append(ids)
         if len(calls) == 3:
-            raise KeyboardInterrupt
+            interrupt()
         return real(self, ids, caches)
 
     whole = lluda("generate", "-m", model, "hello", "-t", 0, "-n", 3).out
-    monkeypatch.setattr(Generator, "step", step)
+    monkeypatch.setattr(Runner, "step", step)
     calls.clear()
     printed = lluda("generate", "-m", model, "hello", "-t", 0, "-n", 30)
     assert printed.code == 130

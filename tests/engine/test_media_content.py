@@ -78,8 +78,14 @@ def test_a_file_that_was_written_anew_is_read_anew(model, tmp_path, kind):
         {"role": "user", "content": question(file_part(kind, second))},
     ]
     assert found.token_ids == model.chat(messages, **GREEDY).token_ids
-    assert talk._prompt.media_keys == model.chat_prompt(messages).media_keys
-    assert len(set(talk._prompt.media_keys)) == 2
+    said = keys(talk)
+    assert said == model.chat_prompt(messages).media_keys
+    assert len(set(said)) == 2
+
+
+def keys(talk):
+    """Of the media that a conversation holds."""
+    return talk.model.chat_prompt(talk.messages).media_keys
 
 
 ARRAYS = {
@@ -103,7 +109,7 @@ def test_an_array_that_was_changed_in_place_is_read_anew(model, kind):
         {"role": "user", "content": question(part | {kind: make(2)})},
     ]
     assert found.token_ids == model.chat(messages, **GREEDY).token_ids
-    assert talk._prompt.media_keys == model.chat_prompt(messages).media_keys
+    assert keys(talk) == model.chat_prompt(messages).media_keys
 
 
 def test_what_was_heard_stays_though_its_file_is_gone(model, tmp_path, monkeypatch):

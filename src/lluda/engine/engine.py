@@ -7,6 +7,7 @@ exactly once: done, cancelled or failed. An error of one request is that request
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import threading
 import time
@@ -116,6 +117,16 @@ class _Mailbox:
         self.wake()
 
 
+_open_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """A thread that still computes while the interpreter goes away would find its kernels gone."""
+    for engine in list(_open_engines):
+        engine.close()
+
+
 class Engine:
     """Runs requests on one model.
 
@@ -151,6 +162,7 @@ class Engine:
         self.scheduler = Scheduler(max_running, chunk, whole)
         self.pool = CachePool(runner.new_cache, kv_positions, retained_positions) if runner else None
         weakref.finalize(self, self._mailbox.close)
+        _open_engines.add(self)
 
     def submit(self, *requests: Request, capacity: int = CAPACITY) -> Stream:
         """Accept requests, all or none; their events come in one stream, of which ``capacity`` may wait for a reader.
@@ -289,6 +301,13 @@ class Engine:
             self._run(step)
             return 0.0
         return _DEADLINE_SECONDS if self.scheduler.has_deadlines else None
+
+    def _break(self, error: BaseException) -> None:
+        """A fault of the engine itself: nobody is left waiting, and nothing is accepted any more."""
+        self._mailbox.close()
+        self._receive()
+        for job in list(self._jobs.values()):
+            self._end(job, Status.FAILED, error)
 
     def _receive(self) -> None:
         while self._mailbox.calls:
@@ -500,7 +519,11 @@ def _work(engine: weakref.ref[Engine], mailbox: _Mailbox) -> None:
             if here is None:
                 return
             over = mailbox.closed  # before the turn, which then ends all there is
-            seconds = here._turn()
+            try:
+                seconds = here._turn()
+            except BaseException as error:
+                here._break(error)
+                raise
             del here
             if over:
                 return
