@@ -211,13 +211,15 @@ def test_every_loading_option_is_passed_on(lluda, model, monkeypatch):
         "kv_cache": "preallocated",
         "kv_dtype": "bf16",
         "prefill_chunk": 5,
+        "max_sequences": 4,
         "threads": 3,
         "rope_scaling": '{"rope_type": "yarn", "factor": 4.0}',
     }
     flags = [text for name, value in arguments.items() for text in (f"--{name.replace('_', '-')}", value)]
-    lluda("generate", "-m", model, "x", *flags, "--check-tensors", "--allow-unexpected", "--allow-unknown-config")
-    permissions = {"allow_unexpected": True, "allow_unknown_config": True, "check_tensors": "fail"}
-    assert seen == arguments | permissions
+    switches = ("--deterministic", "--check-tensors", "--allow-unexpected", "--allow-unknown-config")
+    lluda("generate", "-m", model, "x", *flags, *switches)
+    chosen = {"deterministic": True, "check_tensors": "fail", "allow_unexpected": True, "allow_unknown_config": True}
+    assert seen == arguments | chosen
 
 
 def test_ctrl_c_ends_the_line_and_the_run(lluda, model, monkeypatch):

@@ -27,6 +27,8 @@ _LOAD_OPTIONS = (
         "kv_cache",
         "kv_dtype",
         "prefill_chunk",
+        "max_sequences",
+        "deterministic",
         "backend",
         "threads",
     ),
@@ -128,12 +130,23 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--prefill-chunk", type=int, metavar="N", help="prompt tokens computed at once (default 512, on a GPU 2048)"
     )
+    group.add_argument(
+        "--max-sequences",
+        type=int,
+        metavar="N",
+        help="sequences of a whole context that the KV cache holds (default: 8, or as many as fit)",
+    )
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
     """How to load, memory included."""
     add_memory(parser)
     group = parser.add_argument_group("loading")
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="each answer is to the bit what it is alone, among others too",
+    )
     group.add_argument(
         "--backend", default="auto", metavar="B", help="auto (default: the fastest here), cpu or reference"
     )

@@ -33,6 +33,7 @@ from lluda.engine.tied_head import with_stored_head
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError, UnsupportedModel
 from lluda.formats.plain import plain_tensor
 from lluda.formats.stored_tensor import StoredTensor
+from lluda.formats.packed_bf16 import PACKED_BF16
 from lluda.inputs.chat.chat_template import ChatTemplate
 from lluda.inputs.text.tokenizer import Tokenizer
 from lluda.models.build import (
@@ -188,21 +189,30 @@ class ModelFiles:
     def plan(self, options: LoadOptions, *, speech: bool = False) -> MemoryPlan:
         """The memory this model will take under ``options``, with what speaks if ``speech``."""
         context, dtype = self.context(options), resolve_dtype(options.dtype, self.config.dtype)
+        specs = all_parameters(self.config) if speech else text_parameters(self.config)
         return plan_memory(
-            all_parameters(self.config) if speech else text_parameters(self.config),
+            specs,
             self.config.text,
             dtype=dtype,
             kv_bytes=self.cache_options(options, dtype).bytes_for(self.config.text, context),
             context=context,
+            sequences=options.max_sequences or 1,
             prefill_rows=min(options.prefill_rows, context),
             device=options.thinker_device,
             device_of=self.backends(options, dtype).device_of_parameter,
-            stored=self._kept_bytes(options, dtype),
+            stored=self._kept_bytes(options, dtype, specs),
         )
 
-    def _kept_bytes(self, options: LoadOptions, dtype: DTypeName) -> dict[str, int]:
-        """Bytes of the matrices that stay in the format they are stored in."""
+    def _kept_bytes(self, options: LoadOptions, dtype: DTypeName, specs: Sequence[ParameterSpec]) -> dict[str, int]:
+        """Bytes of the matrices that stay in the format they are stored in, or are packed as they are loaded."""
         formats = kept_formats(options.backend, options.thinker_device, dtype, options.weights, options.activations)
+        packed = {}
+        if options.weights == "packed" and PACKED_BF16.name in formats:
+            matrices = (spec for spec in specs if spec.role in ("matrix", "embedding"))
+            packed = {spec.name: min(PACKED_BF16.least_bytes(spec.shape), 2 * spec.elements) for spec in matrices}
+        return packed | self._stored_bytes(formats)
+
+    def _stored_bytes(self, formats: frozenset[str]) -> dict[str, int]:
         try:
             checkpoint = open_checkpoint(self.source)
         except LludaError:  # a config alone can be planned; what is wrong is said when it is loaded

@@ -128,12 +128,13 @@ def plan_memory(
     kv_bytes: int,
     context: int,
     prefill_rows: int,
+    sequences: int = 1,
     device: str = "cpu",
     device_of: Callable[[str], str] | None = None,
     stored: Mapping[str, int] | None = None,
 ) -> MemoryPlan:
-    """The plan for one text model on ``device``; ``kv_bytes`` at ``context`` positions, ``prefill_rows`` rows computed
-    at once. ``device_of`` a tensor's name, where components are placed apart. ``stored`` has the bytes of tensors that
+    """The plan for one text model on ``device``; ``kv_bytes`` at ``context`` positions, for each of ``sequences``,
+    ``prefill_rows`` rows computed at once. ``device_of`` a tensor's name, where components are placed apart. ``stored`` has the bytes of tensors that
     are kept in another format than ``dtype``."""
     kept = stored or {}
     totals: dict[tuple[str, str], list[int]] = {}
@@ -150,7 +151,7 @@ def plan_memory(
     return MemoryPlan(
         dtype=dtype,
         weights=weights,
-        kv_cache=PlanRow(f"KV cache, {context} positions", 0, kv_bytes, device),
+        kv_cache=PlanRow(f"KV cache, {_times(sequences)}{context} positions", 0, sequences * kv_bytes, device),
         activations=PlanRow(f"activations, {prefill_rows} rows", 0, activation_bytes, device),
         available={name: memory_available(name) for name in dict.fromkeys([device, *(row.device for row in weights)])},
     )
@@ -163,6 +164,10 @@ def _activation_bytes(config: DecoderConfig, dtype: DTypeName, rows: int) -> int
     ffn = config.intermediate_size if config.moe is None else config.moe.moe_intermediate_size
     per_row = 4 * 4 * config.hidden_size + 2 * 4 * widest + 3 * 4 * max(ffn, config.hidden_size)
     return rows * per_row * (2 if dtype == "f64" else 1) + 8 * config.vocab_size
+
+
+def _times(sequences: int) -> str:
+    return f"{sequences} x " if sequences > 1 else ""
 
 
 def _gb(nbytes: int) -> str:
