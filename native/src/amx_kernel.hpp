@@ -74,17 +74,13 @@ struct BlockAt {
     int64_t stride;  // in bytes
 };
 
-// The same block of the weight row that is multiplied 16 rows later, into the second-level cache. In this order, row by
-// row, it is faster on Sapphire Rapids than in the order of memory. Past the last row this touches nothing that faults.
-template <int64_t Bytes>
-LLUDA_INLINE void prefetch_next(const void *block, int64_t row_bytes) {
-    const uintptr_t next = reinterpret_cast<uintptr_t>(block) + static_cast<uintptr_t>(kMatrixOutputs * row_bytes);
-    for (int64_t at = 0; at < Bytes; at += 64)
-        __builtin_prefetch(reinterpret_cast<const void *>(next + static_cast<uintptr_t>(at)), 0, 2);
-}
+// Weight rows of a tile are kApart rows apart, and the rows between are the next tiles': so that each row's stream has a
+// page of memory to itself, which is what the hardware's prefetchers follow (rows of 2 KB: 10 % faster).
+constexpr int kApart = 2;
+constexpr int kGroupOutputs = kApart * kMatrixOutputs;  // consecutive weight rows that tiles share
 
-// Blocks of `count` weight rows from `output` on. Rows that are missing are whatever the stage holds; their sums are not
-// used.
+// The weight rows output, output + kApart, … of a tile, `count` of them, in blocks of 128 columns. Rows that are missing
+// are whatever the stage holds; their sums are not used.
 class PlainTiles {
 public:
     LLUDA_INLINE PlainTiles(const lluda_weight &w, int64_t output, int count)
@@ -94,12 +90,10 @@ public:
 
     LLUDA_INLINE BlockAt block(int64_t index, Stage &stage) const {
         const int64_t from = index * kBlockWeights, columns = smaller(width_ - from, kBlockWeights);
-        for (int o = 0; o < kMatrixOutputs; ++o)
-            prefetch_next<2 * kBlockWeights>(values_ + o * width_ + from, width_ * 2);
-        if (count_ == kMatrixOutputs && columns == kBlockWeights) return {values_ + from, width_ * 2};
+        if (count_ == kMatrixOutputs && columns == kBlockWeights) return {values_ + from, kApart * width_ * 2};
         memset(&stage, 0, sizeof stage);
         for (int o = 0; o < count_; ++o)
-            memcpy(stage.values[o], values_ + o * width_ + from, static_cast<size_t>(columns) * 2);
+            memcpy(stage.values[o], values_ + o * kApart * width_ + from, static_cast<size_t>(columns) * 2);
         return {stage.values, sizeof stage.values[0]};
     }
 
@@ -114,18 +108,20 @@ public:
     LLUDA_INLINE PackedTiles(const lluda_weight &w, int64_t output, int count)
         : w_(w), row_bytes_(blocks_per_row(w.in_features) * kBlockBytes), count_(count) {
         blocks_ = static_cast<const uint8_t *>(w.values) + output * row_bytes_;
+        // The rows of the tile after this one begin one row further, or behind those that the tiles share.
+        next_ = row_bytes_ * (output % kApart + 1 < kApart ? 1 : kGroupOutputs - kApart + 1);
         table_ = exponent_table(w.exponents);
         for (int o = 0; o < kMatrixOutputs; ++o) {
-            escape_[o] = o < count ? w.escape_rows[output + o] : 0;
-            end_[o] = o < count ? w.escape_rows[output + o + 1] : 0;
+            escape_[o] = o < count ? w.escape_rows[output + o * kApart] : 0;
+            end_[o] = o < count ? w.escape_rows[output + o * kApart + 1] : 0;
             column_[o] = next_column(o);
         }
     }
 
     LLUDA_INLINE BlockAt block(int64_t index, Stage &stage) {
         for (int o = 0; o < count_; ++o) {
-            const uint8_t *block = blocks_ + o * row_bytes_ + index * kBlockBytes;
-            prefetch_next<kBlockBytes>(block, row_bytes_);
+            const uint8_t *block = blocks_ + o * kApart * row_bytes_ + index * kBlockBytes;
+            prefetch_block(block);
             Group groups[4];
             decode_block(block, table_, groups);
             for (int g = 0; g < 4; ++g) _mm512_store_si512(stage.values[o] + g * kGroupWeights, groups[g].pairs);
@@ -137,6 +133,14 @@ public:
     }
 
 private:
+    // The same block of the next tile, into the second-level cache: decoding leaves the hardware's prefetchers too
+    // little time. Past the last row this touches nothing that faults.
+    LLUDA_INLINE void prefetch_block(const uint8_t *block) const {
+        const uintptr_t next = reinterpret_cast<uintptr_t>(block) + static_cast<uintptr_t>(next_);
+        for (int64_t at = 0; at < kBlockBytes; at += 64)
+            __builtin_prefetch(reinterpret_cast<const void *>(next + static_cast<uintptr_t>(at)), 0, 2);
+    }
+
     LLUDA_INLINE int32_t next_column(int row) const {
         return escape_[row] < end_[row] ? static_cast<int32_t>(w_.escape_columns[escape_[row]]) : INT32_MAX;
     }
@@ -151,6 +155,7 @@ private:
     const uint8_t *blocks_;
     const int64_t row_bytes_;
     const int count_;
+    int64_t next_;
     ExponentTable table_;
     uint32_t escape_[kMatrixOutputs], end_[kMatrixOutputs];
     alignas(64) int32_t column_[kMatrixOutputs];  // of each row's next escape
@@ -174,16 +179,20 @@ LLUDA_INLINE void multiply_block(const BlockAt &weights, const uint32_t *x, int6
     _tile_dpbf16ps(3, 7, 5);
 }
 
-// The four sums to where they belong, for `count` outputs from `output` on.
-LLUDA_INLINE void put_matrix(const LinearTask &task, int64_t output, int count) {
+// The four sums of a tile to every kApart-th of `sums` [outputs][kTileRows].
+LLUDA_INLINE void add_up_tile(float *sums) {
     alignas(64) float parts[4][kMatrixOutputs][kMatrixLanes];
-    float sums[kMatrixOutputs * kTileRows];
     _tile_stored(0, parts[0], kMatrixLanes * 4);
     _tile_stored(1, parts[1], kMatrixLanes * 4);
     _tile_stored(2, parts[2], kMatrixLanes * 4);
     _tile_stored(3, parts[3], kMatrixLanes * 4);
     for (int o = 0; o < kMatrixOutputs; ++o)
-        store(sums + o * kTileRows, (load(parts[0][o]) + load(parts[1][o])) + (load(parts[2][o]) + load(parts[3][o])));
+        store(sums + o * kApart * kTileRows,
+              (load(parts[0][o]) + load(parts[1][o])) + (load(parts[2][o]) + load(parts[3][o])));
+}
+
+// `count` outputs from `output` on to where they belong.
+LLUDA_INLINE void put_outputs(const LinearTask &task, int64_t output, int count, const float *sums) {
     void *y[kMatrixLanes];
     const int64_t at = output * (task.store == Store::kBFloat16 ? 2 : 4);
     for (int r = 0; r < task.rows; ++r) y[r] = static_cast<char *>(task.y[r]) + at;
@@ -192,24 +201,32 @@ LLUDA_INLINE void put_matrix(const LinearTask &task, int64_t output, int count) 
 }
 
 template <class Tiles>
+LLUDA_INLINE void multiply_tiles(Tiles &&tiles, int64_t blocks, const uint32_t *x, int64_t lanes) {
+    Stage stages[2];  // one is filled while the tiles of the other are multiplied
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    BlockAt next = tiles.block(0, stages[0]);
+    for (int64_t b = 0; b < blocks; ++b) {
+        const BlockAt here = next;
+        if (b + 1 < blocks) next = tiles.block(b + 1, stages[(b + 1) % 2]);
+        multiply_block(here, x + b * (kBlockWeights / 2) * lanes, lanes);
+    }
+}
+
+template <class Tiles>
 __attribute__((noinline)) void matrix_range(const LinearTask &task, int64_t begin, int64_t end, const uint32_t *x) {
     const int64_t blocks = blocks_per_row(task.weight->in_features), lanes = side_by_side(task.rows);
-    Stage stages[2];  // one is filled while the tiles of the other are multiplied
+    alignas(64) float sums[kGroupOutputs * kTileRows];
     const TilesInUse in_use(kMatrixOutputs, task.rows, 6);
-    for (int64_t output = begin; output < end; output += kMatrixOutputs) {
-        const int count = static_cast<int>(smaller(end - output, kMatrixOutputs));
-        Tiles tiles(*task.weight, output, count);
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        BlockAt next = tiles.block(0, stages[0]);
-        for (int64_t b = 0; b < blocks; ++b) {
-            const BlockAt here = next;
-            if (b + 1 < blocks) next = tiles.block(b + 1, stages[(b + 1) % 2]);
-            multiply_block(here, x + b * (kBlockWeights / 2) * lanes, lanes);
+    for (int64_t output = begin; output < end; output += kGroupOutputs) {
+        const int count = static_cast<int>(smaller(end - output, kGroupOutputs));
+        for (int first = 0; first < kApart && first < count; ++first) {
+            multiply_tiles(Tiles(*task.weight, output + first, (count - first + kApart - 1) / kApart), blocks, x, lanes);
+            add_up_tile(sums + first * kTileRows);
         }
-        put_matrix(task, output, count);
+        put_outputs(task, output, count, sums);
     }
 }
 

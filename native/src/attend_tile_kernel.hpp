@@ -27,18 +27,18 @@ struct PairChunk {
     static LLUDA_INLINE const void *keys(const AttendTileTask &task, int64_t begin, int, uint32_t *) {
         return static_cast<const uint16_t *>(task.keys) + begin * task.head_dim;
     }
-    static LLUDA_INLINE const void *values(const AttendTileTask &task, int64_t begin, int count, uint32_t *room) {
+    static LLUDA_INLINE const void *values(const AttendTileTask &task, int64_t begin, int count, uint32_t *buffer) {
         const int64_t dim = task.head_dim;
         const uint16_t *from = static_cast<const uint16_t *>(task.values) + begin * dim;
-        for (int p = 0; p < count; p += 2, from += 2 * dim, room += dim) {
+        for (int p = 0; p < count; p += 2, from += 2 * dim, buffer += dim) {
             const bool alone = p + 1 == count;
             int64_t i = 0;
             for (; i + kLanes <= dim; i += kLanes)
-                store_words(room + i,
+                store_words(buffer + i,
                             alone ? load_halves(from + i) : load_halves(from + i) | load_halves(from + dim + i) << 16);
-            for (; i < dim; ++i) room[i] = alone ? from[i] : from[i] | static_cast<uint32_t>(from[dim + i]) << 16;
+            for (; i < dim; ++i) buffer[i] = alone ? from[i] : from[i] | static_cast<uint32_t>(from[dim + i]) << 16;
         }
-        return room - (count + 1) / 2 * dim;
+        return buffer - (count + 1) / 2 * dim;
     }
 };
 
@@ -50,17 +50,17 @@ struct FloatChunk {
     static constexpr bool kFloats = true;
 
     static LLUDA_INLINE const void *floats(const AttendTileTask &task, const void *cache, int64_t begin, int count,
-                                           uint32_t *room) {
+                                           uint32_t *buffer) {
         const int64_t dim = task.head_dim;
         if (!task.cache_is_bf16) return static_cast<const float *>(cache) + begin * dim;
-        from_bf16(static_cast<const uint16_t *>(cache) + begin * dim, count * dim, reinterpret_cast<float *>(room));
-        return room;
+        from_bf16(static_cast<const uint16_t *>(cache) + begin * dim, count * dim, reinterpret_cast<float *>(buffer));
+        return buffer;
     }
-    static LLUDA_INLINE const void *keys(const AttendTileTask &task, int64_t begin, int count, uint32_t *room) {
-        return floats(task, task.keys, begin, count, room);
+    static LLUDA_INLINE const void *keys(const AttendTileTask &task, int64_t begin, int count, uint32_t *buffer) {
+        return floats(task, task.keys, begin, count, buffer);
     }
-    static LLUDA_INLINE const void *values(const AttendTileTask &task, int64_t begin, int count, uint32_t *room) {
-        return floats(task, task.values, begin, count, room);
+    static LLUDA_INLINE const void *values(const AttendTileTask &task, int64_t begin, int count, uint32_t *buffer) {
+        return floats(task, task.values, begin, count, buffer);
     }
 };
 
@@ -139,8 +139,8 @@ LLUDA_INLINE void put_attended(const AttendTileTask &task, int lane, const float
 template <class Chunk>
 void attend_tile_in(const AttendTileTask &task) {
     const int64_t dim = task.head_dim;
-    const int first = task.begin / kStandingRows * kStandingRows;
-    const int lanes = (task.end - first + kStandingRows - 1) / kStandingRows * kStandingRows;
+    const int first = task.begin / kPanelRows * kPanelRows;
+    const int lanes = (task.end - first + kPanelRows - 1) / kPanelRows * kPanelRows;
     float *sums = task.workspace, *scores = sums + dim * kTileRows;
     uint32_t *keys = reinterpret_cast<uint32_t *>(scores + kTileChunk * kTileRows), *values = keys + kTileChunk * dim;
     float top[kTileRows], total[kTileRows];

@@ -24,7 +24,7 @@ public:
           key_width_(b.kv_heads * b.head_dim),
           rounded_(b.cache_dtype == LLUDA_DTYPE_BF16),
           query_words_(rounded_ ? kernels_.words(b.head_dim) : b.head_dim),
-          rooms_(standing_rooms(session, std::max(b.hidden, b.head_dim))),
+          packers_(panel_packers(session, std::max(b.hidden, b.head_dim))),
           input_(session, rows.count, b.hidden),
           mixed_(session, rows.count, query_width_),
           projections_(session, rows.count, b.hidden),
@@ -32,8 +32,8 @@ public:
         query_ = session.allocate<float>(rows.count * query_width_);
         key_ = session.allocate<float>(rows.count * key_width_);
         value_ = session.allocate<float>(rows.count * key_width_);
-        standing_query_ = session.allocate<std::uint32_t>(query_words_ * b.heads * input_.groups() * kStandingRows);
-        positions_ = session.allocate<std::int64_t>(input_.groups() * kStandingRows);
+        packed_query_ = session.allocate<std::uint32_t>(query_words_ * b.heads * input_.groups() * kPanelRows);
+        positions_ = session.allocate<std::int64_t>(input_.groups() * kPanelRows);
         workspace_floats_ = kernels_.attend_tile_workspace(b.head_dim);
         workspace_ = session.allocate<float>(workspace_floats_ * session.threads());
         plan_tiles();
@@ -48,12 +48,12 @@ public:
     }
 
     void operator()(Lane &lane) {
-        norm_into_panel(lane, input_, rooms_, r_.x, r_.x_stride, {b_.norm, nullptr, b_.norm_eps});
+        norm_into_panel(lane, input_, packers_, r_.x, r_.x_stride, {b_.norm, nullptr, b_.norm_eps});
         lane.barrier();
         projections_.run(lane);
         lane.barrier();
         for (std::int64_t group, end; groups_.take(lane.index, group, end);)
-            for (; group < end; ++group) rotate(group, rooms_[static_cast<std::size_t>(lane.index)]);
+            for (; group < end; ++group) rotate(group, packers_[static_cast<std::size_t>(lane.index)]);
         lane.barrier();
         for (std::int64_t item, end; attend_split_.take(lane.index, item, end);)
             for (; item < end; ++item) attend(item, workspace_ + lane.index * workspace_floats_);
@@ -76,29 +76,29 @@ private:
             if (lane == 0 || !follows(row)) tiles_.insert(tiles_.begin(), {tile, lane, lane});
             tiles_.front().end = lane + 1;
         }
-        for (std::int64_t row = r_.count; row < input_.groups() * kStandingRows; ++row) positions_[row] = 0;
+        for (std::int64_t row = r_.count; row < input_.groups() * kPanelRows; ++row) positions_[row] = 0;
     }
 
-    std::uint32_t *standing_query(std::int64_t tile, std::int64_t head) const {
-        return standing_query_ + query_words_ * (tile * kTileRows * b_.heads + head * input_.tile_width(tile));
+    std::uint32_t *packed_query(std::int64_t tile, std::int64_t head) const {
+        return packed_query_ + query_words_ * (tile * kTileRows * b_.heads + head * input_.tile_width(tile));
     }
 
     // Rows of a group: their queries to panels, their keys and values to the cache.
-    void rotate(std::int64_t group, const StandingRoom &room) const {
-        const std::int64_t first = group * kStandingRows, tile = first / kTileRows;
-        const int count = static_cast<int>(std::min<std::int64_t>(kStandingRows, r_.count - first));
+    void rotate(std::int64_t group, const PanelPacker &packer) const {
+        const std::int64_t first = group * kPanelRows, tile = first / kTileRows;
+        const int count = static_cast<int>(std::min<std::int64_t>(kPanelRows, r_.count - first));
         for (std::int64_t row = first; row < first + count; ++row)
             for (std::int64_t head = 0; head < heads_.per_row(); ++head)
                 heads_.rotate_or_store(row, head, query_ + row * query_width_, key_ + row * key_width_,
                                        value_ + row * key_width_);
         for (std::int64_t head = 0; head < b_.heads; ++head) {
-            const void *rows[kStandingRows];
+            const void *rows[kPanelRows];
             for (int r = 0; r < count; ++r) {
                 float *query = query_ + (first + r) * query_width_ + head * b_.head_dim;
-                if (rounded_) kernels_.words_of_f32(query, b_.head_dim, room.row(r));
-                rows[r] = rounded_ ? static_cast<const void *>(room.row(r)) : query;
+                if (rounded_) kernels_.words_of_f32(query, b_.head_dim, packer.row(r));
+                rows[r] = rounded_ ? static_cast<const void *>(packer.row(r)) : query;
             }
-            kernels_.stand(rows, count, query_words_, standing_query(tile, head) + first % kTileRows,
+            kernels_.pack_rows(rows, count, query_words_, packed_query(tile, head) + first % kTileRows,
                             input_.tile_width(tile));
         }
     }
@@ -108,7 +108,7 @@ private:
         const std::int64_t head = item % b_.heads, kv_head = head / (b_.heads / b_.kv_heads);
         const std::int64_t first = rows.tile * kTileRows + rows.begin;
         AttendTileTask task;
-        task.query = standing_query(rows.tile, head);
+        task.query = packed_query(rows.tile, head);
         task.out = mixed_.at(rows.tile, kernels_.words(head * b_.head_dim));
         task.width = mixed_.tile_width(rows.tile);
         task.begin = rows.begin;
@@ -131,13 +131,13 @@ private:
     const std::int64_t query_width_, key_width_;
     const bool rounded_;  // queries are, to BF16
     const std::int64_t query_words_;
-    const std::vector<StandingRoom> rooms_;
+    const std::vector<PanelPacker> packers_;
     const Panel input_, mixed_;
     PanelProducts projections_, output_;
     WorkSplit groups_, attend_split_;
     std::vector<TileRows> tiles_;
     float *query_, *key_, *value_, *workspace_;
-    std::uint32_t *standing_query_;
+    std::uint32_t *packed_query_;
     std::int64_t *positions_;
     std::int64_t workspace_floats_;
 };

@@ -33,13 +33,13 @@ struct Windows {
     std::int64_t x_stride, channels, taps, dilation;
 
     std::int64_t width() const { return taps * channels; }
-    // Row r's window: where it lies, or put together in `room`.
-    const std::uint16_t *at(std::int64_t r, std::uint16_t *room) const {
+    // Row r's window: where it lies, or put together in `buffer`.
+    const std::uint16_t *at(std::int64_t r, std::uint16_t *buffer) const {
         const std::uint16_t *x = runs.at(r, x_stride);
         if (taps == 1 || (dilation == 1 && x_stride == channels)) return x;
         for (std::int64_t tap = 0; tap < taps; ++tap)
-            std::copy_n(x + tap * dilation * x_stride, channels, room + tap * channels);
-        return room;
+            std::copy_n(x + tap * dilation * x_stride, channels, buffer + tap * channels);
+        return buffer;
     }
 };
 
@@ -53,59 +53,59 @@ void convolve_few(lluda_context &context, const lluda_weight &weight, const Wind
     Session session(context);
     const int n = static_cast<int>(rows);
     const PreparedRows prepared(session, n, windows.width(), {&weight});
-    std::vector<std::uint16_t *> rooms;
-    for (int i = 0; i < session.threads(); ++i) rooms.push_back(session.allocate<std::uint16_t>(windows.width()));
+    std::vector<std::uint16_t *> buffers;
+    for (int i = 0; i < session.threads(); ++i) buffers.push_back(session.allocate<std::uint16_t>(windows.width()));
     Products products(session, n, windows.width());
     products.add(weight, prepared, n, Store::kBFloat16, out.y, out.y_stride);
     products.share(session.threads());
     session.run([&](Lane &lane) {
-        std::uint16_t *room = rooms[static_cast<std::size_t>(lane.index)];
+        std::uint16_t *buffer = buffers[static_cast<std::size_t>(lane.index)];
         for (int r = lane.index; r < n; r += lane.count)
-            prepared.prepare(r, windows.at(r, room), windows.width());
+            prepared.prepare(r, windows.at(r, buffer), windows.width());
         lane.barrier();
         products.run(lane);
     });
 }
 
-// One lane's memory for standing windows.
-struct WindowRoom {
-    WindowRoom(Session &session, std::int64_t width)
-        : kernels(session.kernels()), standing(session, width), window(session.allocate<std::uint16_t>(width)) {}
+// One lane's memory for packing windows.
+struct WindowPacker {
+    WindowPacker(Session &session, std::int64_t width)
+        : kernels(session.kernels()), packer(session, width), window(session.allocate<std::uint16_t>(width)) {}
 
-    void stand(const Panel &panel, std::int64_t group, const Windows &windows, std::int64_t first) const {
-        const void *rows[kStandingRows];
-        const std::int64_t begin = group * kStandingRows;
-        const int count = static_cast<int>(std::min<std::int64_t>(kStandingRows, panel.rows - begin));
+    void pack_rows(const Panel &panel, std::int64_t group, const Windows &windows, std::int64_t first) const {
+        const void *rows[kPanelRows];
+        const std::int64_t begin = group * kPanelRows;
+        const int count = static_cast<int>(std::min<std::int64_t>(kPanelRows, panel.rows - begin));
         for (int r = 0; r < count; ++r) {
-            kernels.words_of_bf16(windows.at(first + begin + r, window), windows.width(), standing.row(r));
-            rows[r] = standing.row(r);
+            kernels.words_of_bf16(windows.at(first + begin + r, window), windows.width(), packer.row(r));
+            rows[r] = packer.row(r);
         }
-        panel.stand(group, rows, count);
+        panel.pack_rows(group, rows, count);
     }
 
     const Kernels &kernels;
-    StandingRoom standing;
+    PanelPacker packer;
     std::uint16_t *window;
 };
 
-std::vector<WindowRoom> window_rooms(Session &session, std::int64_t width) {
-    std::vector<WindowRoom> rooms;
-    for (int i = 0; i < session.threads(); ++i) rooms.emplace_back(session, width);
-    return rooms;
+std::vector<WindowPacker> window_packers(Session &session, std::int64_t width) {
+    std::vector<WindowPacker> packers;
+    for (int i = 0; i < session.threads(); ++i) packers.emplace_back(session, width);
+    return packers;
 }
 
 // All rows in one panel, the output features shared out: each weight is read once.
 void convolve_by_features(lluda_context &context, const lluda_weight &weight, const Windows &windows,
                           std::int64_t from, std::int64_t rows, const Output &out) {
     Session session(context);
-    const auto rooms = window_rooms(session, windows.width());
+    const auto packers = window_packers(session, windows.width());
     const Panel input(session, rows, windows.width());
     PanelProducts products(session, rows, windows.width());
     products.add(weight, input, Store::kBFloat16, out.y + from * out.y_stride, out.y_stride);
     products.share(session.threads());
     session.run([&](Lane &lane) {
         for (std::int64_t group = lane.index; group < input.groups(); group += lane.count)
-            rooms[static_cast<std::size_t>(lane.index)].stand(input, group, windows, from);
+            packers[static_cast<std::size_t>(lane.index)].pack_rows(input, group, windows, from);
         lane.barrier();
         products.run(lane);
     });
@@ -116,7 +116,7 @@ class ConvolutionByRows {
 public:
     ConvolutionByRows(Session &session, const lluda_weight &weight, const Windows &windows, std::int64_t rows,
                       const Output &out)
-        : kernels_(session.kernels()), weight_(weight), windows_(windows), rows_(rows), out_(out), rooms_(window_rooms(session, windows.width())) {
+        : kernels_(session.kernels()), weight_(weight), windows_(windows), rows_(rows), out_(out), packers_(window_packers(session, windows.width())) {
         for (int i = 0; i < session.threads(); ++i) {
             tiles_.push_back(session.allocate<std::uint32_t>(kernels_.words(windows.width()) * kTileRows));
             blocks_.emplace_back(session, kTileRows, windows.width());
@@ -131,16 +131,16 @@ public:
                 const std::int64_t first = tile * kTileRows;
                 const Panel panel(kernels_, tiles_[index], std::min<std::int64_t>(kTileRows, rows_ - first), windows_.width());
                 for (std::int64_t group = 0; group < panel.groups(); ++group)
-                    rooms_[index].stand(panel, group, windows_, first);
+                    packers_[index].pack_rows(panel, group, windows_, first);
                 for (std::int64_t begin = 0; begin < weight_.out_features; begin += kBlockOutputs)
                     multiply(panel, first, begin, blocks_[index]);
             }
     }
 
 private:
-    void multiply(const Panel &panel, std::int64_t first, std::int64_t begin, const BlockRoom &room) const {
+    void multiply(const Panel &panel, std::int64_t first, std::int64_t begin, const BlockWorkspace &workspace) const {
         const OutputBlock block{&weight_, begin, std::min(begin + kBlockOutputs, weight_.out_features)};
-        room.multiply(&block, 1, panel, [&](std::int64_t, float *sums) {
+        workspace.multiply(&block, 1, panel, [&](std::int64_t, float *sums) {
             void *y[kTileRows];
             for (std::int64_t r = 0; r < panel.rows; ++r) y[r] = out_.y + (first + r) * out_.y_stride + begin;
             kernels_.put_tile({sums, static_cast<int>(block.end - begin), static_cast<int>(panel.rows),
@@ -153,9 +153,9 @@ private:
     const Windows &windows_;
     const std::int64_t rows_;
     const Output &out_;
-    const std::vector<WindowRoom> rooms_;
+    const std::vector<WindowPacker> packers_;
     std::vector<std::uint32_t *> tiles_;
-    std::vector<BlockRoom> blocks_;
+    std::vector<BlockWorkspace> blocks_;
     WorkSplit split_;
 };
 
@@ -244,18 +244,18 @@ int lluda_snake_beta(lluda_context *context, int64_t rows, int64_t channels, con
         check_stride("x_stride", rows, x_stride, channels);
         check_stride("y_stride", rows, y_stride, channels);
         Session session(c);
-        std::vector<float *> rooms;
-        for (int i = 0; i < session.threads(); ++i) rooms.push_back(session.allocate<float>(channels));
+        std::vector<float *> buffers;
+        for (int i = 0; i < session.threads(); ++i) buffers.push_back(session.allocate<float>(channels));
         WorkSplit split;
         split.reset((rows + kSnakeRows - 1) / kSnakeRows, session.threads());
         session.run([&](Lane &lane) {
-            float *room = rooms[static_cast<std::size_t>(lane.index)];
+            float *buffer = buffers[static_cast<std::size_t>(lane.index)];
             for (std::int64_t item, end; split.take(lane.index, item, end);)
                 for (std::int64_t r = item * kSnakeRows; r < std::min(end * kSnakeRows, rows); ++r) {
                     const float *row = static_cast<const float *>(x) + r * x_stride;
                     if (x_dtype == LLUDA_DTYPE_BF16) {
-                        c.kernels.from_bf16(static_cast<const std::uint16_t *>(x) + r * x_stride, channels, room);
-                        row = room;
+                        c.kernels.from_bf16(static_cast<const std::uint16_t *>(x) + r * x_stride, channels, buffer);
+                        row = buffer;
                     }
                     c.kernels.snake_beta(row, frequency, amplitude, channels, y + r * y_stride);
                 }

@@ -86,12 +86,12 @@ public:
           r_(rows),
           width_(block.heads * block.head_dim),
           query_words_(kernels_.words(block.head_dim)),
-          groups_((rows.count + kStandingRows - 1) / kStandingRows),
-          query_(query_words_ * block.heads * groups_ * kStandingRows),
+          groups_((rows.count + kPanelRows - 1) / kPanelRows),
+          query_(query_words_ * block.heads * groups_ * kPanelRows),
           keys_(width_ * rows.count),
           values_(width_ * rows.count),
-          mixed_(kernels_.words(width_) * groups_ * kStandingRows),
-          last_(groups_ * kStandingRows) {
+          mixed_(kernels_.words(width_) * groups_ * kPanelRows),
+          last_(groups_ * kPanelRows) {
         plan(lengths, runs);
     }
 
@@ -113,11 +113,11 @@ private:
                 for (; row < stop; ++row) last_.data()[row] = lengths[run] - 1;
             }
         }
-        std::fill(last_.data() + r_.count, last_.data() + groups_ * kStandingRows, std::int64_t{0});
+        std::fill(last_.data() + r_.count, last_.data() + groups_ * kPanelRows, std::int64_t{0});
     }
 
     int tile_width(std::int64_t tile) const {
-        return static_cast<int>(std::min<std::int64_t>(kTileRows, groups_ * kStandingRows - tile * kTileRows));
+        return static_cast<int>(std::min<std::int64_t>(kTileRows, groups_ * kPanelRows - tile * kTileRows));
     }
     std::uint32_t *query(std::int64_t tile, std::int64_t head) const {
         return query_.data() + query_words_ * (tile * kTileRows * b_.heads + head * tile_width(tile));
@@ -132,7 +132,7 @@ private:
     // Norm and projections of a part; its queries, keys and values to where attention looks for them.
     void project(std::int64_t from, std::int64_t count) {
         Session session(context_);
-        const std::vector<StandingRoom> rooms = standing_rooms(session, std::max(b_.hidden, b_.head_dim));
+        const std::vector<PanelPacker> packers = panel_packers(session, std::max(b_.hidden, b_.head_dim));
         const Panel input(session, count, b_.hidden);
         float *qkv = session.allocate<float>(count * 3 * width_);
         PanelProducts products(session, count, b_.hidden);
@@ -142,34 +142,34 @@ private:
         WorkSplit split;
         split.reset(input.groups(), session.threads());
         session.run([&](Lane &lane) {
-            norm_into_panel(lane, input, rooms, r_.x + from * r_.x_stride, r_.x_stride,
+            norm_into_panel(lane, input, packers, r_.x + from * r_.x_stride, r_.x_stride,
                             {b_.norm1, b_.norm1_bias, b_.norm1_eps});
             lane.barrier();
             products.run(lane);
             lane.barrier();
             for (std::int64_t group, end; split.take(lane.index, group, end);)
                 for (; group < end; ++group)
-                    keep(from, group, count, qkv, rooms[static_cast<std::size_t>(lane.index)]);
+                    keep(from, group, count, qkv, packers[static_cast<std::size_t>(lane.index)]);
         });
     }
 
     void keep(std::int64_t from, std::int64_t group, std::int64_t part_rows, float *qkv,
-              const StandingRoom &room) const {
-        const std::int64_t first = group * kStandingRows, dim = b_.head_dim, tile = (from + first) / kTileRows;
-        const int count = static_cast<int>(std::min<std::int64_t>(kStandingRows, part_rows - first));
+              const PanelPacker &packer) const {
+        const std::int64_t first = group * kPanelRows, dim = b_.head_dim, tile = (from + first) / kTileRows;
+        const int count = static_cast<int>(std::min<std::int64_t>(kPanelRows, part_rows - first));
         for (std::int64_t head = 0; head < b_.heads; ++head) {
-            const void *rows[kStandingRows];
+            const void *rows[kPanelRows];
             for (int r = 0; r < count; ++r) {
                 const std::int64_t row = from + first + r;
                 float *q = qkv + (first + r) * 3 * width_ + head * dim, *k = q + width_, *v = k + width_;
                 turn(q, row);
                 turn(k, row);
-                kernels_.words_of_f32(q, dim, room.row(r));
-                rows[r] = room.row(r);
+                kernels_.words_of_f32(q, dim, packer.row(r));
+                rows[r] = packer.row(r);
                 kernels_.to_bf16(k, dim, of_head(keys_, head, row));
                 kernels_.to_bf16(v, dim, of_head(values_, head, row));
             }
-            kernels_.stand(rows, count, query_words_, query(tile, head) + (from + first) % kTileRows,
+            kernels_.pack_rows(rows, count, query_words_, query(tile, head) + (from + first) % kTileRows,
                             tile_width(tile));
         }
     }
@@ -217,7 +217,7 @@ private:
     void finish(std::int64_t from, std::int64_t count) {
         Session session(context_);
         float *x = r_.x + from * r_.x_stride;
-        const std::vector<StandingRoom> rooms = standing_rooms(session, b_.hidden);
+        const std::vector<PanelPacker> packers = panel_packers(session, b_.hidden);
         const Panel attended = mixed(from, count), input(session, count, b_.hidden),
                     inner(session, count, b_.intermediate);
         PanelProducts out(session, count, width_), first(session, count, b_.hidden),
@@ -229,7 +229,7 @@ private:
         session.run([&](Lane &lane) {
             out.run(lane);
             lane.barrier();
-            norm_into_panel(lane, input, rooms, x, r_.x_stride, {b_.norm2, b_.norm2_bias, b_.norm2_eps});
+            norm_into_panel(lane, input, packers, x, r_.x_stride, {b_.norm2, b_.norm2_bias, b_.norm2_eps});
             lane.barrier();
             first.run(lane);
             lane.barrier();

@@ -18,7 +18,7 @@ namespace {
 constexpr auto kLinearWorkspace = matrix_workspace;
 constexpr auto kArrangeRows = matrix_arrange;
 constexpr auto kLinear = matrix_linear;
-constexpr int64_t kLinearStep = kMatrixOutputs;
+constexpr int64_t kLinearStep = kGroupOutputs;
 constexpr auto kMultiplyTile = matrix_multiply_tile;
 #else
 // The vector kernels read prepared rows as they lie.
@@ -60,7 +60,7 @@ constexpr Kernels kTable = {LLUDA_ISA_NAME,
                             words,
                             words_of_f32,
                             words_of_bf16,
-                            stand,
+                            pack_rows,
                             words_of_any_weight,
                             round_panel,
                             kMultiplyTile,

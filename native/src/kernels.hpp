@@ -41,11 +41,11 @@ struct AttendTask {
     float *total;      // [group]: sum of exp(score - top)
 };
 
-// Many rows stand in panels (panel.hpp): tiles of up to 64 rows, column after column, so that a vector holds the same
+// Many rows are packed into panels (panel.hpp): tiles of up to 64 rows, column after column, so that a vector holds the same
 // column of several rows and one word of a weight, broadcast, is multiplied with all of them. A word has 4 bytes: two
 // BF16 columns where the hardware multiplies such pairs, else one float.
 constexpr int kTileRows = 64;
-constexpr int kStandingRows = 16;  // tiles are as wide as a multiple of this
+constexpr int kPanelRows = 16;  // tiles are as wide as a multiple of this
 
 // out[o][lane] (+)= sum over words k of word(o, k) * panel[k][lane], lane 0 .. lanes-1.
 struct TileTask {
@@ -54,7 +54,7 @@ struct TileTask {
     int outputs;
     const void *panel;  // [words][panel_width] words
     std::int64_t words, panel_width;
-    int lanes;         // a multiple of kStandingRows
+    int lanes;         // a multiple of kPanelRows
     bool floats;       // words are floats though this machine has pairs
     bool accumulate;   // add to out
     float *out;        // [outputs][kTileRows]
@@ -140,13 +140,13 @@ struct Kernels {
     // A row as words, rounded to BF16.
     void (*words_of_f32)(const float *x, std::int64_t width, void *words);
     void (*words_of_bf16)(const std::uint16_t *x, std::int64_t width, void *words);
-    // Up to kStandingRows rows of words as lanes of a panel; missing ones repeat the last.
-    void (*stand)(const void *const *rows, int count, std::int64_t words, void *panel, std::int64_t panel_width);
+    // Up to kPanelRows rows of words as lanes of a panel; missing ones repeat the last.
+    void (*pack_rows)(const void *const *rows, int count, std::int64_t words, void *panel, std::int64_t panel_width);
     // Words of weight rows begin .. end-1, columns from .. to-1 (from: a multiple of 128): in place if the weight lies
-    // in memory as words, else in `room` (4 bytes for each column). *stride: words from one row to the next. *scales:
+    // in memory as words, else in `buffer` (4 bytes for each column). *stride: words from one row to the next. *scales:
     // as in TileTask.
     const void *(*words_of_weight)(const lluda_weight &weight, std::int64_t begin, std::int64_t end, std::int64_t from,
-                                   std::int64_t to, void *room, std::int64_t *stride, const float **scales);
+                                   std::int64_t to, void *buffer, std::int64_t *stride, const float **scales);
     // A panel of whole blocks of 32 columns, rounded to Q8_0 for LLUDA_FORMAT_Q8_0_ROWS; scales: [blocks][panel_width].
     void (*round_panel)(const void *panel, std::int64_t words, std::int64_t panel_width, void *out, float *scales);
     void (*multiply_tile)(const TileTask &task);

@@ -39,7 +39,7 @@ void run_few(lluda_context &context, const Group &group, int64_t rows, const uin
 void run_many(lluda_context &context, const Group &group, int64_t rows, const uint16_t *x, void *const *y) {
     Session session(context);
     const int64_t width = group.weights[0]->in_features;
-    const std::vector<StandingRoom> rooms = standing_rooms(session, width);
+    const std::vector<PanelPacker> packers = panel_packers(session, width);
     const Panel input(session, rows, width);
     PanelProducts products(session, rows, width);
     for (int64_t i = 0; i < group.count; ++i)
@@ -47,7 +47,7 @@ void run_many(lluda_context &context, const Group &group, int64_t rows, const ui
     products.share(session.threads());
     session.run([&](Lane &lane) {
         for (int64_t part = lane.index; part < input.groups(); part += lane.count)
-            rooms[static_cast<std::size_t>(lane.index)].stand_bf16(input, part, x, group.x_stride);
+            packers[static_cast<std::size_t>(lane.index)].pack_bf16(input, part, x, group.x_stride);
         lane.barrier();
         products.run(lane);
     });

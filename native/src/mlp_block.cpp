@@ -72,7 +72,7 @@ void run_few(lluda_context &context, const lluda_mlp &b, int64_t rows, float *x,
 
 void run_many(lluda_context &context, const lluda_mlp &b, int64_t rows, float *x, int64_t x_stride) {
     Session session(context);
-    const std::vector<StandingRoom> rooms = standing_rooms(session, b.hidden);
+    const std::vector<PanelPacker> packers = panel_packers(session, b.hidden);
     const Panel input(session, rows, b.hidden), inner(session, rows, b.intermediate);
     PanelProducts first(session, rows, b.hidden), second(session, rows, b.intermediate);
     first.add_gated(*b.gate, *b.up, input, inner);
@@ -80,7 +80,7 @@ void run_many(lluda_context &context, const lluda_mlp &b, int64_t rows, float *x
     second.add(*b.down, inner, Store::kAdd, x, x_stride, b.output_scale);
     second.share(session.threads());
     session.run([&](Lane &lane) {
-        norm_into_panel(lane, input, rooms, x, x_stride, {b.norm, nullptr, b.norm_eps});
+        norm_into_panel(lane, input, packers, x, x_stride, {b.norm, nullptr, b.norm_eps});
         lane.barrier();
         first.run(lane);
         lane.barrier();
@@ -131,13 +131,13 @@ void run_head_many(lluda_context &context, const Head &head, int64_t rows, const
                    float *logits, int64_t logits_stride) {
     const lluda_weight &weight = head.weight;
     Session session(context);
-    const std::vector<StandingRoom> rooms = standing_rooms(session, weight.in_features);
+    const std::vector<PanelPacker> packers = panel_packers(session, weight.in_features);
     const Panel input(session, rows, weight.in_features);
     PanelProducts products(session, rows, weight.in_features);
     products.add(weight, input, Store::kFloat, logits, logits_stride);
     products.share(session.threads());
     session.run([&](Lane &lane) {
-        norm_into_panel(lane, input, rooms, x, x_stride, {head.norm, nullptr, head.norm_eps});
+        norm_into_panel(lane, input, packers, x, x_stride, {head.norm, nullptr, head.norm_eps});
         lane.barrier();
         products.run(lane);
     });

@@ -23,17 +23,17 @@ public:
           r_(rows),
           normed_(session.allocate<float>(rows.count * b.hidden)),
           plan_(session, b, rows, normed_),
-          rooms_(standing_rooms(session, b.hidden)),
+          packers_(panel_packers(session, b.hidden)),
           widest_(std::max(b.intermediate, b.shared_intermediate)),
           first_(session, rows.count, b.hidden) {
         const auto uses = static_cast<std::int64_t>(plan_.uses().size());
         most_experts_ = std::min(b.experts + (b.shared_intermediate > 0), uses);
-        const std::int64_t standing = uses + (kStandingRows - 1) * most_experts_;
-        input_ = session.allocate<std::uint32_t>(standing * kernels_.words(b.hidden));
-        inner_ = session.allocate<std::uint32_t>(standing * kernels_.words(widest_));
+        const std::int64_t words_rows = uses + (kPanelRows - 1) * most_experts_;
+        input_ = session.allocate<std::uint32_t>(words_rows * kernels_.words(b.hidden));
+        inner_ = session.allocate<std::uint32_t>(words_rows * kernels_.words(widest_));
         experts_.reserve(static_cast<std::size_t>(most_experts_));
         first_.reserve(most_experts_);
-        for (int i = 0; i < session.threads(); ++i) down_rooms_.emplace_back(session, rows.count, widest_);
+        for (int i = 0; i < session.threads(); ++i) down_workspaces_.emplace_back(session, rows.count, widest_);
         down_split_.reset((b.hidden + kBlockOutputs - 1) / kBlockOutputs, session.threads());
         gather_split_.reset(0, session.threads());
     }
@@ -52,16 +52,16 @@ public:
         lane.barrier();
         for (std::int64_t expert, end; gather_split_.take(lane.index, expert, end);)
             for (; expert < end; ++expert)
-                gather(experts_[static_cast<std::size_t>(expert)], rooms_[static_cast<std::size_t>(lane.index)]);
+                gather(experts_[static_cast<std::size_t>(expert)], packers_[static_cast<std::size_t>(lane.index)]);
         lane.barrier();
         first_.run(lane);
         lane.barrier();
         for (std::int64_t block, end; down_split_.take(lane.index, block, end);)
-            for (; block < end; ++block) add_down(block, down_rooms_[static_cast<std::size_t>(lane.index)]);
+            for (; block < end; ++block) add_down(block, down_workspaces_[static_cast<std::size_t>(lane.index)]);
     }
 
 private:
-    // Panels side by side in the room for all of them.
+    // Panels side by side in the memory for all of them.
     void add_experts(int lanes) {
         plan_.order();
         std::uint32_t *input = input_, *inner = inner_;
@@ -71,36 +71,36 @@ private:
             experts_.push_back(
                 {from, to, expert, Panel(kernels_, input, rows, b_.hidden), Panel(kernels_, inner, rows, plan_.width(expert))});
             const ExpertRows &last = experts_.back();
-            input += last.input.words * last.input.groups() * kStandingRows;
-            inner += last.inner.words * last.inner.groups() * kStandingRows;
+            input += last.input.words * last.input.groups() * kPanelRows;
+            inner += last.inner.words * last.inner.groups() * kPanelRows;
             first_.add_gated(plan_.gate(expert), plan_.up(expert), last.input, last.inner);
         }
         first_.share(lanes);
         gather_split_.reset(static_cast<std::int64_t>(experts_.size()), lanes);
     }
 
-    void gather(const ExpertRows &e, const StandingRoom &room) const {
+    void gather(const ExpertRows &e, const PanelPacker &packer) const {
         for (std::int64_t group = 0; group < e.input.groups(); ++group) {
-            const std::size_t first = e.from + static_cast<std::size_t>(group * kStandingRows);
-            const int count = static_cast<int>(std::min<std::size_t>(kStandingRows, e.to - first));
-            const void *rows[kStandingRows];
+            const std::size_t first = e.from + static_cast<std::size_t>(group * kPanelRows);
+            const int count = static_cast<int>(std::min<std::size_t>(kPanelRows, e.to - first));
+            const void *rows[kPanelRows];
             for (int i = 0; i < count; ++i) {
                 const float *row = normed_ + plan_.uses()[first + static_cast<std::size_t>(i)].row * b_.hidden;
-                kernels_.words_of_f32(row, b_.hidden, room.row(i));
-                rows[i] = room.row(i);
+                kernels_.words_of_f32(row, b_.hidden, packer.row(i));
+                rows[i] = packer.row(i);
             }
-            e.input.stand(group, rows, count);
+            e.input.pack_rows(group, rows, count);
         }
     }
 
     // Some output features of all experts, in ascending order, so that no two lanes add to the same place.
-    void add_down(std::int64_t block, const BlockRoom &room) const {
+    void add_down(std::int64_t block, const BlockWorkspace &workspace) const {
         const std::int64_t begin = block * kBlockOutputs, end = std::min(begin + kBlockOutputs, b_.hidden);
         for (std::size_t i = 0; i < experts_.size(); ++i) {
             const ExpertRows &e = experts_[i];
             OutputBlock part{&plan_.down(e.expert), begin, end};
             if (i + 1 < experts_.size()) part.next = weight_row(plan_.down(experts_[i + 1].expert), begin);
-            room.multiply(&part, 1, e.inner, [&](std::int64_t tile, float *sums) { add_tile(e, tile, part, sums); });
+            workspace.multiply(&part, 1, e.inner, [&](std::int64_t tile, float *sums) { add_tile(e, tile, part, sums); });
         }
     }
 
@@ -123,10 +123,10 @@ private:
     const MoeRows r_;
     float *const normed_;
     MoePlan plan_;
-    const std::vector<StandingRoom> rooms_;
+    const std::vector<PanelPacker> packers_;
     const std::int64_t widest_;
     PanelProducts first_;
-    std::vector<BlockRoom> down_rooms_;
+    std::vector<BlockWorkspace> down_workspaces_;
     std::vector<ExpertRows> experts_;
     WorkSplit gather_split_, down_split_;
     std::uint32_t *input_, *inner_;

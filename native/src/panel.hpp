@@ -1,4 +1,4 @@
-// Rows of activations standing side by side for products of many rows (kernels.hpp), and those products.
+// Rows of activations packed side by side for products of many rows (kernels.hpp), and those products.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ namespace lluda {
 struct Panel {
     Panel() = default;
     Panel(Session &session, std::int64_t rows, std::int64_t columns);
-    // In memory for its words and rows, these rounded up to a multiple of kStandingRows.
+    // In memory for its words and rows, these rounded up to a multiple of kPanelRows.
     Panel(const Kernels &kernels, std::uint32_t *memory, std::int64_t rows, std::int64_t columns);
 
     std::int64_t tiles() const { return (rows + kTileRows - 1) / kTileRows; }
@@ -21,9 +21,9 @@ struct Panel {
     // Word `word` of a tile's first row.
     std::uint32_t *at(std::int64_t tile, std::int64_t word) const;
 
-    std::int64_t groups() const { return (rows + kStandingRows - 1) / kStandingRows; }
-    // Lays rows of words into group `group` of kStandingRows rows.
-    void stand(std::int64_t group, const void *const *rows_of_words, int count) const;
+    std::int64_t groups() const { return (rows + kPanelRows - 1) / kPanelRows; }
+    // Lays rows of words into group `group` of kPanelRows rows.
+    void pack_rows(std::int64_t group, const void *const *rows_of_words, int count) const;
 
     const Kernels *kernels = nullptr;
     std::int64_t rows = 0, columns = 0, words = 0;
@@ -37,15 +37,15 @@ struct RowNorm {
     void apply(const Kernels &kernels, const float *x, std::int64_t width, float *out) const;
 };
 
-// Working memory of one lane: rows of words that wait to stand, and one float row.
-class StandingRoom {
+// Working memory of one lane: rows of words that are to be packed, and one float row.
+class PanelPacker {
 public:
-    StandingRoom(Session &session, std::int64_t columns);
+    PanelPacker(Session &session, std::int64_t columns);
     // Rows of F32, normalised, of a group.
     void norm(const Panel &panel, std::int64_t group, const float *x, std::int64_t x_stride, const RowNorm &norm) const;
-    void stand_bf16(const Panel &panel, std::int64_t group, const std::uint16_t *x, std::int64_t x_stride) const;
+    void pack_bf16(const Panel &panel, std::int64_t group, const std::uint16_t *x, std::int64_t x_stride) const;
 
-    // Words of row 0 .. kStandingRows - 1.
+    // Words of row 0 .. kPanelRows - 1.
     std::uint32_t *row(int index) const { return words_ + index * stride_; }
 
 private:
@@ -56,15 +56,15 @@ private:
 };
 
 // One for each lane.
-std::vector<StandingRoom> standing_rooms(Session &session, std::int64_t columns);
+std::vector<PanelPacker> panel_packers(Session &session, std::int64_t columns);
 
 // This lane's share of: all rows of x, normalised, into the panel.
-void norm_into_panel(const Lane &lane, const Panel &panel, const std::vector<StandingRoom> &rooms, const float *x,
+void norm_into_panel(const Lane &lane, const Panel &panel, const std::vector<PanelPacker> &packers, const float *x,
                      std::int64_t x_stride, const RowNorm &norm);
 
 constexpr std::int64_t kMostPanelRows = 512;  // calls with more rows pass over the weights again
 
-// body(from, count) for rows in parts that scratch memory has room for.
+// body(from, count) for rows in parts that fit into scratch memory.
 template <class Body>
 void for_rows(std::int64_t rows, Body &&body) {
     for (std::int64_t from = 0; from < rows; from += kMostPanelRows)
@@ -84,9 +84,9 @@ struct OutputBlock {
 void add_bias(const OutputBlock &block, float *sums);
 
 // Working memory of one lane for products of blocks.
-class BlockRoom {
+class BlockWorkspace {
 public:
-    BlockRoom(Session &session, std::int64_t rows, std::int64_t columns);
+    BlockWorkspace(Session &session, std::int64_t rows, std::int64_t columns);
 
     // All rows of the panel times the blocks' features, together at most kBlockOutputs. finish(tile, sums) is given the
     // sums [outputs of all blocks][kTileRows] of each tile, biases not yet added, to do with as it likes.
@@ -151,14 +151,14 @@ private:
         const float *scale;
         std::int64_t first_block, features;  // of a block
     };
-    void multiply(const Entry &entry, std::int64_t block, const BlockRoom &room) const;
-    void multiply_gated(const Entry &entry, std::int64_t block, const BlockRoom &room) const;
-    void multiply_gelu(const Entry &entry, std::int64_t block, const BlockRoom &room) const;
+    void multiply(const Entry &entry, std::int64_t block, const BlockWorkspace &workspace) const;
+    void multiply_gated(const Entry &entry, std::int64_t block, const BlockWorkspace &workspace) const;
+    void multiply_gelu(const Entry &entry, std::int64_t block, const BlockWorkspace &workspace) const;
     void add(Entry entry);
 
     const Kernels &kernels_;
     std::vector<Entry> entries_;
-    std::vector<BlockRoom> rooms_;
+    std::vector<BlockWorkspace> workspaces_;
     std::int64_t blocks_ = 0;
     WorkSplit split_;
 };

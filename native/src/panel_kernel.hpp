@@ -94,10 +94,10 @@ LLUDA_INLINE void transpose_16(__m512i (&a)[16]) {
 
 #endif
 
-void stand(const void *const *rows, int count, int64_t words, void *panel, int64_t panel_width) {
+void pack_rows(const void *const *rows, int count, int64_t words, void *panel, int64_t panel_width) {
     uint32_t *out = static_cast<uint32_t *>(panel);
-    const uint32_t *row[kStandingRows];
-    for (int r = 0; r < kStandingRows; ++r) row[r] = static_cast<const uint32_t *>(rows[r < count ? r : count - 1]);
+    const uint32_t *row[kPanelRows];
+    for (int r = 0; r < kPanelRows; ++r) row[r] = static_cast<const uint32_t *>(rows[r < count ? r : count - 1]);
 #if defined(__AVX512F__)
     for (int64_t k = 0; k < words; k += 16) {
         const int64_t n = words - k < 16 ? words - k : 16;
@@ -109,7 +109,7 @@ void stand(const void *const *rows, int count, int64_t words, void *panel, int64
     }
 #else
     for (int64_t k = 0; k < words; ++k)
-        for (int r = 0; r < kStandingRows; ++r) memcpy(out + k * panel_width + r, row[r] + k, 4);
+        for (int r = 0; r < kPanelRows; ++r) memcpy(out + k * panel_width + r, row[r] + k, 4);
 #endif
 }
 
@@ -129,7 +129,7 @@ LLUDA_INLINE void decode_row(const lluda_weight &w, const ExponentTable &table, 
     }
 }
 
-const void *words_of_weight(const lluda_weight &w, int64_t begin, int64_t end, int64_t from, int64_t to, void *room,
+const void *words_of_weight(const lluda_weight &w, int64_t begin, int64_t end, int64_t from, int64_t to, void *buffer,
                             int64_t *stride) {
     const bool packed = w.format == LLUDA_FORMAT_PACKED_BF16;
     const uint16_t *plain = static_cast<const uint16_t *>(w.values);
@@ -141,7 +141,7 @@ const void *words_of_weight(const lluda_weight &w, int64_t begin, int64_t end, i
     const int64_t columns = to - from, padded = (columns + kBlockWeights - 1) / kBlockWeights * kBlockWeights;
     *stride = padded / kColumnsPerWord + 16;
     const ExponentTable table = packed ? exponent_table(w.exponents) : ExponentTable{};
-    uint32_t *out = static_cast<uint32_t *>(room);
+    uint32_t *out = static_cast<uint32_t *>(buffer);
     for (int64_t output = begin; output < end; ++output, out += *stride) {
         if constexpr (kColumnsPerWord == 2) {
             uint16_t *halves = reinterpret_cast<uint16_t *>(out);
@@ -152,7 +152,7 @@ const void *words_of_weight(const lluda_weight &w, int64_t begin, int64_t end, i
             }
             if (columns % 2) halves[columns] = 0;
         } else {
-            // The values come to the end of the row's room and are widened from its front.
+            // The values come to the end of the row's buffer and are widened from its front.
             uint16_t *halves = reinterpret_cast<uint16_t *>(out + *stride) - padded;
             const uint16_t *values = plain + output * w.in_features + from;
             if (packed) {
@@ -162,7 +162,7 @@ const void *words_of_weight(const lluda_weight &w, int64_t begin, int64_t end, i
             from_bf16(values, columns, reinterpret_cast<float *>(out));
         }
     }
-    return room;
+    return buffer;
 }
 
 constexpr int kFetchWords = 16;  // a cache line of them

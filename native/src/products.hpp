@@ -54,7 +54,7 @@ public:
     // All rows of x, outputs below each other with a row stride in elements.
     void add(const lluda_weight &weight, const PreparedRows &x, int rows, Store store, void *y, std::int64_t y_stride,
              const float *scale = nullptr);
-    // Room for this many, so that adding them in a job allocates nothing.
+    // Memory for this many, so that adding them in a job allocates nothing.
     void reserve(std::int64_t count) { entries_.reserve(static_cast<std::size_t>(count)); }
 
     // After the last add and before the lanes run it (or by one lane with a barrier after).

@@ -75,15 +75,15 @@ LLUDA_INLINE void decode_q8_blocks(const uint8_t *block, int64_t blocks, uint32_
     }
 }
 
-const void *words_of_any_weight(const lluda_weight &w, int64_t begin, int64_t end, int64_t from, int64_t to, void *room,
+const void *words_of_any_weight(const lluda_weight &w, int64_t begin, int64_t end, int64_t from, int64_t to, void *buffer,
                                 int64_t *stride, const float **scales) {
     *scales = nullptr;
     if (w.format != LLUDA_FORMAT_Q8_0 && w.format != LLUDA_FORMAT_Q8_0_ROWS)
-        return words_of_weight(w, begin, end, from, to, room, stride);
+        return words_of_weight(w, begin, end, from, to, buffer, stride);
     const int64_t blocks = (to - from) / kQ8Weights, words = blocks * kBlockWords;
     const uint8_t *row = static_cast<const uint8_t *>(w.values) +
                          (begin * w.in_features + from) / kQ8Weights * kQ8Bytes;
-    uint32_t *out = static_cast<uint32_t *>(room);
+    uint32_t *out = static_cast<uint32_t *>(buffer);
     *stride = words + 16;
     if constexpr (kColumnsPerWord == 2) {
         *scales = reinterpret_cast<const float *>(out + words);
@@ -91,7 +91,7 @@ const void *words_of_any_weight(const lluda_weight &w, int64_t begin, int64_t en
     }
     for (int64_t output = begin; output < end; ++output, out += *stride, row += w.in_features / kQ8Weights * kQ8Bytes)
         decode_q8_blocks(row, blocks, out, reinterpret_cast<float *>(out + words));
-    return room;
+    return buffer;
 }
 
 #if defined(__AVX512BF16__)

@@ -1,6 +1,6 @@
 // lluda_residual_unit_block: x += conv2(snake2(conv1(snake1(x)))), the inner part of a vocoder's block.
 //
-// A row stands in a panel once, for all taps of all outputs: row r's tap t is row r + t * dilation of the same panel, so
+// A row is packed into a panel once, for all taps of all outputs: row r's tap t is row r + t * dilation of the same panel, so
 // a tap is the same product from some lanes further on, added to the sums of the taps before it. With few rows the
 // lanes share the features out, so that each weight is read once; with many the tiles, which then stay in the cache.
 // Streams of one call have panels of their own: a tile holds rows of one stream, as it would without the others.
@@ -46,7 +46,7 @@ public:
         : kernels_(session.kernels()),
           weight_(weight),
           features_(all ? weight.out_features : block),
-          room_(session.allocate<std::uint32_t>(
+          buffer_(session.allocate<std::uint32_t>(
               features_ * (rounded_up(weight.in_features, kBlockWeights) + kLineWords))) {}
 
     // Words of features begin .. end-1 from column `column` on.
@@ -55,7 +55,7 @@ public:
         if (!words_ || (!all && begin != begin_)) {
             begin_ = all ? 0 : begin;
             const float *scales;  // of no format that is allowed here
-            words_ = kernels_.words_of_weight(weight_, begin_, all ? features_ : end, 0, weight_.in_features, room_,
+            words_ = kernels_.words_of_weight(weight_, begin_, all ? features_ : end, 0, weight_.in_features, buffer_,
                                                &stride_, &scales);
         }
         *stride = stride_;
@@ -67,7 +67,7 @@ private:
     const Kernels &kernels_;
     const lluda_weight &weight_;
     const std::int64_t features_;
-    std::uint32_t *const room_;
+    std::uint32_t *const buffer_;
     const void *words_ = nullptr;
     std::int64_t begin_ = 0, stride_ = 0;
 };
@@ -79,12 +79,12 @@ struct UnitRun {
           context((unit.taps - 1) * unit.dilation),
           x(first),
           kept(before),
-          width(rounded_up(context + count, kStandingRows) + kStandingRows),
+          width(rounded_up(context + count, kPanelRows) + kPanelRows),
           input(session.allocate<std::uint32_t>(session.kernels().words(unit.channels) * width)),
           later(session.allocate<std::uint16_t>(context * unit.channels)),
           inner(session, count, unit.channels) {}
 
-    std::int64_t groups() const { return (context + rows + kStandingRows - 1) / kStandingRows; }
+    std::int64_t groups() const { return (context + rows + kPanelRows - 1) / kPanelRows; }
 
     std::int64_t rows, context;
     float *x;
@@ -114,11 +114,11 @@ public:
         const std::int64_t conv1_bytes = 2 * unit.channels * unit.channels * unit.taps;
         const std::int64_t tiles = by_tiles_ ? 1 : (longest_ + kTileRows - 1) / kTileRows;
         for (int i = 0; i < session.threads(); ++i) {
-            standing_.emplace_back(session, unit.channels);
+            packers_.emplace_back(session, unit.channels);
             halves_.push_back(session.allocate<std::uint16_t>(unit.channels));
             weights_.emplace_back(session, *unit.conv1, by_tiles_ && conv1_bytes <= kKeptBytes, features_);
             sums_.push_back(session.allocate<float>(tiles * kBlockOutputs * kTileRows));
-            rooms_.emplace_back(session, kTileRows, unit.channels);
+            workspaces_.emplace_back(session, kTileRows, unit.channels);
         }
         group_split_.reset(groups_, session.threads());
         item_split_.reset(by_tiles_ ? tiles_ : (unit.channels + features_ - 1) / features_, session.threads());
@@ -131,7 +131,7 @@ public:
         for (std::int64_t group, end; group_split_.take(lane.index, group, end);)
             for (; group < end; ++group) {
                 const UnitRun &run = run_of(group, &UnitRun::first_group);
-                stand(lane.index, run, group - run.first_group);
+                pack_rows(lane.index, run, group - run.first_group);
             }
         lane.barrier();
         if (lane.index == 0)
@@ -162,11 +162,11 @@ private:
     }
 
     // Rows before the call's own are kept ones; the last of all are kept in turn.
-    void stand(int lane, const UnitRun &run, std::int64_t group) {
-        const StandingRoom &room = standing_[static_cast<std::size_t>(lane)];
-        const std::int64_t first = group * kStandingRows, channels = u_.channels;
-        const int count = static_cast<int>(std::min<std::int64_t>(kStandingRows, run.context + run.rows - first));
-        const void *rows[kStandingRows];
+    void pack_rows(int lane, const UnitRun &run, std::int64_t group) {
+        const PanelPacker &packer = packers_[static_cast<std::size_t>(lane)];
+        const std::int64_t first = group * kPanelRows, channels = u_.channels;
+        const int count = static_cast<int>(std::min<std::int64_t>(kPanelRows, run.context + run.rows - first));
+        const void *rows[kPanelRows];
         for (int i = 0; i < count; ++i) {
             const std::int64_t row = first + i;
             const std::uint16_t *values = run.kept + row * channels;
@@ -177,10 +177,10 @@ private:
                 values = made;
             }
             if (row >= run.rows) std::copy_n(values, channels, run.later + (row - run.rows) * channels);
-            kernels_.words_of_bf16(values, channels, room.row(i));
-            rows[i] = room.row(i);
+            kernels_.words_of_bf16(values, channels, packer.row(i));
+            rows[i] = packer.row(i);
         }
-        kernels_.stand(rows, count, words_, run.input + first, run.width);
+        kernels_.pack_rows(rows, count, words_, run.input + first, run.width);
     }
 
     void convolve_all(int lane, std::int64_t block) {
@@ -197,7 +197,7 @@ private:
         float *x = run.x + tile * kTileRows * x_stride_;
         for (std::int64_t begin = 0; begin < u_.channels; begin += kBlockOutputs) {
             const OutputBlock block{u_.conv2, begin, std::min(begin + kBlockOutputs, u_.channels)};
-            rooms_[static_cast<std::size_t>(lane)].multiply(&block, 1, inner, [&](std::int64_t, float *sums) {
+            workspaces_[static_cast<std::size_t>(lane)].multiply(&block, 1, inner, [&](std::int64_t, float *sums) {
                 void *y[kTileRows];
                 for (std::int64_t r = 0; r < inner.rows; ++r) y[r] = x + r * x_stride_ + begin;
                 kernels_.put_tile({sums, static_cast<int>(block.end - begin), static_cast<int>(inner.rows),
@@ -227,7 +227,7 @@ private:
                                  inner.at(tile, kernels_.words(begin)), inner.tile_width(tile));
     }
 
-    // With the standing rows from `shift` on.
+    // With the packed rows from `shift` on.
     void multiply(TileTask &task, const UnitRun &run, std::int64_t shift, std::int64_t tile, std::int64_t last,
                   float *sums) const {
         task.word_stride = 1;
@@ -250,11 +250,11 @@ private:
     const bool by_tiles_;
     const std::int64_t features_;  // of a block of conv1
     PanelProducts second_;
-    std::vector<StandingRoom> standing_;
+    std::vector<PanelPacker> packers_;
     std::vector<std::uint16_t *> halves_;
     std::vector<UnitWeights> weights_;
     std::vector<float *> sums_;
-    std::vector<BlockRoom> rooms_;
+    std::vector<BlockWorkspace> workspaces_;
     WorkSplit group_split_, item_split_;
 };
 
@@ -265,7 +265,7 @@ public:
              float *x, std::int64_t x_stride, std::uint16_t *const *kept)
         : context_(context), unit_(unit), runs_(runs), lengths_(lengths), x_(x), x_stride_(x_stride), kept_(kept) {}
 
-    // As many rows at once as scratch memory has room for; a stream's later rows need what the earlier ones leave.
+    // As many rows at once as fit into scratch memory; a stream's later rows need what the earlier ones leave.
     void run() {
         while (skip_done()) {
             Session session(context_);
@@ -282,13 +282,13 @@ private:
 
     std::vector<UnitRun> take(Session &session) {
         std::vector<UnitRun> taken;
-        std::int64_t room = kMostPanelRows;
-        while (room > 0 && skip_done()) {
-            const std::int64_t count = std::min(room, lengths_[run_] - done_);
+        std::int64_t left = kMostPanelRows;
+        while (left > 0 && skip_done()) {
+            const std::int64_t count = std::min(left, lengths_[run_] - done_);
             taken.emplace_back(session, unit_, count, x_, kept_ ? kept_[run_] : nullptr);
             x_ += count * x_stride_;
             done_ += count;
-            room -= count;
+            left -= count;
         }
         return taken;
     }

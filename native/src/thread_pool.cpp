@@ -49,7 +49,7 @@ void Backoff::wait() {
 }
 
 void Lane::barrier() {
-    if (count > 1) pool_.meet();
+    if (count > 1) pool_.barrier_wait();
 }
 
 ThreadPool::ThreadPool(int threads) : size_(threads > 0 ? threads : std::min(available_cpus(), kMaxThreads)) {}
@@ -125,7 +125,7 @@ void ThreadPool::await_job(std::uint64_t seen) {
     sleepers_.fetch_sub(1, std::memory_order_relaxed);
 }
 
-void ThreadPool::meet() {
+void ThreadPool::barrier_wait() {
     const std::uint64_t generation = generation_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
         arrived_.store(0, std::memory_order_relaxed);

@@ -27,7 +27,7 @@ private:
 class Lane {
 public:
     Lane(int index, int count, class ThreadPool &pool) : index(index), count(count), pool_(pool) {}
-    // All lanes of the job meet here; what any wrote before is seen by all after.
+    // Waits until all lanes of the job are here; what any wrote before is seen by all after.
     void barrier();
 
     const int index;
@@ -56,7 +56,7 @@ private:
     void stop_workers();
     void work(int index, std::uint64_t seen);
     void await_job(std::uint64_t seen);
-    void meet();
+    void barrier_wait();
 
     const int size_;
     std::vector<std::thread> workers_;

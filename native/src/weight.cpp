@@ -70,7 +70,7 @@ const void *weight_row(const lluda_weight &weight, std::int64_t output) {
 
 void widen_row(const Kernels &kernels, const lluda_weight &weight, std::int64_t row, float *out) {
     if (!is_q8_0(weight)) {
-        // The values come to the end of the room and are widened from its front.
+        // The values come to the end of the output and are widened from its front.
         auto *halves = reinterpret_cast<std::uint16_t *>(out) + weight.in_features;
         unpack_rows(weight, row, row + 1, halves);
         return kernels.from_bf16(halves, weight.in_features, out);
