@@ -85,4 +85,5 @@ def _only(plan: MemoryPlan, component: str) -> MemoryPlan:
     if not weights:
         raise InvalidRequest(f"component {component!r:.60} is not one of {', '.join(dict.fromkeys(names.values()))}")
     kv_cache = plan.kv_cache if component in ("thinker", "text") else replace(plan.kv_cache, nbytes=0)
-    return replace(plan, weights=weights, kv_cache=kv_cache)
+    speech = tuple(row for row in plan.speech if row.component.startswith(component))
+    return replace(plan, weights=weights, kv_cache=kv_cache, speech=speech)

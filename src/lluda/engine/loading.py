@@ -22,8 +22,8 @@ from lluda.backends.weight import Parameters, Weight
 from lluda.config.model import DTypeName, ModelConfig, resolve_dtype
 from lluda.config.reader import ConfigReader
 from lluda.engine.forked import require_own_threads
-from lluda.engine.kv_cache import CacheOptions, Strategy
-from lluda.engine.memory_plan import MemoryPlan, plan_memory
+from lluda.engine.kv_cache import STORAGE_DTYPES, CacheOptions, Strategy
+from lluda.engine.memory_plan import MemoryPlan, plan_memory, plan_speech
 from lluda.engine.placement import EXPERTS, Backends, read_placement
 from lluda.engine.runner import GPU_PREFILL_CHUNK, PREFILL_CHUNK
 from lluda.engine.small_files import small_files_check
@@ -31,9 +31,9 @@ from lluda.engine.speech import SpeechStack
 from lluda.engine.talker_prompt import TalkerPromptBuilder
 from lluda.engine.tied_head import with_stored_head
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError, UnsupportedModel
+from lluda.formats.packed_bf16 import PACKED_BF16
 from lluda.formats.plain import plain_tensor
 from lluda.formats.stored_tensor import StoredTensor
-from lluda.formats.packed_bf16 import PACKED_BF16
 from lluda.inputs.chat.chat_template import ChatTemplate
 from lluda.inputs.text.tokenizer import Tokenizer
 from lluda.models.build import (
@@ -190,17 +190,21 @@ class ModelFiles:
         """The memory this model will take under ``options``, with what speaks if ``speech``."""
         context, dtype = self.context(options), resolve_dtype(options.dtype, self.config.dtype)
         specs = all_parameters(self.config) if speech else text_parameters(self.config)
+        sequences, cache = options.max_sequences or 1, self.cache_options(options, dtype)
+        device_of = self.backends(options, dtype).device_of_parameter
+        spoken = self.config.omni.speech if speech and self.config.omni else None
         return plan_memory(
             specs,
             self.config.text,
             dtype=dtype,
-            kv_bytes=self.cache_options(options, dtype).bytes_for(self.config.text, context),
+            kv_bytes=cache.bytes_for(self.config.text, context),
             context=context,
-            sequences=options.max_sequences or 1,
+            sequences=sequences,
             prefill_rows=min(options.prefill_rows, context),
             device=options.thinker_device,
-            device_of=self.backends(options, dtype).device_of_parameter,
+            device_of=device_of,
             stored=self._kept_bytes(options, dtype, specs),
+            speech=plan_speech(spoken, sequences, STORAGE_DTYPES[cache.dtype].itemsize, device_of) if spoken else (),
         )
 
     def _kept_bytes(self, options: LoadOptions, dtype: DTypeName, specs: Sequence[ParameterSpec]) -> dict[str, int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lluda.backends import memory_available
 from lluda.config.decoder import DecoderConfig
 from lluda.config.model import DTypeName
+from lluda.config.omni import SpeechConfig
+from lluda.engine.speech_params import MAX_FRAMES
 from lluda.errors import OutOfMemory
 from lluda.models.components import BY_NAME, component_and_part
 from lluda.parameters import ParameterSpec
@@ -20,6 +22,14 @@ _MOVABLE = {
 
 _THINKERS, _EXPERT_PARTS = ("thinker", "text"), ("routed experts", "shared experts", "routers")
 """Components whose experts can be apart from them, and parts that then go; norms are too small to tell apart here."""
+
+_TALKER_PROMPT = 512
+"""Rows of a talker's prompt, mostly: a question's and the answer's first token."""
+
+_ROWS_ALIVE = 4
+
+FRAMES_AT_ONCE = 8
+"""Of code2wav in one push of a spoken answer (`speech.RAMP`)."""
 
 DTYPE_BYTES: Mapping[str, int] = {"bf16": 2, "f32": 4, "f64": 8}
 
@@ -44,11 +54,13 @@ class MemoryPlan:
     kv_cache: PlanRow
     activations: PlanRow
     available: Mapping[str, int]
+    speech: tuple[PlanRow, ...] = ()
+    """Of answers that are spoken: keys and values of the talker, and what code2wav computes with."""
 
     @property
     def rows(self) -> tuple[PlanRow, ...]:
         """All lines."""
-        return (*self.weights, self.kv_cache, self.activations)
+        return (*self.weights, self.kv_cache, *self.speech, self.activations)
 
     @property
     def parameters(self) -> int:
@@ -132,10 +144,11 @@ def plan_memory(
     device: str = "cpu",
     device_of: Callable[[str], str] | None = None,
     stored: Mapping[str, int] | None = None,
+    speech: Sequence[PlanRow] = (),
 ) -> MemoryPlan:
-    """The plan for one text model on ``device``; ``kv_bytes`` at ``context`` positions, for each of ``sequences``,
-    ``prefill_rows`` rows computed at once. ``device_of`` a tensor's name, where components are placed apart. ``stored`` has the bytes of tensors that
-    are kept in another format than ``dtype``."""
+    """The plan for one text model on ``device``; ``kv_bytes`` at ``context`` positions, for each of ``sequences``;
+    ``prefill_rows`` rows computed at once. ``device_of`` a tensor's name, where components are placed apart.
+    ``stored`` has the bytes of tensors that are kept in another format than ``dtype``; ``speech``: of `plan_speech`."""
     kept = stored or {}
     totals: dict[tuple[str, str], list[int]] = {}
     for spec in specs:
@@ -147,14 +160,32 @@ def plan_memory(
         # Vectors are held as float32 in a BF16 run; they are too few to matter, but the plan is exact about storage.
         row[1] += kept.get(spec.name, spec.elements * DTYPE_BYTES[dtype])
     weights = tuple(PlanRow(name, count, nbytes, place) for (name, place), (count, nbytes) in totals.items())
+    devices = dict.fromkeys([device, *(row.device for row in (*weights, *speech))])
     activation_bytes = _activation_bytes(config, dtype, prefill_rows)
     return MemoryPlan(
         dtype=dtype,
         weights=weights,
         kv_cache=PlanRow(f"KV cache, {_times(sequences)}{context} positions", 0, sequences * kv_bytes, device),
         activations=PlanRow(f"activations, {prefill_rows} rows", 0, activation_bytes, device),
-        available={name: memory_available(name) for name in dict.fromkeys([device, *(row.device for row in weights)])},
+        available={name: memory_available(name) for name in devices},
+        speech=tuple(speech),
     )
+
+
+def plan_speech(
+    config: SpeechConfig, sequences: int, kv_itemsize: int, device_of: Callable[[str], str]
+) -> list[PlanRow]:
+    """What ``sequences`` spoken answers of the most frames take beside weights: the talker's keys and values, and
+    code2wav's rows of the frames that it makes at once, each four times (input, output and the two between)."""
+    talker, vocoder = config.talker.decoder, config.code2wav
+    positions = MAX_FRAMES + _TALKER_PROMPT
+    kv = sequences * positions * talker.kv_elements_per_token * kv_itemsize
+    width = vocoder.decoder_dim // 2 ** len(vocoder.upsample_rates)
+    rows = FRAMES_AT_ONCE * vocoder.samples_per_frame * width * 4 * _ROWS_ALIVE
+    return [
+        PlanRow(f"talker's KV cache, {_times(sequences)}{positions} positions", 0, kv, device_of("talker.")),
+        PlanRow(f"code2wav, {_times(sequences)}{FRAMES_AT_ONCE} frames", 0, sequences * rows, device_of("code2wav.")),
+    ]
 
 
 def _activation_bytes(config: DecoderConfig, dtype: DTypeName, rows: int) -> int:

@@ -12,7 +12,7 @@ from lluda.engine.sampling_values import checked_number
 from lluda.engine.speech_guard import SpeechGuard
 from lluda.errors import InvalidRequest
 
-_MAX_FRAMES = 4096
+MAX_FRAMES = 4096
 _RELEASED = {"temperature": 0.9, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.05}
 
 # The code predictor's own sampling: transformers passes top_k and top_p in code, and no file names them.
@@ -53,7 +53,7 @@ class SpeechParams:
             for name, value in _RELEASED.items()
         }
         seed = secrets.randbits(63) if self.sampling.seed is None else self.sampling.seed
-        limit = _of_file(generation_config, "max_tokens", "talker_max_new_tokens", _MAX_FRAMES)
+        limit = _of_file(generation_config, "max_tokens", "talker_max_new_tokens", MAX_FRAMES)
         frames = self.max_frames if self.max_frames is not None else int(limit)
         return replace(self, sampling=replace(self.sampling, **chosen, seed=seed), max_frames=frames)
 
