@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import lluda
 from lluda.backends.cpu.native_library import native_library
 from lluda.config.model import ModelConfig
 from lluda.convert.synth import synthesize
@@ -24,6 +26,7 @@ from lluda.models.causal_lm import causal_lm_parameters
 from lluda.weights.checkpoint import open_checkpoint
 from lluda.weights.declared_formats import declaration
 from tests.conftest import TINY_QWEN3
+from tests.inputs.conftest import write_tiny
 
 
 class RowInt8(Format):
@@ -90,6 +93,10 @@ def test_a_model_runs_as_the_decoded_numbers_do(folders: tuple[Path, Path], back
     ours, plain = (logits(folder, backend=backend, dtype=dtype) for folder in folders)
     assert torch.equal(ours, plain)
     assert float(ours.std()) > 0.1
+    write_tiny(folders[0])
+    with closing(lluda.load(folders[0], backend=backend, dtype=dtype)) as model:
+        answer = model.generate(IDS, max_tokens=1, temperature=0, ignore_eos=True)
+    assert answer.token_ids == (int(plain[-1].argmax()),)
 
 
 def test_what_was_decoded_for_want_of_a_kernel_is_told(folders: tuple[Path, Path]) -> None:
