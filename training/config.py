@@ -109,8 +109,8 @@ GENERATION = {
     "talker_top_k": 20,
     "talker_top_p": 0.9,
 }
-"""generation_config.json. No repetition penalty: of 256 codes, silence and long vowels must be repeated. Greedy: sampled
-speech has half as many word errors again (journal 17)."""
+"""generation_config.json. No repetition penalty: of 256 codes, silence and long vowels must be repeated. Greedy:
+sampled speech has half as many word errors again (journal 17)."""
 
 
 def tiny_config(released: Mapping[str, Any], vocabulary: Mapping[str, int]) -> dict[str, Any]:
