@@ -22,6 +22,7 @@ _SAME = {
 """Spellings of the judge for spellings of the world that sound the same."""
 
 _NUMBER_WORDS = frozenset((*UNITS, *TENS, "hundred"))
+_DIGITS = {words(number): str(number) for number in range(1000)}
 _NUMBER = re.compile(r"\d+")
 _TIMES = re.compile(r"(?<=\d) ?[x×*] ?(?=\d)")
 _MINUS = re.compile(r"(?<![-\d])(\d+) ?[-−–] ?(\d+)(?![-\d])")
@@ -80,9 +81,28 @@ def normalised(text: str) -> str:
     return " ".join(_SAME.get(word.strip("'"), word.strip("'")) for word in text.split() if word.strip("'"))
 
 
+def joined_numbers(said: list[str]) -> list[str]:
+    """Normalised words, each run of numbers as one string of digits: ["nine", "ten", "cats"] -> ["910", "cats"]."""
+    made, at, in_run = [], 0, False
+    while at < len(said):
+        # Of the longest number that begins here: at most "nine hundred ninety nine".
+        length = next((size for size in range(4, 0, -1) if " ".join(said[at : at + size]) in _DIGITS), 0)
+        if not length:
+            made.append(said[at])
+        elif in_run:
+            made[-1] += _DIGITS[" ".join(said[at : at + length])]
+        else:
+            made.append(_DIGITS[" ".join(said[at : at + length])])
+        in_run, at = length > 0, at + max(1, length)
+    return made
+
+
 def count_errors(expected: str, heard: str) -> Errors:
-    """The least edits from `expected` to `heard`, both normalised."""
+    """The least edits from `expected` to `heard`, both normalised. None where they differ in how numbers are grouped
+    alone: a recogniser writes "nine, ten, eleven" as "910-11"."""
     want, got = normalised(expected).split(), normalised(heard).split()
+    if joined_numbers(want) == joined_numbers(got):
+        return Errors(len(want))
     # Each cell: (edits, left out, put in, replaced).
     row = [(place, 0, place, 0) for place in range(len(got) + 1)]
     for number, word in enumerate(want, 1):

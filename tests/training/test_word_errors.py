@@ -34,6 +34,10 @@ def test_one_way_of_writing(text, expected):
         ("It is five.", "well it is five", Errors(3, put_in=1)),
         ("It is five.", "", Errors(3, left_out=3)),
         ("Paris.", "the city of paris", Errors(1, put_in=3)),
+        ("Nine, ten, eleven, twelve, thirteen, fourteen.", "910-1112-1314", Errors(6)),
+        ("Nine, ten, eleven.", "9, 10, 12", Errors(3, replaced=1)),
+        ("It is two hundred five.", "It is 2005.", Errors(5, put_in=1, replaced=1)),
+        ("Twenty one cats.", "20 cats, 1.", Errors(3, replaced=2)),
     ],
 )
 def test_errors_are_counted_by_kind(expected, heard, errors):
