@@ -14,7 +14,16 @@ endef
 
 .PHONY: demo test test-slow test-gpu test-native sanitize lint format native clean
 
+# A spoken question is heard, answered and spoken by tiny-omni (models/tiny-omni), then a text model answers a typed one.
+# make expands a whole recipe before its first line runs: $(shell date) is when the demo began.
+QUESTION := examples/question.flac
 demo: $(VENV)/.demo
+	@echo "== $(QUESTION): what tiny-omni hears"
+	$(BIN)/lluda ask -m tiny-omni --audio $(QUESTION) "Write what you hear."
+	@echo "== its answer, spoken"
+	$(BIN)/lluda ask --audio $(QUESTION) --speak demo.wav
+	@echo "== Listen to $(CURDIR)/demo.wav (with any player); $$(( $$(date +%s) - $(shell date +%s) )) s until here"
+	@echo "== a text model, SmolLM2"
 	$(BIN)/lluda generate --max-tokens 120 "What is the capital of France, and what is it known for?"
 
 test: $(VENV)/.test test-native

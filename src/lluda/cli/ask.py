@@ -23,6 +23,7 @@ from lluda.cli.text_input import read_text_argument
 from lluda.errors import InvalidRequest
 from lluda.inputs.media.media_parts import check_file
 from lluda.outputs.audio_sink import open_audio_sink
+from lluda.weights.bundled import TINY_OMNI
 
 if TYPE_CHECKING:
     from lluda.api.model import Model
@@ -51,7 +52,7 @@ class _Attach(argparse.Action):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.add_argument("question", nargs="?", help=PROMPT_HELP.format("the question (none: the media alone)"))
-    options.add_model(parser)
+    options.add_model(parser, required=False)
     add_media(parser)
     add_chat_options(parser)
     add_messages(parser)
@@ -92,6 +93,9 @@ def run(args: argparse.Namespace) -> int:
     messages, chat = conversation(args, content or None), chat_options(args)
     params = options.sampling_params(args)
     speech = speech_params(args) if args.speak else None
+    args.model = options.model_or_tiny_omni(args.model)
+    if args.model == TINY_OMNI and any(kind != "audio" for kind, _ in args.media):
+        say(f"warning: {TINY_OMNI} was trained without pictures; what it says of them means nothing")
     model = load_model(args)
     if speech is not None:
         with byte_progress("loading speech") as progress:

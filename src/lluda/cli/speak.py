@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.add_argument("text", help=PROMPT_HELP.format("what is said"))
-    options.add_model(parser)
+    options.add_model(parser, required=False)
     parser.add_argument(
         "-o", "--output", required=True, metavar="FILE", help="a .wav or .flac file, - for stdout, or speakers"
     )
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json and args.output == "-":
         raise InvalidRequest("--json and -o - both want stdout; write the speech to a file")
     text, params = read_text_argument(args.text, "the text"), speech_params(args)
-    source = options.find_model(args.model, args)
+    source = options.find_model(options.model_or_tiny_omni(args.model), args)
     with heavy_imports():
         from lluda.api.speech_model import load_speech
     with byte_progress("loading") as progress:

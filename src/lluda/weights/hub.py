@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lluda.errors import InvalidRequest, ModelNotFound, UnsupportedModel
 from lluda.files.mapped_file import open_regular, unreadable
+from lluda.weights.bundled import TINY_OMNI, tiny_omni_folder
 from lluda.weights.checkpoint import CONFIG_NAME, ModelSource, is_gguf
 from lluda.weights.foreign_formats import foreign_files
 from lluda.weights.repository import Check, Repository, fetch
@@ -40,10 +41,11 @@ def resolve_model(
 ) -> Path:
     """The local model folder or .gguf file that ``name_or_path`` means; fetched from the Hub if it is a name.
 
-    A path is what exists, begins with ``.``, ``/`` or ``~``, ends with ``.gguf``, or has not exactly one ``/``; the
-    rest is ``org/name`` or ``org/name@revision``. HF_HUB_OFFLINE and the client's other settings are honoured. If the
-    Hub cannot be reached, a complete copy in the cache is used with a warning in the log. ``check`` is given the folder
-    of small files before weights are fetched; without ``weights`` none are.
+    A path is what exists, begins with ``.``, ``/`` or ``~``, ends with ``.gguf``, or has not exactly one ``/``.
+    ``tiny-omni``, where no path has that name, is the model that comes with lluda (`bundled.py`). The rest is
+    ``org/name`` or ``org/name@revision``. HF_HUB_OFFLINE and the client's other settings are honoured. If the Hub
+    cannot be reached, a complete copy in the cache is used with a warning in the log. ``check`` is given the folder of
+    small files before weights are fetched; without ``weights`` none are.
 
     ModelNotFound: nothing there, not permitted, not a model, offline or unreachable; the message has the remedy.
     UnsupportedModel: a repository without safetensors. CorruptFile: a broken index. InvalidRequest: two revisions.
@@ -53,6 +55,8 @@ def resolve_model(
     status = _status(text)
     if status is not None:
         return _local(_expand(text), status)
+    if text == TINY_OMNI:
+        return tiny_omni_folder()
     address = _ADDRESS.match(text)
     if address is not None:
         name = f"; give {address['name']}" if address["name"] else ""
