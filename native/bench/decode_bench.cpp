@@ -230,7 +230,8 @@ struct Bench {
                                         stream(pool, slices[static_cast<size_t>(slice)], ahead);
                                     }})[0];
             const double quiet = bytes[0] / t.quiet / 1e9, median = bytes[0] / t.median / 1e9;
-            std::printf("{\"stream_prefetch\": %zu, \"quiet_gb_per_s\": %.2f, \"median_gb_per_s\": %.2f}\n", ahead, quiet, median);
+            std::printf("{\"stream_prefetch\": %zu, \"quiet_gb_per_s\": %.2f, \"median_gb_per_s\": %.2f}\n", ahead, quiet,
+                        median);
         }
     }
 

@@ -13,9 +13,9 @@
 namespace lluda {
 namespace {
 
-constexpr int kMatrixOutputs = 16;     // weight rows of a tile
-constexpr int64_t kMatrixWords = 16;   // words (pairs of columns) of a tile
-constexpr int kMatrixLanes = 16;       // rows of a tile
+constexpr int kMatrixOutputs = 16;    // weight rows of a tile
+constexpr int64_t kMatrixWords = 16;  // words (pairs of columns) of a tile
+constexpr int kMatrixLanes = 16;      // rows of a tile
 
 // What LDTILECFG reads.
 struct alignas(64) TileShapes {
@@ -74,13 +74,13 @@ struct BlockAt {
     int64_t stride;  // in bytes
 };
 
-// Weight rows of a tile are kApart rows apart, and the rows between are the next tiles': so that each row's stream has a
-// page of memory to itself, which is what the hardware's prefetchers follow (rows of 2 KB: 10 % faster).
+// Weight rows of a tile are kApart rows apart, and the rows between are the next tiles', so that each row's stream has a
+// page of memory to itself: those are the streams that the hardware's prefetchers follow (rows of 2 KB: 10 % faster).
 constexpr int kApart = 2;
 constexpr int kGroupOutputs = kApart * kMatrixOutputs;  // consecutive weight rows that tiles share
 
-// The weight rows output, output + kApart, … of a tile, `count` of them, in blocks of 128 columns. Rows that are missing
-// are whatever the stage holds; their sums are not used.
+// The weight rows output, output + kApart, … of a tile, `count` of them, in blocks of 128 columns. Rows that are
+// missing are whatever the stage holds; their sums are not used.
 class PlainTiles {
 public:
     LLUDA_INLINE PlainTiles(const lluda_weight &w, int64_t output, int count)
@@ -223,7 +223,8 @@ __attribute__((noinline)) void matrix_range(const LinearTask &task, int64_t begi
     for (int64_t output = begin; output < end; output += kGroupOutputs) {
         const int count = static_cast<int>(smaller(end - output, kGroupOutputs));
         for (int first = 0; first < kApart && first < count; ++first) {
-            multiply_tiles(Tiles(*task.weight, output + first, (count - first + kApart - 1) / kApart), blocks, x, lanes);
+            const int rows = (count - first + kApart - 1) / kApart;
+            multiply_tiles(Tiles(*task.weight, output + first, rows), blocks, x, lanes);
             add_up_tile(sums + first * kTileRows);
         }
         put_outputs(task, output, count, sums);
@@ -322,8 +323,8 @@ LLUDA_INLINE void matrix_tiles(const TileTask &task, int begin, int end, int64_t
     }
 }
 
-// The vector kernels do what is left over of words, and what is no product of BF16 pairs in rows: a choice that does not
-// depend on how outputs and lanes are shared out.
+// The vector kernels do what is left over of words, and what is no product of BF16 pairs in rows: a choice that does
+// not depend on how outputs and lanes are shared out.
 void matrix_multiply_tile(const TileTask &task) {
     const int whole = task.outputs / kMatrixOutputs * kMatrixOutputs;
     const int64_t words = task.words / kMatrixWords * kMatrixWords;

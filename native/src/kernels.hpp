@@ -41,9 +41,9 @@ struct AttendTask {
     float *total;      // [group]: sum of exp(score - top)
 };
 
-// Many rows are packed into panels (panel.hpp): tiles of up to 64 rows, column after column, so that a vector holds the same
-// column of several rows and one word of a weight, broadcast, is multiplied with all of them. A word has 4 bytes: two
-// BF16 columns where the hardware multiplies such pairs, else one float.
+// Many rows are packed into panels (panel.hpp): tiles of up to 64 rows, column after column, so that a vector holds the
+// same column of several rows and one word of a weight, broadcast, is multiplied with all of them. A word has 4 bytes:
+// two BF16 columns where the hardware multiplies such pairs, else one float.
 constexpr int kTileRows = 64;
 constexpr int kPanelRows = 16;  // tiles are as wide as a multiple of this
 
@@ -58,7 +58,7 @@ struct TileTask {
     bool floats;       // words are floats though this machine has pairs
     bool accumulate;   // add to out
     float *out;        // [outputs][kTileRows]
-    const void *prefetch;  // memory to be fetched into the cache meanwhile, 4 bytes for each word of multiplicands; or null
+    const void *prefetch;  // to be fetched into the cache meanwhile, 4 bytes for each word of multiplicands; or null
     // Of Q8_0 weights as pairs, or null: their scales, a float for each 32 columns at o * output_stride; and those of a
     // rounded panel, [blocks][panel_width], or null.
     const float *scales = nullptr, *panel_scales = nullptr;

@@ -28,9 +28,9 @@ public:
           first_(session, rows.count, b.hidden) {
         const auto uses = static_cast<std::int64_t>(plan_.uses().size());
         most_experts_ = std::min(b.experts + (b.shared_intermediate > 0), uses);
-        const std::int64_t words_rows = uses + (kPanelRows - 1) * most_experts_;
-        input_ = session.allocate<std::uint32_t>(words_rows * kernels_.words(b.hidden));
-        inner_ = session.allocate<std::uint32_t>(words_rows * kernels_.words(widest_));
+        const std::int64_t panel_rows = uses + (kPanelRows - 1) * most_experts_;
+        input_ = session.allocate<std::uint32_t>(panel_rows * kernels_.words(b.hidden));
+        inner_ = session.allocate<std::uint32_t>(panel_rows * kernels_.words(widest_));
         experts_.reserve(static_cast<std::size_t>(most_experts_));
         first_.reserve(most_experts_);
         for (int i = 0; i < session.threads(); ++i) down_workspaces_.emplace_back(session, rows.count, widest_);
@@ -100,7 +100,8 @@ private:
             const ExpertRows &e = experts_[i];
             OutputBlock part{&plan_.down(e.expert), begin, end};
             if (i + 1 < experts_.size()) part.next = weight_row(plan_.down(experts_[i + 1].expert), begin);
-            workspace.multiply(&part, 1, e.inner, [&](std::int64_t tile, float *sums) { add_tile(e, tile, part, sums); });
+            workspace.multiply(&part, 1, e.inner,
+                               [&](std::int64_t tile, float *sums) { add_tile(e, tile, part, sums); });
         }
     }
 

@@ -95,7 +95,8 @@ void add_bias(const OutputBlock &block, float *sums) {
         for (int r = 0; r < kTileRows; ++r) *sums++ += block.weight->bias[output];
 }
 
-BlockWorkspace::BlockWorkspace(Session &session, std::int64_t rows, std::int64_t columns) : kernels_(&session.kernels()) {
+BlockWorkspace::BlockWorkspace(Session &session, std::int64_t rows, std::int64_t columns)
+    : kernels_(&session.kernels()) {
     const std::int64_t chunk = std::min(rounded_up(columns, kBlockWeights), kChunkColumns);
     const std::int64_t tiles = columns > kChunkColumns ? (rows + kTileRows - 1) / kTileRows : 1;
     words_ = session.allocate<std::uint32_t>(kBlockOutputs * (chunk + kLineWords));
@@ -104,7 +105,8 @@ BlockWorkspace::BlockWorkspace(Session &session, std::int64_t rows, std::int64_t
     rounded_scales_ = session.allocate<float>(chunk / kQ8Weights * kTileRows);
 }
 
-BlockWorkspace::Chunk BlockWorkspace::load(const OutputBlock *blocks, int count, const Panel &x, std::int64_t from) const {
+BlockWorkspace::Chunk BlockWorkspace::load(const OutputBlock *blocks, int count, const Panel &x,
+                                           std::int64_t from) const {
     const std::int64_t to = std::min(from + kChunkColumns, x.columns);
     Chunk chunk{blocks, count, from, to, to == x.columns, {}, {}, {}, false};
     std::uint32_t *buffer = words_;

@@ -10,7 +10,9 @@ namespace {
 // The least a lane takes at a time: small against a phase, so that lanes finish together.
 constexpr std::int64_t kTileBytes = 8 * 1024;
 
-bool same_rows(const LinearTask &a, const LinearTask &b) { return a.rows == b.rows && std::equal(a.x, a.x + a.rows, b.x); }
+bool same_rows(const LinearTask &a, const LinearTask &b) {
+    return a.rows == b.rows && std::equal(a.x, a.x + a.rows, b.x);
+}
 
 }  // namespace
 

@@ -75,8 +75,8 @@ LLUDA_INLINE void decode_q8_blocks(const uint8_t *block, int64_t blocks, uint32_
     }
 }
 
-const void *words_of_any_weight(const lluda_weight &w, int64_t begin, int64_t end, int64_t from, int64_t to, void *buffer,
-                                int64_t *stride, const float **scales) {
+const void *words_of_any_weight(const lluda_weight &w, int64_t begin, int64_t end, int64_t from, int64_t to,
+                                void *buffer, int64_t *stride, const float **scales) {
     *scales = nullptr;
     if (w.format != LLUDA_FORMAT_Q8_0 && w.format != LLUDA_FORMAT_Q8_0_ROWS)
         return words_of_weight(w, begin, end, from, to, buffer, stride);
