@@ -112,7 +112,9 @@ def test_speech_sound_and_a_turn_of_a_model_that_speaks(tmp_path, monkeypatch):
     plan = Plan(tests=("speech", "audio", "turn"))
     report = run_bench(str(tmp_path), Settings(random=True, plan=plan, repeat=2, threads=1))
     assert not report.failed, report.engines
-    expected = dict.fromkeys(("code_predictor", "talker", "speech_frame", "code2wav1", "code2wav25", "audio10s"), "ms")
+    expected = dict.fromkeys(
+        ("code_predictor", "talker", "speech_frame", "frames1", "frames4", "code2wav1", "code2wav25", "audio10s"), "ms"
+    )
     expected |= dict.fromkeys(("first_audio", "turn_first_audio"), "s")
     expected |= dict.fromkeys(("rtf", "turn_rtf"), "of real time")
     assert {row.test: row.unit for row in report.rows} == expected

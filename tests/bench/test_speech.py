@@ -19,7 +19,7 @@ from tests.cli.omni import write_speaking_omni
 from tests.conftest import TINY_QWEN3
 
 MS = {"code_predictor": "ms", "talker": "ms", "speech_frame": "ms", "code2wav25": "ms", "audio10s": "ms"}
-STREAMED = {"code2wav1": "ms", "first_audio": "s", "rtf": "of real time"}
+STREAMED = {"frames1": "ms", "frames4": "ms", "code2wav1": "ms", "first_audio": "s", "rtf": "of real time"}
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 PROMPT_ROWS = 60
 FRAMES, TURN_FRAMES = 40, 100
+ANSWERS = (1, 4)
+"""Spoken together."""
 BATCH = 25
 """Frames in one forward of code2wav: a batch of transformers' ``chunked_decode`` without its context."""
 MEL_FRAMES = 1000
@@ -87,6 +89,11 @@ class StreamingSession(SpeechSession):
         sound."""
 
     @abstractmethod
+    def start_together(self, answers: int) -> Callable[[], None] | None:
+        """So many answers after a prompt of ``PROMPT_ROWS`` rows each; what makes the next frame of them all. None
+        where each answer's frame is a launch of its own."""
+
+    @abstractmethod
     def turn(self) -> tuple[float, float]:
         """A turn of a conversation, ``MEL_FRAMES`` of sound in and ``TURN_FRAMES`` of speech out: seconds from the
         log-mel frames to the first samples, and seconds of work for a second of sound."""
@@ -111,6 +118,7 @@ def measure_speech(
 
     * ``code_predictor``: ms a frame, all codes and their sampling; ``talker``: ms a step; ``speech_frame``: both, from
       one frame's codes to the next's: medians of 40 after a prompt of 60 rows;
+    * ``frames1``, ``frames4``: ms a frame of so many answers together, talker and code predictor;
     * ``code2wav1``: ms a frame, one frame a push in a running stream; ``code2wav25``: ms a frame, 25 frames whole;
     * ``first_audio``: seconds from a request to speak a text to its first samples, median of five;
     * ``rtf``: seconds of work for each second of sound, over 40 frames of such a request;
@@ -126,6 +134,8 @@ def measure_speech(
     for number in range(job.rounds):
         if "speech" in tests:
             yield from _frames(session)
+            if isinstance(session, StreamingSession):
+                yield from _frames_together(session)
             yield from _waveform(session)
         if "audio" in tests:
             yield Sample("audio10s", _median_ms(lambda: session.encode_audio(MEL_FRAMES), _SHORT_REPEATS), "ms")
@@ -145,6 +155,19 @@ def _frames(session: SpeechSession) -> Iterator[Sample]:
         yield Sample("talker", talker, "ms", session.traffic.talker)
     reads = session.traffic.code_predictor + session.traffic.talker
     yield Sample("speech_frame", 1e3 * median(map(sum, times)), "ms", reads)
+
+
+def _frames_together(session: StreamingSession) -> Iterator[Sample]:
+    """Of one answer and of four in turn, so that what else the machine does meets both."""
+    frames = {answers: session.start_together(answers) for answers in ANSWERS}
+    times: dict[int, list[float]] = {answers: [] for answers in ANSWERS}
+    for _ in range(_WARM_UP + FRAMES):
+        for answers, frame in frames.items():
+            if frame is not None:
+                times[answers].append(_seconds(frame))
+    for answers, own in times.items():
+        if own:
+            yield Sample(f"frames{answers}", 1e3 * median(own[_WARM_UP:]), "ms")
 
 
 def _waveform(session: SpeechSession) -> Iterator[Sample]:

@@ -4,6 +4,7 @@ requests."""
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 
@@ -15,14 +16,22 @@ from lluda.bench.host_waits import host_waits
 from lluda.bench.job import Job
 from lluda.bench.session import EngineInfo
 from lluda.bench.source import open_source
-from lluda.bench.speech import FRAMES, MEL_FRAMES, TURN_FRAMES, SpeechTraffic, StreamingSession, prompt_rows
+from lluda.bench.speech import (
+    FRAMES,
+    MEL_FRAMES,
+    PROMPT_ROWS,
+    TURN_FRAMES,
+    SpeechTraffic,
+    StreamingSession,
+    prompt_rows,
+)
 from lluda.bench.weight_traffic import code_predictor_bytes, talker_bytes
 from lluda.config.code2wav import SAMPLE_RATE
 from lluda.config.omni import OmniConfig, SpeechConfig
 from lluda.config.talker import TalkerConfig
 from lluda.engine.engine import Engine
 from lluda.engine.frame_graph import GraphFrames
-from lluda.engine.frames import FrameGenerator
+from lluda.engine.frames import FrameGenerator, feed, next_codes
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.request import Request, SpeechCompletion, SpokenAnswer
 from lluda.engine.runner import Runner
@@ -148,6 +157,28 @@ class LludaSpeech(StreamingSession):
         )
         self._frames.prefill(prompt[:-1])
         self._text = prompt[-1:]
+
+    @torch.inference_mode()
+    def start_together(self, answers: int) -> Callable[[], None] | None:
+        """See ``StreamingSession``."""
+        if not self.splits_frames:
+            return None
+        stack, longest = self._stack, PROMPT_ROWS + 2 * FRAMES
+        made = [
+            FrameGenerator(stack.talker, stack.code_predictor, self._params, max_rows=longest, kv_dtype=stack.kv_dtype)
+            for _ in range(answers)
+        ]
+        width, backend = self._speech.talker.decoder.hidden_size, stack.talker.backend
+        prompt = prompt_rows(PROMPT_ROWS + 1, width).to(backend.device, backend.precision.residual)
+        for one in made:
+            one.prefill(prompt[:-1])
+        text = prompt[-1:].repeat(answers, 1)
+
+        def frame() -> None:
+            next_codes(made)
+            feed(made, text)
+
+        return frame
 
     def frame(self) -> None:
         """See ``SpeechSession``."""
