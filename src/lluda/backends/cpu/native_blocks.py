@@ -62,7 +62,7 @@ class NativeWeight:
 
 @dataclass(frozen=True, slots=True)
 class NativeLayers:
-    """``lluda_layer`` of each layer, and the attentions among them, which are told each step's kind of cache."""
+    """``lluda_layer`` of each layer, and the attentions among them, which are given each step's kind of cache."""
 
     structs: Any
     attentions: tuple[AttentionStruct, ...]
@@ -74,10 +74,10 @@ class NativeLayers:
 
 
 class NativeBlocks:
-    """Descriptors, kept as long as the backend: by block, since blocks compare by identity."""
+    """Descriptors, which live as long as the backend: by block, since blocks compare by identity."""
 
     def __init__(self) -> None:
-        self._kept: dict[object, Any] = {}
+        self._descriptors: dict[object, Any] = {}
 
     def attention(self, block: AttentionBlock) -> AttentionStruct:
         """``lluda_attention``, but for the kind of cache."""
@@ -111,9 +111,9 @@ class NativeBlocks:
         return self._once(passes, lambda made: _predictor_struct(made, self.layers(made.layers)))
 
     def _once(self, block: _Block, make: Callable[[_Block], _Made]) -> _Made:
-        if block not in self._kept:
-            self._kept[block] = make(block)
-        made: _Made = self._kept[block]
+        if block not in self._descriptors:
+            self._descriptors[block] = make(block)
+        made: _Made = self._descriptors[block]
         return made
 
     def _layer_structs(self, layers: DecoderLayers) -> NativeLayers:
