@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from lluda.api.model import Conversation, Model, load
     from lluda.api.speech_model import SpeechModel, load_speech
     from lluda.engine.request import Completion, SpeechChunk, SpeechCompletion, Token
-    from lluda.engine.sampling_params import SamplingParams
-    from lluda.engine.speech_guard import SpeechGuard
-    from lluda.engine.speech_params import SpeechParams
+    from lluda.engine.sampling.sampling_params import SamplingParams
+    from lluda.engine.speech.speech_guard import SpeechGuard
+    from lluda.engine.speech.speech_params import SpeechParams
     from lluda.inputs.chat.chat_options import ChatOptions
     from lluda.outputs.audio_sink import open_audio_sink
 
@@ -62,12 +62,12 @@ _LAZY = {
     "ChatOptions": "lluda.inputs.chat.chat_options",
     "Conversation": "lluda.api.model",
     "Model": "lluda.api.model",
-    "SamplingParams": "lluda.engine.sampling_params",
+    "SamplingParams": "lluda.engine.sampling.sampling_params",
     "SpeechChunk": "lluda.engine.request",
     "SpeechCompletion": "lluda.engine.request",
-    "SpeechGuard": "lluda.engine.speech_guard",
+    "SpeechGuard": "lluda.engine.speech.speech_guard",
     "SpeechModel": "lluda.api.speech_model",
-    "SpeechParams": "lluda.engine.speech_params",
+    "SpeechParams": "lluda.engine.speech.speech_params",
     "Token": "lluda.engine.request",
     "load": "lluda.api.model",
     "load_speech": "lluda.api.speech_model",

@@ -22,7 +22,7 @@ from lluda.backends.cuda.coded_weight import PACKED, Q8_0, pack, split_q8_0
 from lluda.backends.cuda.triton_target import interpreted
 from lluda.backends.reference.backend import ReferenceBackend
 from lluda.backends.weight import DenseWeight
-from lluda.engine.sampler import Sampler, SamplingParams
+from lluda.engine.sampling.sampler import Sampler, SamplingParams
 from lluda.errors import InvalidRequest, NativeLibraryError
 from lluda.formats.packed_bf16 import PACKED_BF16
 from lluda.formats.stored_tensor import StoredTensor

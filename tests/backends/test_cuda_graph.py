@@ -19,13 +19,13 @@ from lluda.bench.host_waits import host_waits
 from lluda.config.code2wav import read_code2wav
 from lluda.config.model import ModelConfig
 from lluda.config.reader import ConfigReader
-from lluda.engine.frames import FrameGenerator
 from lluda.engine.kv_cache import CacheOptions
 from lluda.engine.request import Completion, SpeechChunk
 from lluda.engine.runner import Runner
-from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.speech_graphs import SpeechGraphs
-from lluda.engine.speech_params import SpeechParams
+from lluda.engine.sampling.sampling_params import SamplingParams
+from lluda.engine.speech.frames import FrameGenerator
+from lluda.engine.speech.speech_graphs import SpeechGraphs
+from lluda.engine.speech.speech_params import SpeechParams
 from lluda.errors import LludaError, OutOfMemory
 from lluda.models.causal_lm import CausalLM
 from lluda.models.code2wav import Code2Wav, code2wav_parameters
@@ -35,8 +35,8 @@ from lluda.models.talker import Talker, talker_parameters
 from tests.cli.omni import write_speaking_omni
 from tests.conftest import placed, random_tensors
 from tests.engine.asking import ask
-from tests.engine.test_spoken_conversation import GREEDY as GREEDY_TURN
-from tests.engine.test_spoken_conversation import HEARD, SPEECH, speech_of
+from tests.engine.speech.test_spoken_conversation import GREEDY as GREEDY_TURN
+from tests.engine.speech.test_spoken_conversation import HEARD, SPEECH, speech_of
 from tests.models.omni_reference import placed_parameters, random_parameters
 from tests.models.test_code2wav import SMALL
 from tests.models.test_talker import config as talker_config

@@ -20,7 +20,7 @@ from lluda.errors import InvalidRequest, LimitExceeded, OutOfMemory
 from lluda.models.build import all_parameters
 from tests.cli.omni import omni_config
 from tests.conftest import TINY_QWEN3
-from tests.engine.test_speech import config as omni_speaking
+from tests.engine.speech.test_speech import config as omni_speaking
 
 ON_GPU = torch.cuda.is_available()
 PLAN = Plan(tests=("pp", "tg", "speech", "audio", "turn"), prompts=(5, 200), generate=4)

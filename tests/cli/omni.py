@@ -61,7 +61,7 @@ SPEAKING_TEMPLATE = (
 
 def write_speaking_omni(folder: Path) -> Path:
     """One that speaks: the small talker and code2wav of tests/engine/test_speech.py."""
-    from tests.engine.test_speech import config
+    from tests.engine.speech.test_speech import config
 
     raw, first = config(), FIRST + 1 + len(MEDIA)
     raw["thinker_config"] = omni_config()["thinker_config"]

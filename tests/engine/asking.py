@@ -6,7 +6,7 @@ from lluda.engine.engine import Engine
 from lluda.engine.kv_cache import CacheOptions
 from lluda.engine.request import Request, SpokenAnswer
 from lluda.engine.runner import Runner, rows_of
-from lluda.engine.sampling_params import SamplingParams
+from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.inputs.text.tokenizer import Tokenizer
 
 

@@ -17,7 +17,7 @@ from lluda.engine.engine import Engine
 from lluda.engine.kv_cache import CacheOptions
 from lluda.engine.request import Completion, Request, Token
 from lluda.engine.runner import Runner
-from lluda.engine.sampling_params import SamplingParams
+from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError
 from lluda.inputs.text.tokenizer import Tokenizer
 from lluda.models.causal_lm import CausalLM

@@ -5,7 +5,7 @@ import torch
 
 import lluda
 from lluda.engine.request import Completion, Token
-from lluda.engine.sampler import Sampler
+from lluda.engine.sampling.sampler import Sampler
 from lluda.errors import InvalidRequest, LimitExceeded
 
 PROMPTS = ["The capital of France is", "1 2 3 4 5", "Once upon a time there was a small robot who wanted to"]

@@ -14,7 +14,7 @@ import torch
 
 from lluda.config.model import ModelConfig
 from lluda.convert.synth import synthesize
-from lluda.engine.loading import LoadOptions, ModelFiles
+from lluda.engine.loading.loading import LoadOptions, ModelFiles
 from lluda.evaluation.inputs import ValidationInput, random_ids
 from lluda.evaluation.ladder import validate
 from lluda.evaluation.validation import ComponentParity, Validation, ValidationRequest
@@ -66,7 +66,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, 
 @pytest.fixture
 def damage(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[torch.Tensor], Any]], None]:
     """Change one tensor as lluda reads it, while the reference reads the file as it is."""
-    from lluda.engine import loading
+    from lluda.engine.loading.loading import loading
     from lluda.formats.plain import plain_tensor
     from lluda.formats.stored_tensor import StoredTensor
     from lluda.weights.shards import FolderCheckpoint
@@ -106,8 +106,8 @@ def mixed_input(config: ModelConfig, mix: list[Any], seed: int = 0) -> Validatio
 
 
 def write_omni(folder: Path, *, speaks: bool = True) -> Path:
-    """The small Omni model of tests.engine.test_speech, or its thinker alone."""
-    from tests.engine.test_speech import config
+    """The small Omni model of tests.engine.speech.test_speech, or its thinker alone."""
+    from tests.engine.speech.test_speech import config
 
     raw = config() if speaks else copy.deepcopy(OMNI)
     synthesize(all_parameters(ModelConfig.from_hf(raw)), folder, config=raw)

@@ -10,7 +10,7 @@ import pytest
 from lluda.config.model import ModelConfig
 from lluda.errors import InvalidRequest
 from lluda.evaluation.inputs import omni_input, random_ids, synthetic_media
-from tests.engine.test_speech import config
+from tests.engine.speech.test_speech import config
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 
 from lluda.config.model import ModelConfig
 from lluda.convert.synth import override_config, synthesize
-from lluda.engine.loading import LoadOptions, ModelFiles
+from lluda.engine.loading.loading import LoadOptions, ModelFiles
 from lluda.evaluation.inputs import omni_input, synthetic_media
 from lluda.evaluation.ladder import validate
 from lluda.evaluation.lluda_components import LludaComponents, LludaDecoder, position_rows

@@ -15,7 +15,7 @@ import torch
 from lluda.cli.main import main
 from lluda.convert.quantize import TypeChoice
 from lluda.convert.quantize_model import quantize_model
-from lluda.engine.loading import LoadOptions, ModelFiles
+from lluda.engine.loading.loading import LoadOptions, ModelFiles
 from lluda.errors import InvalidRequest
 from lluda.evaluation.perplexity import compare_predictions, text_chunks
 from tests.cli.conftest import write_model
@@ -215,8 +215,8 @@ def test_a_voice_agrees_with_itself(voices, text, capsys) -> None:
 def test_the_forced_voice_follows_the_base(voices, text) -> None:
     """A voice of other weights, forced, has the base's past: its first codebook is judged after equal codes."""
     from lluda.api.speech_model import load_speech
-    from lluda.engine.sampling_params import SamplingParams
-    from lluda.engine.speech_params import SpeechParams
+    from lluda.engine.sampling.sampling_params import SamplingParams
+    from lluda.engine.speech.speech_params import SpeechParams
     from lluda.evaluation.speech_agreement import _ForcedFrames, _header, _ObservedFrames
 
     base = load_speech(voices[1], dtype="f32")

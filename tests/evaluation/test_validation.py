@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from lluda.engine.loading import LoadOptions, ModelFiles
+from lluda.engine.loading.loading import LoadOptions, ModelFiles
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError, OutOfMemory
 from lluda.evaluation import ladder
 from lluda.evaluation.inputs import ValidationInput, random_ids
@@ -153,7 +153,7 @@ def test_an_id_outside_the_vocabulary_is_refused(checkpoint):
 def test_a_reference_that_does_not_fit_is_refused_before_it_is_loaded(checkpoint, monkeypatch):
     memory = type("Memory", (), {"available": 1000})
     monkeypatch.setattr(ladder.psutil, "virtual_memory", lambda: memory)
-    monkeypatch.setattr("lluda.engine.memory_plan.MemoryPlan.require_fit", lambda _: None)
+    monkeypatch.setattr("lluda.engine.loading.memory_plan.MemoryPlan.require_fit", lambda _: None)
     with pytest.raises(OutOfMemory, match=r"transformers needs about .* GB .* but 0\.00 GB are available"):
         run_validation(checkpoint(TINY["qwen3"]))
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from lluda.engine.sampler import Sampler
-from lluda.engine.sampling_params import SamplingParams
+from lluda.engine.sampling.sampler import Sampler
+from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.errors import InvalidRequest
 
 WRONG_TYPES = ["0.5", True, [1], {}, 1j, b"1", object()]

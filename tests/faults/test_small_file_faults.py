@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from lluda.config.reader import ConfigReader
-from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.speech_params import SpeechParams
+from lluda.engine.sampling.sampling_params import SamplingParams
+from lluda.engine.speech.speech_params import SpeechParams
 from lluda.errors import LludaError
 from lluda.inputs.chat.chat_template import ChatTemplate
 from lluda.inputs.text.tokenizer import Tokenizer

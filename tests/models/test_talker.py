@@ -12,8 +12,8 @@ from lluda.backends.batch import Segment
 from lluda.config.reader import ConfigReader
 from lluda.config.talker import read_talker
 from lluda.engine.kv_cache import CacheOptions, KVCache
-from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.speech_params import code_predictor_sampling
+from lluda.engine.sampling.sampling_params import SamplingParams
+from lluda.engine.speech.speech_params import code_predictor_sampling
 from lluda.errors import CorruptFile, NativeLibraryError, UnsupportedModel
 from lluda.models.code_predictor import CodePredictor, code_predictor_parameters
 from lluda.models.talker import Talker, talker_parameters

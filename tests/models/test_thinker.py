@@ -15,7 +15,7 @@ from lluda.config.model import ModelConfig
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.engine.media import MediaReader, read_media
 from lluda.engine.runner import Runner
-from lluda.engine.sampling_params import SamplingParams
+from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.inputs.media.media_parts import MediaPart
 from lluda.models.build import all_parameters, build_text_model, text_parameters
 from tests.engine.asking import ask

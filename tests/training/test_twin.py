@@ -13,13 +13,13 @@ from lluda.config.model import ModelConfig
 from lluda.config.reader import ConfigReader
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.engine.prompt_rows import PromptRows
-from lluda.engine.talker_prompt import TalkerPromptBuilder
+from lluda.engine.speech.talker_prompt import TalkerPromptBuilder
 from lluda.models.build import all_parameters, build_text_model
 from lluda.models.code2wav import Code2Wav, code2wav_parameters
 from lluda.models.code_predictor import CodePredictor
 from lluda.models.talker import Talker
 from tests.config.test_code2wav import SMALL
-from tests.engine.test_speech import ASSISTANT, IM_END, IM_START, NEWLINE, USER, config
+from tests.engine.speech.test_speech import ASSISTANT, IM_END, IM_START, NEWLINE, USER, config
 from tests.models.omni_reference import placed_parameters, random_parameters
 from tests.models.test_code2wav import codes_of, speech_like
 from training.train_talker import Batch, TalkerTrainer

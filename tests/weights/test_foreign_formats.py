@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lluda.engine.loading import LoadOptions, ModelFiles, load_network
+from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_network
 from lluda.errors import LludaError, UnsupportedModel
 from lluda.weights.checkpoint import open_checkpoint
 from lluda.weights.foreign_formats import foreign_files

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from lluda.engine.loading import LoadOptions, ModelFiles
+from lluda.engine.loading.loading import LoadOptions, ModelFiles
 from lluda.errors import CorruptFile, InvalidRequest, LludaError, ModelNotFound, UnsupportedModel
 from lluda.weights import repository
 from lluda.weights.hub import find_source, resolve_model

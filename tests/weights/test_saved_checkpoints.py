@@ -24,7 +24,7 @@ from lluda.convert.pack_model import pack_model
 from lluda.convert.quantize import TypeChoice
 from lluda.convert.quantize_model import quantize_model
 from lluda.engine.kv_cache import CacheOptions, KVCache
-from lluda.engine.loading import LoadOptions, ModelFiles, load_network, load_speech_stack
+from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_network, load_speech_stack
 from lluda.engine.media import MediaReader
 from lluda.errors import CorruptFile, UnsupportedModel
 from lluda.evaluation.inputs import omni_input
@@ -34,7 +34,7 @@ from lluda.weights.checkpoint import open_checkpoint
 from lluda.weights.entry import TensorEntry
 from lluda.weights.saved_names import released_entries, require_listable
 from tests.conftest import TINY_LLAMA, TINY_MOE, TINY_QWEN3
-from tests.engine.test_speech import CONVERSATIONS, assert_text_codes_and_waveform, reference, tensors
+from tests.engine.speech.test_speech import CONVERSATIONS, assert_text_codes_and_waveform, reference, tensors
 from tests.inputs.conftest import write_tiny
 from tests.models.test_thinker import MIXES, assert_positions_and_logits
 

@@ -15,12 +15,12 @@ from lluda.convert.pack_model import pack_model
 from lluda.convert.quantize import TypeChoice
 from lluda.convert.quantize_model import quantize_model
 from lluda.engine.kv_cache import CacheOptions, KVCache
-from lluda.engine.loading import LoadOptions, ModelFiles, load_network, load_speech_stack
+from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_network, load_speech_stack
 from lluda.models.build import all_parameters
 from lluda.weights.checkpoint import open_checkpoint
 from lluda.weights.tied_weights import same_values, stored_alike
 from tests.conftest import TINY_LLAMA, TINY_MOE, TINY_QWEN3, random_tensors
-from tests.engine.test_speech import config as omni_config
+from tests.engine.speech.test_speech import config as omni_config
 from tests.models.omni_reference import random_parameters
 
 TIED = {"qwen3": TINY_QWEN3, "qwen3_moe": TINY_MOE | {"tie_word_embeddings": True}, "llama": TINY_LLAMA}

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar, cast
 
 from lluda.config.model import resolve_dtype
-from lluda.engine.answer_ends import AnswerEnds
 from lluda.engine.engine import Engine
-from lluda.engine.loading import (
+from lluda.engine.loading.loading import (
     LoadOptions,
     ModelFiles,
     load_chat_template,
@@ -24,9 +23,10 @@ from lluda.engine.media import EncodedMedia, MediaReader, read_media
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.request import Completion, Request, Reuse, SpeechEvent, SpokenAnswer, Token
 from lluda.engine.runner import Runner
-from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.speech import SpeechStack
-from lluda.engine.speech_params import SpeechParams
+from lluda.engine.sampling.answer_ends import AnswerEnds
+from lluda.engine.sampling.sampling_params import SamplingParams
+from lluda.engine.speech.speech import SpeechStack
+from lluda.engine.speech.speech_params import SpeechParams
 from lluda.errors import InvalidRequest, UnsupportedModel
 from lluda.inputs.chat.chat_options import ChatOptions
 from lluda.inputs.chat.prompt import build_chat_prompt, with_answer

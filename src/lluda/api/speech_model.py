@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any
 
 from lluda.engine.engine import Engine
-from lluda.engine.loading import LoadOptions, ModelFiles, load_speech_stack, load_tokenizer
+from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_speech_stack, load_tokenizer
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.request import Request, SpeechEvent, SpokenAnswer
-from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.speech import join
-from lluda.engine.speech_params import SpeechParams
+from lluda.engine.sampling.sampling_params import SamplingParams
+from lluda.engine.speech.speech import join
+from lluda.engine.speech.speech_params import SpeechParams
 from lluda.errors import InvalidRequest
 from lluda.inputs.text.speaking_parts import speaking_parts
 from lluda.weights.loader import Progress

@@ -13,7 +13,7 @@ from lluda.engine.engine import Engine
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.request import Request, Token
 from lluda.engine.runner import Runner
-from lluda.engine.sampling_params import SamplingParams
+from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.inputs.text.tokenizer import Tokenizer
 
 ARRIVALS_SECONDS = 0.02

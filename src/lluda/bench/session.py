@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lluda.engine.runner import Runner
-from lluda.engine.sampling_params import SamplingParams
+from lluda.engine.sampling.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)

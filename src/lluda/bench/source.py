@@ -17,7 +17,7 @@ from lluda.bench.job import Job
 from lluda.bench.random_weights import random_parameters
 from lluda.config.model import ModelConfig, resolve_dtype
 from lluda.engine.kv_cache import CacheOptions
-from lluda.engine.loading import LoadOptions, ModelFiles, load_network, load_parameters
+from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_network, load_parameters
 from lluda.engine.runner import Runner
 from lluda.files.json_file import read_json_object
 from lluda.formats.plain import BF16

@@ -23,8 +23,8 @@ from lluda.outputs.audio_sink import AudioSink, open_audio_sink
 if TYPE_CHECKING:
     from lluda.api.model import Conversation, Model
     from lluda.engine.request import SpeechEvent
-    from lluda.engine.sampling_params import SamplingParams
-    from lluda.engine.speech_params import SpeechParams
+    from lluda.engine.sampling.sampling_params import SamplingParams
+    from lluda.engine.speech.speech_params import SpeechParams
 
 _GREETING = "Ctrl-C stops an answer, Ctrl-D ends, /help lists the commands"
 _NUMBERED = "answer-{:03}.wav"

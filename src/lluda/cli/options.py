@@ -13,7 +13,7 @@ from lluda.errors import InvalidRequest, ModelNotFound
 from lluda.weights.bundled import TINY_OMNI
 
 if TYPE_CHECKING:
-    from lluda.engine.sampling_params import SamplingParams
+    from lluda.engine.sampling.sampling_params import SamplingParams
     from lluda.weights.checkpoint import ModelSource
 
 _MODEL_HELP = "a folder, a .gguf file, org/name[@revision], or tiny-omni, which comes with lluda"
@@ -64,7 +64,7 @@ def find_model(name: str | None, args: argparse.Namespace, *, weights: bool = Tr
     All that can be refused without torch is refused here, before its import takes seconds and 200 MB.
     """
     from lluda.config.model import ModelConfig
-    from lluda.engine.small_files import small_files_check
+    from lluda.engine.loading.small_files import small_files_check
     from lluda.weights.checkpoint import CONFIG_NAME, read_config
     from lluda.weights.config_override import with_rope_scaling
     from lluda.weights.hub import find_source
@@ -201,7 +201,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:
     """What was asked for; the rest is left to the model's defaults. InvalidRequest: a value out of its range."""
-    from lluda.engine.sampling_params import SamplingParams
+    from lluda.engine.sampling.sampling_params import SamplingParams
 
     return SamplingParams(
         max_tokens=args.max_tokens,

@@ -14,7 +14,7 @@ from lluda.cli.report import add_report, publish, require_writable
 from lluda.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from lluda.engine.loading import LoadOptions, ModelFiles
+    from lluda.engine.loading.loading import LoadOptions, ModelFiles
     from lluda.evaluation.perplexity import Comparison
     from lluda.evaluation.speech_agreement import SpeechAgreement
     from lluda.evaluation.trace import Implementation
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _text(args: argparse.Namespace, text: str) -> int:
     with heavy_imports():
-        from lluda.engine.loading import LoadOptions, ModelFiles, load_tokenizer
+        from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_tokenizer
         from lluda.evaluation.perplexity import compare_predictions, text_chunks
     files = ModelFiles.find(args.model, allow_unknown_config=args.allow_unknown_config)
     tokenizer = load_tokenizer(files.source)
@@ -89,7 +89,7 @@ def _decoder(files: ModelFiles, load: LoadOptions, name: str) -> Implementation:
 
 def _base(args: argparse.Namespace, text: str, files: ModelFiles, load: LoadOptions, ids: list[int]) -> Implementation:
     """The model to compare with. InvalidRequest if it reads the text as other ids."""
-    from lluda.engine.loading import ModelFiles, load_tokenizer
+    from lluda.engine.loading.loading import ModelFiles, load_tokenizer
 
     if args.against == _LLAMA_CPP:
         from lluda.evaluation.llama_cpp_reference import LlamaCppReference
@@ -108,8 +108,8 @@ def _base(args: argparse.Namespace, text: str, files: ModelFiles, load: LoadOpti
 def _speech(args: argparse.Namespace, text: str) -> int:
     with heavy_imports():
         from lluda.api.speech_model import load_speech
-        from lluda.engine.sampling_params import SamplingParams
-        from lluda.engine.speech_params import SpeechParams
+        from lluda.engine.sampling.sampling_params import SamplingParams
+        from lluda.engine.speech.speech_params import SpeechParams
         from lluda.evaluation.speech_agreement import compare_speech
     params = SpeechParams(sampling=SamplingParams(seed=args.seed), max_frames=args.max_frames)
     model, base = (load_speech(name, **options.load_options(args)) for name in (args.model, args.against))

@@ -13,7 +13,7 @@ from lluda.errors import InvalidRequest
 from lluda.models.components import BY_NAME
 
 if TYPE_CHECKING:
-    from lluda.engine.memory_plan import MemoryPlan
+    from lluda.engine.loading.memory_plan import MemoryPlan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     require_writable(args.output)
     path = options.find_model(options.model_argument(args), args, weights=False)
     with heavy_imports():
-        from lluda.engine.loading import LoadOptions, ModelFiles
+        from lluda.engine.loading.loading import LoadOptions, ModelFiles
 
     files = ModelFiles.find(path, allow_unknown_config=args.allow_unknown_config, rope_scaling=args.rope_scaling)
     plan = files.plan(LoadOptions(**options.load_options(args)), speech=args.speech or args.only is not None)

@@ -12,13 +12,13 @@ from lluda.cli.console import byte_progress, say
 from lluda.cli.generate import PROMPT_HELP
 from lluda.cli.heavy_imports import heavy_imports
 from lluda.cli.text_input import read_text_argument
-from lluda.engine.speech_guard import SpeechGuard
+from lluda.engine.speech.speech_guard import SpeechGuard
 from lluda.errors import InvalidRequest
 from lluda.outputs.audio_sink import ENCODINGS, AudioSink, open_audio_sink
 
 if TYPE_CHECKING:
     from lluda.engine.request import SpeechCompletion, SpeechEvent
-    from lluda.engine.speech_params import SpeechParams
+    from lluda.engine.speech.speech_params import SpeechParams
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
 
 def speech_params(args: argparse.Namespace) -> SpeechParams:
     """What was asked for; the rest is left to the model's defaults. InvalidRequest: a value out of its range."""
-    from lluda.engine.sampling_params import SamplingParams
-    from lluda.engine.speech_params import SpeechParams
+    from lluda.engine.sampling.sampling_params import SamplingParams
+    from lluda.engine.speech.speech_params import SpeechParams
 
     sampling = SamplingParams(
         temperature=args.speech_temperature,

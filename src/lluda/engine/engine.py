@@ -26,9 +26,9 @@ from lluda.engine.request import Lifetime, Request, Status, Token
 from lluda.engine.runner import Runner
 from lluda.engine.scheduler import Entry, Scheduler, Step
 from lluda.engine.sequence import Sequence as TokenSequence
-from lluda.engine.speech import Speech, SpeechStack, make_frames
+from lluda.engine.speech.speech import Speech, SpeechStack, make_frames
+from lluda.engine.speech.talker_prompt import CapturedHiddenStates
 from lluda.engine.stream import CAPACITY, Channel, Stream
-from lluda.engine.talker_prompt import CapturedHiddenStates
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError, OutOfMemory
 from lluda.inputs.text.tokenizer import Tokenizer
 

@@ -8,8 +8,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Literal
 
 from lluda.engine.prompt_rows import PromptRows
-from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.speech_params import SpeechParams
+from lluda.engine.sampling.sampling_params import SamplingParams
+from lluda.engine.speech.speech_params import SpeechParams
 
 if TYPE_CHECKING:
     import numpy as np

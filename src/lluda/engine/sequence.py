@@ -10,9 +10,9 @@ from lluda.backends.components import Observer
 from lluda.engine.cache import Slot
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.request import Completion, Request, Token
-from lluda.engine.sampler import SampledToken, Sampler
-from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.talker_prompt import CapturedHiddenStates
+from lluda.engine.sampling.sampler import SampledToken, Sampler
+from lluda.engine.sampling.sampling_params import SamplingParams
+from lluda.engine.speech.talker_prompt import CapturedHiddenStates
 from lluda.errors import InvalidRequest, LimitExceeded
 from lluda.inputs.text.text_stream import TextStream
 from lluda.inputs.text.tokenizer import Tokenizer

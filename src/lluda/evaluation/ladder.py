@@ -21,12 +21,12 @@ from torch import Tensor
 
 from lluda import __version__
 from lluda.config.model import resolve_dtype
-from lluda.engine.loading import LoadOptions, ModelFiles
-from lluda.engine.memory_plan import DTYPE_BYTES
+from lluda.engine.loading.loading import LoadOptions, ModelFiles
+from lluda.engine.loading.memory_plan import DTYPE_BYTES
 from lluda.engine.prompt_rows import PromptRows
-from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.speech_params import SpeechParams
-from lluda.engine.talker_prompt import CapturedHiddenStates
+from lluda.engine.sampling.sampling_params import SamplingParams
+from lluda.engine.speech.speech_params import SpeechParams
+from lluda.engine.speech.talker_prompt import CapturedHiddenStates
 from lluda.errors import InvalidRequest, LimitExceeded, OutOfMemory
 from lluda.evaluation.distribution import compare_distributions
 from lluda.evaluation.llama_cpp_reference import LlamaCppReference, require_llama_cpp

@@ -14,10 +14,10 @@ from lluda.config.model import resolve_dtype
 from lluda.config.omni import OmniConfig, SpeechConfig
 from lluda.config.vision import VisionInputConfig
 from lluda.engine.kv_cache import CacheOptions, KVCache
-from lluda.engine.loading import LoadOptions, ModelFiles, load_network, load_parameters
+from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_network, load_parameters
 from lluda.engine.media import EncodedMedia, MediaReader, PreparedMedia
 from lluda.engine.prompt_rows import PromptRows
-from lluda.engine.talker_prompt import CapturedHiddenStates
+from lluda.engine.speech.talker_prompt import CapturedHiddenStates
 from lluda.evaluation.inputs import ValidationInput
 from lluda.evaluation.trace import Observe, Recorder, Step
 from lluda.models.audio_encoder import AudioEncoder, audio_encoder_parameters

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from lluda.backends.batch import Segment
 from lluda.config.decoder import DecoderConfig
-from lluda.engine.frames import FrameGenerator
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.engine.prompt_rows import PromptRows
-from lluda.engine.speech_params import SpeechParams
-from lluda.engine.talker_prompt import CapturedHiddenStates, TalkerPromptBuilder
+from lluda.engine.speech.frames import FrameGenerator
+from lluda.engine.speech.speech_params import SpeechParams
+from lluda.engine.speech.talker_prompt import CapturedHiddenStates, TalkerPromptBuilder
 from lluda.evaluation.lluda_components import LludaComponents
 from lluda.evaluation.trace import Recorder
 from lluda.models.causal_lm import EMBEDDING

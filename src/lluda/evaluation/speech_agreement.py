@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from lluda.api.speech_model import SpeechModel
-from lluda.engine.frames import FrameGenerator
 from lluda.engine.prompt_rows import PromptRows
-from lluda.engine.sampler import SampledToken, Sampler
-from lluda.engine.speech import SpeechStack
-from lluda.engine.speech_params import SpeechParams
+from lluda.engine.sampling.sampler import SampledToken, Sampler
+from lluda.engine.speech.frames import FrameGenerator
+from lluda.engine.speech.speech import SpeechStack
+from lluda.engine.speech.speech_params import SpeechParams
 from lluda.errors import InvalidRequest
 
 _WINDOW, _HOP = 1024, 256

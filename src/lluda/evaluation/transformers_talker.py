@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lluda.engine.media import PreparedMedia
-from lluda.engine.sampling_params import SamplingParams
+from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.evaluation.lluda_talker import EMBEDDINGS, TalkerInput, TalkerTrace
 from lluda.evaluation.trace import Recorder, Stages
 from lluda.evaluation.transformers_components import TransformersComponents, watch

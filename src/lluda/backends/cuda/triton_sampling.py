@@ -1,4 +1,4 @@
-"""The next token chosen on the device, in Triton: what `engine/sampler.py` does, in the same order and precision.
+"""The next token chosen on the device, in Triton: what `engine/sampling/sampler.py` does, in its order and precision.
 
 Thresholds of top-k and top-p are found by halving the range of the scores' bit patterns, which have the scores' order;
 nothing is sorted. A row's vocabulary must fit one program (`MAX_VOCABULARY`); an argmax takes any.

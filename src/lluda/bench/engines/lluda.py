@@ -10,7 +10,7 @@ from lluda.bench.source import open_source
 from lluda.bench.weight_traffic import bytes_per_step, weights_per_step
 from lluda.engine.kv_cache import KVCache
 from lluda.engine.runner import Runner
-from lluda.engine.sampler import Sampler
+from lluda.engine.sampling.sampler import Sampler
 from lluda.models.thinker import PREFIX as THINKER_PREFIX
 
 
@@ -65,6 +65,6 @@ class LludaSession(SteppingSession):
         if self._samplers:
             with self._runner.model.backend.single_threaded_torch():
                 return [one.sample(row).id for one, row in zip(self._samplers, logits, strict=True)]
-        # As the sampler chooses greedily: numpy's argmax (see lluda.engine.sampler).
+        # As the sampler chooses greedily: numpy's argmax (see lluda.engine.sampling.sampler).
         chosen: list[int] = logits.cpu().numpy().argmax(-1).tolist()
         return chosen

@@ -30,16 +30,16 @@ from lluda.config.code2wav import SAMPLE_RATE
 from lluda.config.omni import OmniConfig, SpeechConfig
 from lluda.config.talker import TalkerConfig
 from lluda.engine.engine import Engine
-from lluda.engine.frame_graph import GraphFrames
-from lluda.engine.frames import FrameGenerator, feed, next_codes
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.request import Request, SpeechCompletion, SpokenAnswer
 from lluda.engine.runner import Runner
-from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.speech import SpeechStack
-from lluda.engine.speech_graphs import CodesStream
-from lluda.engine.speech_params import SpeechParams
-from lluda.engine.talker_prompt import TalkerPromptBuilder
+from lluda.engine.sampling.sampling_params import SamplingParams
+from lluda.engine.speech.frame_graph import GraphFrames
+from lluda.engine.speech.frames import FrameGenerator, feed, next_codes
+from lluda.engine.speech.speech import SpeechStack
+from lluda.engine.speech.speech_graphs import CodesStream
+from lluda.engine.speech.speech_params import SpeechParams
+from lluda.engine.speech.talker_prompt import TalkerPromptBuilder
 from lluda.inputs.text.tokenizer import Tokenizer
 from lluda.models.audio_encoder import AudioEncoder, audio_encoder_parameters
 from lluda.models.build import speech_parameters, text_parameters

@@ -6,8 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lluda.engine.generation_config import sampling_defaults
-from lluda.engine.sampling_values import INTEGERS, MAX_LOGPROBS, NUMBERS, checked_number, shown, stop_strings, token_ids
+from lluda.engine.sampling.generation_config import sampling_defaults
+from lluda.engine.sampling.sampling_values import (
+    INTEGERS,
+    MAX_LOGPROBS,
+    NUMBERS,
+    checked_number,
+    shown,
+    stop_strings,
+    token_ids,
+)
 from lluda.errors import InvalidRequest
 
 __all__ = ["MAX_LOGPROBS", "SamplingParams"]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import lluda
-from lluda.engine.frames import FrameGenerator
 from lluda.engine.request import Completion, SpeechChunk, SpeechCompletion, Token
+from lluda.engine.speech.frames import FrameGenerator
 from lluda.errors import LludaError
 from tests.cli.omni import write_speaking_omni
 

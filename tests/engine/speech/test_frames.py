@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lluda.backends import select_backend
-from lluda.engine.frames import FrameGenerator, feed, next_codes
-from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.speech_params import SpeechParams
+from lluda.engine.sampling.sampling_params import SamplingParams
+from lluda.engine.speech.frames import FrameGenerator, feed, next_codes
+from lluda.engine.speech.speech_params import SpeechParams
 from lluda.errors import InvalidRequest
 from lluda.models.code_predictor import CodePredictor, code_predictor_parameters
 from lluda.models.talker import Talker, talker_parameters

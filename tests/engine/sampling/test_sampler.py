@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lluda.engine.sampler import Sampler, SamplingParams, _at_least_rank
+from lluda.engine.sampling.sampler import Sampler, SamplingParams, _at_least_rank
 from lluda.errors import InvalidRequest, LludaError
 
 transformers = pytest.importorskip("transformers", reason="transformers is the reference here")

@@ -11,10 +11,10 @@ import torch
 
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.request import SpeechChunk, SpeechCompletion
-from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.speech_params import SpeechParams
+from lluda.engine.sampling.sampling_params import SamplingParams
+from lluda.engine.speech.speech_params import SpeechParams
 from tests.engine.asking import ask_spoken
-from tests.engine.test_speech import ASSISTANT, IM_START, NEWLINE, model, tensors
+from tests.engine.speech.test_speech import ASSISTANT, IM_START, NEWLINE, model, tensors
 
 __all__ = ["model", "tensors"]  # fixtures
 

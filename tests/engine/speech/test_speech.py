@@ -13,10 +13,10 @@ from lluda.config.model import ModelConfig
 from lluda.engine.media import MediaReader, read_media
 from lluda.engine.request import Completion, SpeechChunk, SpeechCompletion, Token
 from lluda.engine.runner import Runner
-from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.speech import SpeechStack
-from lluda.engine.speech_params import SpeechParams
-from lluda.engine.talker_prompt import TalkerPromptBuilder, assistant_header
+from lluda.engine.sampling.sampling_params import SamplingParams
+from lluda.engine.speech.speech import SpeechStack
+from lluda.engine.speech.speech_params import SpeechParams
+from lluda.engine.speech.talker_prompt import TalkerPromptBuilder, assistant_header
 from lluda.errors import InvalidRequest
 from lluda.inputs.media.media_parts import MediaPart
 from lluda.models.build import all_parameters, build_text_model

@@ -13,15 +13,15 @@ import lluda
 from lluda.backends.backend import Precision
 from lluda.backends.reference.backend import ReferenceBackend
 from lluda.config.model import ModelConfig
-from lluda.engine.loading import LoadOptions, ModelFiles
-from lluda.engine.placement import Backends, component_of_parameter, read_placement
+from lluda.engine.loading.loading import LoadOptions, ModelFiles
+from lluda.engine.loading.placement import Backends, component_of_parameter, read_placement
 from lluda.errors import InvalidRequest
 from lluda.models.build import all_parameters, expert_parameters, text_parameters
 from lluda.models.components import COMPONENTS
 from tests.cli.conftest import write_model
 from tests.cli.omni import write_speaking_omni
 from tests.conftest import TINY_MOE, TINY_QWEN3
-from tests.engine.test_spoken_conversation import GREEDY, HEARD, SPEECH, speech_of
+from tests.engine.speech.test_spoken_conversation import GREEDY, HEARD, SPEECH, speech_of
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lluda.engine.frame_graph import FrameGraph, GraphFrames
-from lluda.engine.speech_params import SpeechParams
-from lluda.engine.vocoder_graph import VocoderGraph
+from lluda.engine.speech.frame_graph import FrameGraph, GraphFrames
+from lluda.engine.speech.speech_params import SpeechParams
+from lluda.engine.speech.vocoder_graph import VocoderGraph
 from lluda.models.code2wav import Code2Wav, Code2WavState
 from lluda.models.code_predictor import CodePredictor
 from lluda.models.talker import Talker

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lluda.engine.sampling_params import SamplingParams
+from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.errors import InvalidRequest, LludaError
 
 __all__ = ["SampledToken", "Sampler", "SamplingParams"]

@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from lluda.engine import frames as frames_module
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.request import SpeechChunk, SpeechCompletion, Token
-from lluda.engine.sampler import Sampler
-from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.speech import join, speak
-from lluda.engine.speech_guard import SpeechGuard
-from lluda.engine.speech_params import SpeechParams
+from lluda.engine.sampling.sampler import Sampler
+from lluda.engine.sampling.sampling_params import SamplingParams
+from lluda.engine.speech.speech import frames as frames_module
+from lluda.engine.speech.speech import join, speak
+from lluda.engine.speech.speech_guard import SpeechGuard
+from lluda.engine.speech.speech_params import SpeechParams
 from lluda.errors import InvalidRequest
-from tests.engine.test_speech import ASSISTANT, IM_END, IM_START, NEWLINE, model, tensors  # noqa: F401
+from tests.engine.speech.test_speech import ASSISTANT, IM_END, IM_START, NEWLINE, model, tensors  # noqa: F401
 
 HEADER = PromptRows([IM_START, ASSISTANT, NEWLINE])
 GREEDY = SpeechParams(sampling=SamplingParams(temperature=0)).with_defaults({})

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import lluda
-from lluda.engine.sampler import Sampler
-from lluda.engine.sampling_params import SamplingParams
+from lluda.engine.sampling.sampler import Sampler
+from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError
 from tests.cli.conftest import END, write_model
 

@@ -18,11 +18,11 @@ SCRIPT = """
 import gc, json, re, sys
 import torch
 from lluda.engine.engine import Engine
-from lluda.engine.loading import LoadOptions, ModelFiles, load_network
+from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_network
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.request import Request
 from lluda.engine.runner import Runner
-from lluda.engine.sampling_params import SamplingParams
+from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.inputs.text.tokenizer import Tokenizer
 
 def resident(key):

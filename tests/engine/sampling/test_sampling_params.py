@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from lluda.engine.generation_config import DONE, IGNORED, REFUSED
-from lluda.engine.sampling_params import SamplingParams
+from lluda.engine.sampling.generation_config import DONE, IGNORED, REFUSED
+from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.errors import InvalidRequest
 from tests.conftest import RELEASED_CONFIGS
 

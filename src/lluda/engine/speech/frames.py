@@ -11,9 +11,9 @@ from torch import Tensor
 from lluda.backends.batch import Segment
 from lluda.config.talker import TalkerConfig
 from lluda.engine.kv_cache import CacheOptions, KVCache
-from lluda.engine.sampler import Sampler
-from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.speech_params import SpeechParams, code_predictor_sampling
+from lluda.engine.sampling.sampler import Sampler
+from lluda.engine.sampling.sampling_params import SamplingParams
+from lluda.engine.speech.speech_params import SpeechParams, code_predictor_sampling
 from lluda.errors import LludaError
 from lluda.models.code_predictor import CodePredictor
 from lluda.models.talker import Talker

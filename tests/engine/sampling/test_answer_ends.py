@@ -9,7 +9,7 @@ import pytest
 
 import lluda
 from lluda.cli.main import main
-from lluda.engine.answer_ends import AnswerEnds
+from lluda.engine.sampling.answer_ends import AnswerEnds
 from lluda.inputs.text.tokenizer import Tokenizer
 from tests.cli.conftest import END, TEMPLATE, write_model
 from tests.inputs.conftest import NOT_SPECIAL, SPECIAL, tiny_gguf, tiny_vocabulary

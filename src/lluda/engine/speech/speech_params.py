@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.sampling_values import checked_number
-from lluda.engine.speech_guard import SpeechGuard
+from lluda.engine.sampling.sampling_params import SamplingParams
+from lluda.engine.sampling.sampling_values import checked_number
+from lluda.engine.speech.speech_guard import SpeechGuard
 from lluda.errors import InvalidRequest
 
 MAX_FRAMES = 4096

@@ -23,13 +23,13 @@ from lluda.config.model import DTypeName, ModelConfig, resolve_dtype
 from lluda.config.reader import ConfigReader
 from lluda.engine.forked import require_own_threads
 from lluda.engine.kv_cache import STORAGE_DTYPES, CacheOptions, Strategy
-from lluda.engine.memory_plan import MemoryPlan, plan_memory, plan_speech
-from lluda.engine.placement import EXPERTS, Backends, read_placement
+from lluda.engine.loading.memory_plan import MemoryPlan, plan_memory, plan_speech
+from lluda.engine.loading.placement import EXPERTS, Backends, read_placement
+from lluda.engine.loading.small_files import small_files_check
+from lluda.engine.loading.tied_head import with_stored_head
 from lluda.engine.runner import GPU_PREFILL_CHUNK, PREFILL_CHUNK
-from lluda.engine.small_files import small_files_check
-from lluda.engine.speech import SpeechStack
-from lluda.engine.talker_prompt import TalkerPromptBuilder
-from lluda.engine.tied_head import with_stored_head
+from lluda.engine.speech.speech import SpeechStack
+from lluda.engine.speech.talker_prompt import TalkerPromptBuilder
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError, UnsupportedModel
 from lluda.formats.packed_bf16 import PACKED_BF16
 from lluda.formats.plain import plain_tensor
@@ -81,7 +81,7 @@ MAX_THREADS = 1024
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
     """How to load. ``dtype``: auto (as released), bf16, f32, f64. ``device``: any torch device. ``place``: devices of
-    single components of an Omni model (`lluda.engine.placement`), as a mapping or as ``thinker=cuda:0,code2wav=cpu``;
+    single components of an Omni model (`placement.py`), as a mapping or as ``thinker=cuda:0,code2wav=cpu``;
     the others are on ``device``; ``experts=cpu`` puts the mixture blocks of any mixture-of-experts model apart.
     ``backend``: auto or a name. ``weights``: auto (as stored, which for Q8_0 holds in
     BF16 runs), bf16 (packed and Q8_0 ones are decoded), packed to 12 bits without loss (cpu, cuda; Q8_0 ones stay),

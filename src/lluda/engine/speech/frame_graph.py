@@ -1,7 +1,7 @@
 """Frames of speech as one launch each: the talker's step, the code predictor's passes, the choice of all codes and the
 talker's next row, with nothing asked of the host in between.
 
-What a frame computes is what `engine/frames.py` computes, for backends that can capture it.
+What a frame computes is what `engine/speech/frames.py` computes, for backends that can capture it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 from lluda.backends.batch import Segment
 from lluda.backends.capture import STORE_WIDTH, CapturedStep, DeviceStore, store_row
 from lluda.engine.kv_cache import STORAGE_DTYPES, CacheOptions, KVCache
-from lluda.engine.sampling_params import SamplingParams
-from lluda.engine.speech_params import SpeechParams, code_predictor_sampling
+from lluda.engine.sampling.sampling_params import SamplingParams
+from lluda.engine.speech.speech_params import SpeechParams, code_predictor_sampling
 from lluda.errors import LludaError
 from lluda.models.code_predictor import CodePredictor
 from lluda.models.talker import Talker

@@ -1,7 +1,7 @@
 """``generation_config.json``: which of its keys are done, which are refused, and which change no token.
 
 The keys are those of transformers 5.23's ``GenerationConfig``. Keys that it does not have change nothing there, and
-nothing here; ``talker_*`` is read by `lluda.engine.frames`.
+nothing here; ``talker_*`` is read by `lluda.engine.speech.frames`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lluda.engine.sampling_values import checked_number, shown, stop_strings, token_ids
+from lluda.engine.sampling.sampling_values import checked_number, shown, stop_strings, token_ids
 from lluda.errors import InvalidRequest
 
 NAME = "generation_config.json"
@@ -27,7 +27,7 @@ DONE = {
     "stop_strings": "stop",
     "suppress_tokens": "suppress_tokens",
     "begin_suppress_tokens": "begin_suppress_tokens",
-    "eos_token_id": "ends of an answer (engine/answer_ends.py)",
+    "eos_token_id": "ends of an answer (engine/sampling/answer_ends.py)",
 }
 """What is done, and the field of SamplingParams that does it."""
 

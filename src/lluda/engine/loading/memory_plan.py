@@ -9,7 +9,7 @@ from lluda.backends import memory_available
 from lluda.config.decoder import DecoderConfig
 from lluda.config.model import DTypeName
 from lluda.config.omni import SpeechConfig
-from lluda.engine.speech_params import MAX_FRAMES
+from lluda.engine.speech.speech_params import MAX_FRAMES
 from lluda.errors import OutOfMemory
 from lluda.models.components import BY_NAME, component_and_part
 from lluda.parameters import ParameterSpec

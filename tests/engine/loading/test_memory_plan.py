@@ -4,7 +4,7 @@ import pytest
 
 from lluda.config.model import ModelConfig
 from lluda.engine.kv_cache import CacheOptions
-from lluda.engine.memory_plan import MemoryPlan, PlanRow, plan_memory
+from lluda.engine.loading.memory_plan import MemoryPlan, PlanRow, plan_memory
 from lluda.errors import OutOfMemory
 from lluda.models.causal_lm import causal_lm_parameters
 

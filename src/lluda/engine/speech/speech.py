@@ -17,13 +17,13 @@ from itertools import chain, repeat
 import torch
 
 from lluda.config.code2wav import SAMPLE_RATE
-from lluda.engine import frames as batched
-from lluda.engine.frame_graph import GraphFrames
-from lluda.engine.frames import FrameGenerator
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.request import SpeechChunk, SpeechCompletion, SpeechEvent, SpokenAnswer
-from lluda.engine.speech_graphs import CodesStream, SpeechGraphs
-from lluda.engine.talker_prompt import CapturedHiddenStates, TalkerPromptBuilder
+from lluda.engine.speech import frames as batched
+from lluda.engine.speech.frame_graph import GraphFrames
+from lluda.engine.speech.frames import FrameGenerator
+from lluda.engine.speech.speech_graphs import CodesStream, SpeechGraphs
+from lluda.engine.speech.talker_prompt import CapturedHiddenStates, TalkerPromptBuilder
 from lluda.errors import LludaError
 from lluda.models.code2wav import Code2Wav
 from lluda.models.code_predictor import CodePredictor

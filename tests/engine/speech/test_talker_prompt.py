@@ -8,9 +8,9 @@ import torch
 
 from lluda.engine.kv_cache import CacheOptions
 from lluda.engine.runner import Runner
-from lluda.engine.talker_prompt import CapturedHiddenStates
+from lluda.engine.speech.talker_prompt import CapturedHiddenStates
 from lluda.inputs.media.media_parts import MediaPart
-from tests.engine.test_speech import ASSISTANT, IM_END, SYSTEM, USER, model, reference, rows_of, tensors, turn
+from tests.engine.speech.test_speech import ASSISTANT, IM_END, SYSTEM, USER, model, reference, rows_of, tensors, turn
 from tests.inputs.media.synthetic_video import write_video
 from tests.models.test_thinker import picture, reference_arguments, sound, video
 

@@ -1,0 +1,1 @@
+"""Speech of many answers at once: talker, code predictor and code2wav."""
