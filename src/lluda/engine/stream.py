@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Self
 
+from lluda.engine.forked import require_own_threads
 from lluda.engine.request import SpeechEvent
 
 CAPACITY = 32
@@ -116,7 +117,7 @@ class Stream:
         return self
 
     def __next__(self) -> SpeechEvent:
-        event = self._channel.take()
+        event = self.get()
         if event is None:
             raise StopIteration
         return event
@@ -125,13 +126,16 @@ class Stream:
         return self
 
     async def __anext__(self) -> SpeechEvent:
+        require_own_threads()
         event = await self._channel.take_async()
         if event is None:
             raise StopAsyncIteration
         return event
 
     def get(self, timeout: float | None = None) -> SpeechEvent | None:
-        """The next event; None after the last. TimeoutError: none came within ``timeout`` seconds."""
+        """The next event; None after the last. TimeoutError: none came within ``timeout`` seconds. LludaError: in a
+        fork, where nobody computes."""
+        require_own_threads()
         return self._channel.take(timeout)
 
     def cancel(self) -> None:
