@@ -98,5 +98,5 @@ def test_clips_with_too_few_rows_for_their_words_are_not_usable():
 
 
 def test_listening_comes_first():
-    assert train_hearing.shares_at(0.1) == {"transcript": 1.0}
-    assert sum(train_hearing.shares_at(0.9).values()) == pytest.approx(1)
+    assert train_hearing.shares_at(0.1, 0.35) == {"transcript": 1.0}
+    assert sum(train_hearing.shares_at(0.9, 0.35).values()) == pytest.approx(1)
