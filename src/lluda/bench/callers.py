@@ -36,8 +36,8 @@ class Callers:
     def samples(self) -> Iterator[Sample]:
         """Of one round.
 
-        * ``callersN``: tokens a second of N requests that arrive 20 ms apart, from the first token after the last has
-          begun to the first end: all of them decode;
+        * ``callersN``: tokens a second of N requests that arrive 20 ms apart, while all of them decode; of all their
+          time, where the first ends before the last begins;
         * ``prefix_first``, ``prefix_second``: seconds to the first token of a prompt of 1,040 tokens, and of one that
           begins with the same 1,024;
         * ``gap_alone``, ``gap_beside``: seconds between two tokens of four answers under way: the median, and the
@@ -69,6 +69,8 @@ class Callers:
         for thread in threads:
             thread.join()
         begin, end = max(own[0] for own in times), min(own[-1] for own in times)
+        if begin >= end:
+            begin, end = min(own[0] for own in times), max(own[-1] for own in times)
         return sum(begin < at <= end for own in times for at in own) / (end - begin)
 
     def _first_token(self, prompt: list[int]) -> float:

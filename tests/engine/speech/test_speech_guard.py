@@ -7,15 +7,16 @@ from dataclasses import replace
 import pytest
 
 from lluda.engine.prompt_rows import PromptRows
-from lluda.engine.request import SpeechChunk, SpeechCompletion, Token
+from lluda.engine.request import SpeechChunk, SpeechCompletion
 from lluda.engine.sampling.sampler import Sampler
 from lluda.engine.sampling.sampling_params import SamplingParams
-from lluda.engine.speech.speech import frames as frames_module
-from lluda.engine.speech.speech import join, speak
+from lluda.engine.speech import frames as frames_module
+from lluda.engine.speech.speech import join
 from lluda.engine.speech.speech_guard import SpeechGuard
 from lluda.engine.speech.speech_params import SpeechParams
 from lluda.errors import InvalidRequest
-from tests.engine.speech.test_speech import ASSISTANT, IM_END, IM_START, NEWLINE, model, tensors  # noqa: F401
+from tests.engine.asking import ask_spoken
+from tests.engine.speech.test_speech import ASSISTANT, IM_START, NEWLINE, model, tensors  # noqa: F401
 
 HEADER = PromptRows([IM_START, ASSISTANT, NEWLINE])
 GREEDY = SpeechParams(sampling=SamplingParams(temperature=0)).with_defaults({})
@@ -40,16 +41,16 @@ def guard(voice, floor: int, rate: int) -> SpeechGuard:
 
 
 def spoken(voice, tokens, params) -> SpeechCompletion:
-    events = list(speak(voice, (Token(0, number, "") for number in tokens), frozenset({IM_END}), params, HEADER))
+    events = list(ask_spoken(None, voice, HEADER, None, params, text=tokens))
     chunks = [event for event in events if isinstance(event, SpeechChunk)]
     assert sum(len(chunk.codes) for chunk in chunks) == events[-1].frames
     assert sum(len(chunk.samples) for chunk in chunks) == events[-1].samples
     return events[-1]
 
 
-@pytest.mark.parametrize(("tokens", "frames"), [([30], 7), ([30, 31, 32], 11), ([30, 31, IM_END], 9)])
+@pytest.mark.parametrize(("tokens", "frames"), [([30], 7), ([30, 31], 9), ([30, 31, 32], 11)])
 def test_a_talker_without_an_end_is_stopped_after_floor_and_rate(voice, tokens, frames):
-    """5 frames and 2 for each token that is spoken; the id that ends the turn is not."""
+    """5 frames and 2 for each token that is spoken."""
     done = spoken(voice, tokens, replace(GREEDY, guard=guard(voice, 5, 2)))
     assert (done.frames, done.finish_reason) == (frames, "runaway")
 
