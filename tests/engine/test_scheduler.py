@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lluda.engine.scheduler import FIRST_ROWS, Entry, Scheduler, Step
+from lluda.engine.scheduler import FIRST_ROWS, LEAST_ROWS, Entry, Scheduler, Step
 
 
 def running(number, **fields):
@@ -33,14 +33,24 @@ def test_a_prompt_alone_is_computed_in_whole_chunks():
     assert scheduler(running(1, prompt_left=20)).step(0.0).prefill == ((1, 20),)
 
 
-def test_a_prompt_beside_others_takes_few_rows_until_times_are_known_and_then_as_many_as_stretch_a_step_little():
+@pytest.mark.parametrize(
+    ("fixed", "row", "rows"), [(0.0, 0.0005, 120), (0.04, 0.001, 20), (0.04, 0.0001, 200), (0.05, 0.005, LEAST_ROWS)]
+)
+def test_a_prompt_beside_others_gets_as_many_rows_as_add_half_as_much_again_to_a_step(fixed, row, rows):
+    """Of a machine on which a step takes 40 ms, and n rows of a prompt ``fixed`` + n ``row`` seconds."""
     made = scheduler(running(1, decoding=True), running(2, prompt_left=2000))
-    step = made.step(0.0)
-    assert step.prefill == ((2, FIRST_ROWS),)
-    made.measured(step, decode_seconds=0.040, prefill_seconds=0.0005 * FIRST_ROWS)
-    rows = made.step(0.0).prefill[0][1]
-    assert rows * 0.0005 <= 2 * 0.040, "a gap of three usual ones is the bar"
-    assert rows == 120
+    assert made.step(0.0).prefill == ((2, FIRST_ROWS),)
+    for _ in range(40):
+        step = made.step(0.0)
+        made.measured(step, decode_seconds=0.040, prefill_seconds=fixed + step.prefill[0][1] * row)
+    assert made.step(0.0).prefill[0][1] == pytest.approx(rows, rel=0.15)
+
+
+def test_a_short_rest_of_a_prompt_teaches_nothing_about_a_longer_chunk():
+    made = scheduler(running(1, decoding=True), running(2, prompt_left=3))
+    made.measured(made.step(0.0), decode_seconds=0.040, prefill_seconds=0.001)
+    made.add(running(3, prompt_left=500))
+    assert sum(rows for _, rows in made.step(0.0).prefill) == FIRST_ROWS
 
 
 def test_where_chunks_matter_they_stay_whole():

@@ -13,11 +13,15 @@ from dataclasses import dataclass, field
 FRAME_SECONDS = 0.08
 """Of sound in a frame (config.json: 24,000 samples a second, 1,920 a frame)."""
 
-FIRST_ROWS = 32
-"""Rows of a prompt beside others' decoding, before anything was measured."""
+FIRST_ROWS, LEAST_ROWS = 32, 16
+"""Rows of a prompt beside others' decoding, before anything was measured and at least."""
 
 _STRETCH = 1.5
-"""Seconds that a prompt's rows may add to a step, as a share of the step without them."""
+"""Seconds that a prompt's rows may add to a step, as a share of the step without them. Reading the weights for them
+takes about as long as a step alone, so less would leave no rows."""
+
+_CHANGE = 0.5, 1.25
+"""How much fewer and more rows a step may have than the one before."""
 
 _LATE, _AHEAD = 0.24, 4.0
 """Seconds of sound in hand: with fewer a listener is served before all others, with more it waits for them."""
@@ -73,7 +77,7 @@ class Scheduler:
     whole: bool = False
     _entries: dict[int, Entry] = field(default_factory=dict)
     _decode_seconds: float = 0.0
-    _row_seconds: float = 0.0
+    _rows_beside: float = FIRST_ROWS
     _steps_without_prefill: int = 0
     _turn: int = 0
 
@@ -133,10 +137,14 @@ class Scheduler:
     def measured(self, step: Step, decode_seconds: float, prefill_seconds: float) -> None:
         """What a step took: its tokens and frames, and its prompts' rows."""
         rows = sum(count for _, count in step.prefill)
-        if step.decode or step.frames:
-            self._decode_seconds = _average(self._decode_seconds, decode_seconds)
-        if rows:
-            self._row_seconds = _average(self._row_seconds, prefill_seconds / rows)
+        if not (step.decode or step.frames):
+            return
+        self._decode_seconds = _average(self._decode_seconds, decode_seconds)
+        if rows and prefill_seconds > 0:
+            fewer, more = _CHANGE
+            change = _STRETCH * self._decode_seconds / prefill_seconds
+            if change < 1 or rows >= int(self._rows_beside):  # of a short rest nothing is learnt for a longer chunk
+                self._rows_beside = rows * min(max(change, fewer), more)
 
     def _frame_is_due(self, entry: Entry, now: float, *, others: bool) -> bool:
         """A listener with seconds in hand waits where others have something to do; a first frame never does."""
@@ -152,10 +160,7 @@ class Scheduler:
             left -= rows
 
     def _beside_others(self) -> int:
-        if not self._row_seconds or not self._decode_seconds:
-            return min(FIRST_ROWS, self.chunk)
-        rows = int(_STRETCH * self._decode_seconds / self._row_seconds)
-        return max(min(FIRST_ROWS, self.chunk), min(rows, self.chunk))
+        return min(max(int(self._rows_beside), LEAST_ROWS), self.chunk)
 
 
 def _order(entry: Entry) -> tuple[int, int]:
