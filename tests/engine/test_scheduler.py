@@ -34,7 +34,7 @@ def test_a_prompt_alone_is_computed_in_whole_chunks():
 
 
 @pytest.mark.parametrize(
-    ("fixed", "row", "rows"), [(0.0, 0.0005, 120), (0.04, 0.001, 20), (0.04, 0.0001, 200), (0.05, 0.005, LEAST_ROWS)]
+    ("fixed", "row", "rows"), [(0.0, 0.0005, 120), (0.04, 0.001, 20), (0.04, 0.0001, 200), (0.04, 0.005, LEAST_ROWS)]
 )
 def test_a_prompt_beside_others_gets_as_many_rows_as_add_half_as_much_again_to_a_step(fixed, row, rows):
     """Of a machine on which a step takes 40 ms, and n rows of a prompt ``fixed`` + n ``row`` seconds."""

@@ -58,14 +58,14 @@ class Runner:
         return self.model.backend.few_rows
 
     def chunk(self, start: int, end: int, wanted: int) -> int:
-        """Rows of a prompt of ``end`` to compute after the first ``start``, of ``wanted`` ones: such that what is
-        computed does not depend on who waits beside it. Where chunks matter they lie on a grid; else all rows of a
-        prompt are summed as those of many rows are, so that no small rest is left."""
+        """Rows of a prompt of ``end`` to compute after the first ``start``, of ``wanted`` ones. In deterministic mode
+        such that what is computed does not depend on who waits beside it: where chunks matter they lie on a grid; else
+        all rows of a prompt are summed as those of many rows are, so that no small rest is left."""
         left, few = end - start, self.few_rows
+        if not self.deterministic:
+            return min(wanted, left)
         if few is None:
-            return (
-                min(self.prefill_chunk - start % self.prefill_chunk, left) if self.deterministic else min(wanted, left)
-            )
+            return min(self.prefill_chunk - start % self.prefill_chunk, left)
         rows = min(max(wanted, few + 1), left)
         if 0 < left - rows <= few:
             rows = left if left <= max(wanted, self.prefill_chunk) else left - few - 1

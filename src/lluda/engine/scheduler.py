@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 FRAME_SECONDS = 0.08
 """Of sound in a frame (config.json: 24,000 samples a second, 1,920 a frame)."""
 
-FIRST_ROWS, LEAST_ROWS = 32, 16
+FIRST_ROWS, LEAST_ROWS = 32, 4
 """Rows of a prompt beside others' decoding, before anything was measured and at least."""
 
 _STRETCH = 1.5
