@@ -27,6 +27,7 @@ from lluda.engine.sampling.answer_ends import AnswerEnds
 from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.engine.speech.speech import SpeechStack
 from lluda.engine.speech.speech_params import SpeechParams
+from lluda.engine.stream import Stream
 from lluda.errors import InvalidRequest, UnsupportedModel
 from lluda.inputs.chat.chat_options import ChatOptions
 from lluda.inputs.chat.prompt import build_chat_prompt, with_answer
@@ -129,7 +130,7 @@ class Model:
 
     def stream(
         self, prompt: str | Sequence[str] | Sequence[int], params: SamplingParams | None = None, **sampling: Any
-    ) -> Iterator[Token | Completion]:
+    ) -> Stream[Token | Completion]:
         """The same as events: each Token as it is sampled, each sequence's Completion after its last token. Closing
         the iterator, or letting go of it, ends what has not ended."""
         chosen, ends = self.sampling(params, sampling), frozenset(self.ends.text)
@@ -137,7 +138,7 @@ class Model:
             Request(prompt=PromptRows(ids), sampling=chosen, end_ids=ends, index=index)
             for index, ids in enumerate(self._encode(prompt))
         ]
-        return cast("Iterator[Token | Completion]", self.engine.submit(*requests))
+        return cast("Stream[Token | Completion]", self.engine.submit(*requests))
 
     def chat(
         self,
@@ -155,7 +156,7 @@ class Model:
         messages: Sequence[Message],
         params: SamplingParams | None = None,
         **options: Any,
-    ) -> Iterator[Token | Completion]:
+    ) -> Stream[Token | Completion]:
         """The answer as events."""
         chat, chosen = self.chosen(params, options)
         prompt, _ = self.read_prompt(messages, chat)
@@ -174,7 +175,7 @@ class Model:
         *,
         speaker: str | None = None,
         **options: Any,
-    ) -> Iterator[SpeechEvent]:
+    ) -> Stream[SpeechEvent]:
         """Answer a conversation in text and speech at once: Tokens and SpeechChunks as they are made, the text's
         Completion, last a SpeechCompletion. ``speaker`` is a name of the config (None: its first); ``options`` as in
         `chat`. Of a message that is continued only the rest is spoken."""
@@ -204,10 +205,10 @@ class Model:
 
     def answer(
         self, prompt: PromptRows, params: SamplingParams, reuse: Reuse | None = None
-    ) -> Iterator[Token | Completion]:
+    ) -> Stream[Token | Completion]:
         """The answer to rows of `read_prompt` as events; ``params`` has no None left."""
         request = Request(prompt=prompt, sampling=params, end_ids=frozenset(self.ends.turn), reuse=reuse)
-        return cast("Iterator[Token | Completion]", self.engine.submit(request))
+        return cast("Stream[Token | Completion]", self.engine.submit(request))
 
     def spoken_answer(
         self,
@@ -216,7 +217,7 @@ class Model:
         speech: SpeechParams | None,
         speaker: str | None,
         reuse: Reuse | None = None,
-    ) -> Iterator[SpeechEvent]:
+    ) -> Stream[SpeechEvent]:
         """As `answer`, spoken too."""
         self.speech_stack()  # says what is missing where there is none
         spoken = SpokenAnswer((speech or SpeechParams()).with_defaults(self.files.generation_config), speaker)

@@ -22,7 +22,7 @@ import torch
 
 from lluda.engine.cache import CachePool, Prefix
 from lluda.engine.forked import require_own_threads
-from lluda.engine.request import Lifetime, Request, Status, Token
+from lluda.engine.request import Lifetime, Request, SpeechEvent, Status, Token
 from lluda.engine.runner import Runner
 from lluda.engine.scheduler import Entry, Scheduler, Step
 from lluda.engine.sequence import Sequence as TokenSequence
@@ -164,7 +164,7 @@ class Engine:
         weakref.finalize(self, self._mailbox.close)
         _open_engines.add(self)
 
-    def submit(self, *requests: Request, capacity: int = CAPACITY) -> Stream:
+    def submit(self, *requests: Request, capacity: int = CAPACITY) -> Stream[SpeechEvent]:
         """Accept requests, all or none; their events come in one stream, of which ``capacity`` may wait for a reader.
 
         Raises:

@@ -7,10 +7,12 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Self
+from typing import Generic, Self, TypeVar, cast
 
 from lluda.engine.forked import require_own_threads
 from lluda.engine.request import SpeechEvent
+
+Event = TypeVar("Event", bound=SpeechEvent)
 
 CAPACITY = 32
 """Events that may wait for a reader before its requests stand still."""
@@ -99,7 +101,7 @@ class Channel:
                 loop.call_soon_threadsafe(happened.set)
 
 
-class Stream:
+class Stream(Generic[Event]):
     """The events of what was submitted: an iterator, or an asynchronous one. The last event of a request is its
     Completion, or SpeechCompletion where it is spoken; an error of a request is raised after the events before it.
 
@@ -113,30 +115,30 @@ class Stream:
         self.ids = ids
         """Of its requests, as `Engine.cancel` takes them."""
 
-    def __iter__(self) -> Iterator[SpeechEvent]:
+    def __iter__(self) -> Iterator[Event]:
         return self
 
-    def __next__(self) -> SpeechEvent:
+    def __next__(self) -> Event:
         event = self.get()
         if event is None:
             raise StopIteration
         return event
 
-    def __aiter__(self) -> AsyncIterator[SpeechEvent]:
+    def __aiter__(self) -> AsyncIterator[Event]:
         return self
 
-    async def __anext__(self) -> SpeechEvent:
+    async def __anext__(self) -> Event:
         require_own_threads()
         event = await self._channel.take_async()
         if event is None:
             raise StopAsyncIteration
-        return event
+        return cast("Event", event)
 
-    def get(self, timeout: float | None = None) -> SpeechEvent | None:
+    def get(self, timeout: float | None = None) -> Event | None:
         """The next event; None after the last. TimeoutError: none came within ``timeout`` seconds. LludaError: in a
         fork, where nobody computes."""
         require_own_threads()
-        return self._channel.take(timeout)
+        return cast("Event | None", self._channel.take(timeout))
 
     def cancel(self) -> None:
         """End what has not ended."""
