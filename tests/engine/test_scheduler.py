@@ -53,6 +53,25 @@ def test_a_short_rest_of_a_prompt_teaches_nothing_about_a_longer_chunk():
     assert sum(rows for _, rows in made.step(0.0).prefill) == FIRST_ROWS
 
 
+def test_a_prompt_takes_the_rows_that_decoding_leaves_where_they_share_a_step():
+    made = scheduler(
+        *(running(number, decoding=True) for number in range(4)), running(9, prompt_left=20), rows_together=16
+    )
+    step = made.step(0.0)
+    assert (step.prefill, step.together, step.decode) == (((9, 12),), True, (0, 1, 2, 3))
+    made._entries[9].prompt_left = 5
+    assert made.step(0.0).prefill == ((9, 5),)
+
+
+@pytest.mark.parametrize(("decoding", "is_text"), [(13, True), (4, False), (0, True)])
+def test_a_prompt_has_a_chunk_of_its_own_where_that_is_more_or_it_has_media_or_nobody_decodes(decoding, is_text):
+    answers = (running(number, decoding=True) for number in range(decoding))
+    made = scheduler(*answers, running(99, prompt_left=600, is_text=is_text), rows_together=16)
+    step = made.step(0.0)
+    assert not step.together
+    assert step.prefill == ((99, FIRST_ROWS if decoding else 512),)
+
+
 def test_where_chunks_matter_they_stay_whole():
     made = scheduler(running(1, decoding=True), running(2, prompt_left=2000), whole=True)
     assert made.step(0.0).prefill == ((2, 512),)

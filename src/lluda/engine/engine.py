@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from lluda.engine.cache import CachePool, Prefix
 from lluda.engine.forked import require_own_threads
@@ -159,7 +160,7 @@ class Engine:
         self._submitted = self._steps = self._reused = 0
         chunk = runner.prefill_chunk if runner else 1
         whole = runner is not None and runner.deterministic and runner.few_rows is None
-        self.scheduler = Scheduler(max_running, chunk, whole)
+        self.scheduler = Scheduler(max_running, chunk, whole, runner.rows_together if runner else 0)
         self.pool = CachePool(runner.new_cache, kv_positions, retained_positions) if runner else None
         weakref.finalize(self, self._mailbox.close)
         _open_engines.add(self)
@@ -273,7 +274,12 @@ class Engine:
                 "max_tokens, or load with more (max_sequences)"
             )
         entry = Entry(
-            number, positions, priority=request.priority, deadline=request.deadline, spoken=speech is not None
+            number,
+            positions,
+            is_text=request.prompt.positions is None,
+            priority=request.priority,
+            deadline=request.deadline,
+            spoken=speech is not None,
         )
         return _Job(number, request, channel, entry, sequence, speech)
 
@@ -372,12 +378,16 @@ class Engine:
     def _run(self, step: Step) -> None:
         self._steps += 1
         started = time.perf_counter()
-        if step.decode:
-            self._attempt([self._jobs[number] for number in step.decode], self._decode)
+        decoding = [self._jobs[number] for number in step.decode]
+        if step.together:
+            ((number, rows),) = step.prefill
+            self._attempt([*decoding, self._jobs[number]], lambda jobs: self._decode_with_prompt(jobs, rows))
+        elif decoding:
+            self._attempt(decoding, self._decode)
         if step.frames:
             self._attempt([self._jobs[number] for number in step.frames if number in self._jobs], self._speak)
         decoded = time.perf_counter()
-        for number, rows in step.prefill:
+        for number, rows in () if step.together else step.prefill:
             if number in self._jobs:
                 self._attempt([self._jobs[number]], lambda jobs, rows=rows: self._prefill(jobs[0], rows))  # type: ignore[misc]
         self.scheduler.measured(step, decoded - started, time.perf_counter() - decoded)
@@ -397,16 +407,36 @@ class Engine:
         assert sequence is not None and sequence.slot is not None and runner is not None, "only these have prompts"
         cache, prompt = sequence.slot.cache, sequence.prompt
         rows = runner.chunk(cache.length, len(prompt), wanted)
-        logits = runner.prefill_rows(prompt, cache, rows, sequence.observe)
-        if len(prompt) > (runner.few_rows or 0):  # else a longer prompt sums the same rows in another order
-            sequence.slot.prompt_rows = cache.length
-        if logits is not None:
-            if sequence.captured is not None:
-                sequence.slot.captured = dict(sequence.captured.hidden)
-            with runner.model.backend.single_threaded_torch():
-                self._take(job, sequence.sample(logits))
-            if job.speech is not None and job.lifetime.status is Status.RUNNING:
-                self._speak([job])
+        self._computed(job, runner.prefill_rows(prompt, cache, rows, sequence.observe))
+
+    def _computed(self, job: _Job, logits: Tensor | None) -> None:
+        """Rows of a prompt were; ``logits`` after its last give the first token."""
+        sequence, runner = job.sequence, self.runner
+        assert sequence is not None and sequence.slot is not None and runner is not None, "only these have prompts"
+        if len(sequence.prompt) > (runner.few_rows or 0):  # else a longer prompt sums the same rows in another order
+            sequence.slot.prompt_rows = sequence.slot.cache.length
+        if logits is None:
+            return
+        if sequence.captured is not None:
+            sequence.slot.captured = dict(sequence.captured.hidden)
+        with runner.model.backend.single_threaded_torch():
+            self._sampled(job, lambda s: s.sample(logits))
+        if job.speech is not None and job.lifetime.status is Status.RUNNING:
+            self._speak([job])
+
+    def _decode_with_prompt(self, jobs: list[_Job], rows: int) -> None:
+        """A token of each but the last, and rows of the last one's prompt."""
+        *decoding, job = jobs
+        sequence, runner = job.sequence, self.runner
+        assert sequence is not None and sequence.slot is not None and runner is not None, "only these have prompts"
+        sequences = [each.sequence for each in decoding if each.sequence]
+        ids = [each.tokens[-1].id for each in sequences]
+        caches = [each.slot.cache for each in sequences if each.slot]
+        logits, last = runner.step_with_prompt(ids, caches, sequence.prompt, sequence.slot.cache, rows)
+        with runner.model.backend.single_threaded_torch():
+            for each, row in zip(decoding, logits, strict=True):
+                self._sampled(each, lambda s, row=row: s.sample(row))  # type: ignore[misc]
+        self._computed(job, last)
 
     def _decode(self, jobs: list[_Job]) -> None:
         runner, sequences = self.runner, [job.sequence for job in jobs if job.sequence]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Reuse = Literal["any", "prompt", "none"]
 """Which computed rows of others a prompt may begin with: ``any``; only those that were computed as rows of a prompt,
-which gives what a fresh prefill gives to the bit; ``none``."""
+which in deterministic mode gives what a fresh prefill gives to the bit; ``none``."""
 
 
 @dataclass(frozen=True, slots=True)

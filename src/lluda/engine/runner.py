@@ -116,6 +116,33 @@ class Runner:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @torch.inference_mode()
+    def step_with_prompt(
+        self, ids: Sequence[int], caches: Sequence[KVCache], prompt: PromptRows, cache: KVCache, rows: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """One token for each sequence, and beside them the next ``rows`` of a prompt of text alone, for one reading of
+        the weights: float logits ``[sequences, vocab]``, and ``[vocab]`` after the prompt's last row."""
+        require_own_threads()
+        device, start, count = self.model.backend.device, cache.length, len(ids)
+        after = [each.length + each.position_offset for each in caches]
+        positions = torch.tensor([*after, *range(start, start + rows)], device=device)
+        segments = [*(Segment(row, 1, each) for row, each in enumerate(caches)), Segment(count, rows, cache)]
+        last = start + rows == len(prompt)
+        wanted = torch.tensor([*range(count), *([count + rows - 1] if last else [])], device=device)
+        tokens = torch.tensor([*ids, *prompt.ids[start : start + rows]], device=device)
+        with self.model.backend.single_threaded_torch():
+            logits = self.model(tokens, positions, segments, wanted).float()
+        for each in caches:
+            each.advance(1)
+        cache.advance(rows)
+        return logits[:count], logits[count] if last else None
+
+    @property
+    def rows_together(self) -> int:
+        """Rows of a step, of sequences and of a prompt, that cost about as much as fewer; 0 where they do not go
+        together."""
+        return 0 if self.deterministic else self.few_rows or 0
+
+    @torch.inference_mode()
     def greedy_step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> list[int]:
         """As :meth:`step`, but returns the most likely id of each sequence: where the backend launches steps whole, no
         logits leave the device."""

@@ -33,11 +33,13 @@ _PATIENCE = 8
 @dataclass(slots=True, eq=False)
 class Entry:
     """What is to be known of one request. ``positions``: of the cache, at most; ``prompt_left``: rows of its prompt not
-    computed; ``speaking``: its speech can make a frame now. ``frames`` were made, the first at ``first_frame``."""
+    computed; ``is_text``: they can share a step with others' tokens; ``speaking``: its speech can make a frame now.
+    ``frames`` were made, the first at ``first_frame``."""
 
     id: int
     positions: int = 0
     prompt_left: int = 0
+    is_text: bool = True
     priority: int = 0
     deadline: float | None = None
     running: bool = False
@@ -55,9 +57,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What to do next: ``prefill`` has ids and rows of their prompts; ``decode`` and ``frames`` ids."""
+    """What to do next: ``prefill`` has ids and rows of their prompts; ``decode`` and ``frames`` ids. ``together``: the
+    one prompt's rows are computed in the step that decodes."""
 
     prefill: tuple[tuple[int, int], ...] = ()
+    together: bool = False
     decode: tuple[int, ...] = ()
     frames: tuple[int, ...] = ()
 
@@ -70,11 +74,13 @@ class Step:
 @dataclass(slots=True, eq=False)
 class Scheduler:
     """``max_running`` requests at once; ``chunk``: rows of prompts in one step where nothing else waits. ``whole``: a
-    chunk is never made smaller, since the numbers depend on where it begins (deterministic mode of some backends)."""
+    chunk is never made smaller, since the numbers depend on where it begins (deterministic mode of some backends).
+    ``rows_together``: rows of a step that cost about as much as fewer; a prompt takes those that decoding leaves."""
 
     max_running: int
     chunk: int
     whole: bool = False
+    rows_together: int = 0
     _entries: dict[int, Entry] = field(default_factory=dict)
     _decode_seconds: float = 0.0
     _rows_beside: float = FIRST_ROWS
@@ -129,15 +135,18 @@ class Scheduler:
         decode = [entry.id for entry in decoding if not late or entry.spoken or self._turn % 2]
         self._turn += 1
         prefill: tuple[tuple[int, int], ...] = ()
+        left = self.rows_together - len(decode)
+        together = bool(decode and prompts) and left >= LEAST_ROWS and prompts[0].is_text
         if prompts and not (late and self._steps_without_prefill < _PATIENCE):
-            prefill = tuple(self._rows(prompts, alone=not (decode or frames)))
+            first = ((prompts[0].id, min(left, prompts[0].prompt_left)),)
+            prefill = first if together else tuple(self._rows(prompts, alone=not (decode or frames)))
         self._steps_without_prefill = 0 if prefill or not prompts else self._steps_without_prefill + 1
-        return Step(prefill, tuple(decode), tuple(frames))
+        return Step(prefill, bool(prefill) and together, tuple(decode), tuple(frames))
 
     def measured(self, step: Step, decode_seconds: float, prefill_seconds: float) -> None:
         """What a step took: its tokens and frames, and its prompts' rows."""
         rows = sum(count for _, count in step.prefill)
-        if not (step.decode or step.frames):
+        if step.together or not (step.decode or step.frames):
             return
         self._decode_seconds = _average(self._decode_seconds, decode_seconds)
         if rows and prefill_seconds > 0:
