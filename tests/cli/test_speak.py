@@ -63,7 +63,7 @@ def test_an_answer_is_written_and_spoken(lluda, speaking, tmp_path):
 def endless(monkeypatch):
     """A talker that never says its end."""
     from lluda.engine.sampling.sampler import Sampler
-    from lluda.engine.speech.speech import frames
+    from lluda.engine.speech import frames
 
     def without_end(config, params):
         codes, vocabulary = config.code_predictor.vocab_size, config.decoder.vocab_size

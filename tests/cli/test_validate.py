@@ -90,7 +90,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, model, capsys
 @pytest.fixture
 def words(monkeypatch) -> None:
     """A tokenizer for a checkpoint that has none."""
-    from lluda.engine.loading.loading import loading
+    from lluda.engine.loading import loading
 
     monkeypatch.setattr(loading, "load_tokenizer", lambda _: type("Words", (), {"encode": lambda *_, **__: [1, 2, 3]}))
 

@@ -66,7 +66,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, 
 @pytest.fixture
 def damage(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[torch.Tensor], Any]], None]:
     """Change one tensor as lluda reads it, while the reference reads the file as it is."""
-    from lluda.engine.loading.loading import loading
+    from lluda.engine.loading import loading
     from lluda.formats.plain import plain_tensor
     from lluda.formats.stored_tensor import StoredTensor
     from lluda.weights.shards import FolderCheckpoint

@@ -10,6 +10,7 @@ import pytest
 
 import lluda
 from lluda.engine.request import Completion, SpeechChunk, SpeechCompletion, Token
+from lluda.engine.runner import Runner
 from lluda.engine.speech.frames import FrameGenerator
 from lluda.errors import LludaError
 from tests.cli.omni import write_speaking_omni
@@ -106,12 +107,18 @@ def test_an_error_in_one_speech_is_no_one_elses(model, monkeypatch):
     model.engine.check_integrity()
 
 
-def test_a_speech_that_is_cancelled_says_so(model):
+def test_a_speech_that_is_cancelled_says_so(model, monkeypatch):
+    real = Runner.prefill_rows
+
+    def prefill_rows(*arguments):
+        cancelled.wait(WATCHDOG)  # so that it has not ended before
+        return real(*arguments)
+
+    cancelled = threading.Event()
+    monkeypatch.setattr(Runner, "prefill_rows", prefill_rows)
     events = asked(model, 7)
-    for event in events:
-        if isinstance(event, SpeechChunk):
-            break
     events.close()
+    cancelled.set()
     rest = list(events)
     assert isinstance(rest[-1], SpeechCompletion) and rest[-1].finish_reason == "cancelled"
 
