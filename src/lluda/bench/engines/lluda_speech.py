@@ -164,15 +164,23 @@ class LludaSpeech(StreamingSession):
         if not self.splits_frames:
             return None
         stack, longest = self._stack, PROMPT_ROWS + 2 * FRAMES
+        # Each says something else, so that each chooses its own experts.
+        sampling = [replace(self._params.sampling, seed=number) for number in range(answers)]
         made = [
-            FrameGenerator(stack.talker, stack.code_predictor, self._params, max_rows=longest, kv_dtype=stack.kv_dtype)
-            for _ in range(answers)
+            FrameGenerator(
+                stack.talker,
+                stack.code_predictor,
+                replace(self._params, sampling=own),
+                max_rows=longest,
+                kv_dtype=stack.kv_dtype,
+            )
+            for own in sampling
         ]
         width, backend = self._speech.talker.decoder.hidden_size, stack.talker.backend
-        prompt = prompt_rows(PROMPT_ROWS + 1, width).to(backend.device, backend.precision.residual)
-        for one in made:
-            one.prefill(prompt[:-1])
-        text = prompt[-1:].repeat(answers, 1)
+        prompt = prompt_rows(PROMPT_ROWS + answers, width).to(backend.device, backend.precision.residual)
+        for number, one in enumerate(made):
+            one.prefill(prompt[number : number + PROMPT_ROWS].clone())
+        text = prompt[:answers]
 
         def frame() -> None:
             next_codes(made)
