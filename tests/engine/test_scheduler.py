@@ -63,6 +63,18 @@ def test_a_prompt_takes_the_rows_that_decoding_leaves_where_they_share_a_step():
     assert made.step(0.0).prefill == ((9, 5),)
 
 
+def test_rows_in_a_step_with_others_are_fewer_where_they_take_long():
+    made = scheduler(running(1, decoding=True), running(2, prompt_left=2000), rows_together=16)
+    made.measured(Step(decode=(1,)), decode_seconds=0.05, prefill_seconds=0.0)
+    for _ in range(20):
+        step = made.step(0.0)
+        assert step.together
+        made.measured(step, decode_seconds=0.05 + 0.01 * step.prefill[0][1], prefill_seconds=0.0)
+    assert step.prefill[0][1] in (5, 6), "2.2 times 50 ms"
+    made.measured(step, decode_seconds=0.05, prefill_seconds=0.0)
+    assert made.step(0.0).prefill[0][1] > step.prefill[0][1]
+
+
 @pytest.mark.parametrize(("decoding", "is_text"), [(13, True), (4, False), (0, True)])
 def test_a_prompt_has_a_chunk_of_its_own_where_that_is_more_or_it_has_media_or_nobody_decodes(decoding, is_text):
     answers = (running(number, decoding=True) for number in range(decoding))

@@ -20,6 +20,9 @@ _STRETCH = 1.5
 """Seconds that a prompt's rows may add to a step, as a share of the step without them. Reading the weights for them
 takes about as long as a step alone, so less would leave no rows."""
 
+_STRETCH_TOGETHER = 1.2
+"""The same of a prompt's rows in the step that decodes."""
+
 _CHANGE = 0.5, 1.25
 """How much fewer and more rows a step may have than the one before."""
 
@@ -84,6 +87,7 @@ class Scheduler:
     _entries: dict[int, Entry] = field(default_factory=dict)
     _decode_seconds: float = 0.0
     _rows_beside: float = FIRST_ROWS
+    _rows_within: float = FIRST_ROWS
     _steps_without_prefill: int = 0
     _turn: int = 0
 
@@ -138,7 +142,8 @@ class Scheduler:
         left = self.rows_together - len(decode)
         together = bool(decode and prompts) and left >= LEAST_ROWS and prompts[0].is_text
         if prompts and not (late and self._steps_without_prefill < _PATIENCE):
-            first = ((prompts[0].id, min(left, prompts[0].prompt_left)),)
+            within = max(LEAST_ROWS, int(self._rows_within))
+            first = ((prompts[0].id, min(left, within, prompts[0].prompt_left)),)
             prefill = first if together else tuple(self._rows(prompts, alone=not (decode or frames)))
         self._steps_without_prefill = 0 if prefill or not prompts else self._steps_without_prefill + 1
         return Step(prefill, bool(prefill) and together, tuple(decode), tuple(frames))
@@ -146,14 +151,17 @@ class Scheduler:
     def measured(self, step: Step, decode_seconds: float, prefill_seconds: float) -> None:
         """What a step took: its tokens and frames, and its prompts' rows."""
         rows = sum(count for _, count in step.prefill)
-        if step.together or not (step.decode or step.frames):
+        if step.together:
+            if self._decode_seconds:
+                limit = (1 + _STRETCH_TOGETHER) * self._decode_seconds
+                self._rows_within = _adapted(self._rows_within, rows, limit / max(decode_seconds, 1e-9))
+            return
+        if not (step.decode or step.frames):
             return
         self._decode_seconds = _average(self._decode_seconds, decode_seconds)
         if rows and prefill_seconds > 0:
-            fewer, more = _CHANGE
-            change = _STRETCH * self._decode_seconds / prefill_seconds
-            if change < 1 or rows >= int(self._rows_beside):  # of a short rest nothing is learnt for a longer chunk
-                self._rows_beside = rows * min(max(change, fewer), more)
+            limit = _STRETCH * self._decode_seconds
+            self._rows_beside = _adapted(self._rows_beside, rows, limit / prefill_seconds)
 
     def _frame_is_due(self, entry: Entry, now: float, *, others: bool) -> bool:
         """A listener with seconds in hand waits where others have something to do; a first frame never does."""
@@ -170,6 +178,13 @@ class Scheduler:
 
     def _beside_others(self) -> int:
         return min(max(int(self._rows_beside), LEAST_ROWS), self.chunk)
+
+
+def _adapted(before: float, rows: int, change: float) -> float:
+    """Rows of the next chunk after one of ``rows``, where ``before`` were allowed and ``change`` times as many would
+    take as long as they may. Of a short rest nothing is learnt for a longer chunk."""
+    fewer, more = _CHANGE
+    return rows * min(max(change, fewer), more) if change < 1 or rows >= int(before) else before
 
 
 def _order(entry: Entry) -> tuple[int, int]:
