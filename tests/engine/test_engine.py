@@ -18,6 +18,7 @@ from lluda.engine.kv_cache import CacheOptions
 from lluda.engine.request import Completion, Request, Token
 from lluda.engine.runner import Runner
 from lluda.engine.sampling.sampling_params import SamplingParams
+from lluda.engine.scheduler import Scheduler
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError
 from lluda.inputs.text.tokenizer import Tokenizer
 from lluda.models.causal_lm import CausalLM
@@ -271,6 +272,31 @@ def test_a_step_that_fails_ends_its_requests_and_the_engine_goes_on(monkeypatch)
         list(engine.submit(request([13])))
     assert ids_of(engine.submit(request([14], SamplingParams(temperature=0, max_tokens=3))))
     assert_idle(engine)
+
+
+def test_nobody_begins_with_what_a_failed_request_stored(monkeypatch):
+    engine, real = engine_of(network()), Runner.step
+    monkeypatch.setattr(Runner, "step", lambda self, ids, caches: real(self, ids, caches) * float("nan"))
+    with pytest.raises(LludaError, match="NaN"):
+        list(engine.submit(request(range(100), SamplingParams(temperature=0, max_tokens=5))))
+    assert_idle(engine)
+    assert engine.stats().cached_positions == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_of_the_engine_itself_leaves_nobody_waiting(monkeypatch):
+    engine = engine_of(network())
+
+    def step(self, now):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(Scheduler, "step", step)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        list(engine.submit(request([1, 2]), request([3])))
+    with pytest.raises(LludaError, match="was closed"):
+        engine.submit(request([4]))
+    engine.close()  # waits for the thread
+    engine.check_integrity()
 
 
 @pytest.mark.parametrize(

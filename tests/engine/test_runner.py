@@ -41,6 +41,16 @@ def test_tokens_and_a_prompt_in_one_step_are_what_they_are_apart(raw, backend):
         assert torch.equal(with_others, alone)
 
 
+def test_a_prompt_in_a_step_with_others_takes_its_own_positions_along():
+    """Its cache may have been another's, with media, whose next position is not its number of rows."""
+    runner = Runner(network(backend="cpu"), CacheOptions(64, dtype="bf16"))
+    other, cache = runner.new_cache(), runner.new_cache()
+    runner.prefill([1, 2, 3], other)
+    cache.position_offset = 7
+    runner.step_with_prompt([5], [other], rows_of([4, 5, 6]), cache, 3)
+    assert (cache.length, cache.position_offset) == (3, 0)
+
+
 def test_rows_go_together_where_that_is_cheap_and_changes_nothing():
     options = CacheOptions(64, dtype="bf16")
     model = network(backend="cpu")

@@ -19,7 +19,7 @@ def token(number):
 def made(requests=1, capacity=4):
     woken = []
     channel = Channel(requests, lambda: woken.append(1), capacity)
-    return channel, Stream(channel, tuple(range(requests)), None), woken
+    return channel, Stream(channel, None), woken
 
 
 def test_events_come_in_order_and_end_with_the_last_request():

@@ -69,9 +69,9 @@ class CachePool:
         """Whether a request of so many positions can begin now; retained prefixes make place for it."""
         return self.used + positions <= self.budget
 
-    def find(self, prompt: PromptRows, *, prompt_rows_only: bool, multiple: int = 1) -> Prefix | None:
-        """The longest prefix of ``prompt``, in whole multiples of ``multiple`` rows, that some slot holds; the last row
-        is always left to compute. ``prompt_rows_only``: of rows that were computed as rows of a prompt."""
+    def find(self, prompt: PromptRows, *, prompt_rows_only: bool) -> Prefix | None:
+        """The longest prefix of ``prompt`` that some slot holds; the last row is always left to compute.
+        ``prompt_rows_only``: of rows that were computed as rows of a prompt."""
         best: Prefix | None = None
         for slot in (*self.retained, *self.running):
             limit = min(slot.cache.length, len(prompt) - 1)
@@ -80,7 +80,6 @@ class CachePool:
             if limit <= (best.rows if best else 0):
                 continue
             shared = slot.rows.shares_rows(prompt, limit)
-            shared -= shared % multiple
             if shared >= MIN_REUSED and (best is None or shared > best.rows):
                 best = Prefix(slot, shared)
         return best

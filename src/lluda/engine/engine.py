@@ -44,7 +44,8 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Requests since the start and now; ``submitted`` is the sum of the others. ``cached_positions``: of retained
+    """Requests since the start and now: ``submitted`` ones are done, cancelled, failed, waiting or running.
+    ``cached_positions``: of retained
     prefixes; ``kv_positions``: counted for what runs; ``kv_bytes``: allocated for both."""
 
     submitted: int
@@ -182,7 +183,7 @@ class Engine:
             self._mailbox.submitted.extend(jobs)
             self._start()
         self._mailbox.wake()
-        return Stream(channel, tuple(job.id for job in jobs), self)
+        return Stream(channel, self)
 
     def call(self, work: Callable[[], _T]) -> _T:
         """Run ``work`` on the engine's thread, between two steps, and wait for what it returns or raises: for what else
@@ -310,7 +311,8 @@ class Engine:
 
     def _break(self, error: BaseException) -> None:
         """A fault of the engine itself: nobody is left waiting, and nothing is accepted any more."""
-        self._mailbox.close()
+        with self._lock:  # whoever submits has been received below, or sees that it is closed
+            self._mailbox.close()
         self._receive()
         for job in list(self._jobs.values()):
             self._end(job, Status.FAILED, error)
@@ -504,7 +506,7 @@ class Engine:
         if sequence is not None:
             if cancelled and not sequence.finish_reason:
                 job.channel.put(sequence.completion(cancelled))
-            self._release(job)
+            self._release(job, retain=status is not Status.FAILED)  # what failed may have stored NaN
         if speech is not None:
             if status is not Status.FAILED:
                 job.channel.put(speech.completion(cancelled))
@@ -512,14 +514,15 @@ class Engine:
         self._ended[status] += 1
         job.channel.end(error)
 
-    def _release(self, job: _Job) -> None:
-        """Give the slot back; what it holds is the prompt as far as it was computed, and the tokens after it."""
+    def _release(self, job: _Job, *, retain: bool = True) -> None:
+        """Give the slot back; what it holds is the prompt as far as it was computed, and the tokens after it. With
+        ``retain`` others may begin with it."""
         sequence, pool = job.sequence, self.pool
         if sequence is None or sequence.slot is None or pool is None:
             return
         slot, sequence.slot = sequence.slot, None
         generated = [token.id for token in sequence.tokens][: max(0, slot.cache.length - len(sequence.prompt))]
-        pool.release(slot, sequence.prompt.extended(generated), retain=job.request.reuse != "none")
+        pool.release(slot, sequence.prompt.extended(generated), retain=retain and job.request.reuse != "none")
 
     def _explained(self, error: Exception) -> BaseException:
         backend = self.runner.model.backend if self.runner is not None else None

@@ -134,6 +134,7 @@ class Runner:
         for each in caches:
             each.advance(1)
         cache.advance(rows)
+        cache.position_offset = prompt.position_offset
         return logits[:count], logits[count] if last else None
 
     @property

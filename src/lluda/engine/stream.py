@@ -109,11 +109,9 @@ class Stream(Generic[Event]):
     a Completion whose finish_reason is ``cancelled`` for whoever reads on.
     """
 
-    def __init__(self, channel: Channel, ids: tuple[int, ...], engine: object) -> None:
+    def __init__(self, channel: Channel, engine: object) -> None:
         self._channel = channel
         self._engine = engine  # which goes on as long as someone reads
-        self.ids = ids
-        """Of its requests, as `Engine.cancel` takes them."""
 
     def __iter__(self) -> Iterator[Event]:
         return self

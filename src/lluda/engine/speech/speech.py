@@ -93,11 +93,6 @@ class Speech:
         self._started = time.perf_counter()
 
     @property
-    def params(self) -> SpokenAnswer:
-        """How it is spoken."""
-        return self.spoken
-
-    @property
     def ended(self) -> bool:
         """Whether no frame follows."""
         return bool(self._reason)
