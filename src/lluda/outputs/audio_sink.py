@@ -7,7 +7,6 @@ whole, playable recording.
 from __future__ import annotations
 
 import os
-import struct
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from lluda.errors import InvalidRequest, LludaError, MissingDependency
 from lluda.files.system_errors import remedy_for
+from lluda.outputs.wav_header import pcm16, wav_header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,6 @@ ENCODINGS = {"pcm16": "PCM_16", "float": "FLOAT"}
 """How samples are stored: by the name a user gives, soundfile's subtype."""
 
 _CONTAINERS = {".wav": "WAV", ".flac": "FLAC"}
-_UNKNOWN_SIZE = 0xFFFFFFFF
 
 
 class AudioSink(ABC):
@@ -140,13 +139,10 @@ class _StreamSink(AudioSink):
 
     def __init__(self, stream: IO[bytes], rate: int, encoding: str) -> None:
         self._stream, self._floats = stream, encoding == "float"
-        self._write(_wav_header(rate, floats=self._floats))
+        self._write(wav_header(rate, floats=self._floats))
 
     def write(self, samples: NDArray[np.float32]) -> None:
-        import numpy as np
-
-        encoded = samples.astype("<f4") if self._floats else np.rint(samples.clip(-1, 1) * 32767).astype("<i2")
-        self._write(encoded.tobytes())
+        self._write(samples.astype("<f4").tobytes() if self._floats else pcm16(samples).tobytes())
 
     def close(self) -> None:
         return
@@ -205,10 +201,3 @@ def _require_writable(path: Path) -> None:
     except OSError as error:
         remedy = remedy_for(error) or "choose another name"
         raise InvalidRequest(f"{path}: the file cannot be written: {error.strerror}; {remedy}") from None
-
-
-def _wav_header(rate: int, *, floats: bool) -> bytes:
-    """RIFF header of a mono wav of unknown length (Multimedia Programming Interface and Data Specifications 1.0)."""
-    width, kind = (4, 3) if floats else (2, 1)
-    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, kind, 1, rate, rate * width, width, 8 * width)
-    return struct.pack("<4sI4s", b"RIFF", _UNKNOWN_SIZE, b"WAVE") + form + struct.pack("<4sI", b"data", _UNKNOWN_SIZE)
