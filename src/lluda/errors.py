@@ -60,8 +60,20 @@ class LimitExceeded(InvalidRequest):
     """A request larger than a limit (context length, template time, …); both numbers are in the message."""
 
 
+class ContextExceeded(LimitExceeded):
+    """A prompt, or a prompt and what it asks for, longer than the context or the KV cache."""
+
+
+class DeadlineExceeded(LimitExceeded):
+    """A request whose deadline passed before it could begin."""
+
+
 class TemplateError(InvalidRequest):
     """A chat template that does not compile, fails, or breaks its bounds of time and output (``template_error``)."""
+
+
+class NumericalError(LludaError):
+    """Logits that are NaN or infinite: the model's numbers overflowed, and no token can be chosen from them."""
 
 
 class OutOfMemory(LludaError):
