@@ -77,8 +77,8 @@ $(VENV)/.demo: $(VENV)/.run requirements/demo.txt
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements/demo.txt
 	touch $@
 
-$(VENV)/.test: $(VENV)/.demo requirements/test.txt
-	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -r requirements/test.txt
+$(VENV)/.test: $(VENV)/.demo requirements/test.txt requirements/serve.txt
+	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -r requirements/serve.txt -r requirements/test.txt
 	touch $@
 
 # llama.cpp is built again without AMX where its AMX kernels do not run (tools/check_llama_cpp.py).

@@ -26,6 +26,7 @@ from lluda.files.system_errors import remedy_for
 VERBS = {
     "generate": "answer one prompt",
     "ask": "ask an Omni model about recordings, images and videos",
+    "serve": "answer many callers over HTTP, as the OpenAI API",
     "speak": "read a text aloud with an Omni model's voice",
     "chat": "talk with a model, turn by turn",
     "inspect": "list every tensor of a checkpoint, with totals by component",

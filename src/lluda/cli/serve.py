@@ -1,0 +1,114 @@
+"""``lluda serve``: the model behind the OpenAI API, on HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lluda.cli import options
+from lluda.cli.console import byte_progress, say
+from lluda.cli.heavy_imports import heavy_imports
+from lluda.errors import InvalidRequest, MissingDependency
+
+if TYPE_CHECKING:
+    from lluda.api.model import Model
+    from lluda.serving.service import Service
+
+_MAX_PORT = 65535
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    options.add_model(parser, required=False)
+    group = parser.add_argument_group("serving")
+    group.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default 127.0.0.1)")
+    group.add_argument("--port", type=int, default=8000, metavar="P", help="default 8000; 0 takes a free one")
+    group.add_argument(
+        "--api-key-file", type=Path, metavar="F",
+        help="keys that clients must have, one a line; those of LLUDA_API_KEYS count as well (default: none needed)",
+    )  # fmt: skip
+    group.add_argument("--served-name", action="append", default=[], metavar="NAME", help="of the model (repeatable)")
+    group.add_argument(
+        "--media-domains", default="", metavar="H,…", help="hosts from which media may be fetched (default: none)"
+    )
+    group.add_argument(
+        "--allow-origin", action="append", default=[], metavar="O",
+        help="web origin whose pages may ask, as https://chat.example (repeatable)",
+    )  # fmt: skip
+    group.add_argument("--limit", action="append", default=[], metavar="NAME=N", help="change a limit (repeatable)")
+    group.add_argument("--print-limits", action="store_true", help="print all limits, and end")
+    group.add_argument(
+        "--log-level", default="info", choices=("debug", "info", "warning", "error"),
+        help="info (default) writes one line a request",
+    )  # fmt: skip
+    options.add_loading(parser)
+    options.add_rope_scaling(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Listen, load, serve until a signal."""
+    try:
+        from lluda.serving.keys import VARIABLE, Keys
+        from lluda.serving.limits import Limits
+        from lluda.serving.listener import addresses, listen
+        from lluda.serving.settings import Settings
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            f"lluda serve needs {error.name}; install it with: pip install 'lluda[serve]'"
+        ) from None
+    limits = Limits().changed(args.limit)
+    if args.print_limits:
+        print(limits.table())
+        return 0
+    if not 0 <= args.port <= _MAX_PORT:
+        raise InvalidRequest(f"--port must be from 0 to {_MAX_PORT}, not {args.port}")
+    keys = Keys.read(args.api_key_file, os.environ.get(VARIABLE, ""))
+    settings = Settings(
+        served_names=tuple(args.served_name),
+        limits=limits,
+        keys=keys,
+        media_domains=tuple(args.media_domains.replace(",", " ").split()),
+        allow_origins=tuple(args.allow_origin),
+    )
+    args.model = options.model_or_tiny_omni(args.model)
+    source = options.find_model(args.model, args)
+    sockets = listen(args.host, args.port)
+    logging.basicConfig(stream=sys.stderr, level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    started = time.monotonic()
+    with heavy_imports():
+        from lluda import load
+        from lluda.serving.server import Server
+
+    def load_model() -> Model:
+        with byte_progress("loading") as progress:
+            return load(source, progress=progress, **options.load_options(args))
+
+    def ready(service: Service) -> None:
+        model = service.model
+        say(model.describe())
+        for warning in model.warnings:
+            say(f"warning: {warning}")
+        say(service.voices.describe())
+        say(f"model names: {', '.join(service.names.served)}")
+        say(f"ready after {time.monotonic() - started:.1f} s; stop with Ctrl-C")
+
+    server = Server(settings, load_model, sockets, ready)
+    admitted = server.settings.limits
+    say(f"listening on {' and '.join(addresses(sockets))} ({_who(args.host, keys.are_required)})")
+    say(
+        f"limits: {admitted.running} sequences run, {admitted.waiting} wait, {admitted.connections} connections; "
+        "all: --print-limits"
+    )
+    return server.run()
+
+
+def _who(host: str, has_keys: bool) -> str:
+    if has_keys:
+        return "with an API key"
+    alone = host in ("127.0.0.1", "::1", "localhost")
+    return "no API key needed" if alone else "NO API KEY IS NEEDED: anyone who reaches this address may ask"

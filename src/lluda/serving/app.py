@@ -1,0 +1,61 @@
+"""The application: all routes, behind the guard."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from lluda.serving.endpoints import health, models, tokens
+from lluda.serving.errors import ApiError
+from lluda.serving.guard import Guard, error_response
+from lluda.serving.openapi import openapi_document
+
+if TYPE_CHECKING:
+    from lluda.serving.route import ApiRoute
+    from lluda.serving.service import Service
+
+ENDPOINTS = (health, models, tokens)
+"""Modules with ``ROUTES``."""
+
+
+def routes() -> tuple[ApiRoute, ...]:
+    """All of them."""
+    return tuple(route for module in ENDPOINTS for route in module.ROUTES)
+
+
+def build_app(service: Service) -> Starlette:
+    """The ASGI application of a service."""
+    app = Starlette(
+        routes=routes(),
+        middleware=[Middleware(Guard, service=service)],
+        exception_handlers={HTTPException: _http_error},
+    )
+    app.router.redirect_slashes = False
+    app.state.service = service
+    app.state.openapi = openapi_document(routes())
+    return app
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What the router answers to a path or method that there is not."""
+    assert isinstance(error, HTTPException), "handles this one only"
+    path = request.url.path[:80]
+    match error.status_code:
+        case 404:
+            mended = ApiError(404, "not_found", f"there is nothing at {path!r}; /openapi.json lists what there is")
+        case 405:
+            allowed = (error.headers or {}).get("Allow", "")
+            mended = ApiError(
+                405,
+                "method_not_allowed",
+                f"{path!r} takes {allowed or 'another method'}, not {request.method[:20]}",
+                headers=error.headers,
+            )
+        case _:
+            mended = ApiError(error.status_code, "invalid_value", error.detail, headers=error.headers)
+    return error_response(mended)

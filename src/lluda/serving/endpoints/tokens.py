@@ -1,0 +1,73 @@
+"""POST /tokenize, POST /detokenize, GET /tokenizer_info: what lm-eval needs in place of tokenizer files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from lluda.inputs.chat.chat_options import ChatOptions
+from lluda.serving.body import read_body
+from lluda.serving.errors import invalid
+from lluda.serving.json_response import json_response
+from lluda.serving.route import ApiRoute
+from lluda.serving.service import Service
+from lluda.serving.wire.tokens import DetokenizeRequest, TokenizeRequest
+
+if TYPE_CHECKING:
+    from lluda.api.model import Model
+
+
+async def tokenize(request: Request) -> Response:
+    """Token ids of a text (no special token is recognised in it) or of a conversation."""
+    service: Service = request.app.state.service
+    body = await read_body(request, TokenizeRequest)
+    if body.model is not None:
+        service.check_model(body.model)
+    ids = await service.in_worker(_ids, service.model, body)
+    limit = service.model.runner.cache_options.max_length
+    return json_response({"tokens": ids, "count": len(ids), "max_model_len": limit})
+
+
+async def detokenize(request: Request) -> Response:
+    """The text of token ids, special ones spelled out."""
+    service: Service = request.app.state.service
+    body = await read_body(request, DetokenizeRequest)
+    if body.model is not None:
+        service.check_model(body.model)
+    size = service.model.config.text.vocab_size
+    for index, number in enumerate(body.tokens):
+        if not 0 <= number < size:
+            raise invalid(f"tokens[{index}] must be from 0 to {size - 1}, not {number}", f"tokens[{index}]")
+    text = await service.in_worker(service.model.tokenizer.decode, body.tokens, skip_special=False)
+    return json_response({"prompt": text})
+
+
+async def tokenizer_info(request: Request) -> Response:
+    """Special tokens and the chat template."""
+    service: Service = request.app.state.service
+    model = service.model
+    ends = [model.tokenizer.decode([number], skip_special=False) for number in model.ends.turn]
+    return json_response(
+        {
+            "eos_token": ends[0] if ends else None,
+            "bos_token": None,
+            "pad_token": None,
+            "chat_template": model.chat_template.source if model.chat_template else None,
+        }
+    )
+
+
+def _ids(model: Model, body: TokenizeRequest) -> list[int]:
+    if body.messages is not None:
+        return list(model.read_prompt(body.messages, ChatOptions())[0].ids)
+    prefix = list(model.tokenizer.prefix_ids) if body.add_special_tokens else []
+    return prefix + model.tokenizer.encode(body.prompt or "", allow_special=False)
+
+
+ROUTES = (
+    ApiRoute("POST", "/tokenize", tokenize, summary="Token ids of a text", body=TokenizeRequest),
+    ApiRoute("POST", "/detokenize", detokenize, summary="The text of token ids", body=DetokenizeRequest),
+    ApiRoute("GET", "/tokenizer_info", tokenizer_info, summary="Special tokens and chat template"),
+)

@@ -1,0 +1,202 @@
+"""The life of a server: listen, load, serve, drain, end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from lluda.serving.app import build_app
+from lluda.serving.connection import connection_class
+from lluda.serving.service import Service
+from lluda.serving.settings import Settings
+from lluda.serving.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from lluda.api.model import Model
+
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+_SPARE_DESCRIPTORS = 64
+"""Not for connections: files, child processes, sockets that listen."""
+
+_LAST_SECONDS = 3.0
+"""For answers of a server whose engine has failed, before the process ends whatever else it does."""
+
+
+class Server:
+    """Serves one model on sockets that listen already.
+
+    ``load`` gives the model, in a thread; ``ready`` is called when requests are taken. The first SIGTERM, SIGINT or
+    SIGHUP drains; the second ends the process at once.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        load: Callable[[], Model],
+        sockets: list[socket.socket],
+        ready: Callable[[Service], None] = lambda _: None,
+    ) -> None:
+        self.settings = replace(settings, limits=replace(settings.limits, connections=connections_here(settings)))
+        self._load, self._sockets, self._ready = load, sockets, ready
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._loading: threading.Thread | None = None
+
+    def run(self) -> int:
+        """Serve until stopped; the exit code: 0 after draining, 1 where the engine failed. Errors of ``load``."""
+        code = asyncio.run(self._serve())
+        if self._loading is not None and self._loading.is_alive():
+            # What it does cannot be interrupted, and nothing it makes is wanted.
+            sys.stdout.flush()
+            os._exit(code)
+        return code
+
+    def stop(self) -> None:
+        """As a first signal does; from any thread."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it has ended already
+                self._loop.call_soon_threadsafe(self._begin_stop)
+
+    async def _serve(self) -> int:
+        self._loop = asyncio.get_running_loop()
+        self._service = service = Service(self.settings)
+        self._uvicorn = _Uvicorn(_config(service))
+        with self._signals(self._loop):
+            serving = self._loop.create_task(self._uvicorn.serve(sockets=self._sockets))
+            loading = self._loop.create_task(self._load_model(service))
+            await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
+            if loading.done() and loading.exception() is not None:
+                self._uvicorn.should_exit = True
+            try:
+                await serving
+            finally:
+                loading.cancel()
+                if self._watchdog is not None:
+                    self._watchdog.stop()
+                service.close()
+        if loading.done() and not loading.cancelled():
+            loading.result()  # raises what went wrong
+        return 1 if service.has_failed else 0
+
+    _watchdog: Watchdog | None = None
+
+    async def _load_model(self, service: Service) -> None:
+        loop = asyncio.get_running_loop()
+        loaded: asyncio.Future[Model] = loop.create_future()
+
+        def work() -> None:
+            try:
+                model = self._load()
+            except BaseException as error:
+                _tell(loop, loaded, None, error)
+            else:
+                _tell(loop, loaded, model, None)
+
+        self._loading = threading.Thread(target=work, name="lluda loading", daemon=True)
+        self._loading.start()
+        model = await loaded
+        self._watchdog = Watchdog(model.engine, self.settings.limits.step_seconds, self._failed)
+        await service.use(model)
+        self._ready(service)
+
+    @contextmanager
+    def _signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+        """Handlers, where this is the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        taken = [number for number, handler in before.items() if handler is not signal.SIG_IGN]  # nohup
+        for number in taken:
+            loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            yield
+        finally:
+            for number in taken:
+                loop.remove_signal_handler(number)
+                signal.signal(number, before[number])
+
+    def _on_signal(self, number: int) -> None:
+        if self._stopping is not None:
+            os._exit(128 + number)
+        self._begin_stop()
+
+    def _begin_stop(self) -> None:
+        if self._stopping is None:
+            self._stopping = asyncio.get_running_loop().create_task(self._stop())
+
+    async def _stop(self) -> None:
+        await self._service.drain()
+        self._uvicorn.should_exit = True
+
+    def _failed(self) -> None:
+        """On the watchdog's thread."""
+        ended = threading.Timer(_LAST_SECONDS, os._exit, (1,))
+        ended.daemon = True
+        ended.start()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._service.fail)
+            self._loop.call_soon_threadsafe(self._begin_stop)
+
+
+def connections_here(settings: Settings) -> int:
+    """Connections that may be open: the limit, or what the process's file descriptors allow."""
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if descriptors == resource.RLIM_INFINITY:
+        return settings.limits.connections
+    return max(1, min(settings.limits.connections, descriptors - _SPARE_DESCRIPTORS))
+
+
+class _Uvicorn(uvicorn.Server):
+    """Signals are ours."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """None of them."""
+        yield
+
+
+def _config(service: Service) -> uvicorn.Config:
+    limits = service.limits
+    return uvicorn.Config(
+        build_app(service),
+        loop="asyncio",
+        http=connection_class(limits),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=int(limits.keep_alive_seconds),
+        timeout_graceful_shutdown=1,  # what runs was waited for by Service.drain
+    )
+
+
+def _tell(
+    loop: asyncio.AbstractEventLoop,
+    future: asyncio.Future[Model],
+    model: Model | None,
+    error: BaseException | None,
+) -> None:
+    def tell() -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        elif model is not None:
+            future.set_result(model)
+
+    with suppress(RuntimeError):  # the loop has ended meanwhile
+        loop.call_soon_threadsafe(tell)

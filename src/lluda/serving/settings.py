@@ -1,0 +1,20 @@
+"""What the server was started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lluda.serving.keys import Keys
+from lluda.serving.limits import Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """``served_names``: of the model, beside its own; ``media_domains``: hosts from which media may be fetched;
+    ``allow_origins``: web origins beside the server's own, as ``https://chat.example``."""
+
+    served_names: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    keys: Keys = field(default_factory=Keys)
+    media_domains: tuple[str, ...] = ()
+    allow_origins: tuple[str, ...] = ()

@@ -1,0 +1,24 @@
+"""One server for all tests of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.serving import example
+from tests.serving.running import RunningServer, running_server
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[RunningServer]:
+    """tiny-omni on a free port, with the endpoints of `tests.serving.example` beside its own."""
+    from lluda.serving import app
+
+    own = app.ENDPOINTS
+    app.ENDPOINTS = (*own, example)
+    try:
+        with running_server() as running:
+            yield running
+    finally:
+        app.ENDPOINTS = own
