@@ -1,0 +1,1 @@
+"""From the bodies that clients send to what the engine is asked."""
