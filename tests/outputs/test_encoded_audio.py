@@ -1,6 +1,7 @@
 """Speech in each sound format: what comes out in blocks is one recording of what went in."""
 
 import io
+import weakref
 from itertools import pairwise
 
 import av
@@ -9,7 +10,7 @@ import pytest
 import soundfile
 
 from lluda.errors import InvalidRequest
-from lluda.outputs.encoded_audio import CONTENT_TYPES, FORMATS, AudioEncoder, encoded_audio
+from lluda.outputs.encoded_audio import CONTENT_TYPES, FORMATS, RecordingEncoder, encoded_audio
 from lluda.outputs.wav_header import pcm16
 
 RATE = 24000
@@ -19,14 +20,8 @@ SOUND = (0.3 * np.sin(2 * np.pi * 220 * TIMES) + 0.1 * np.sin(2 * np.pi * 1100 *
 
 
 def encoded_in_frames(format, sound=SOUND):
-    encoder = AudioEncoder(format, RATE)
-    try:
-        return [
-            *(encoder.write(sound[start : start + FRAME]) for start in range(0, len(sound), FRAME)),
-            encoder.finish(),
-        ]
-    finally:
-        encoder.close()
+    encoder = RecordingEncoder(format, RATE)
+    return [*(encoder.write(sound[at : at + FRAME]) for at in range(0, len(sound), FRAME)), encoder.finish()]
 
 
 def decoded(data, format):
@@ -88,10 +83,11 @@ def test_a_whole_recording_is_the_streamed_one(format):
 @pytest.mark.parametrize("format", FORMATS)
 def test_silence_of_no_length_and_an_encoder_left_early(format):
     assert isinstance(encoded_audio(format, RATE, SOUND[:0]), bytes)
-    encoder = AudioEncoder(format, RATE)
+    encoder = RecordingEncoder(format, RATE)
     encoder.write(SOUND[:FRAME])
-    encoder.close()
-    encoder.close()
+    released = weakref.ref(encoder)
+    del encoder
+    assert released() is None
 
 
 def test_what_is_beyond_full_scale_is_clipped():
@@ -101,5 +97,5 @@ def test_what_is_beyond_full_scale_is_clipped():
 
 def test_an_unknown_format_names_the_known():
     with pytest.raises(InvalidRequest, match=r"'midi' is not one of wav, pcm, mp3"):
-        AudioEncoder("midi", RATE)
+        RecordingEncoder("midi", RATE)
     assert set(CONTENT_TYPES) == set(FORMATS)

@@ -59,13 +59,13 @@ _OTHER_NAMES = {"pcm16": "pcm"}
 class _Writer(Protocol):
     def write(self, samples: NDArray[np.float32]) -> bytes: ...
     def finish(self) -> bytes: ...
-    def close(self) -> None: ...
 
 
-class AudioEncoder:
+class RecordingEncoder:
     """Mono float32 samples in [-1, 1] at ``sample_rate`` Hz go in, the bytes of ``format`` come out; all bytes in
     order, those of `finish` last, are one recording. ``samples`` is the number of samples in all where it is known:
-    a wav header then has its true sizes, else the largest there are.
+    a wav header then has its true sizes, else the largest there are. One thread at a time may call it; what it holds
+    is released with the object, also where a recording is left unfinished.
 
     InvalidRequest: a ``format`` that is not one of `FORMATS` (or ``pcm16``).
     """
@@ -92,18 +92,11 @@ class AudioEncoder:
         """The last bytes; nothing can be written after."""
         return self._writer.finish()
 
-    def close(self) -> None:
-        """Release what the encoder holds, finished or not. May be called twice."""
-        self._writer.close()
-
 
 def encoded_audio(format: str, sample_rate: int, samples: NDArray[np.float32]) -> bytes:
-    """A whole recording; arguments and errors as of `AudioEncoder`."""
-    encoder = AudioEncoder(format, sample_rate, len(samples))
-    try:
-        return encoder.write(samples) + encoder.finish()
-    finally:
-        encoder.close()
+    """A whole recording; arguments and errors as of `RecordingEncoder`."""
+    encoder = RecordingEncoder(format, sample_rate, len(samples))
+    return encoder.write(samples) + encoder.finish()
 
 
 class _Plain:
@@ -117,9 +110,6 @@ class _Plain:
 
     def finish(self) -> bytes:
         return self._before()
-
-    def close(self) -> None:
-        return
 
     def _before(self) -> bytes:
         header, self._header = self._header, b""
@@ -157,9 +147,6 @@ class _Compressed:
         self._container.mux(self._stream.encode(None))
         self._container.close()
         return self._out.take()
-
-    def close(self) -> None:
-        self._container.close()
 
 
 class _Bytes:
