@@ -48,7 +48,7 @@ class Augmentation:
         """
         given = self.settings
         count = len(sound)
-        sound, lengths = with_speed(sound, lengths, self._between(given.speed, count), size)
+        sound, lengths = self._at_a_speed(sound, lengths, size)
         chosen = self._chosen(given.reverb_share, count)
         sound = torch.where(chosen[:, None], self._reverberant(sound), sound)
         sound, lengths = self._with_silence(sound, lengths, size)
@@ -61,6 +61,15 @@ class Augmentation:
         chosen = self._chosen(given.mu_law_share, count)
         sound = torch.where(chosen[:, None], mu_law(sound), sound).clamp(-1, 1)
         return sound * within(sound, lengths), lengths
+
+    def _at_a_speed(self, sound: Tensor, lengths: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Every second clip faster or slower; a voice as it is, is worth half of the batch."""
+        moved = sound.new_zeros(len(sound), size)
+        kept = min(size, sound.shape[1])
+        moved[:, :kept], lengths = sound[:, :kept], lengths.clamp(max=size)
+        speed = self._between(self.settings.speed, len(sound[::2]))
+        moved[::2], lengths[::2] = with_speed(sound[::2], lengths[::2], speed, size)
+        return moved, lengths
 
     def _between(self, limits: tuple[float, float], count: int) -> Tensor:
         low, high = limits
@@ -148,6 +157,16 @@ def _clipped(sound: Tensor) -> Tensor:
     """Overdriven: cut at 30 % of each clip's peak."""
     limit = 0.3 * sound.abs().amax(1, keepdim=True)
     return sound.clamp(-limit, limit)
+
+
+def warped_features(features: Tensor, generator: torch.Generator, most: float = 0.05) -> Tensor:
+    """(clips, frames, mels), each clip's bands moved by a factor near 1, as by a longer or shorter vocal tract (Jaitly
+    and Hinton 2013)."""
+    count, _, mels = features.shape
+    factor = 1 + most * (2 * torch.rand(count, 1, generator=generator, device=features.device) - 1)
+    bands = torch.arange(mels, device=features.device)
+    place = (bands * factor).clamp(max=mels - 1)
+    return features @ (1 - (place[:, None, :] - bands[:, None]).abs()).clamp(min=0)
 
 
 def masked_features(features: Tensor, frames: Tensor, generator: torch.Generator, masks: int = 2) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.sound_set import Clip, read_sets
-from training.train_codec import codes_of
+from training.stored_codec import codes_of
 
 _CODES, _CLIPS = "codes.safetensors", "clips.json"
 
@@ -35,10 +35,16 @@ class CodeSet:
         (folder / _CLIPS).write_text(json.dumps(rows, separators=(",", ":")), encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> CodeSet:
-        """Read it."""
-        rows = json.loads((folder / _CLIPS).read_text(encoding="utf-8"))
-        return cls(load_file(folder / _CODES)["codes"], [Clip(*row) for row in rows])
+    def load(cls, *folders: Path) -> CodeSet:
+        """Read one, or several one after the other, of which only the first one's held-out clips are taken."""
+        codes, clips, first = [], [], 0
+        for folder in folders:
+            rows = json.loads((folder / _CLIPS).read_text(encoding="utf-8"))
+            found = [Clip(*row) for row in rows]
+            clips += [replace(clip, first=clip.first + first) for clip in found if clip.split == "train" or not codes]
+            codes.append(load_file(folder / _CODES)["codes"])
+            first += codes[-1].shape[1]
+        return cls(torch.cat(codes, dim=1), clips)
 
 
 def main() -> None:

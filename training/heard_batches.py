@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.augment import RATE, Augmentation, masked_features, within
+from training.augment import RATE, Augmentation, masked_features, warped_features, within
 from training.features import LogMel
 from training.heard_examples import MARGIN, SLOWEST, TASKS, HeardExamples
 from training.noises import noise_questions
@@ -19,6 +19,9 @@ from training.unclear import NOISES
 FRAMES_A_SECOND = 100
 ROWS_A_SECOND = 13
 LEAST_NOISE_SECONDS = 0.6
+_NOISE = TASKS.index("noise")
+_NOISES_AT_ONCE = 8
+"""A batch makes a multiple of it: each number of clips is a plan of its own to the Fourier transform."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +74,28 @@ class HeardBatches:
         size = self._choice.choice(len(totals), p=totals / totals.sum())
         count = max(1, int(seconds_at_once / seconds[size]))
         tasks = self._choice.choice(len(TASKS), count, p=weights[size] / weights[size].sum())
+        tasks = tasks[np.argsort(tasks != _NOISE, kind="stable")]  # noises first
         places = self._choice.random(count)
         numbers = [self._numbers[size][task] for task in tasks]
         index = torch.tensor([found[int(place * len(found))] for found, place in zip(numbers, places, strict=True)])
-        return self.batch(self.examples[size], index.to(self.sound.device, non_blocking=True), augmented)
+        noises = -(-int((tasks == _NOISE).sum()) // _NOISES_AT_ONCE) * _NOISES_AT_ONCE
+        index = index.to(self.sound.device, non_blocking=True)
+        return self.batch(self.examples[size], index, augmented, min(noises, count))
 
-    def batch(self, examples: HeardExamples, index: Tensor, augmented: bool) -> HeardBatch:
-        """The examples of these numbers."""
-        sound, lengths = self._clips(examples, index)
+    def batch(self, examples: HeardExamples, index: Tensor, augmented: bool, noises: int | None = None) -> HeardBatch:
+        """The examples of these numbers; none behind the first ``noises`` is a noise."""
+        sound, lengths = self._clips(examples, index, len(index) if noises is None else noises)
         if augmented:
             sound, lengths = self.augmentation(sound, lengths, examples.seconds * RATE)
         features, frames = self.log_mel(sound, lengths, examples.seconds * FRAMES_A_SECOND)
         if augmented:
+            features = warped_features(features, self.generator)
             masked = masked_features(features.transpose(1, 2), frames, self.generator)
             features = masked.transpose(1, 2).contiguous()
         ids, places = self._rows(examples, index, encoder_rows(frames))
         return HeardBatch(features, frames, ids, places, examples.spoken[index].long(), examples.spoken_count[index])
 
-    def _clips(self, examples: HeardExamples, index: Tensor) -> tuple[Tensor, Tensor]:
+    def _clips(self, examples: HeardExamples, index: Tensor, noises: int) -> tuple[Tensor, Tensor]:
         """float32 ``[batch, samples]`` and lengths, noises drawn."""
         start, lengths = examples.start[index], examples.samples[index]
         noise = lengths == 0
@@ -98,10 +105,11 @@ class HeardBatches:
         lengths = torch.where(noise, (least + drawn * (SLOWEST * longest - least)).long(), lengths)
         place = start[:, None] + torch.arange(longest, device=start.device)
         sound = self.sound[place.clamp(max=len(self.sound) - 1)].float() / 32768
-        voices = sound * within(sound, torch.where(noise, 0, lengths))
-        kinds = torch.randint(len(NOISES), (len(index),), generator=self.generator, device=start.device)
-        made = noise_questions(kinds, longest, RATE, voices, self.generator)
-        sound = torch.where(noise[:, None], made, sound)
+        if noises:
+            voices = (sound * within(sound, torch.where(noise, 0, lengths)))[-noises:]
+            kinds = torch.randint(len(NOISES), (noises,), generator=self.generator, device=start.device)
+            made = noise_questions(kinds, longest, RATE, voices, self.generator)
+            sound = torch.cat((torch.where(noise[:noises, None], made, sound[:noises]), sound[noises:]))
         return sound * within(sound, lengths), lengths
 
     def _rows(self, examples: HeardExamples, index: Tensor, heard: Tensor) -> tuple[Tensor, Tensor]:

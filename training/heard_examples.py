@@ -19,8 +19,9 @@ from torch import Tensor
 
 from training.augment import RATE
 from training.domains import WRITE_DOWN
+from training.parallel import in_processes
 from training.phrasing import typed
-from training.prompts import LEARNT, PAD, PromptWriter
+from training.prompts import LEARNT, PromptWriter, padded, writer
 from training.unclear import SORRY
 
 TASKS = ("transcript", "answer", "instructed", "followed", "noise")
@@ -36,6 +37,7 @@ MARGIN = 1.3
 """Seconds that silence before may take, so that no speech is cut off."""
 
 SLOWEST = 0.85
+_LINES_AT_ONCE = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,50 +123,79 @@ class ExampleWriter:
         return _Row(before, after, words, start, samples, TASKS.index(task))
 
 
-def read_heard(folders: Sequence[Path], split: str, noises: int, seed: int) -> tuple[Tensor, list[HeardExamples]]:
-    """The sound of all sets, int16 one after the other, and their examples of a split by size, on the CPU.
+def read_heard(
+    folders: Sequence[Path], split: str, noises: int, seed: int, jobs: int = 1
+) -> tuple[Tensor, list[HeardExamples]]:
+    """The sound of all sets that have clips of a split, int16 one after the other, and their examples by size, on the
+    CPU.
 
     Args:
         folders: sets at 16 kHz.
         split: "train" or "test".
         noises: how many examples of noise.
         seed: of the orders typed beside the sound.
+        jobs: processes that write the examples.
 
     Raises:
         ValueError: a set of another rate.
     """
-    examples = ExampleWriter(PromptWriter(), Random(seed))
-    sounds, rows, offset = [], [examples.of_noise() for _ in range(noises)], 0
+    sounds, parts, offset = [np.zeros(0, np.int16)], [_Part([], 0, noises, f"{seed}")], 0
     for folder in folders:
         rate = json.loads((folder / "set.json").read_text(encoding="utf-8"))["rate"]
         if rate != RATE:
             raise ValueError(f"{folder}: hearing is trained at {RATE} Hz, not {rate}")
+        lines = (folder / "index.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = [line for line in lines if json.loads(line)["split"] == split]
+        if not lines:
+            continue
+        for first in range(0, len(lines), _LINES_AT_ONCE):
+            chosen = lines[first : first + _LINES_AT_ONCE]
+            parts.append(_Part(chosen, offset, 0, f"{seed} {folder.name} {first}"))
         sounds.append(np.fromfile(folder / "sound.i16", np.int16))
-        for line in (folder / "index.jsonl").read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            if entry["split"] == split:
-                rows += examples.of_clip(entry, offset + entry["start"])
         offset += len(sounds[-1])
-    return torch.from_numpy(np.concatenate(sounds)), list(_by_size(rows))
+    return torch.from_numpy(np.concatenate(sounds)), list(_joined(in_processes(_sized, parts, jobs)))
 
 
-def _by_size(rows: list[_Row]) -> Iterator[HeardExamples]:
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Index lines of a set whose sound begins at a sample, or a number of noises."""
+
+    lines: list[str]
+    offset: int
+    noises: int
+    seed: str
+
+
+_Arrays = dict[str, np.ndarray]
+
+
+def _sized(part: _Part) -> dict[tuple[int, int], _Arrays]:
+    """Its examples, by the least of `SIZES` that holds them."""
+    examples = ExampleWriter(writer(), Random(part.seed))
+    rows = [examples.of_noise() for _ in range(part.noises)]
+    for entry in map(json.loads, part.lines):
+        rows += examples.of_clip(entry, part.offset + entry["start"])
     found: dict[tuple[int, int], list[_Row]] = {}
     for row in rows:
         longest, text = row.samples / RATE / SLOWEST + MARGIN, len(row.before) + len(row.after)
         size = next((size for size in SIZES if longest <= size[0] and text <= size[1]), None)
         if size and len(row.spoken) <= SPOKEN:
             found.setdefault(size, []).append(row)
-    for (seconds, text), chosen in sorted(found.items()):
-        parts = {name: [getattr(row, name) for row in chosen] for name in ("before", "after", "spoken")}
-        padded = {name: _padded(ids, SPOKEN if name == "spoken" else text) for name, ids in parts.items()}
-        counts = {f"{name}_count": torch.tensor([len(one) for one in ids]) for name, ids in parts.items()}
-        numbers = {name: torch.tensor([getattr(row, name) for row in chosen]) for name in ("start", "samples", "task")}
-        yield HeardExamples(seconds, text, **padded, **counts, **numbers)
+    return {size: _arrays(size[1], chosen) for size, chosen in found.items()}
 
 
-def _padded(rows: list[list[int]], size: int) -> Tensor:
-    out = torch.full((len(rows), size), PAD, dtype=torch.int16)
-    for index, row in enumerate(rows):
-        out[index, : len(row)] = torch.tensor(row, dtype=torch.int16)
-    return out
+def _arrays(text: int, rows: Sequence[_Row]) -> _Arrays:
+    """The fields of `HeardExamples`."""
+    made = {name: np.array([getattr(row, name) for row in rows]) for name in ("start", "samples", "task")}
+    for name, size in (("before", text), ("after", text), ("spoken", SPOKEN)):
+        ids = [getattr(row, name) for row in rows]
+        made |= {name: padded(ids, size), f"{name}_count": np.array([len(one) for one in ids])}
+    return made
+
+
+def _joined(parts: Sequence[dict[tuple[int, int], _Arrays]]) -> Iterator[HeardExamples]:
+    for seconds, text in SIZES:
+        found = [part[seconds, text] for part in parts if (seconds, text) in part]
+        if found:
+            joined = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+            yield HeardExamples(seconds, text, **{name: torch.from_numpy(one) for name, one in joined.items()})

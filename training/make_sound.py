@@ -135,6 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--family", default="lark", help=f"of hear: {', '.join(FAMILIES)}")
     parser.add_argument("--split", default="train", choices=("train", "test"))
+    parser.add_argument("--part", type=int, default=0, help="another part of the script, with other lines")
     parser.add_argument("--hours", type=float, default=1000.0)
     parser.add_argument("--clips", type=int, default=0, help="say so many lines of the script")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after so many seconds of work")
@@ -142,9 +143,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
     if given.what == "speak":
-        lines, rate = speaking_lines(given.voice, given.split), SPEAK_RATE
+        lines, rate = speaking_lines(given.voice, given.split, given.part), SPEAK_RATE
     else:
-        lines, rate = hearing_lines(given.family, given.split), HEAR_RATE
+        lines, rate = hearing_lines(given.family, given.split, given.part), HEAR_RATE
     start = time.monotonic()
     hours = make_set(given.out, lines, rate, given.hours, given.seconds, given.jobs, given.clips)
     print(f"{given.out}: {hours:.3f} h of sound, {time.monotonic() - start:.0f} s of work", flush=True)

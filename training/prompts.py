@@ -5,9 +5,7 @@ Written out here because the template's renderer takes a hundred times as long; 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache, partial
-from multiprocessing import get_context
 from random import Random
 
 import numpy as np
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from lluda.inputs.text.tokenizer import Tokenizer
 from training.config import TOKENIZER
+from training.parallel import in_processes
 from training.phrasing import typed
 from training.world import Conversation, sample
 
@@ -93,13 +92,6 @@ def _sized(rows: list[list[int]]) -> list[np.ndarray]:
 
 def typed_conversations(count: int, split: str, seed: int, jobs: int) -> list[Tensor]:
     """So many conversations of a split as ids, int16 ``[n, size]`` for each of ``SIZES``, by ``jobs`` processes."""
-    return _in_parts(partial(_typed_part, -(-count // (4 * jobs)), split), range(seed, seed + 4 * jobs), jobs)
-
-
-def _in_parts(make: Callable[[int], list[np.ndarray]], seeds: range, jobs: int) -> list[Tensor]:
-    if jobs == 1:
-        parts = [make(seed) for seed in seeds]
-    else:
-        with get_context("fork").Pool(jobs) as pool:
-            parts = pool.map(make, seeds, chunksize=1)
+    make = partial(_typed_part, -(-count // (4 * jobs)), split)
+    parts = in_processes(make, range(seed, seed + 4 * jobs), jobs)
     return [torch.from_numpy(np.concatenate([part[index] for part in parts])) for index in range(len(SIZES))]

@@ -5,12 +5,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
 
+from training.domains import WRITE_DOWN
 from training.numerals import sentence
 from training.sentences import joined_sentence, plain_sentence
 from training.world import sample, split_of
 
 ANSWER_SHARE, QUESTION_SHARE = 0.7, 0.1
 """Of the lines to learn speaking from: answers, questions; the rest are sentences of the lexicon."""
+
+READ_ALOUD_SHARE = 0.1
+"""Of the lines to learn hearing from: answers read to the model, which it is to write down."""
 
 TRAINED_LINES = 25_000
 """More than the 12 hours of lark have."""
@@ -29,13 +33,14 @@ class Line:
     about: dict = field(default_factory=dict)
 
 
-def speaking_lines(voice: str, split: str) -> Iterator[Line]:
-    """Endless lines to learn speaking from: the same texts for every voice, a text at most three times.
+def speaking_lines(voice: str, split: str, part: int = 0) -> Iterator[Line]:
+    """Endless lines to learn speaking from: the same texts for every voice, a text at most three times. Another `part`
+    has other lines, so that parts of a set can be made at once.
 
     To test, only texts that are none of the first `TRAINED_LINES` to train on: answers of different questions can be
     the same.
     """
-    rng, said, number = Random(f"speak {split}"), {}, 0
+    rng, said, number = Random(_named("speak", split, part)), {}, 0
     if split != "train":
         trained = itertools.islice(speaking_lines(voice, "train"), TRAINED_LINES)
         said = {line.text: _MOST_REPEATS for line in trained}
@@ -45,6 +50,11 @@ def speaking_lines(voice: str, split: str) -> Iterator[Line]:
             said[text] = said.get(text, 0) + 1
             yield Line(text, voice, split, number, about)
             number += 1
+
+
+def _named(*words: str | int) -> str:
+    """What a script is drawn from; part 0 is named like a whole."""
+    return " ".join(str(word) for word in words if word)
 
 
 def _speaking_text(split: str, rng: Random) -> tuple[str, dict]:
@@ -60,10 +70,14 @@ def _speaking_text(split: str, rng: Random) -> tuple[str, dict]:
             return sentence(text), {"domain": "sentence"}
 
 
-def hearing_lines(family: str, split: str) -> Iterator[Line]:
-    """Endless lines to learn hearing from: every turn of conversations, by voices of the family in turn."""
-    rng, number = Random(f"hear {family} {split}"), 0
+def hearing_lines(family: str, split: str, part: int = 0) -> Iterator[Line]:
+    """Endless lines to learn hearing from: every turn of conversations, by voices of the family in turn; of training
+    also answers read aloud, to write down. Parts as of `speaking_lines`."""
+    rng, number = Random(_named("hear", family, split, part)), 0
     while True:
+        if split == "train" and rng.random() < READ_ALOUD_SHARE:
+            yield _read_aloud(family, rng, number)
+            number += 1
         domain = "transcript" if rng.random() < 0.25 else None
         conversation = sample(split, rng, domain)
         before: list[tuple[str, str]] = []
@@ -73,6 +87,14 @@ def hearing_lines(family: str, split: str) -> Iterator[Line]:
             yield Line(turn.question, FAMILIES[family](rng), split, rng.randrange(2**31), about)
             before.append((turn.question, turn.answer))
         number += 1
+
+
+def _read_aloud(family: str, rng: Random, number: int) -> Line:
+    """An answer by a voice of the family, to be written down."""
+    told = sample("train", rng, turns=1).turns[0].answer
+    about = {"answer": told, "domain": "transcript", "slot": told, "system": None, "instruction": WRITE_DOWN[0]}
+    about |= {"before": [], "conversation": number}
+    return Line(told, FAMILIES[family](rng), "train", rng.randrange(2**31), about)
 
 
 def _lark_at_a_speed(rng: Random) -> str:

@@ -26,6 +26,9 @@ PLACES = 4
 
 PLACE = FRAME // PLACES
 SILENCE = " "
+ALPHABET = " !,.:;?AIOTWYbdfhijklmnpstuvwzæðŋɐɑɔəɛɜɡɪɹɾʃʊʌʔʤʧθᵊᵻ"
+"""hibari's symbols for English: sets with few clips have the same numbers for them as sets with many."""
+
 _STRESS = "ˈˌ"
 _SHORT = 0.08
 
@@ -81,7 +84,7 @@ def read_sets(folders: Sequence[Path]) -> SoundSet:
     frames = [-(-entry["samples"] // FRAME) for entry, _ in entries]
     joined, clips, at = np.zeros(sum(frames) * FRAME, np.int16), [], 0
     phonemes = np.full(sum(frames) * PLACES, -1, np.int8)
-    symbols = sorted({symbol for entry, _ in entries for symbol, _ in entry.get("sounds", ())} | {SILENCE})
+    symbols = sorted({symbol for entry, _ in entries for symbol, _ in entry.get("sounds", ())} | {*ALPHABET})
     for (entry, sound), count in zip(entries, frames, strict=True):
         part = sound[entry["start"] : entry["start"] + entry["samples"]]
         joined[at * FRAME : at * FRAME + len(part)] = part

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -27,8 +29,9 @@ ROUNDED_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Where a stage keeps its files, and when it ends: after ``seconds`` of its own time over all its runs, or after
-    ``steps``. This run ends after ``run_seconds`` in any case, and can be resumed."""
+    """Where a stage keeps its files, and when it ends: after ``seconds`` of its own time over all its runs, at the time
+    ``until`` (of `time.time`) where one is given, or after ``steps``. This run ends after ``run_seconds`` in any case,
+    and can be resumed; so it is where ``succeeds`` names the process of the run before, which is ended first."""
 
     out: Path
     seconds: float
@@ -37,6 +40,8 @@ class Limits:
     device: str = "cuda"
     compiled: bool = True
     step_by_step: bool = False
+    until: float | None = None
+    succeeds: int | None = None
 
     @classmethod
     def parser(cls, description: str | None) -> argparse.ArgumentParser:
@@ -44,6 +49,8 @@ class Limits:
         parser = argparse.ArgumentParser(description=description)
         parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, weights and curves")
         parser.add_argument("--seconds", type=float, default=60.0, help="time of the whole stage")
+        parser.add_argument("--until", type=float, help="end of the whole stage instead, in seconds since 1970")
+        parser.add_argument("--succeeds", type=int, help="process that runs the stage until now; it is ended")
         parser.add_argument("--run-seconds", type=float, default=math.inf, help="time of this run of it")
         parser.add_argument("--steps", type=int, help="end after so many steps instead")
         parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -62,6 +69,8 @@ class Limits:
             device=options.device,
             compiled=not options.eager,
             step_by_step=options.step_by_step,
+            until=options.until,
+            succeeds=options.succeeds,
         )
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,37 +85,49 @@ class Limits:
 
 class Stage:
     """Iterate over it for the steps: each value is how far the stage is, from 0 to below 1. The learning rate of every
-    optimiser is set before a step: a linear warm-up, then half a cosine down to a hundredth of its first value."""
+    optimiser is set before a step: a linear warm-up, then half a cosine down to a hundredth of its first value. SIGTERM
+    ends the run after its step."""
 
     def __init__(
         self, name: str, limits: Limits, modules: Mapping[str, nn.Module], optimizers: Sequence[torch.optim.Optimizer]
     ) -> None:
         self.name, self.limits, self.modules, self.optimizers = name, limits, modules, optimizers
-        self.step, self.elapsed = 0, 0.0
+        self.step, self.elapsed, self._seconds, self._stopped = 0, 0.0, limits.seconds, False
         self.curve: list[dict[str, float]] = []
         self._peaks = [float(group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
         self._sums: dict[str, tuple[Tensor, int]] = {}
         limits.out.mkdir(parents=True, exist_ok=True)
+        if limits.succeeds is not None:
+            _end(limits.succeeds)
         self._resume()
 
     @property
     def progress(self) -> float:
         """Share of the stage that is done."""
-        return self.step / self.limits.steps if self.limits.steps else self.elapsed / self.limits.seconds
+        return self.step / self.limits.steps if self.limits.steps else self.elapsed / self._seconds
 
     def __iter__(self) -> Iterator[float]:
         begun, before, saved = time.monotonic(), self.elapsed, time.monotonic()
-        while self.progress < 1 and time.monotonic() - begun < self.limits.run_seconds:
-            self._set_rates()
-            yield self.progress
-            self.step += 1
-            self.elapsed = before + time.monotonic() - begun
-            if self.step % LOG_EVERY == 0 or self.step == self.limits.steps:
-                self._log()
-            if time.monotonic() - saved > SAVE_SECONDS:
-                self.save()
-                saved = time.monotonic()
-        self.save()
+        if self.limits.until is not None:
+            self._seconds = before + max(1.0, self.limits.until - time.time())
+        handler = signal.signal(signal.SIGTERM, self._stop)
+        try:
+            while self.progress < 1 and not self._stopped and time.monotonic() - begun < self.limits.run_seconds:
+                self._set_rates()
+                yield self.progress
+                self.step += 1
+                self.elapsed = before + time.monotonic() - begun
+                if self.step % LOG_EVERY == 0 or self.step == self.limits.steps:
+                    self._log()
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    self.save()
+                    saved = time.monotonic()
+            self.save()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+
+    def _stop(self, *_: object) -> None:
+        self._stopped = True
 
     def report(self, values: Mapping[str, Tensor]) -> None:
         """Values of this step for the curve; nothing waits for them."""
@@ -164,6 +185,17 @@ class Stage:
         if self.step % (4 * LOG_EVERY) == 0 or self.step <= LOG_EVERY:
             speed = 1000 * self.elapsed / self.step
             print(f"{self.name} {self.step} {self.elapsed:.0f}s {speed:.0f}ms/step {means}", flush=True)
+
+
+def _end(process: int) -> None:
+    """Ask a process to end, and wait until it has."""
+    try:
+        found = psutil.Process(process)
+        found.terminate()
+        while found.is_running() and found.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.05)
+    except psutil.NoSuchProcess:
+        return
 
 
 def load_weights(module: nn.Module, path: Path) -> nn.Module:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import accumulate
 from random import Random
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from training.code_set import CodeSet
-from training.prompts import PromptWriter
+from training.parallel import in_processes
+from training.prompts import PromptWriter, writer
 from training.sound_set import Clip
 from training.timing import FRAMES_A_SECOND, spoken_tokens
 from training.world import sample
@@ -21,6 +23,7 @@ SIZES = (32, 56, 96, 160)
 """Frames of a batch's examples; what is longer than the last is left out."""
 
 _USER_ROWS = 48
+_GROUPS_AT_ONCE = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,36 +47,56 @@ class Examples:
 
 
 def examples_of(
-    codes: CodeSet, split: str, writer: PromptWriter, speakers: dict[str, int], ends: tuple[int, int], device: str
+    codes: CodeSet,
+    split: str,
+    speakers: dict[str, int],
+    ends: tuple[int, int],
+    device: str,
+    jobs: int = 1,
+    neighbours: bool = True,
 ) -> list[Examples]:
-    """All clips of a split alone, and as many pairs, and half as many threes, of neighbours of one voice. ``ends``:
-    the ids tts_eos and tts_pad."""
+    """All clips of a split alone, and with ``neighbours`` as many pairs, and half as many threes, of neighbours of one
+    voice. ``ends``: the ids tts_eos and tts_pad; ``jobs``: processes that write them."""
     clips = [clip for clip in codes.clips if clip.split == split]
-    voices = {name: [clip for clip in clips if clip.voice == name] for name in sorted(speakers)}
-    groups: list[Sequence[Clip]] = []
+    groups: list[_Group] = []
     rng = Random(7)
-    for found in voices.values():
+    for name in sorted(speakers):
+        found = [clip for clip in clips if clip.voice == name]
         shuffled = rng.sample(found, len(found))
         groups += [(clip,) for clip in found]
-        groups += list(zip(found, shuffled, strict=True))
-        groups += list(zip(found, shuffled[1:], shuffled[2:], strict=False))[::2]
-    buckets: dict[int, list[tuple[list[int], list[int], list[int], int]]] = {size: [] for size in SIZES}
-    decode = cache(writer.tokenizer.decode)
+        if neighbours:
+            groups += list(zip(found, shuffled, strict=True))
+            groups += list(zip(found, shuffled[1:], shuffled[2:], strict=False))[::2]
+    parts = [groups[first : first + _GROUPS_AT_ONCE] for first in range(0, len(groups), _GROUPS_AT_ONCE)]
+    made = in_processes(partial(_written, speakers, ends), parts, jobs)
+    return [
+        Examples(size, *(torch.from_numpy(np.concatenate(one)).to(device).long() for one in zip(*found, strict=True)))
+        for size in SIZES
+        if (found := [part[size] for part in made if size in part])
+    ]
+
+
+_Group = tuple[Clip, ...]
+
+
+def _written(
+    speakers: dict[str, int], ends: tuple[int, int], groups: Sequence[_Group]
+) -> dict[int, tuple[np.ndarray, ...]]:
+    """The fields of `Examples`, int32, of clips one after the other, by the least of ``SIZES`` that holds them."""
+    buckets: dict[int, list[tuple[list[int], list[int], list[int], int]]] = {}
+    decode = cache(writer().tokenizer.decode)
     for group in groups:
         frames = [index for clip in group for index in range(clip.first, clip.first + clip.frames)]
-        ids = writer.plain(" ".join(clip.text for clip in group))
+        ids = writer().plain(" ".join(clip.text for clip in group))
         size = next((size for size in SIZES if len(frames) <= size), None)
         if size is None or len(ids) > len(frames):
             continue
         text = [*ids, ends[0], *[ends[1]] * size][: size + 1]
         spoken = _spoken(group, ids, lambda part: decode(tuple(part)))
         spoken = (spoken + [spoken[-1]] * (size + 1))[: size + 1]
-        buckets[size].append((text, frames + [-1] * (size - len(frames)), spoken, speakers[group[0].voice]))
-    made = []
-    for size, rows in buckets.items():
-        if rows:
-            made.append(Examples(size, *(torch.tensor(part, device=device) for part in zip(*rows, strict=True))))
-    return made
+        row = (text, frames + [-1] * (size - len(frames)), spoken, speakers[group[0].voice])
+        buckets.setdefault(size, []).append(row)
+    return {size: tuple(np.array(part, np.int32) for part in zip(*rows, strict=True)) for size, rows in buckets.items()}
 
 
 def _spoken(group: Sequence[Clip], ids: list[int], decode: Callable[[Sequence[int]], str]) -> list[int]:

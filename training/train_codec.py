@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lluda.config.code2wav import Code2WavConfig
-from lluda.config.omni import SpeechConfig
 from training.captured import CapturedSteps, Values
-from training.codec import Encoder, PhonemeHead, Quantiser, encode_all
-from training.config import read_config
+from training.code_set import CodeSet
+from training.codec import Encoder, PhonemeHead, Quantiser
 from training.discriminators import Discriminators, deceived, halves, hinge
 from training.optimizer import adamw, clip
 from training.phoneme_listener import PhonemeListener
 from training.sound_set import FRAME, PLACE, PLACES, SoundSet, read_sets
 from training.spectrum import MelDistance
 from training.stage import ROUNDED_SHARE, Limits, Stage, autocast, load_weights, rounded
+from training.stored_codec import codec_of, codes_of, speech_config
 from training.twin.code2wav import Code2Wav
 
 SEGMENT = 64
@@ -185,9 +185,12 @@ def perplexity(counts: Tensor) -> Tensor:
 
 
 class VocoderTrainer:
-    """Stage B: code2wav, its table free, on the fixed codes of all clips; from some point on against discriminators."""
+    """Stage B: code2wav, its table free, on the fixed codes of all clips; from some point on against discriminators.
+    Half of the segments are of the codes that the talker expects, if there are any: it must hear them as speech too."""
 
-    def __init__(self, folder: Path, sound: SoundSet, pieces: Pieces, limits: Limits, rate: float) -> None:
+    def __init__(
+        self, folder: Path, sound: SoundSet, pieces: Pieces, limits: Limits, rate: float, expected: Path | None
+    ) -> None:
         self.pieces, self.device = pieces, limits.device
         begun = "codec_b" if (folder / "codec_b.code2wav.safetensors").exists() else "codec_a"
         self.vocoder = codec_of(folder, self.device, begun)[2].train()
@@ -195,7 +198,10 @@ class VocoderTrainer:
         self.listener = PhonemeListener(len(pieces.symbols)).to(self.device)
         if (folder / "codec_a.listener.safetensors").exists():
             load_weights(self.listener, folder / "codec_a.listener.safetensors")
-        self.codes = codes_of(sound, folder).long()
+        codes = [codes_of(sound, folder)]
+        if expected is not None:
+            codes.append(codes_expected(expected, sound))
+        self.codes = torch.stack([one.long() for one in codes])
         named = ((self.vocoder, self.listener), (self.discriminators,))
         self.optimizers = [adamw(modules, rate, (0.8, 0.99), 0.01) for modules in named]
         self.distance = MelDistance().to(self.device)
@@ -209,7 +215,8 @@ class VocoderTrainer:
         true, spoken = pieces.true(chosen, piece), pieces.spoken(chosen, piece)
         index = pieces.first[chosen, None] + torch.arange(SEGMENT, device=self.device)
         with rounded([self.vocoder], kind[0]), autocast(self.device):
-            rows = self.frames(self.vocoder.latents(self.codes[:, index].transpose(0, 1)))
+            which = torch.randint(len(self.codes), (len(index), 1), device=self.device)
+            rows = self.frames(self.vocoder.latents(self.codes[which, :, index].transpose(1, 2)))
             made = pieces.heard(self.waveform(pieces.cut(rows, piece)), true, piece)
             listener, heard = self.listener.losses(true, made, spoken)
             values = {"mel": self.distance(made, true), "listener": listener, "heard": heard}
@@ -237,11 +244,14 @@ class VocoderTrainer:
         return {"doubt": doubt, "verdicts": verdicts, "features": features}
 
 
-def train_b(sound: SoundSet, limits: Limits, batch: int, frames: int, rate: float, contested: float) -> None:
-    """Stage B; ``contested``: how far the stage is when the discriminators come in."""
+def train_b(
+    sound: SoundSet, limits: Limits, batch: int, frames: int, rate: float, contested: float, expected: Path | None
+) -> None:
+    """Stage B; ``contested``: how far the stage is when the discriminators come in; ``expected``: folder of
+    training.expected_codes."""
     torch.manual_seed(1)
     pieces = Pieces(sound, batch, frames, speech_config().code2wav.look_ahead)
-    trainer = VocoderTrainer(limits.out, sound, pieces, limits, rate)
+    trainer = VocoderTrainer(limits.out, sound, pieces, limits, rate, expected)
     modules = {"code2wav": trainer.vocoder, "listener": trainer.listener, "discriminators": trainer.discriminators}
     stage = Stage("codec_b", limits, modules, trainer.optimizers)
     steps = CapturedSteps(trainer.step, limits.captured)
@@ -251,31 +261,12 @@ def train_b(sound: SoundSet, limits: Limits, batch: int, frames: int, rate: floa
         stage.report(steps(kind, pieces.draw().to(limits.device), share))
 
 
-def speech_config() -> SpeechConfig:
-    """The speaking half of the tiny config."""
-    omni = read_config()[1].omni
-    assert omni is not None and omni.speech is not None
-    return omni.speech
-
-
-def codec_of(folder: Path, device: str, stage: str = "codec_a") -> tuple[Encoder, Quantiser, Code2Wav]:
-    """The codec that a stage has saved, code2wav's table made of stage A's quantiser."""
-    config = speech_config().code2wav
-    hidden = config.transformer.hidden_size
-    encoder, quantiser = Encoder(hidden), Quantiser(hidden, config.num_quantizers, config.codebook_size)
-    vocoder = Code2Wav(config)
-    load_weights(encoder, folder / "codec_a.encoder.safetensors")
-    load_weights(quantiser, folder / "codec_a.quantiser.safetensors")
-    load_weights(vocoder, folder / f"{stage}.code2wav.safetensors")
-    if stage == "codec_a":
-        vocoder.code_embedding.weight.data.copy_(quantiser.table())
-    return encoder.to(device).eval(), quantiser.to(device).eval(), vocoder.to(device)
-
-
-def codes_of(sound: SoundSet, folder: Path) -> Tensor:
-    """Codes int16 ``[groups, frames]`` of all of a set, by the codec of stage A."""
-    encoder, quantiser, _ = codec_of(folder, str(sound.sound.device))
-    return encode_all(encoder, quantiser, sound.sound)
+def codes_expected(folder: Path, sound: SoundSet) -> Tensor:
+    """Codes ``[groups, frames]`` of the same clips by training.expected_codes. ValueError: they are of other clips."""
+    found = CodeSet.load(folder)
+    if [(one.text, one.first) for one in found.clips] != [(one.text, one.first) for one in sound.clips]:
+        raise ValueError(f"{folder} has the codes of other clips: give it the same sets in the same order")
+    return found.codes.to(sound.sound.device)
 
 
 def main() -> None:
@@ -288,6 +279,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="first learning rate (A 5e-4, B 3e-4)")
     parser.add_argument("--begin", type=Path, help="A: folder of a run of stage A, whose weights to begin with")
     parser.add_argument("--contested", type=float, default=1.0, help="B: share after which discriminators come in")
+    parser.add_argument("--expected", type=Path, help="B: folder of training.expected_codes of the same sets")
     options = parser.parse_args()
     limits = Limits.of(options)
     torch.backends.cudnn.benchmark = True
@@ -297,7 +289,7 @@ def main() -> None:
     if options.stage == "a":
         train_a(sound, limits, options.batch, options.frames, options.rate or 5e-4, options.begin)
     else:
-        train_b(sound, limits, options.batch, options.frames, options.rate or 3e-4, options.contested)
+        train_b(sound, limits, options.batch, options.frames, options.rate or 3e-4, options.contested, options.expected)
 
 
 if __name__ == "__main__":

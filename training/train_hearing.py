@@ -32,8 +32,8 @@ SECONDS_AT_ONCE = 1024.0
 LISTENING_SHARE = 0.35
 """Of the stage: transcripts alone. Before the encoder's rows say anything, an answer teaches the thinker to guess."""
 
-MIXED = {"answer": 0.42, "transcript": 0.24, "instructed": 0.18, "followed": 0.1, "noise": 0.06}
-TYPED_EVERY = 6
+MIXED = {"answer": 0.4, "transcript": 0.22, "instructed": 0.16, "followed": 0.16, "noise": 0.06}
+TYPED_EVERY = 4
 _CTC = (0.5, 0.1)
 _NOISES = 4000
 _VALIDATE_EVERY = 10 * LOG_EVERY
@@ -88,7 +88,7 @@ def train(
     begin: str = "text",
     listening: float = LISTENING_SHARE,
 ) -> None:
-    """Spoken batches, every sixth a typed one, from the thinker of the stage ``begin``."""
+    """Spoken batches, every fourth a typed one, from the thinker of the stage ``begin``."""
     torch.manual_seed(4)
     device = limits.device
     thinker = thinker_of(weights, begin, device)
@@ -171,7 +171,7 @@ def main() -> None:
     limits = Limits.of(options)
     torch.set_float32_matmul_precision("high")
     heard, held_out = (
-        HeardBatches(*read_heard(options.sound, split, _NOISES, 1), limits.device, seed)
+        HeardBatches(*read_heard(options.sound, split, _NOISES, 1, options.jobs), limits.device, seed)
         for split, seed in (("train", 5), ("test", 6))
     )
     print([(one.seconds, one.rows, len(one)) for one in heard.examples], flush=True)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from training.captured import CapturedSteps, Values
 from training.code_set import CodeSet
 from training.config import read_config
 from training.optimizer import adamw, clip
-from training.prompts import PromptWriter
+from training.prompts import writer
 from training.stage import LOG_EVERY, ROUNDED_SHARE, Limits, Stage, autocast, load_weights, rounded
 from training.talker_examples import Examples, examples_of, user_turns
 from training.tokenizer import FIRST_ADDED
@@ -145,7 +146,8 @@ class TalkerTrainer(nn.Module):
         """Cross entropy of the token spoken in the frame that each row chooses."""
         wanted = batch.text.gather(1, batch.spoken.clamp(min=0)).clamp(max=FIRST_ADDED)
         found = self.words(hidden).flatten(0, 1).float()
-        return F.cross_entropy(found, torch.where(known, wanted, -100).flatten(), ignore_index=-100)
+        losses = F.cross_entropy(found, torch.where(known, wanted, -100).flatten(), ignore_index=-100, reduction="sum")
+        return losses / known.sum().clamp(min=1)
 
     def place(self, batch: Batch, known: Tensor) -> Tensor:
         """Minus the logarithm of what the taught heads give to the row that brought that token."""
@@ -207,24 +209,35 @@ def heard_rows(batch: Batch, table: Tensor) -> Tensor | None:
     return noise * table.std() * (0.5 + 3 * torch.rand(len(noise), 1, 1, device=table.device))
 
 
-def train(codes: CodeSet, weights: Path, limits: Limits, frames: int, rate: float, begin: Path | None) -> None:
-    """The talker and the code predictor together, from the weights in the file ``begin``."""
-    config, device = read_config()[1].omni, limits.device
+def trainer_of(weights: Path, begin: Path | None, device: str) -> TalkerTrainer:
+    """With the table of the text stage in the folder ``weights`` and a talker's weights in the file ``begin``."""
+    config = read_config()[1].omni
     assert config is not None and config.speech is not None
-    speech = config.speech
-    torch.manual_seed(3)
     table = load_file(weights / "text.thinker.safetensors")["model.embed_tokens.weight"].bfloat16().float().to(device)
-    writer, ends = PromptWriter(), (speech.tokens.tts_eos, speech.tokens.tts_pad)
-    trainer = TalkerTrainer(speech, table)
-    trainer.opening[2] = writer.line
+    trainer = TalkerTrainer(config.speech, table)
+    trainer.opening[2] = writer().line
     if begin is not None:
         load_weights(trainer.talker, begin)
-    trainer.to(device).train()
-    turns = user_turns(writer, TURNS if frames >= FRAMES_AT_ONCE else 50, device)
-    speakers = dict(speech.talker.speakers)
-    batches, held_out = (
-        Batches(codes, examples_of(codes, split, writer, speakers, ends, device), turns) for split in ("train", "test")
-    )
+    return trainer.to(device)
+
+
+def examples(trainer: TalkerTrainer, codes: CodeSet, split: str, jobs: int, neighbours: bool = True) -> list[Examples]:
+    """Of a split, on the trainer's device."""
+    speech = trainer.config
+    ends = speech.tokens.tts_eos, speech.tokens.tts_pad
+    return examples_of(codes, split, dict(speech.talker.speakers), ends, str(trainer.table.device), jobs, neighbours)
+
+
+def train(
+    codes: CodeSet, weights: Path, limits: Limits, frames: int, rate: float, begin: Path | None, jobs: int
+) -> None:
+    """The talker and the code predictor together, from the weights in the file ``begin``."""
+    device = limits.device
+    torch.manual_seed(3)
+    trainer = trainer_of(weights, begin, device).train()
+    table, speech = trainer.table, trainer.config
+    turns = user_turns(writer(), TURNS if frames >= FRAMES_AT_ONCE else 50, device)
+    batches, held_out = (Batches(codes, examples(trainer, codes, split, jobs), turns) for split in ("train", "test"))
     print([(one.size, len(one)) for one in batches.examples], flush=True)
     optimizer = adamw([trainer], rate, (0.9, 0.98), 0.1)
     stage = Stage("talker", limits, {"talker": trainer.talker, "words": trainer.words}, [optimizer])
@@ -267,15 +280,17 @@ def validate(trainer: TalkerTrainer, held_out: Batches, frames: int, device: str
 def main() -> None:
     """The command line."""
     parser = Limits.parser(__doc__)
-    parser.add_argument("--codes", type=Path, required=True, help="folder of training.code_set")
+    parser.add_argument("--codes", type=Path, nargs="+", required=True, help="folders of training.code_set")
     parser.add_argument("--weights", type=Path, required=True, help="folder with the text stage's weights")
     parser.add_argument("--frames", type=int, default=FRAMES_AT_ONCE, help="frames of a step")
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--begin", type=Path, help="file of a talker's weights to begin with")
     options = parser.parse_args()
     torch.set_float32_matmul_precision("high")
     limits = Limits.of(options)
-    train(CodeSet.load(options.codes), options.weights, limits, options.frames, options.rate, options.begin)
+    codes = CodeSet.load(*options.codes)
+    train(codes, options.weights, limits, options.frames, options.rate, options.begin, options.jobs)
 
 
 if __name__ == "__main__":

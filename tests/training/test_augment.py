@@ -48,6 +48,24 @@ def test_speed_folds_nothing_back():
     assert got.square().mean() < 0.1 * sound.square().mean()
 
 
+def test_every_second_clip_keeps_its_speed():
+    sound, lengths = _tones(*[1000] * 4)
+    got, got_lengths = Augmentation(1, settings=_changed(speed=(0.8, 0.8)))(sound, lengths, 2 * RATE)
+    assert got_lengths.tolist() == [1.25 * RATE, RATE] * 2
+    assert [round(_pitch(clip[:RATE]).item()) for clip in got] == [800, 1000] * 2
+
+
+def test_a_warp_moves_bands_and_keeps_what_is_even():
+    generator = torch.Generator().manual_seed(1)
+    features = torch.ones(64, 2, 128)
+    torch.testing.assert_close(augment.warped_features(features, generator), features)
+    features[:, :, 100:] = 3
+    moved = (augment.warped_features(features, generator) < 2).sum(2)[:, 0]
+    assert moved.min() < 98
+    assert moved.max() > 102
+    assert ((moved - 100).abs() <= 6).all()
+
+
 def test_noise_has_its_ratio_to_the_speech():
     sound, lengths = _tones(*[500] * 16)
     quieter = Augmentation(2, settings=_changed(noise_share=1.0, decibel_over_noise=(10, 10)))

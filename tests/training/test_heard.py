@@ -117,6 +117,29 @@ def test_a_noise_has_no_words_and_is_not_understood(batches):
     assert len({int(frames) for frames in batch.frames}) > 1
 
 
+def test_two_processes_write_the_same_examples(spoken_questions):
+    one, two = (read_heard([spoken_questions], "train", 3, 1, jobs)[1] for jobs in (1, 2))
+    for first, second in zip(one, two, strict=True):
+        assert torch.equal(first.before, second.before)
+        assert torch.equal(first.after, second.after)
+
+
+def test_a_batch_of_all_tasks_makes_noise_of_noises_alone(batches):
+    batch = batches.draw({"noise": 0.5, "answer": 0.5}, 64, augmented=False)
+    from training.prompts import writer
+
+    targets = learnt_targets(batch.ids)
+    told = [writer().tokenizer.decode(row[row >= 0].tolist()[:-1]) for row in targets]
+    assert {(answer == SORRY, int(count) == 0) for answer, count in zip(told, batch.spoken_count, strict=True)} == {
+        (True, True),
+        (False, False),
+    }
+    tones = batch.features[[answer != SORRY for answer in told]]
+    assert (tones[1:] - tones[:1]).abs().max() < 1e-5
+    noises = batch.features[[answer == SORRY for answer in told]]
+    assert (noises[1:] - noises[:1]).abs().amax((1, 2)).min() > 0.1
+
+
 def test_tasks_have_their_shares(batches):
     shares = {"transcript": 0.5, "answer": 0.5}
     answered = total = 0

@@ -109,6 +109,23 @@ def test_every_voice_speaks_the_same_texts():
     assert max(lark.count(text) for text in lark) <= 3
 
 
+def test_parts_have_lines_of_their_own():
+    for lines in (
+        lambda part: speaking_lines("lark", "train", part),
+        lambda part: hearing_lines("lark", "train", part),
+    ):
+        first, second = ([line.text for line in itertools.islice(lines(part), 200)] for part in (0, 1))
+        assert len(set(first) & set(second)) < 60
+
+
+def test_answers_are_read_aloud_to_be_written_down():
+    lines = list(itertools.islice(hearing_lines("lark", "train"), 600))
+    answers = {line.about["answer"] for line in lines if line.about["domain"] != "transcript"}
+    read = [line for line in lines if line.about["domain"] == "transcript" and line.text in answers]
+    assert read
+    assert all(line.about["instruction"] and line.about["answer"] == line.text for line in read)
+
+
 def test_no_text_to_test_is_spoken_to_train():
     trained = {line.text for line in itertools.islice(speaking_lines("lark", "train"), 5000)}
     tested = [line.text for line in itertools.islice(speaking_lines("lark", "test"), 200)]

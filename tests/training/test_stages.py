@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,10 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 import lluda
-from training import code_set, export, train_codec, train_talker, train_text
+from training import code_set, expected_codes, export, train_codec, train_talker, train_text
 from training.config import GROUPS, read_config
 from training.prompts import LEARNT, PromptWriter
+from training.sound_set import Clip, read_sets
 from training.stage import Limits, Stage
+from training.twin.talker import CodePredictor
 from training.world import Conversation, Turn
 
 SMALL = ["--device", "cpu", "--eager", "--steps", "2"]
@@ -67,7 +71,15 @@ def test_all_stages_and_their_export(tones, tmp_path, monkeypatch):
     assert found.codes.shape == (GROUPS, sum(clip.frames for clip in found.clips))
     typed = ("--conversations", 60, "--jobs", 1, "--rows", 640, "--scored", 2)
     run(monkeypatch, train_text, "--out", out, *typed, *SMALL)
-    run(monkeypatch, train_talker, "--codes", codes, "--weights", out, "--out", out, "--frames", 64, *SMALL)
+    run(
+        monkeypatch, train_talker, "--codes", codes, "--weights", out, "--out", out, "--frames", 64, "--jobs", 1, *SMALL
+    )
+    expected = tmp_path / "expected"
+    talker = ("--weights", out, "--talker", out / "talker.talker.safetensors", "--device", "cpu")
+    run(monkeypatch, expected_codes, "--codes", codes, *talker, "--out", expected)
+    assert not torch.equal(code_set.CodeSet.load(expected).codes, found.codes)
+    (out / "codec_b.ckpt").unlink()
+    run(monkeypatch, train_codec, "b", "--out", out, "--expected", expected, *codec)
     weights = {"thinker": "text.thinker", "talker": "talker.talker", "code2wav": "codec_b.code2wav"}
     files = {component: out / f"{name}.safetensors" for component, name in weights.items()}
     export.export(export.tensors_of(files), model)
@@ -112,6 +124,50 @@ def test_a_stage_goes_on_where_it_stopped(tmp_path):
     assert (first.step, again.step) == (1, 1)
     saved = load_file(tmp_path / "try.layer.safetensors")
     assert torch.equal(saved["weight"], layer.weight)
+
+
+def test_a_run_ends_the_one_it_succeeds_and_goes_on(tmp_path):
+    """The first process would go on for an hour."""
+    code = (
+        "import sys, time, pathlib; import torch; from training.stage import Limits, Stage\n"
+        "stage = Stage('try', Limits(pathlib.Path(sys.argv[1]), 3600, device='cpu'), {}, [])\n"
+        "for _ in stage: print(flush=True); time.sleep(0.01)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as first:
+        first.stdout.readline()
+        stage = Stage("try", Limits(tmp_path, 1, device="cpu", until=time.time() + 1, succeeds=first.pid), {}, [])
+        assert first.wait(60) == 0
+    begun = stage.step
+    assert begun > 0
+    shares = list(zip(stage, range(2), strict=False))
+    assert shares[0][0] < 1
+    assert stage.step > begun
+
+
+def test_sets_of_codes_are_one_with_the_held_out_clips_of_the_first(tmp_path):
+    clips = [Clip("a", "lark", "train", 0, 2), Clip("b", "lark", "test", 2, 1)]
+    for number in range(2):
+        code_set.CodeSet(torch.full((GROUPS, 3), number, dtype=torch.uint8), clips).save(tmp_path / str(number))
+    found = code_set.CodeSet.load(tmp_path / "0", tmp_path / "1")
+    assert [(clip.split, clip.first) for clip in found.clips] == [("train", 0), ("test", 2), ("train", 3)]
+    assert found.codes[0].tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_expected_codes_of_other_clips_are_refused(tones, tmp_path):
+    sound = read_sets([tones])
+    code_set.CodeSet(torch.zeros(GROUPS, 3, dtype=torch.uint8), sound.clips[1:]).save(tmp_path)
+    with pytest.raises(ValueError, match="same sets in the same order"):
+        train_codec.codes_expected(tmp_path, sound)
+
+
+def test_the_likeliest_codes_follow_the_ones_chosen():
+    torch.manual_seed(0)
+    predictor = CodePredictor(read_config()[1].omni.speech.talker).eval()
+    hidden, first = torch.randn(2, 3, 128)
+    with torch.no_grad():
+        found = predictor.likeliest(hidden, first)
+        again = predictor(hidden, first, predictor.tables(found[:, :-1])).argmax(-1)
+    assert torch.equal(found, again)
 
 
 class AsWritten:

@@ -37,7 +37,7 @@ def test_examples_say_which_token_each_frame_speaks():
     clips = [Clip(text, "lark", "train", 10 * n, 10, 0.8, (0.08, 0.24, 0.4)) for n, text in enumerate(texts)]
     clips.append(Clip("It is blue.", "rms", "train", 20, 10))
     codes = CodeSet(torch.zeros(8, 30, dtype=torch.uint8), clips)
-    (found,) = examples_of(codes, "train", writer, {"lark": 1, "rms": 2}, (-1, -2), "cpu")
+    (found,) = examples_of(codes, "train", {"lark": 1, "rms": 2}, (-1, -2), "cpu")
     for text, frames, spoken, speaker in zip(found.text, found.frames, found.spoken, found.speaker, strict=True):
         if speaker == 2:
             assert set(spoken.tolist()) == {-1}

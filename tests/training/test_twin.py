@@ -24,6 +24,7 @@ from tests.models.omni_reference import placed_parameters, random_parameters
 from tests.models.test_code2wav import codes_of, speech_like
 from training.train_talker import Batch, TalkerTrainer
 from training.twin.code2wav import Code2Wav as Code2WavTwin
+from training.twin.decoder import Mixture
 from training.twin.talker import Talker as TalkerTwin
 from training.twin.thinker import Thinker as ThinkerTwin
 
@@ -186,3 +187,15 @@ def test_rows_of_an_example_are_the_engines(parsed, tensors, talkers, thinkers):
     rows = builder.build(prompt, None, answer[0], "chelsie").rows
     steps = [twin.frame_rows(codes[0, k : k + 1]) + builder.text_row(answer[k + 1]) for k in range(2)]
     assert deviation(found, torch.cat((rows, *steps))) < BAR
+
+
+def test_experts_nearly_as_good_take_turns_in_training(parsed):
+    torch.manual_seed(0)
+    mixture = Mixture(parsed.text.hidden_size, parsed.text.moe)
+    with torch.no_grad():
+        mixture.gate.weight[:] = mixture.gate.weight[:1]  # all of them are as good as one another
+    rows = torch.randn(1, 50, parsed.text.hidden_size)
+    first, second = (mixture.train().route(rows)[0] > 0 for _ in range(2))
+    assert not torch.equal(first, second)
+    first, second = (mixture.eval().route(rows)[0] for _ in range(2))
+    assert torch.equal(first, second)

@@ -104,6 +104,7 @@ class SwiGLU(nn.Module):
 
 
 _INNER = ("gate_proj", "up_proj")
+_JITTER = 0.01
 
 
 class Mixture(nn.Module):
@@ -134,8 +135,12 @@ class Mixture(nn.Module):
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The weight of each expert for each row, float32 ``[batch, rows, experts]``, zero where it is not chosen; and
         0.01 of the load balancing loss (Fedus et al. 2021) with 1e-4 of the z-loss (Zoph et al. 2022)."""
+        x = x.float()
+        if self.training:
+            # As by rounding: experts that are nearly as good must do when the other is taken.
+            x = x * (1 + _JITTER * (2 * torch.rand_like(x) - 1))
         with torch.autocast(x.device.type, enabled=False):
-            logits = F.linear(x.float(), self.gate.weight)
+            logits = F.linear(x, self.gate.weight)
         probabilities = logits.softmax(-1)
         top, ids = probabilities.topk(self.moe.num_experts_per_tok, dim=-1)
         if self.moe.norm_topk_prob:

@@ -62,6 +62,17 @@ class CodePredictor(nn.Module):
         x = self.model.norm(self.model(x)[0])[:, 1:]
         return torch.stack([head(x[:, index]) for index, head in enumerate(self.lm_head)], dim=1)
 
+    def likeliest(self, hidden: Tensor, first: Tensor) -> Tensor:
+        """The likeliest codes 1 to groups - 1, each after the ones chosen before, from ``hidden`` and ``first`` as
+        above: int64 ``[frames, groups - 1]``."""
+        tables, chosen = self.model.codec_embedding, []
+        rows = hidden.new_zeros(len(hidden), len(tables) - 1, hidden.shape[1])
+        for index, table in enumerate(tables):
+            chosen.append(self(hidden, first, rows)[:, index].argmax(-1))
+            if index < rows.shape[1]:
+                rows[:, index] = table(chosen[-1])
+        return torch.stack(chosen, dim=1)
+
 
 class Talker(nn.Module):
     """A mixture-of-experts stack over rows of text and codes."""
