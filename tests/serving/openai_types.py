@@ -14,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter
 EXTENSIONS = {
     "ChatCompletionMessage": {"reasoning_content"},
     "ChoiceDelta": {"reasoning_content"},
+    "Response": {"store"},
     "ResponseFunctionCallArgumentsDoneEvent": {"name"},
 }
 """Fields that this server sends beyond OpenAI's."""

@@ -10,7 +10,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lluda.serving.endpoints import health, models, tokens
+from lluda.serving.endpoints import chat, completions, health, models, responses, tokens
 from lluda.serving.errors import ApiError
 from lluda.serving.guard import Guard, error_response
 from lluda.serving.openapi import openapi_document
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lluda.serving.route import ApiRoute
     from lluda.serving.service import Service
 
-ENDPOINTS = (health, models, tokens)
+ENDPOINTS = (chat, completions, responses, health, models, tokens)
 """Modules with ``ROUTES``."""
 
 

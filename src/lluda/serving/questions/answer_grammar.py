@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lluda.errors import InvalidRequest
 from lluda.serving.answers.marks import Mark, Marks
 from lluda.serving.errors import ApiError
 from lluda.serving.questions.tool_use import ToolUse
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from lluda.engine.sampling.grammar import Grammars
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
+
+# Of white space that a schema allows anywhere, models may write without end.
+_BOUNDED_SPACE = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,20}"}
+_AS_TRAINED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""How Qwen's chat template writes the arguments of a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +40,9 @@ class AnswerGrammar:
 
     def constraint(self, grammars: Grammars, marks: Marks) -> Constraint:
         """Compiled; takes milliseconds. ApiError 400 ``invalid_json_schema``: it does not compile."""
-        from lluda.errors import InvalidRequest
-
         try:
+            if self.schema is not None and not self.tools.functions and not self.thinks:
+                return grammars.json_schema(self.schema)
             return grammars.lark(self.lark(marks))
         except InvalidRequest as error:
             param = "response_format" if self.schema is not None else "tools"
@@ -47,7 +53,7 @@ class AnswerGrammar:
         forms, rules = [], list[str]()
         if self.schema is not None and not self.tools.must_call:
             forms.append("answer")
-            rules.append(f"answer: %json {json.dumps(self.schema)}")
+            rules.append(f"answer: {_json(self.schema, _BOUNDED_SPACE)}")
         if self.tools.functions:
             forms.append("calls")
             rules += self._calls(marks)
@@ -67,8 +73,13 @@ class AnswerGrammar:
         for index, function in enumerate(functions):
             opened = json.dumps(json.dumps({"name": function.name})[:-1] + ', "arguments": ')
             rules.append(f'call_{index}: {opened} arguments_{index} "}}"')
-            rules.append(f"arguments_{index}: %json {json.dumps(function.parameters or ANY_OBJECT)}")
+            rules.append(f"arguments_{index}: {_json(function.parameters or ANY_OBJECT, _AS_TRAINED)}")
         return rules
+
+
+def _json(schema: Mapping[str, Any], spacing: Mapping[str, Any]) -> str:
+    """What keeps to ``schema``, spaced as llguidance's own key says."""
+    return f"%json {json.dumps({**schema, 'x-guidance': spacing})}"
 
 
 def _token(marks: Marks, mark: Mark) -> str:
