@@ -20,7 +20,8 @@ from lluda.errors import (
 )
 
 if TYPE_CHECKING:
-    from lluda.api.model import Conversation, Model, load
+    from lluda.api.conversation import Conversation
+    from lluda.api.model import Model, load
     from lluda.api.speech_model import SpeechModel, load_speech
     from lluda.engine.request import Completion, SpeechChunk, SpeechCompletion, Token
     from lluda.engine.sampling.sampling_params import SamplingParams
@@ -60,7 +61,7 @@ __all__ = [
 _LAZY = {
     "Completion": "lluda.engine.request",
     "ChatOptions": "lluda.inputs.chat.chat_options",
-    "Conversation": "lluda.api.model",
+    "Conversation": "lluda.api.conversation",
     "Model": "lluda.api.model",
     "SamplingParams": "lluda.engine.sampling.sampling_params",
     "SpeechChunk": "lluda.engine.request",

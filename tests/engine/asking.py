@@ -36,6 +36,6 @@ def ask_spoken(network, stack, prompt, params, speech, *, speaker=None, ends=(),
         sampling=(params or SamplingParams()).with_defaults({}),
         end_ids=frozenset(ends),
         speech=SpokenAnswer(speech.with_defaults({}), speaker),
-        text=None if text is None else [(number, "") for number in text],
+        text=None if text is None else [[(number, "") for number in text]],
     )
     return engine_of(network, stack).submit(request)

@@ -293,7 +293,8 @@ def test_a_fault_of_the_engine_itself_leaves_nobody_waiting(monkeypatch):
     monkeypatch.setattr(Scheduler, "step", step)
     with pytest.raises(RuntimeError, match="a fault of ours"):
         list(engine.submit(request([1, 2]), request([3])))
-    with pytest.raises(LludaError, match="was closed"):
+    assert str(engine.error) == "a fault of ours"
+    with pytest.raises(LludaError, match=r"stopped at an error \(RuntimeError\)"):
         engine.submit(request([4]))
     engine.close()  # waits for the thread
     engine.check_integrity()

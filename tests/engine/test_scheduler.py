@@ -66,7 +66,7 @@ def test_a_prompt_takes_the_rows_that_decoding_leaves_where_they_share_a_step():
 def test_rows_in_a_step_with_others_are_fewer_where_they_take_long():
     made = scheduler(running(1, decoding=True), running(2, prompt_left=2000), rows_together=16)
     made.measured(Step(decode=(1,)), decode_seconds=0.05, prefill_seconds=0.0)
-    for _ in range(20):
+    for _ in range(10):
         step = made.step(0.0)
         assert step.together
         made.measured(step, decode_seconds=0.05 + 0.01 * step.prefill[0][1], prefill_seconds=0.0)
@@ -75,10 +75,26 @@ def test_rows_in_a_step_with_others_are_fewer_where_they_take_long():
     assert made.step(0.0).prefill[0][1] > step.prefill[0][1]
 
 
-@pytest.mark.parametrize(("decoding", "is_text"), [(13, True), (4, False), (0, True)])
-def test_a_prompt_has_a_chunk_of_its_own_where_that_is_more_or_it_has_media_or_nobody_decodes(decoding, is_text):
+def test_what_a_step_takes_is_measured_anew_while_prompts_come_without_pause():
+    """Every answer has grown so long meanwhile that a step takes twice as long: its share of a prompt does too."""
+    made = scheduler(running(1, decoding=True), running(2, prompt_left=10**6), rows_together=16)
+    made.measured(Step(decode=(1,)), decode_seconds=0.05, prefill_seconds=0.0)
+    rows = {}
+    for alone in (0.05, 0.10):
+        without = 0
+        for _ in range(170):
+            step = made.step(0.0)
+            without += not step.prefill
+            made.measured(step, decode_seconds=alone + 0.01 * sum(n for _, n in step.prefill), prefill_seconds=0.0)
+        assert without == 10, "one step in 17"
+        rows[alone] = made.step(0.0).prefill[0][1]
+    assert rows[0.05] in (5, 6) and rows[0.10] in (10, 11, 12)
+
+
+@pytest.mark.parametrize(("decoding", "shares_steps"), [(13, True), (4, False), (0, True)])
+def test_a_prompt_has_a_chunk_of_its_own_where_that_is_more_or_it_has_media_or_nobody_decodes(decoding, shares_steps):
     answers = (running(number, decoding=True) for number in range(decoding))
-    made = scheduler(*answers, running(99, prompt_left=600, is_text=is_text), rows_together=16)
+    made = scheduler(*answers, running(99, prompt_left=600, shares_steps=shares_steps), rows_together=16)
     step = made.step(0.0)
     assert not step.together
     assert step.prefill == ((99, FIRST_ROWS if decoding else 512),)

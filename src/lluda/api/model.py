@@ -1,14 +1,17 @@
-"""``lluda.load``, the Model it returns, and its conversations."""
+"""``lluda.load`` and the Model it returns."""
 
 from __future__ import annotations
 
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from functools import cached_property, partial
 from typing import Any, TypeVar, cast
 
+from lluda.api.conversation import Conversation, Message
+from lluda.api.spoken_text import spoken_text
 from lluda.config.model import resolve_dtype
 from lluda.engine.engine import Engine
 from lluda.engine.loading.loading import (
@@ -21,25 +24,34 @@ from lluda.engine.loading.loading import (
 )
 from lluda.engine.media import EncodedMedia, MediaReader, read_media
 from lluda.engine.prompt_rows import PromptRows
-from lluda.engine.request import Completion, Request, Reuse, SpeechEvent, SpokenAnswer, Token
+from lluda.engine.request import (
+    Completion,
+    Request,
+    SpeechChunk,
+    SpeechCompletion,
+    SpeechEvent,
+    SpokenAnswer,
+    Token,
+)
 from lluda.engine.runner import Runner
 from lluda.engine.sampling.answer_ends import AnswerEnds
+from lluda.engine.sampling.grammar import Grammars
 from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.engine.speech.speech import SpeechStack
 from lluda.engine.speech.speech_params import SpeechParams
 from lluda.engine.stream import Stream
 from lluda.errors import InvalidRequest, UnsupportedModel
 from lluda.inputs.chat.chat_options import ChatOptions
-from lluda.inputs.chat.prompt import build_chat_prompt, with_answer
-from lluda.inputs.media.media_parts import take_media, with_sources
+from lluda.inputs.chat.prompt import build_chat_prompt
+from lluda.inputs.media.media_parts import take_media
 from lluda.models.thinker import Thinker
 from lluda.weights.loader import Progress
 
+_SILENT_SPANS = (("<think>", "</think>"),)
+_SPEECH_ENDS = ("<tool_call>",)
+"""Added tokens of an answer between which, and from which on, nothing is spoken."""
+
 _Params = TypeVar("_Params", ChatOptions, SamplingParams)
-_Event = TypeVar("_Event", bound=SpeechEvent)
-Message = Mapping[str, Any]
-"""``{"role": "user" | "assistant" | "system" | "tool", "content": str or list of parts}``; a part is ``{"type": "text",
-"text": …}`` or, for an Omni model, a medium (`MediaPart`)."""
 
 
 def load(name_or_path: str | os.PathLike[str], *, progress: Progress | None = None, **options: Any) -> Model:
@@ -133,10 +145,10 @@ class Model:
     ) -> Stream[Token | Completion]:
         """The same as events: each Token as it is sampled, each sequence's Completion after its last token. Closing
         the iterator, or letting go of it, ends what has not ended."""
-        chosen, ends = self.sampling(params, sampling), frozenset(self.ends.text)
+        chosen = self.sampling(params, sampling)
         requests = [
-            Request(prompt=PromptRows(ids), sampling=chosen, end_ids=ends, index=index)
-            for index, ids in enumerate(self._encode(prompt))
+            self.request(PromptRows(ids), chosen, turn=False, index=index)
+            for index, ids in enumerate(self.encode_prompt(prompt))
         ]
         return cast("Stream[Token | Completion]", self.engine.submit(*requests))
 
@@ -160,7 +172,7 @@ class Model:
         """The answer as events."""
         chat, chosen = self.chosen(params, options)
         prompt, _ = self.read_prompt(messages, chat)
-        return self.answer(prompt, chosen)
+        return cast("Stream[Token | Completion]", self.engine.submit(self.request(prompt, chosen)))
 
     def chat_prompt(self, messages: Sequence[Message], **options: Any) -> PromptRows:
         """The rows of a conversation, ready for the answer, its media encoded; ``options`` are the fields of
@@ -182,7 +194,14 @@ class Model:
         chat, chosen = self.chosen(params, options)
         self.speech_stack().prompts.speaker_id(speaker)
         prompt, _ = self.read_prompt(messages, chat)
-        return self.spoken_answer(prompt, chosen, speech, speaker)
+        return self.engine.submit(self.request(prompt, chosen, spoken=True, speech=speech, speaker=speaker))
+
+    def say(
+        self, text: str, params: SpeechParams | None = None, *, speaker: str | None = None
+    ) -> Stream[Token | SpeechChunk | SpeechCompletion]:
+        """``text`` spoken word for word: its tokens and SpeechChunks as they are made, last a SpeechCompletion."""
+        request = self.say_request(text, params, speaker=speaker)
+        return cast("Stream[Token | SpeechChunk | SpeechCompletion]", self.engine.submit(request))
 
     def conversation(self, system: str | None = None, **options: Any) -> Conversation:
         """A multi-turn chat whose turns compute only what is new in them; ``options`` are the fields of ChatOptions for
@@ -203,26 +222,77 @@ class Model:
 
     # What a Conversation and a server ask with.
 
-    def answer(
-        self, prompt: PromptRows, params: SamplingParams, reuse: Reuse | None = None
-    ) -> Stream[Token | Completion]:
-        """The answer to rows of `read_prompt` as events; ``params`` has no None left."""
-        request = Request(prompt=prompt, sampling=params, end_ids=frozenset(self.ends.turn), reuse=reuse)
-        return cast("Stream[Token | Completion]", self.engine.submit(request))
-
-    def spoken_answer(
+    def request(
         self,
         prompt: PromptRows,
         params: SamplingParams,
-        speech: SpeechParams | None,
-        speaker: str | None,
-        reuse: Reuse | None = None,
-    ) -> Stream[SpeechEvent]:
-        """As `answer`, spoken too."""
-        self.speech_stack()  # says what is missing where there is none
-        spoken = SpokenAnswer((speech or SpeechParams()).with_defaults(self.files.generation_config), speaker)
-        ends = frozenset(self.ends.turn)
-        return self.engine.submit(Request(prompt=prompt, sampling=params, end_ids=ends, speech=spoken, reuse=reuse))
+        *,
+        spoken: bool = False,
+        speech: SpeechParams | None = None,
+        speaker: str | None = None,
+        turn: bool = True,
+        **options: Any,
+    ) -> Request:
+        """The request for an answer to rows of `read_prompt`; None in ``params`` becomes the checkpoint's default.
+
+        ``spoken``: in speech too, as ``speech`` and ``speaker`` say; thoughts, and all from a tool call on, are not
+        spoken. ``turn`` False: a plain continuation, which what only the chat template names as an end does not end.
+        ``options``: further fields of the Request (``constraint``, ``index``, ``reuse``, ``priority``, ``deadline``).
+        """
+        answer = None
+        if spoken:
+            self.speech_stack()  # says what is missing where there is none
+            chosen = (speech or SpeechParams()).with_defaults(self.files.generation_config)
+            answer = SpokenAnswer(chosen, speaker, **self._unspoken)
+        return Request(
+            prompt=prompt,
+            sampling=params.with_defaults(self.files.generation_config),
+            end_ids=frozenset(self.ends.turn if turn else self.ends.text),
+            speech=answer,
+            **options,
+        )
+
+    def say_request(
+        self, text: str, params: SpeechParams | None = None, *, speaker: str | None = None, **options: Any
+    ) -> Request:
+        """As `say`, as a request; ``options`` as in `request`."""
+        return spoken_text(
+            text,
+            params,
+            speaker,
+            tokenizer=self.tokenizer,
+            stack=self.speech_stack(),
+            generation_config=self.files.generation_config,
+            **options,
+        )
+
+    @property
+    def can_speak(self) -> bool:
+        """Whether the checkpoint has a talker."""
+        return self.config.omni is not None and self.config.omni.speech is not None
+
+    @property
+    def can_hear(self) -> bool:
+        """Whether it takes audio, images and videos."""
+        return self.media is not None
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """The names of its voices, the first of which speaks where none is named."""
+        omni = self.config.omni
+        return tuple(omni.speech.talker.speakers) if omni and omni.speech else ()
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What makes constraints for its answers."""
+        return Grammars(self.tokenizer, self.config.text.vocab_size)
+
+    @cached_property
+    def _unspoken(self) -> dict[str, Any]:
+        """Fields of `SpokenAnswer`: what of an answer is not spoken, by the tokens around it."""
+        ids = {text: token.id for text, token in self.tokenizer.added_tokens.by_text.items()}
+        spans = {ids[start]: ids[end] for start, end in _SILENT_SPANS if start in ids and end in ids}
+        return {"silent_spans": spans, "ends_at": frozenset(ids[text] for text in _SPEECH_ENDS if text in ids)}
 
     def read_prompt(self, messages: Sequence[Message], chat: ChatOptions) -> tuple[PromptRows, list[EncodedMedia]]:
         """The rows of a conversation, and its media encoded, in the order of the messages."""
@@ -237,7 +307,8 @@ class Model:
         ids = build_chat_prompt(self.tokenizer, self.chat_template, stripped, chat)
         if self.media is None:
             return PromptRows(ids), []
-        return read_media(self.media, ids, parts, self.runner.cache_options.max_length, {}, self.engine.call)
+        encode = partial(self.engine.call, kind="encoder")
+        return read_media(self.media, ids, parts, self.runner.cache_options.max_length, {}, encode)
 
     def sampling(self, params: SamplingParams | None, changes: Mapping[str, Any]) -> SamplingParams:
         """``params`` with ``changes`` and the checkpoint's defaults."""
@@ -252,92 +323,23 @@ class Model:
         sampling = {name: value for name, value in options.items() if name not in names}
         return _fields(chat or ChatOptions(), for_chat), self.sampling(params, sampling)
 
-    def _encode(self, prompt: str | Sequence[str] | Sequence[int]) -> list[list[int]]:
-        if not isinstance(prompt, Sequence):
-            raise InvalidRequest(
-                f"prompt must be a text, a list of texts, or one list of token ids, not {prompt!r:.80}"
-            )
-        prompts: list[Any] = [prompt] if isinstance(prompt, str) else list(prompt)
+    def encode_prompt(self, prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]) -> list[list[int]]:
+        """The ids of one prompt or several, each a text (taken literally) or ids. InvalidRequest: something else."""
+        prompts: list[Any] = [prompt] if isinstance(prompt, str) else list(prompt) if _is_list(prompt) else []
         if prompts and all(isinstance(item, int) for item in prompts):
             return [prompts]
+        if prompts and all(_is_list(item) and all(isinstance(one, int) for one in item) for item in prompts):
+            return [list(item) for item in prompts]
         if not prompts or not all(isinstance(item, str) for item in prompts):
-            raise InvalidRequest("prompt must be a text, a list of texts, or one list of token ids")
+            raise InvalidRequest(
+                f"prompt must be a text, a list of token ids, or a list of either, not {prompt!r:.80}"
+            )
         prefix = list(self.tokenizer.prefix_ids)
         return [prefix + self.tokenizer.encode(text, allow_special=False) for text in prompts]
 
 
-@dataclass(slots=True)
-class Conversation:
-    """The messages so far. A turn begins with the rows that the engine retains of the turn before, and computes only
-    what is new.
-
-    In ``messages`` a medium of an earlier turn is what was made of it then (`EncodedMedia`), whatever became of its
-    file or array since.
-    """
-
-    model: Model
-    messages: list[Message]
-    options: ChatOptions = field(default_factory=ChatOptions)
-
-    def ask(
-        self,
-        content: str | Sequence[Mapping[str, Any]],
-        params: SamplingParams | None = None,
-        **options: Any,
-    ) -> Iterator[Token | Completion]:
-        """Add a user message, a text or parts with media, and stream the answer. An answer that is broken off (the
-        iterator is closed) is kept as far as it came; a request that is refused leaves the conversation as it was.
-        ``options`` as in `Model.chat`, for this turn alone."""
-        return self.send([{"role": "user", "content": content}], params, **options)
-
-    def send(
-        self, new: Sequence[Message], params: SamplingParams | None = None, **options: Any
-    ) -> Iterator[Token | Completion]:
-        """As `ask`, for messages of any role: results of tools that the answer before called, or an assistant message
-        whose rest is wanted (``continue_final_message``)."""
-        chat, chosen = self.model.chosen(params, options, self.options)
-        prompt, media = self.model.read_prompt([*self.messages, *new], chat)
-        messages = with_sources([*self.messages, *new], media)
-        return self._answer(messages, chat, self.model.answer(prompt, chosen, "any"))
-
-    def speak(
-        self,
-        content: str | Sequence[Mapping[str, Any]],
-        params: SamplingParams | None = None,
-        speech: SpeechParams | None = None,
-        *,
-        speaker: str | None = None,
-        **options: Any,
-    ) -> Iterator[SpeechEvent]:
-        """As `ask`, the answer spoken too: the events of `Model.speak`. Turns may be asked and spoken in any order,
-        each by a speaker of its own. Errors as `Model.speak`."""
-        return self.send_spoken([{"role": "user", "content": content}], params, speech, speaker=speaker, **options)
-
-    def send_spoken(
-        self,
-        new: Sequence[Message],
-        params: SamplingParams | None = None,
-        speech: SpeechParams | None = None,
-        *,
-        speaker: str | None = None,
-        **options: Any,
-    ) -> Iterator[SpeechEvent]:
-        """As `send`, the answer spoken too."""
-        self.model.speech_stack().prompts.speaker_id(speaker)
-        chat, chosen = self.model.chosen(params, options, self.options)
-        prompt, media = self.model.read_prompt([*self.messages, *new], chat)
-        messages = with_sources([*self.messages, *new], media)
-        return self._answer(messages, chat, self.model.spoken_answer(prompt, chosen, speech, speaker, "any"))
-
-    def _answer(self, messages: list[Message], chat: ChatOptions, events: Iterator[_Event]) -> Iterator[_Event]:
-        parts: list[str] = []
-        try:
-            for event in events:
-                if isinstance(event, Token):
-                    parts.append(event.text)
-                yield event
-        finally:
-            self.messages = with_answer(messages, "".join(parts), chat.continued_key)
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def _speech_stack_of(model: Model) -> Callable[[], SpeechStack]:

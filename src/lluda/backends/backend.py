@@ -165,6 +165,10 @@ class ComputeBackend(ABC):
         """Whether ``error`` says that the device's memory did not suffice."""
         return self.runtime.is_out_of_memory(error)
 
+    def is_lost(self) -> bool:
+        """Whether the device computes nothing any more; asked after an error."""
+        return self.runtime.is_lost()
+
     def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Zeros on the host that the device can copy by itself."""
         return self.runtime.pinned(shape, dtype)

@@ -36,6 +36,10 @@ class DeviceRuntime:
         refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's CPU allocator
         return refused or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
+    def is_lost(self) -> bool:
+        """Whether it computes nothing any more, in this process: a GPU after a fault in a kernel."""
+        return False
+
     def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Zeros on the host that the device can copy by itself."""
         return torch.zeros(tuple(shape), dtype=dtype)

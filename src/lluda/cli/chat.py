@@ -21,7 +21,8 @@ from lluda.errors import LimitExceeded, LludaError
 from lluda.outputs.audio_sink import AudioSink, open_audio_sink
 
 if TYPE_CHECKING:
-    from lluda.api.model import Conversation, Model
+    from lluda.api.conversation import Conversation
+    from lluda.api.model import Model
     from lluda.engine.request import SpeechEvent
     from lluda.engine.sampling.sampling_params import SamplingParams
     from lluda.engine.speech.speech_params import SpeechParams

@@ -16,7 +16,7 @@ from lluda.config.audio import MelConfig
 from lluda.config.vision import VisionInputConfig
 from lluda.engine.forked import require_own_threads
 from lluda.engine.prompt_rows import PromptRows
-from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded
+from lluda.errors import ContextExceeded, CorruptFile, InvalidRequest
 from lluda.inputs.media.audio_features import log_mel
 from lluda.inputs.media.audio_file import open_audio
 from lluda.inputs.media.image_file import open_image
@@ -75,9 +75,9 @@ class Room:
     taken: int
 
     def require(self, tokens: int, *, whole: bool = False) -> None:
-        """LimitExceeded: ``tokens`` more do not fit, and one for an answer. ``whole``: nothing more is to come."""
+        """ContextExceeded: ``tokens`` more do not fit, and one for an answer. ``whole``: nothing more is to come."""
         if self.taken + tokens >= self.context:
-            raise LimitExceeded(
+            raise ContextExceeded(
                 f"with its media the prompt has {'' if whole else 'at least '}{self.taken + tokens} tokens, but the "
                 f"context holds {self.context}; shorten the media, take fewer frames (fps), or load with a larger "
                 "max_context"
@@ -118,7 +118,7 @@ class MediaReader:
         """Read and transform one medium; a video's frames are made small enough for it to take about ``max_tokens`` at
         most. ``key``: what `key` gave for it, if it was asked.
 
-        Errors of the readers: InvalidRequest, LimitExceeded, CorruptFile. LimitExceeded: it does not fit ``room``,
+        Errors of the readers: InvalidRequest, LimitExceeded, CorruptFile. ContextExceeded: it does not fit ``room``,
         found as early as the file tells. CorruptFile: the file was written to meanwhile.
         """
         key, room = key or self.key(part, max_tokens), room or Room(sys.maxsize, 0)
@@ -251,7 +251,7 @@ def read_media(
     """The prompt's rows, and each medium encoded, in order. Those of ``known``, by `MediaReader.key`, and those that
     were given encoded are not read again. ``compute`` runs the encoders: `Engine.call`, where others compute too.
 
-    LimitExceeded: the prompt does not fit ``context`` positions; found before anything is encoded, and mostly before
+    ContextExceeded: the prompt does not fit ``context`` positions; found before anything is encoded, and mostly before
     anything is decoded. Else as `MediaReader.prepare` and `expand`.
     """
     require_own_threads()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Literal
 
 from lluda.engine.prompt_rows import PromptRows
+from lluda.engine.sampling.constraint import Constraint
+from lluda.engine.sampling.sampler import SampledToken
 from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.engine.speech.speech_params import SpeechParams
 
@@ -33,10 +35,20 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """The prompt of sequence ``index``, where ``prompt_logprobs`` were asked for: each of its tokens with its
+    log-probability after those before it, and the most likely ones there. The first has none."""
+
+    index: int
+    tokens: tuple[SampledToken, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished answer. ``finish_reason``: ``stop`` (end-of-text id, stop id or stop string), ``length`` or
-    ``cancelled``. Seconds: ``prefill_seconds`` from the sequence's start to its first token, ``decode_seconds`` from
-    there to its last. ``reused_tokens`` of the prompt were taken from an earlier request."""
+    """A finished answer. ``finish_reason``: ``stop`` (end-of-text id, stop id or stop string, or a constraint that
+    nothing can follow), ``length`` or ``cancelled``. Seconds: ``prefill_seconds`` from the sequence's start to its
+    first token, ``decode_seconds`` from there to its last. ``reused_tokens`` of the prompt were taken from an earlier
+    request. ``prompt_logprobs``: the tokens of `PromptLogprobs`."""
 
     index: int
     text: str
@@ -47,6 +59,7 @@ class Completion:
     prefill_seconds: float
     decode_seconds: float
     reused_tokens: int = 0
+    prompt_logprobs: tuple[SampledToken, ...] = ()
 
     @property
     def tokens_per_second(self) -> float:
@@ -56,19 +69,20 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class SpeechChunk:
-    """Samples that follow those of the chunk before, mono float32 in [-1, 1]; the ``codes`` of the frames that
-    completed them; ``seconds`` since the request."""
+    """Samples of sequence ``index`` that follow those of its chunk before, mono float32 in [-1, 1]; the ``codes`` of
+    the frames that completed them; ``seconds`` since the request."""
 
     samples: NDArray[np.float32]
     codes: tuple[tuple[int, ...], ...]
     seconds: float
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SpeechCompletion:
-    """The end of the speech, of ``frames`` and ``samples`` in all. ``finish_reason``: ``stop`` (the talker ended it),
-    ``length`` (max_frames), ``runaway`` (the guard: so long a speech cannot be the text's), ``silent`` (there was no
-    text to speak) or ``cancelled``. Seconds since the request; None for what did not happen."""
+    """The end of the speech ``index``, of ``frames`` and ``samples`` in all. ``finish_reason``: ``stop`` (the talker
+    ended it), ``length`` (max_frames), ``runaway`` (the guard: so long a speech cannot be the text's), ``silent``
+    (there was no text to speak) or ``cancelled``. Seconds since the request; None for what did not happen."""
 
     frames: int
     samples: int
@@ -76,17 +90,26 @@ class SpeechCompletion:
     first_text_seconds: float | None
     first_audio_seconds: float | None
     seconds: float
+    index: int = 0
 
 
-SpeechEvent = Token | Completion | SpeechChunk | SpeechCompletion
+SpeechEvent = Token | PromptLogprobs | Completion | SpeechChunk | SpeechCompletion
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SpokenAnswer:
-    """How an answer is spoken: ``params`` without None, the ``speaker``'s name (None: the config's first)."""
+    """How an answer is spoken: ``params`` without None, the ``speaker``'s name (None: the config's first).
+
+    The talker never hears what stands between an id of ``silent_spans`` and the id that it maps to, both included, nor
+    anything from an id of ``ends_at`` on. ``total_frames``: of all parts of a given text together, where ``params``
+    bound each.
+    """
 
     params: SpeechParams
     speaker: str | None = None
+    silent_spans: Mapping[int, int] = field(default_factory=dict)
+    ends_at: frozenset[int] = frozenset()
+    total_frames: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -104,7 +127,8 @@ class Request:
     sampling: SamplingParams
     end_ids: frozenset[int] = frozenset()
     speech: SpokenAnswer | None = None
-    text: Sequence[tuple[int, str]] | None = None
+    text: Sequence[Sequence[tuple[int, str]]] | None = None
+    constraint: Constraint | None = None
     reuse: Reuse | None = None
     priority: int = 0
     deadline: float | None = None

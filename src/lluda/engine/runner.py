@@ -22,6 +22,12 @@ from lluda.models.causal_lm import CausalLM
 ObserverAt = Callable[[int], Observer | None]
 """Given the row of the prompt that a step of its prefill begins with, whom to tell of the step."""
 
+Score = Callable[[int, Tensor], None]
+"""Given a row of the prompt, and the float logits ``[rows, vocab]`` (on the CPU) after it and those that follow it."""
+
+SCORED_ROWS = 128
+"""Rows of a prompt whose logits there are at once, where they are wanted: 78 MB of a vocabulary of 151,936."""
+
 PREFILL_CHUNK, GPU_PREFILL_CHUNK = 512, 2048
 """Rows of a prompt computed at once, on a CPU and on a GPU."""
 
@@ -93,20 +99,38 @@ class Runner:
 
     @torch.inference_mode()
     def prefill_rows(
-        self, prompt: PromptRows, cache: KVCache, rows: int, observe: ObserverAt | None = None
+        self,
+        prompt: PromptRows,
+        cache: KVCache,
+        rows: int,
+        observe: ObserverAt | None = None,
+        score: Score | None = None,
     ) -> Tensor | None:
-        """Run the next ``rows`` rows of a prompt. Float logits ``[vocab]`` after the last; None before."""
+        """Run the next ``rows`` rows of a prompt. Float logits ``[vocab]`` after the last; None before. ``score`` is
+        given those of all rows."""
         device, start = self.model.backend.device, cache.length
         last = start + rows == len(prompt)
         # Only the very last row's logits are wanted; earlier chunks need none.
         wanted = torch.tensor([rows - 1] if last else [], dtype=torch.int64, device=device)
         ids, positions, injected = prompt.chunk(start, start + rows, device)
-        observer = observe(start) if observe else None
+        observer, segments = observe(start) if observe else None, [Segment(0, rows, cache)]
         with self.model.backend.single_threaded_torch():
-            logits = self.model(ids, positions, [Segment(0, rows, cache)], wanted, observer, injected)
+            if score is None:
+                logits = self.model(ids, positions, segments, wanted, observer, injected)
+            else:
+                hidden = self.model.decoder(ids, positions, segments, observer, injected)
+                self._score(hidden, start, score)
+                logits = self.model.head(hidden[wanted])
         cache.advance(rows)
         cache.position_offset = prompt.position_offset
         return logits[0].float() if last else None
+
+    def _score(self, hidden: Tensor, start: int, score: Score) -> None:
+        """In parts of about the same size: none of so few rows that they are summed in another order."""
+        parts = -(-len(hidden) // SCORED_ROWS)
+        for part in hidden.tensor_split(parts):
+            score(start, self.model.head(part).float().cpu())
+            start += len(part)
 
     @torch.inference_mode()
     def step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> Tensor:

@@ -32,17 +32,20 @@ _LATE, _AHEAD = 0.24, 4.0
 _PATIENCE = 8
 """Steps that a prompt waits at most for listeners who are late."""
 
+_MEASURED_EVERY = 16
+"""Steps with a prompt's rows in them after which one is made without, for what it takes to be known."""
+
 
 @dataclass(slots=True, eq=False)
 class Entry:
     """What is to be known of one request. ``positions``: of the cache, at most; ``prompt_left``: rows of its prompt not
-    computed; ``is_text``: they can share a step with others' tokens; ``speaking``: its speech can make a frame now.
-    ``frames`` were made, the first at ``first_frame``."""
+    computed; ``shares_steps``: they can be computed in the step of others' tokens; ``speaking``: its speech can make a
+    frame now. ``frames`` were made, the first at ``first_frame``."""
 
     id: int
     positions: int = 0
     prompt_left: int = 0
-    is_text: bool = True
+    shares_steps: bool = True
     priority: int = 0
     deadline: float | None = None
     running: bool = False
@@ -73,6 +76,11 @@ class Step:
         """Whether there is nothing to do."""
         return not (self.prefill or self.decode or self.frames)
 
+    @property
+    def numbers(self) -> set[int]:
+        """The ids of all."""
+        return {*self.decode, *self.frames, *(number for number, _ in self.prefill)}
+
 
 @dataclass(slots=True, eq=False)
 class Scheduler:
@@ -89,6 +97,7 @@ class Scheduler:
     _rows_beside: float = FIRST_ROWS
     _rows_within: float = FIRST_ROWS
     _steps_without_prefill: int = 0
+    _steps_together: int = 0
     _turn: int = 0
 
     def add(self, entry: Entry) -> None:
@@ -140,12 +149,14 @@ class Scheduler:
         self._turn += 1
         prefill: tuple[tuple[int, int], ...] = ()
         left = self.rows_together - len(decode)
-        together = bool(decode and prompts) and left >= LEAST_ROWS and prompts[0].is_text
-        if prompts and not (late and self._steps_without_prefill < _PATIENCE):
+        together = bool(decode and prompts) and left >= LEAST_ROWS and prompts[0].shares_steps
+        waits = late and self._steps_without_prefill < _PATIENCE
+        if prompts and not waits and not (together and self._steps_together >= _MEASURED_EVERY):
             within = max(LEAST_ROWS, int(self._rows_within))
             first = ((prompts[0].id, min(left, within, prompts[0].prompt_left)),)
             prefill = first if together else tuple(self._rows(prompts, alone=not (decode or frames)))
         self._steps_without_prefill = 0 if prefill or not prompts else self._steps_without_prefill + 1
+        self._steps_together = self._steps_together + 1 if prefill and together else 0
         return Step(prefill, bool(prefill) and together, tuple(decode), tuple(frames))
 
     def measured(self, step: Step, decode_seconds: float, prefill_seconds: float) -> None:

@@ -10,10 +10,10 @@ from lluda.backends.components import Observer
 from lluda.engine.cache import Slot
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.request import Completion, Request, Token
-from lluda.engine.sampling.sampler import SampledToken, Sampler
+from lluda.engine.sampling.sampler import SampledToken, Sampler, with_logprobs
 from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.engine.speech.talker_prompt import CapturedHiddenStates
-from lluda.errors import InvalidRequest, LimitExceeded
+from lluda.errors import ContextExceeded, InvalidRequest
 from lluda.inputs.text.text_stream import TextStream
 from lluda.inputs.text.tokenizer import Tokenizer
 
@@ -24,7 +24,7 @@ class Sequence:
 
     Raises:
         InvalidRequest: an empty prompt or ids outside the vocabulary.
-        LimitExceeded: prompt and max_tokens do not fit the context.
+        ContextExceeded: prompt and max_tokens do not fit the context.
     """
 
     def __init__(
@@ -38,11 +38,14 @@ class Sequence:
         self.captured = captured
         self.stop_ids = frozenset(params.stop_token_ids).union(() if params.ignore_eos else request.end_ids)
         ends = frozenset(token for token in self.stop_ids if token < vocabulary)
-        self.sampler = Sampler(params, self.prompt.ids, vocabulary, end_ids=ends)
+        constraint = request.constraint.begin() if request.constraint else None
+        self.sampler = Sampler(params, self.prompt.ids, vocabulary, end_ids=ends, constraint=constraint)
         self.slot: Slot | None = None
         self.reused = 0
         self.tokens: list[Token] = []
         self.finish_reason = ""
+        self.prompt_logprobs: list[SampledToken] = []
+        self._alternatives = params.prompt_logprobs
         self._text = TextStream(tokenizer, params.stop or ())
         self._started = time.perf_counter()
         self._first_token = 0.0
@@ -62,10 +65,34 @@ class Sequence:
         """Rows of the prompt still to be computed."""
         return 0 if self.tokens else max(0, len(self.prompt) - self.computed)
 
+    def forget_unsampled(self) -> None:
+        """Go back to before a step that failed: its row may be stored, but no token was taken after it."""
+        if self.slot is not None:
+            self.slot.cache.truncate(min(self.computed, len(self.prompt) + len(self.tokens) - 1))
+
     def begin(self, slot: Slot, reused: int) -> None:
         """Run on ``slot``, which holds the first ``reused`` rows of the prompt."""
         self.slot, self.reused = slot, reused
         self._started = time.perf_counter()
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the prompt's log-probabilities are wanted, so that all its rows are to be computed, with logits."""
+        return self._alternatives is not None
+
+    def score(self, row: int, logits: Tensor) -> None:
+        """Take float logits ``[rows, vocab]`` (on the CPU) after the rows of the prompt from ``row`` on."""
+        assert self._alternatives is not None, "nobody asked for log-probabilities of the prompt"
+        if not self.prompt_logprobs:
+            self.prompt_logprobs.append(SampledToken(self.prompt.ids[0]))
+        following = self.prompt.ids[row + 1 : row + 1 + len(logits)]
+        for token, own in zip(following, logits, strict=False):  # nothing follows the last row
+            self.prompt_logprobs.append(with_logprobs(own, token, self._alternatives))
+
+    def end_without_tokens(self) -> None:
+        """Where only the prompt's log-probabilities were asked for."""
+        self._first_token = time.perf_counter()
+        self.finish_reason = "length"
 
     def observe(self, start: int) -> Observer | None:
         """Whom to tell of a step that begins with row ``start`` of the prompt."""
@@ -81,7 +108,7 @@ class Sequence:
             self._first_token = time.perf_counter()
         ended = sampled.id in self.stop_ids
         text = "" if ended else self._text.push(sampled.id)
-        if ended or self._text.stopped is not None:
+        if ended or self._text.stopped is not None or self.sampler.must_end:
             self.finish_reason = "stop"
         elif len(self.tokens) + 1 >= self.max_tokens:
             self.finish_reason = "length"
@@ -105,6 +132,7 @@ class Sequence:
             prefill_seconds=first - self._started,
             decode_seconds=now - first,
             reused_tokens=self.reused,
+            prompt_logprobs=tuple(self.prompt_logprobs),
         )
 
 
@@ -118,21 +146,25 @@ def require_valid(prompt: PromptRows, vocabulary: int) -> None:
 
 
 def tokens_at_most(prompt: int, params: SamplingParams, limit: int) -> int:
-    """How many tokens may follow ``prompt`` tokens in a context of ``limit``. LimitExceeded: none, or fewer than
+    """How many tokens may follow ``prompt`` tokens in a context of ``limit``. ContextExceeded: none, or fewer than
     max_tokens."""
+    if params.max_tokens == 0 and prompt <= limit:
+        return 0
     if prompt >= limit:
-        raise LimitExceeded(f"the prompt has {prompt} tokens but the context holds {limit}; shorten it")
+        raise ContextExceeded(f"the prompt has {prompt} tokens but the context holds {limit}; shorten it")
     left = limit - prompt
     if params.max_tokens is None and params.max_length is not None:
         left = min(left, params.max_length - prompt)
     if left < 1:
-        raise LimitExceeded(
+        raise ContextExceeded(
             f"the prompt has {prompt} tokens but max_length (of generation_config.json, where the request has "
             f"none) is {params.max_length} for prompt and answer together; ask for a number of max_tokens instead"
         )
-    if params.max_tokens is not None and params.max_tokens > left:
-        raise LimitExceeded(
+    if params.max_tokens is None or (params.clamp_max_tokens and params.max_tokens > left):
+        return left
+    if params.max_tokens > left:
+        raise ContextExceeded(
             f"max_tokens {params.max_tokens} after a prompt of {prompt} tokens exceeds the context of "
             f"{limit}; ask for at most {left}"
         )
-    return params.max_tokens if params.max_tokens is not None else left
+    return params.max_tokens

@@ -28,9 +28,9 @@ class Channel:
     def __init__(self, requests: int, wake: Callable[[], None], capacity: int = CAPACITY) -> None:
         self.cancelled = False
         self._wake, self._capacity = wake, capacity
-        self._events: deque[SpeechEvent] = deque()
+        self._events: deque[SpeechEvent | BaseException] = deque()
         self._open = requests
-        self._error: BaseException | None = None
+        self._failed = False
         self._changed = threading.Condition()
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
@@ -42,14 +42,16 @@ class Channel:
     def put(self, event: SpeechEvent) -> None:
         """One event more."""
         with self._changed:
-            self._events.append(event)
+            if not self._failed:
+                self._events.append(event)
             self._notify()
 
     def end(self, error: BaseException | None = None) -> None:
         """One of the requests has ended; with ``error``, which the reader is told after the events before it."""
         with self._changed:
             self._open -= 1
-            self._error = self._error or error
+            if error is not None and not self._failed:
+                self._events.append(error)
             self._notify()
 
     def cancel(self) -> None:
@@ -78,20 +80,27 @@ class Channel:
             await happened.wait()
 
     def _ready(self) -> bool:
-        return bool(self._events) or self._open == 0 or self._error is not None
+        return bool(self._events) or self._open == 0 or self._failed
 
     def _taken(self) -> SpeechEvent | None:
-        if self._events:
-            was_full = self.is_full
-            event = self._events.popleft()
-            if was_full:
-                self._wake()
-            return event
-        if self._error is not None:
-            error, self._error = self._error, None
-            self._open = 0
-            raise error
-        return None
+        if not self._events:
+            return None
+        was_full = self.is_full
+        event = self._events.popleft()
+        if isinstance(event, BaseException):
+            self._give_up()
+            raise event
+        if was_full:
+            self._wake()
+        return event
+
+    def _give_up(self) -> None:
+        """One of the requests failed: the reader is told of no more, so the others end too."""
+        self._failed = True
+        self._events.clear()
+        if self._open:
+            self.cancelled = True
+            self._wake()
 
     def _notify(self) -> None:
         self._changed.notify()
@@ -103,7 +112,8 @@ class Channel:
 
 class Stream(Generic[Event]):
     """The events of what was submitted: an iterator, or an asynchronous one. The last event of a request is its
-    Completion, or SpeechCompletion where it is spoken; an error of a request is raised after the events before it.
+    Completion, or SpeechCompletion where it is spoken; an error of a request is raised after the events before it, and
+    ends the stream: its other requests are cancelled.
 
     ``cancel`` (``close`` is the same, and so is letting go of the stream) ends what has not ended: within a step, with
     a Completion whose finish_reason is ``cancelled`` for whoever reads on.

@@ -63,11 +63,15 @@ class CausalLM:
         ``[rows]`` at positions ``[rows]`` or ``[3, rows]`` through the decoder. A prefill needs only its last row."""
         x = self.decoder(ids, positions, segments, observe, injected)
         x = x if rows is None else x[rows]
-        logits = self.backend.head(x, self.decoder.norm, self.lm_head)
+        logits = self.head(x)
         if observe:
             observe("norm", self.backend.final_norm(x, self.decoder.norm))
             observe("logits", logits)
         return logits
+
+    def head(self, x: Tensor) -> Tensor:
+        """Logits ``[rows, vocab_size]`` of the decoder's residual rows ``[rows, hidden_size]``."""
+        return self.backend.head(x, self.decoder.norm, self.lm_head)
 
 
 def causal_lm_parameters(config: DecoderConfig, prefix: str = "") -> list[ParameterSpec]:

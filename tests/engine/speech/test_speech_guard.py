@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import reduce
 
 import pytest
 
@@ -11,7 +12,7 @@ from lluda.engine.request import SpeechChunk, SpeechCompletion
 from lluda.engine.sampling.sampler import Sampler
 from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.engine.speech import frames as frames_module
-from lluda.engine.speech.speech import join
+from lluda.engine.speech.speech import joined
 from lluda.engine.speech.speech_guard import SpeechGuard
 from lluda.engine.speech.speech_params import SpeechParams
 from lluda.errors import InvalidRequest
@@ -78,18 +79,15 @@ def test_the_guard_of_a_request_outlives_the_defaults_of_the_file():
     assert SpeechParams().with_defaults({}).guard == SpeechGuard(15.0, 1.0)
 
 
-def test_a_part_that_ran_away_is_told_of_the_whole_and_the_next_part_is_spoken():
-    def part(reason):
-        return lambda _: iter([SpeechCompletion(2, 20, reason, None, None, 0.0)])
-
+def test_a_part_that_ran_away_is_told_of_the_whole():
     def reason(*reasons):
-        *_, whole = join(map(part, reasons))
+        whole = reduce(joined, (SpeechCompletion(2, 20, each, None, None, 0.0) for each in reasons))
         return whole.finish_reason, whole.frames
 
     assert reason("stop", "runaway", "stop") == ("runaway", 6)
     assert reason("runaway", "silent") == ("runaway", 4)
     assert reason("stop", "stop") == ("stop", 4)
-    assert reason("runaway", "length", "stop") == ("length", 4)
+    assert reason("runaway", "length") == ("length", 4)
 
 
 @pytest.mark.parametrize(

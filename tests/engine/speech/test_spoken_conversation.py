@@ -30,9 +30,9 @@ def prefilled(model, monkeypatch):
     """How many rows each prefill computes, from now on."""
     counts, real = [], type(model.runner).prefill_rows
 
-    def prefill_rows(self, prompt, cache, rows, observe=None):
+    def prefill_rows(self, prompt, cache, rows, *rest):
         counts.append(rows)
-        return real(self, prompt, cache, rows, observe)
+        return real(self, prompt, cache, rows, *rest)
 
     monkeypatch.setattr(type(model.runner), "prefill_rows", prefill_rows)
     return counts

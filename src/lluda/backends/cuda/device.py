@@ -29,6 +29,14 @@ class CudaRuntime(DeviceRuntime):
         """Give back what torch keeps for later."""
         torch.cuda.empty_cache()
 
+    def is_lost(self) -> bool:
+        """Whether a fault is reported, as from then on by every call."""
+        try:
+            torch.cuda.synchronize(self.device)
+        except RuntimeError:
+            return True
+        return False
+
     def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Zeros in page-locked memory."""
         return torch.zeros(tuple(shape), dtype=dtype, pin_memory=True)

@@ -221,7 +221,7 @@ class LludaSpeech(StreamingSession):
         request = Request(
             prompt=PromptRows([ids.im_start, ids.assistant, ids.assistant]),
             sampling=SamplingParams(),
-            text=[(number, "") for number in self._job.prompt(_WORDS)],
+            text=[[(number, "") for number in self._job.prompt(_WORDS)]],
             speech=SpokenAnswer(replace(self._params, max_frames=frames)),
         )
         return self._spoken(request)

@@ -1,21 +1,23 @@
 """The state of one sequence that chooses its next tokens.
 
-The steps run in the order of transformers' logits processors: penalties, suppression, temperature, top-k, top-p, min-p,
-draw. Selection and draw are computed in float64 on the CPU, from float32 logits.
+The steps run in the order of transformers' logits processors: penalties, bias, suppression and constraint, temperature,
+top-k, top-p, min-p, draw. Selection and draw are computed in float64 on the CPU, from float32 logits.
 """
 
 from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lluda.engine.sampling.constraint import ConstraintState
 from lluda.engine.sampling.sampling_params import SamplingParams
-from lluda.errors import InvalidRequest, LludaError
+from lluda.engine.sampling.sampling_values import MAX_BIAS
+from lluda.errors import InvalidRequest, NumericalError
 
 __all__ = ["SampledToken", "Sampler", "SamplingParams"]
 
@@ -49,9 +51,11 @@ class Sampler:
         vocab: number of logits.
         suppress: ids never to choose, beside those of ``params``.
         end_ids: ids not to choose as the first ``min_tokens`` tokens.
+        constraint: what the tokens must keep to; ``end_ids`` may be chosen where it may end (those of ``params`` also
+            where it has them as text).
 
     Raises:
-        InvalidRequest: ids to suppress outside the vocabulary, or all of it; a negative prompt id.
+        InvalidRequest: ids to suppress or to bias outside the vocabulary, or all of it; a negative prompt id.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Sampler:
         *,
         suppress: frozenset[int] = frozenset(),
         end_ids: frozenset[int] = frozenset(),
+        constraint: ConstraintState | None = None,
     ) -> None:
         params = params.with_defaults({})
         self.vocab = vocab
@@ -78,7 +83,10 @@ class Sampler:
         repeats, counts = self._repetition != 1.0, bool(self._presence or self._frequency)
         self._seen = _Occurrences(_known(prompt_ids, vocab)) if repeats or counts else None
         self._count = 0
-        always = suppress.union(params.suppress_tokens or ())
+        self._constraint, self._end_ids = constraint, end_ids
+        bias = params.logit_bias or {}
+        self._bias = _Bias(bias, vocab) if bias else None
+        always = suppress.union(params.suppress_tokens or (), (i for i, value in bias.items() if value == -MAX_BIAS))
         first = frozenset(params.begin_suppress_tokens or ())
         # Ids not to choose, each while fewer tokens than this have been chosen.
         self._suppressed = [
@@ -96,12 +104,13 @@ class Sampler:
         would exchange whole tokens.
 
         Raises:
-            LludaError: the logits hold NaN or +inf, or leave no token that may be chosen.
+            NumericalError: the logits hold NaN or +inf.
+            InvalidRequest: no token may be chosen.
         """
         raw, scores = self._scores(logits)
         token = self._draw(scores) if self._temperature else _argmax(scores)
         self._remember(token)
-        return SampledToken(token) if self._logprobs is None else _report(raw, token, self._logprobs)
+        return SampledToken(token) if self._logprobs is None else with_logprobs(raw, token, self._logprobs)
 
     @property
     def takes_argmax(self) -> bool:
@@ -137,10 +146,21 @@ class Sampler:
         if self._seen is not None:
             ids, counts = self._seen.on(raw.device)
             scores[ids] = self._penalised(raw[ids], counts)
+        if self._bias is not None:
+            self._bias.add(scores)
         self._suppressed = [(until, ids.to(raw.device)) for until, ids in self._suppressed if self._count < until]
         for _, ids in self._suppressed:
             scores[ids] = -math.inf
+        if self._constraint is not None:
+            scores.masked_fill_(self._forbidden(self._constraint).to(raw.device), -math.inf)
         return raw, scores
+
+    def _forbidden(self, constraint: ConstraintState) -> Tensor:
+        """Ids that the constraint does not allow, bool ``[vocab]``."""
+        allowed = constraint.allowed()
+        if constraint.may_end:
+            allowed[list(self._end_ids)] = True
+        return torch.from_numpy(~allowed)
 
     def _penalised(self, scores: Tensor, counts: Tensor) -> Tensor:
         """Of ids that the prompt or the answer has, the answer ``counts`` times."""
@@ -149,10 +169,15 @@ class Sampler:
         return scores - self._frequency * counts - self._presence * (counts > 0)
 
     @property
+    def must_end(self) -> bool:
+        """Whether no token may follow: the constraint is met, and nothing more fits it."""
+        return self._constraint is not None and self._constraint.must_end
+
+    @property
     def _takes_raw(self) -> bool:
         """Whether the next token is chosen from the model's logits as they are."""
         suppresses = any(self._count < until for until, _ in self._suppressed)
-        return self._seen is None and not suppresses
+        return self._seen is None and self._bias is None and self._constraint is None and not suppresses
 
     def _kept(self, scores: Tensor) -> tuple[Tensor | None, Tensor]:
         """Ids in ascending order (None: all) and their weights: probabilities over that of the most likely, with
@@ -185,6 +210,8 @@ class Sampler:
         self._count += 1
         if self._seen is not None:
             self._seen.add(token)
+        if self._constraint is not None and token not in self._end_ids:
+            self._constraint.accept(token)
 
 
 class _Occurrences:
@@ -213,6 +240,24 @@ class _Occurrences:
         self._counts[place] += 1
 
 
+class _Bias:
+    """What is added to some logits."""
+
+    def __init__(self, biases: Mapping[int, float], vocab: int) -> None:
+        ids = sorted(biases)
+        if ids[0] < 0 or ids[-1] >= vocab:
+            raise InvalidRequest(
+                f"logit_bias holds ids from {ids[0]} to {ids[-1]}; they must be in the vocabulary, 0 to {vocab - 1}"
+            )
+        self._ids = torch.tensor(ids)
+        self._values = torch.tensor([biases[number] for number in ids], dtype=torch.float32)
+
+    def add(self, scores: Tensor) -> None:
+        """In place; what is used is from now on kept on the device of ``scores``."""
+        self._ids, self._values = self._ids.to(scores.device), self._values.to(scores.device)
+        scores[self._ids] += self._values
+
+
 def _peak(scores: Tensor) -> float:
     """The largest; NaN if any is."""
     return float(scores.numpy().max() if scores.device.type == "cpu" else scores.max())  # numpy: as in _argmax
@@ -228,12 +273,12 @@ def _argmax(scores: Tensor) -> int:
 def _require_finite(peak: float) -> None:
     """Refuse logits whose maximum is ``peak`` if they define no distribution."""
     if peak == -math.inf:
-        raise LludaError(
-            "no token can be sampled: all logits of tokens that may be chosen are -inf; "
-            "allow more tokens, or check the model's weights with --check-tensors"
+        raise InvalidRequest(
+            "no token can be sampled: suppress_tokens, logit_bias, min_tokens and the grammar together leave none (or "
+            "the model's own logits are all -inf: check the weights with --check-tensors); allow more tokens"
         )
     if not math.isfinite(peak):
-        raise LludaError(
+        raise NumericalError(
             f"the model's logits hold {'NaN' if math.isnan(peak) else '+inf'}, so no token can be sampled; "
             "check the weights with --check-tensors, or compute in float32 (--dtype f32)"
         )
@@ -280,7 +325,9 @@ def _nucleus(weights: Tensor, top_p: float) -> Tensor:
     return mask
 
 
-def _report(raw: Tensor, token: int, alternatives: int) -> SampledToken:
+def with_logprobs(raw: Tensor, token: int, alternatives: int) -> SampledToken:
+    """``token`` with its log-probability and those of the ``alternatives`` most likely ones, of float32 logits
+    ``[vocab]``."""
     logits = raw.cpu()
     norm = float(logits.double().logsumexp(0))
     top: tuple[tuple[int, float], ...] = ()

@@ -11,6 +11,7 @@ from lluda.engine.sampling.sampling_values import (
     INTEGERS,
     MAX_LOGPROBS,
     NUMBERS,
+    biases,
     checked_number,
     shown,
     stop_strings,
@@ -40,9 +41,13 @@ class SamplingParams:
     * ``stop``: strings that end the answer (one string is accepted and wrapped), in place of the model's
       ``stop_strings``; ``stop_token_ids``: ids that do, beside the model's own ends, which ``ignore_eos`` switches off.
     * ``max_tokens``: at least 1; None is bounded by ``max_length`` (prompt and answer together) and by the context.
+      More than the context has room for is refused, unless ``clamp_max_tokens`` says that the room will do. With
+      ``prompt_logprobs`` it may be 0.
     * ``min_tokens``: so many tokens come before an id may end the answer.
     * ``suppress_tokens``: ids that are never chosen; ``begin_suppress_tokens``: not as the first token.
+    * ``logit_bias``: -100 to 100 by token id, added to the logits after the penalties; an id of -100 is never chosen.
     * ``logprobs``: report the token's log-probability with this many alternatives (0 to 64); None reports none.
+      ``prompt_logprobs``: the same of each token of the prompt (`PromptLogprobs`); no earlier prompt's rows are used.
 
     Raises:
         InvalidRequest: a value of a wrong type or out of its range, naming field, rule and value.
@@ -63,13 +68,16 @@ class SamplingParams:
     min_tokens: int | None = None
     suppress_tokens: tuple[int, ...] | None = None
     begin_suppress_tokens: tuple[int, ...] | None = None
+    logit_bias: Mapping[int, float] | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     ignore_eos: bool = False
+    clamp_max_tokens: bool = False
 
     def __post_init__(self) -> None:
         for field in (*NUMBERS, *INTEGERS):
             value = getattr(self, field)
-            if value is not None:
+            if value is not None and not (field == "max_tokens" and self._asks_for_no_token):
                 object.__setattr__(self, field, checked_number(field, value))
         if self.stop is not None:
             object.__setattr__(self, "stop", stop_strings(self.stop))
@@ -77,8 +85,16 @@ class SamplingParams:
         for field in ("suppress_tokens", "begin_suppress_tokens"):
             if getattr(self, field) is not None:
                 object.__setattr__(self, field, token_ids(field, getattr(self, field)))
-        if not isinstance(self.ignore_eos, bool):
-            raise InvalidRequest(f"ignore_eos must be true or false; got {shown(self.ignore_eos)}")
+        if self.logit_bias is not None:
+            object.__setattr__(self, "logit_bias", biases(self.logit_bias))
+        for field in ("ignore_eos", "clamp_max_tokens"):
+            if not isinstance(getattr(self, field), bool):
+                raise InvalidRequest(f"{field} must be true or false; got {shown(getattr(self, field))}")
+
+    @property
+    def _asks_for_no_token(self) -> bool:
+        """Whether only the prompt's log-probabilities are wanted."""
+        return self.max_tokens == 0 and self.max_tokens is not False and self.prompt_logprobs is not None
 
     def with_defaults(self, generation_config: Mapping[str, Any]) -> SamplingParams:
         """These values with each None replaced by the model's default (``{}`` if it ships no file).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -9,7 +10,14 @@ from lluda.errors import InvalidRequest
 
 MAX_LOGPROBS = 64
 INT32_MAX = (1 << 31) - 1
-_MAX_ITEMS = {"stop": 64, "stop_token_ids": 64, "suppress_tokens": 1 << 20, "begin_suppress_tokens": 1 << 20}
+_MAX_ITEMS = {
+    "stop": 64,
+    "stop_token_ids": 64,
+    "suppress_tokens": 1 << 20,
+    "begin_suppress_tokens": 1 << 20,
+    "logit_bias": 1 << 20,
+}
+MAX_BIAS = 100
 
 # Inclusive ranges. Penalties of 0.01 to 100 keep every finite logit of a model finite in float32.
 NUMBERS = {
@@ -27,6 +35,7 @@ INTEGERS = {
     "max_length": (1, INT32_MAX),
     "min_tokens": (0, INT32_MAX),
     "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
 }
 _NOTES = {"temperature": "; 0 is greedy", "top_k": "; 0 is off"}
 
@@ -62,6 +71,17 @@ def token_ids(field: str, value: object, label: str = "") -> tuple[int, ...]:
         if isinstance(one, bool) or not isinstance(one, Integral) or not 0 <= int(one) <= INT32_MAX:
             raise InvalidRequest(f"{label or field} must hold integers from 0 to {INT32_MAX}; got {shown(one)}")
     return tuple(int(one) for one in ids)
+
+
+def biases(value: object) -> dict[int, float]:
+    """``logit_bias``: what to add to the logits of some ids. InvalidRequest: others."""
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(f"logit_bias must map token ids to numbers; got {shown(value)}")
+    ids = token_ids("logit_bias", list(value))
+    for bias in value.values():
+        if isinstance(bias, bool) or not isinstance(bias, Real) or not abs(bias) <= MAX_BIAS:  # type: ignore[operator]
+            raise InvalidRequest(f"logit_bias must hold numbers from -{MAX_BIAS} to {MAX_BIAS}; got {shown(bias)}")
+    return {number: float(bias) for number, bias in zip(ids, value.values(), strict=True)}
 
 
 def _items(field: str, rule: str, value: object, label: str) -> tuple[Any, ...]:

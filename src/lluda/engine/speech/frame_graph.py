@@ -17,7 +17,7 @@ from lluda.backends.capture import STORE_WIDTH, CapturedStep, DeviceStore, store
 from lluda.engine.kv_cache import STORAGE_DTYPES, CacheOptions, KVCache
 from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.engine.speech.speech_params import SpeechParams, code_predictor_sampling
-from lluda.errors import LludaError
+from lluda.errors import NumericalError
 from lluda.models.code_predictor import CodePredictor
 from lluda.models.talker import Talker
 
@@ -91,13 +91,13 @@ class FrameGraph:
         self._frame_graph.launch()
 
     def codes(self) -> list[int]:
-        """Wait for the codes of the frame that was launched. LludaError: the logits hold NaN or infinity."""
+        """Wait for the codes of the frame that was launched. NumericalError: the logits hold NaN or infinity."""
         graph = self._frame_graph or self._first_graph
         assert graph is not None, "nothing was launched"
         graph.wait()
         codes, peaks = self._chosen.tolist()
         if not all(math.isfinite(peak) for peak in peaks):
-            raise LludaError(
+            raise NumericalError(
                 "the talker's or code predictor's logits hold NaN or infinity, so no code can be sampled; "
                 "check the weights with --check-tensors, or compute in float32 (--dtype f32)"
             )

@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 
 import torch
 
 from lluda.config.code2wav import SAMPLE_RATE
+from lluda.engine.observer import Reports
 from lluda.engine.prompt_rows import PromptRows
-from lluda.engine.request import SpeechChunk, SpeechCompletion, SpeechEvent, SpokenAnswer
+from lluda.engine.request import SpeechChunk, SpeechCompletion, SpokenAnswer
 from lluda.engine.speech import frames as batched
 from lluda.engine.speech.frame_graph import GraphFrames
 from lluda.engine.speech.frames import FrameGenerator
@@ -65,22 +66,30 @@ class SpeechStack:
 
 
 class Speech:
-    """The speech of one answer: text in, frames out. ``prompt`` and ``captured`` are what the thinker was given.
+    """The speech of one answer: text in, frames out. ``prompt`` and ``captured`` are what the thinker was given;
+    ``index`` is the request's.
 
     InvalidRequest: an unknown speaker."""
 
     def __init__(
-        self, stack: SpeechStack, spoken: SpokenAnswer, prompt: PromptRows, captured: CapturedHiddenStates | None
+        self,
+        stack: SpeechStack,
+        spoken: SpokenAnswer,
+        prompt: PromptRows,
+        captured: CapturedHiddenStates | None,
+        index: int = 0,
     ) -> None:
         stack.prompts.speaker_id(spoken.speaker)
-        self.stack, self.spoken = stack, spoken
-        self.error: LludaError | None = None
+        self.stack, self.spoken, self.index = stack, spoken, index
+        self.error: Exception | None = None
         self.frames = 0
         self.first_audio_seconds: float | None = None
         self.first_text_seconds: float | None = None
         self._prompt, self._captured = prompt, captured
+        self._before: SpeechCompletion | None = None
         self._text: deque[int] = deque()
         self._text_ended = False
+        self._silent_until: int | None = None
         self._consumed = 0
         self._tts_end = [stack.prompts.tokens.tts_eos]
         self._generator: FrameGenerator | GraphFrames | None = None
@@ -102,8 +111,41 @@ class Speech:
         """Whether it can make a frame now."""
         return not self._reason and (self._fed or bool(self._text) or (self._text_ended and self._consumed > 0))
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether its limit of frames ended it."""
+        return self._reason == "length"
+
+    @property
+    def frames_in_all(self) -> int:
+        """Its frames and those of the parts before."""
+        return self.frames + (self._before.frames if self._before else 0)
+
+    def following(self) -> Speech:
+        """The speech of the next part of a given text, a speech of its own for the talker: its completion tells of
+        both, and what this one spoke counts to ``spoken.total_frames``."""
+        spoken, total = self.spoken, self.spoken.total_frames
+        if total is not None:
+            spoken = replace(spoken, params=replace(spoken.params, max_frames=total - self.frames_in_all))
+        speech = Speech(self.stack, spoken, self._prompt, self._captured, self.index)
+        speech._before, speech._started = self.completion(), self._started
+        speech.first_text_seconds, speech.first_audio_seconds = self.first_text_seconds, self.first_audio_seconds
+        return speech
+
     def push_text(self, token: int) -> None:
-        """The next token to speak."""
+        """The next token of the text, which is spoken unless it is in a silent span. One of ``spoken.ends_at`` ends the
+        text."""
+        if self._text_ended:
+            return
+        if self._silent_until is not None:
+            self._silent_until = None if token == self._silent_until else self._silent_until
+            return
+        if token in self.spoken.ends_at:
+            self.end_text()
+            return
+        self._silent_until = self.spoken.silent_spans.get(token)
+        if self._silent_until is not None:
+            return
         if self.first_text_seconds is None:
             self.first_text_seconds = time.perf_counter() - self._started
         self._text.append(token)
@@ -115,15 +157,17 @@ class Speech:
             self._reason = "silent"
 
     def completion(self, finish_reason: str | None = None) -> SpeechCompletion:
-        """The speech as far as it came."""
-        return SpeechCompletion(
+        """The speech as far as it came, with the parts before."""
+        own = SpeechCompletion(
             frames=self.frames,
             samples=self.stack.samples(self.frames),
             finish_reason=finish_reason or self._reason,
             first_text_seconds=self.first_text_seconds,
             first_audio_seconds=self.first_audio_seconds,
             seconds=time.perf_counter() - self._started,
+            index=self.index,
         )
+        return own if self._before is None else joined(self._before, own)
 
     def close(self) -> None:
         """Give back what was lent to it."""
@@ -131,7 +175,13 @@ class Speech:
         self._generator = self._vocoder = None
 
     def _begin(self) -> None:
-        """Run the talker's prompt, which ends with the first token of text."""
+        """Run the talker's prompt, which ends with the first token of text. An error is its own."""
+        try:
+            self._prefill()
+        except Exception as error:
+            self.error, self._reason = error, "error"
+
+    def _prefill(self) -> None:
         params, prompts = self.spoken.params, self.stack.prompts
         built = prompts.build(self._prompt, self._captured, self._next_text(), self.spoken.speaker)
         assert params.max_frames is not None, "with_defaults leaves no None here"
@@ -185,24 +235,34 @@ class Speech:
         seconds = time.perf_counter() - self._started
         if self.first_audio_seconds is None:
             self.first_audio_seconds = seconds
-        return SpeechChunk(samples.float().cpu().numpy(), tuple(tuple(frame) for frame in codes), seconds)
+        frames = tuple(tuple(frame) for frame in codes)
+        return SpeechChunk(samples.float().cpu().numpy(), frames, seconds, self.index)
 
 
 @torch.inference_mode()
-def make_frames(speeches: Sequence[Speech]) -> dict[Speech, SpeechChunk]:
-    """One frame more of each, all of one stack and ready, and the samples that are due."""
+def make_frames(speeches: Sequence[Speech], reports: Reports | None = None) -> dict[Speech, SpeechChunk]:
+    """One frame more of each, all of one stack and ready, and the samples that are due; ``reports`` are told how long
+    both took."""
+    started = time.perf_counter()
     for speech in speeches:
         if speech._generator is None:
             speech._begin()
-    _feed([speech for speech in speeches if not speech._fed])
+    begun = [speech for speech in speeches if speech.error is None]
+    _feed([speech for speech in begun if not speech._fed])
     going = []
-    for speech in speeches:
+    for speech in begun:
         speech._reason = speech._exceeded()
         if not speech._reason:
             going.append(speech)
     for speech, codes in zip(going, _next_codes(going), strict=True):
         speech._take(codes)
-    return _vocode(speeches)
+    framed = time.perf_counter()
+    chunks = _vocode(speeches)
+    if reports is not None:
+        reports.step("frame", framed - started, len(speeches))
+        if chunks:
+            reports.step("vocoder", time.perf_counter() - framed, len(chunks))
+    return chunks
 
 
 def _feed(speeches: Sequence[Speech]) -> None:
@@ -260,37 +320,13 @@ def _vocode(speeches: Sequence[Speech]) -> dict[Speech, SpeechChunk]:
     return chunks
 
 
-def join(speeches: Iterable[Callable[[int], Iterator[SpeechEvent]]]) -> Iterator[SpeechEvent]:
-    """Speeches one after the other as one: of their SpeechCompletions only one remains, the last event. Each begins
-    when the one before has ended, and is given the frames spoken by then; one that its ``max_frames`` ends is the
-    last."""
-    started, whole = time.perf_counter(), SpeechCompletion(0, 0, "silent", None, None, 0.0)
-    for speech in speeches:
-        begun = time.perf_counter() - started
-        for event in speech(whole.frames):
-            match event:
-                case SpeechCompletion():
-                    whole = _joined(whole, event, begun)
-                case SpeechChunk():
-                    yield replace(event, seconds=begun + event.seconds)
-                case _:
-                    yield event
-        if whole.finish_reason == "length":
-            break
-    yield whole
-
-
-def _joined(before: SpeechCompletion, part: SpeechCompletion, begun: float) -> SpeechCompletion:
-    def first(known: float | None, seconds: float | None) -> float | None:
-        return known if known is not None or seconds is None else begun + seconds
-
-    return SpeechCompletion(
+def joined(before: SpeechCompletion, part: SpeechCompletion) -> SpeechCompletion:
+    """Of two parts of a text, the second of which was told when the first began: of both together."""
+    return replace(
+        part,
         frames=before.frames + part.frames,
         samples=before.samples + part.samples,
         finish_reason=_joined_reason(before.finish_reason, part.finish_reason),
-        first_text_seconds=first(before.first_text_seconds, part.first_text_seconds),
-        first_audio_seconds=first(before.first_audio_seconds, part.first_audio_seconds),
-        seconds=begun + part.seconds,
     )
 
 

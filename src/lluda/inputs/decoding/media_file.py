@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
+import tempfile
 import weakref
 from pathlib import Path
 from typing import Any
@@ -46,9 +48,13 @@ _MISTAKES: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
 """How well-known files begin that are given as media by mistake, and what to say of them."""
 
 
+MediaSource = str | os.PathLike[str] | bytes
+"""A file: its path, or its content."""
+
+
 class MediaFile:
     """One open file for a ``kind`` of medium ("recording", "image", "video"); ``size`` in bytes. It is closed with
-    the object, or by ``close()``.
+    the object, or by ``close()``. Of a content that is given, ``path`` is ``where`` it was given, for messages.
 
     Raises:
         InvalidRequest: absent, not permitted, or an address where a file is needed.
@@ -56,28 +62,33 @@ class MediaFile:
         CorruptFile: empty, a folder or a device, or a well-known kind of file that is no medium.
     """
 
-    def __init__(self, path: str | os.PathLike[str], kind: str, max_bytes: int) -> None:
-        check_path(path, kind)
-        self.path, self.kind = Path(path), kind
+    def __init__(self, source: MediaSource, kind: str, max_bytes: int, where: str = "") -> None:
+        if isinstance(source, bytes):
+            self.path, self.kind, self.size = Path(where), kind, len(source)
+            self._check(max_bytes, source[:_HEAD])  # before it is copied
+            self.descriptor = _opened(source)
+            self.close = weakref.finalize(self, os.close, self.descriptor)
+            return
+        check_path(source, kind)
+        self.path, self.kind = Path(source), kind
         try:
             self.descriptor, status = open_regular(self.path)
         except ModelNotFound:
-            raise InvalidRequest(f"{path}: no such {kind}, or no permission to read it; check the path") from None
+            raise InvalidRequest(f"{source}: no such {kind}, or no permission to read it; check the path") from None
         self.close = weakref.finalize(self, os.close, self.descriptor)
         self.size = status.st_size
         try:
-            self._check(max_bytes)
+            self._check(max_bytes, os.pread(self.descriptor, _HEAD, 0))
         except BaseException:
             self.close()
             raise
 
-    def _check(self, max_bytes: int) -> None:
+    def _check(self, max_bytes: int, head: bytes) -> None:
         if not self.size:
             raise CorruptFile(self.path, f"the file is empty; copy or download the {self.kind} again")
         if self.size > max_bytes:
             rule = f"{self.size} bytes exceed the {max_bytes} of one {self.kind}; make it smaller, or cut it up"
             raise LimitExceeded(f"{self.path}: {rule}")
-        head = os.pread(self.descriptor, _HEAD, 0)
         for pattern, words in _MISTAKES:
             if pattern.match(head):
                 not_it = f"not a readable {self.kind}"
@@ -92,6 +103,24 @@ class MediaFile:
             offset += len(piece)
         found: bytes = hasher.digest()
         return found
+
+
+def _opened(content: bytes) -> int:
+    """A descriptor of a file that has no name, and goes away with it."""
+    if sys.platform == "linux":
+        descriptor = os.memfd_create("medium", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def check_path(path: str | os.PathLike[str], kind: str) -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from lluda.config.audio import AUDIO_LIMITS, AudioLimits
 from lluda.inputs.decoding.audio_samples import convert
 from lluda.inputs.decoding.media_decoder import DECODER
-from lluda.inputs.decoding.media_file import MediaFile
+from lluda.inputs.decoding.media_file import MediaFile, MediaSource
 from lluda.inputs.media.audio_array import array_blocks, audio_array
 
 if TYPE_CHECKING:
@@ -38,9 +37,10 @@ class AudioFile:
             crashed on it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], limits: AudioLimits = AUDIO_LIMITS) -> None:
-        self.path = Path(path)
-        file = MediaFile(path, "recording", limits.max_file_bytes)
+    def __init__(self, source: MediaSource, limits: AudioLimits = AUDIO_LIMITS, where: str = "audio") -> None:
+        """``where`` names a content that is given in place of a path."""
+        file = MediaFile(source, "recording", limits.max_file_bytes, where)
+        self.path = file.path
         self._job = DECODER.open("audio", file, limits=asdict(limits))
         about = self._job.about
         self.kind: str = about["kind"]
@@ -88,10 +88,10 @@ class Recording:
 def open_audio(
     source: Any, sampling_rate: int | None = None, *, where: str = "audio", limits: AudioLimits = AUDIO_LIMITS
 ) -> Recording:
-    """A file (str or path) or an array of samples, of which nothing is decoded yet. Arguments and errors as
+    """A file (its path or bytes) or an array of samples, of which nothing is decoded yet. Arguments and errors as
     :func:`audio_blocks`."""
-    if isinstance(source, str | os.PathLike):
-        file = AudioFile(source, limits)
+    if isinstance(source, str | os.PathLike | bytes):
+        file = AudioFile(source, limits, where)
         return Recording(file.seconds, file.blocks, file.close)
     samples = audio_array(source, sampling_rate, where, limits)
     assert isinstance(sampling_rate, int)
@@ -110,7 +110,7 @@ def audio_blocks(
     where: str = "audio",
     limits: AudioLimits = AUDIO_LIMITS,
 ) -> Iterator[NDArray[np.float32]]:
-    """A file (str or path) or an array of samples as blocks ``[samples]``, mono float32 at ``rate`` Hz.
+    """A file (its path or bytes) or an array of samples as blocks ``[samples]``, mono float32 at ``rate`` Hz.
 
     An array is ``[samples]``, or two-dimensional with the longer axis in time; floats have full scale 1, integers that
     of their type. Its ``sampling_rate`` (Hz) must be given; ``where`` names it in errors.

@@ -46,17 +46,17 @@ class ImageInput:
 
 
 def open_image(source: Any, *, where: str = "image", limits: VisionLimits = VISION_LIMITS) -> ImageInput:
-    """A file (str or path), or an array that already is uint8 ``[height, width, 3]``.
+    """A file (its path or bytes), or an array that already is uint8 ``[height, width, 3]``.
 
-    ``where`` names an array in errors.
+    ``where`` names bytes and arrays in errors.
 
     Raises:
         InvalidRequest: no such file, no permission, or an array of another kind.
         LimitExceeded: too many bytes or pixels, or too long for its width (:class:`VisionLimits`).
         CorruptFile: not an image of a format that is read.
     """
-    if isinstance(source, str | os.PathLike):
-        file = MediaFile(source, "image", limits.max_image_bytes)
+    if isinstance(source, str | os.PathLike | bytes):
+        file = MediaFile(source, "image", limits.max_image_bytes, where)
         job = DECODER.open("image", file, limits=asdict(limits))
 
         def read(size: Size | None) -> NDArray[np.uint8]:

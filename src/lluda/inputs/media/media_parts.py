@@ -37,11 +37,12 @@ _HASHED_AT_ONCE = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class MediaPart:
-    """One part ``{"type": kind, "path": file}`` or ``{"type": kind, kind: array}`` of a message.
+    """One part ``{"type": kind, "path": file}`` or ``{"type": kind, kind: array}`` of a message; in place of an array
+    there may be the bytes of a file.
 
-    ``source``: a path or an array. ``options``: ``sampling_rate`` (Hz, of an audio array), ``fps`` (frames sampled a
-    second of video; of a video array, the rate its frames were taken at) and ``use_audio`` (the video's own audio
-    track is used, interleaved in time). ``where`` names it in messages.
+    ``source``: a path, an array, or bytes. ``options``: ``sampling_rate`` (Hz, of an audio array), ``fps`` (frames
+    sampled a second of video; of a video array, the rate its frames were taken at) and ``use_audio`` (the video's own
+    audio track is used, interleaved in time). ``where`` names it in messages.
     """
 
     kind: Kind
@@ -61,6 +62,9 @@ class MediaPart:
         Errors of a file that cannot be opened, or an array of the wrong kind, as the readers raise them.
         """
         hasher = hashlib.sha256(repr((self.kind, sorted(self.options.items()), settings)).encode())
+        if isinstance(self.source, bytes):
+            hasher.update(self.source)
+            return hasher.digest()
         if self.is_file:
             file = MediaFile(self.source, *_FILES[self.kind])
             found = file.digest(hasher)
@@ -123,7 +127,7 @@ def _stripped(message: object, where: str, parts: list[MediaPart]) -> object:
 def _media_part(kind: Kind, part: Mapping[str, Any], where: str) -> MediaPart:
     sources = [part[key] for key in ("path", kind) if part.get(key) is not None]
     if len(sources) != 1:
-        raise InvalidRequest(f'{where}: give one source of the {kind}: "path": a file, or "{kind}": an array')
+        raise InvalidRequest(f'{where}: give one source of the {kind}: "path": a file, or "{kind}": an array or bytes')
     if part.get("path") is not None and not isinstance(sources[0], str | os.PathLike):
         raise InvalidRequest(f"{where}: path must be a file's path, not {type(sources[0]).__name__}")
     options = {key: value for key, value in part.items() if key not in ("type", "path", kind) and value is not None}
@@ -131,7 +135,8 @@ def _media_part(kind: Kind, part: Mapping[str, Any], where: str) -> MediaPart:
     if unknown:
         known = ", ".join(sorted(_OPTIONS[kind])) or "none"
         raise InvalidRequest(f"{where}: {unknown[0]:.60} is no option of {kind}; options: {known}")
-    return MediaPart(kind, sources[0], options, where)
+    (source,) = sources
+    return MediaPart(kind, bytes(source) if isinstance(source, bytearray | memoryview) else source, options, where)
 
 
 def with_sources(messages: Sequence[Any], sources: Sequence[Any]) -> list[Any]:

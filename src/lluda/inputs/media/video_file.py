@@ -55,9 +55,9 @@ def open_video(
     where: str = "video",
     limits: VisionLimits = VISION_LIMITS,
 ) -> SampledVideo:
-    """A file (str or path), of which ``fps`` frames a second are taken (``config.fps`` if not given; fewer where the
-    video has fewer, or more than ``config.max_frames`` would be), or an array uint8 ``[frames, height, width, 3]`` of
-    frames that were taken at ``fps``, which then must be given. ``where`` names an array in errors.
+    """A file (its path or bytes), of which ``fps`` frames a second are taken (``config.fps`` if not given; fewer where
+    the video has fewer, or more than ``config.max_frames`` would be), or an array uint8 ``[frames, height, width, 3]``
+    of frames that were taken at ``fps``, which then must be given. ``where`` names bytes and arrays in errors.
 
     Raises:
         InvalidRequest: no such file, no permission, an array of another kind, or an ``fps`` out of range.
@@ -67,8 +67,8 @@ def open_video(
     """
     if fps is not None and not (type(fps) in (int, float) and 0 < fps <= limits.max_fps):
         raise InvalidRequest(f"{where}: fps must be a number above 0, up to {limits.max_fps:g}; got {fps!r:.40}")
-    if isinstance(source, str | os.PathLike):
-        file = MediaFile(source, "video", limits.max_video_bytes)
+    if isinstance(source, str | os.PathLike | bytes):
+        file = MediaFile(source, "video", limits.max_video_bytes, where)
         return _sampled_file(file, config.fps if fps is None else float(fps), config.max_frames, limits)
     frames = video_array(source, where, limits)
     if fps is None:
