@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from openai import OpenAI
+
 from tests.serving import example
 from tests.serving.running import RunningServer, running_server
 
@@ -22,3 +24,10 @@ def server() -> Iterator[RunningServer]:
             yield running
     finally:
         app.ENDPOINTS = own
+
+
+@pytest.fixture(scope="session")
+def client(server: RunningServer) -> Iterator[OpenAI]:
+    """OpenAI's own client of it, which does not try again."""
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as opened:
+        yield opened

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -32,13 +33,29 @@ def build_app(service: Service) -> Starlette:
     """The ASGI application of a service."""
     app = Starlette(
         routes=routes(),
-        middleware=[Middleware(Guard, service=service)],
+        middleware=[Middleware(Guard, service=service), *_cors(service)],
         exception_handlers={HTTPException: _http_error},
     )
     app.router.redirect_slashes = False
     app.state.service = service
     app.state.openapi = openapi_document(routes())
     return app
+
+
+def _cors(service: Service) -> list[Middleware]:
+    """What browsers want to see before a page of another origin may ask; nothing where no origin is allowed."""
+    origins = service.settings.allow_origins
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("authorization", "content-type", "api-key", "x-api-key", "x-request-id"),
+            expose_headers=("x-request-id", "retry-after"),
+        )
+    ]
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

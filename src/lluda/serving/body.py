@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,10 +43,14 @@ async def read_body(request: Request, wire: type[Wire]) -> Wire:
 
 
 async def read_bytes(request: Request) -> bytes:
-    """The whole body, of at most ``body_bytes``; ApiError as `read_body`."""
+    """The whole body; ApiError as `body_parts`."""
+    return b"".join([part async for part in body_parts(request)])
+
+
+async def body_parts(request: Request) -> AsyncGenerator[bytes]:
+    """The body as it comes. ApiError: 413 more than ``body_bytes``, 408 nothing came for ``body_idle_seconds``."""
     limits = request.app.state.service.limits
     check_length(request, limits.body_bytes)
-    parts: list[bytes] = []
     size = 0
     stream = aiter(request.stream())
     while True:
@@ -59,11 +63,11 @@ async def read_bytes(request: Request) -> bytes:
         except ClientDisconnect:
             raise ClientDisconnected from None
         if part is None:
-            return b"".join(parts)
+            return
         size += len(part)
         if size > limits.body_bytes:
             raise _too_large(limits.body_bytes)
-        parts.append(part)
+        yield part
 
 
 def check_content_type(request: Request, *accepted: str) -> None:

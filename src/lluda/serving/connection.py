@@ -62,6 +62,8 @@ class Framing(h11.Connection):
             raise h11.RemoteProtocolError(f"the headers have more than {limits.header_bytes} bytes", 431)
         if len(request.headers) > limits.headers:
             raise h11.RemoteProtocolError(f"more than {limits.headers} headers", 431)
+        if request.http_version not in (b"1.0", b"1.1"):
+            raise h11.RemoteProtocolError("HTTP/1.1 is spoken here, no other version", 505)
         names = {name for name, _ in request.headers}
         if {b"content-length", b"transfer-encoding"} <= names:
             raise h11.RemoteProtocolError("both content-length and transfer-encoding")

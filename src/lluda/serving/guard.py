@@ -74,7 +74,8 @@ class Guard:
         if origin is not None and not self._is_ours(origin, headers.get("host", "")):
             message = f"web pages of {origin[:80]!r} may not ask this server; start it with --allow-origin to let them"
             raise ApiError(403, "origin_not_allowed", message)
-        if scope["path"] not in OPEN_PATHS and not self._service.keys.accepts(headers):
+        is_preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in headers  # has no key
+        if scope["path"] not in OPEN_PATHS and not is_preflight and not self._service.keys.accepts(headers):
             raise ApiError(
                 401,
                 "invalid_api_key",

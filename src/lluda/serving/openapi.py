@@ -38,7 +38,7 @@ def openapi_document(routes: Sequence[ApiRoute]) -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for route in routes:
         schemas = {model: references[model, "validation"] for model in (route.body, route.form) if model is not None}
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas)
+        paths.setdefault(re.sub(r":\w+}", "}", route.path), {})[route.method.lower()] = _operation(route, schemas)
     return {
         "openapi": "3.1.0",
         "info": {"title": "lluda", "version": __version__},

@@ -33,6 +33,10 @@ class Readiness:
                 self._asked = time.monotonic()
             return self._answered
 
+    def forget(self) -> None:
+        """Ask anew next time."""
+        self._asked = float("-inf")
+
     async def _probe(self) -> bool:
         model = self._model
         steps = model.engine.stats().steps

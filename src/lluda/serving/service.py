@@ -16,6 +16,7 @@ from starlette.requests import Request
 from lluda.serving.admission import Admission
 from lluda.serving.answers.head import fingerprint
 from lluda.serving.answers.spoken_answers import SpokenAnswers
+from lluda.serving.engine_metrics import EngineMetrics
 from lluda.serving.errors import ApiError, ClientDisconnected, unavailable
 from lluda.serving.media.fetch import Fetcher
 from lluda.serving.metrics import Metrics
@@ -56,7 +57,7 @@ class Service:
         self.state = State.LOADING
         self.started = int(time.time())
         self.ended = asyncio.Event()
-        """Set when the last request has ended while the server drains, or when it failed."""
+        """Set when the last request has ended while none is taken any more."""
         self._model: Model | None = None
         self._names: ModelNames | None = None
         self._readiness: Readiness | None = None
@@ -93,6 +94,11 @@ class Service:
         if omni is not None and omni.speech is not None:
             await self.in_worker(model.speech_stack)
             self.voices = Voices(tuple(omni.speech.talker.speakers))
+        engine = model.engine
+        engine.observer = EngineMetrics(self.metrics)
+        self.metrics.watch(
+            self.metrics.kv_cache_usage, lambda: engine.stats().kv_positions / max(1, engine.stats().kv_budget)
+        )
         self._names = ModelNames(model.files.name, self.settings.served_names)
         self._readiness = Readiness(model)
         self.fingerprint = fingerprint(model)
@@ -174,7 +180,6 @@ class Service:
         """The engine is dead or hangs: end all requests, and take no more."""
         self.state = State.FAILED
         self._interrupt(_dead())
-        self.ended.set()
 
     def close(self) -> None:
         """Let go of threads, and of the model."""

@@ -18,3 +18,9 @@ class WireModel(BaseModel):
     """A JSON object of a request: types are strict (no ``"3"`` for 3), unknown fields are refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
+
+
+class FormModel(WireModel):
+    """The fields of a form, which come as text: numbers and switches are read from it."""
+
+    model_config = ConfigDict(strict=False, allow_inf_nan=False)
