@@ -11,7 +11,17 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lluda.serving.endpoints import chat, completions, health, models, responses, tokens
+from lluda.serving.endpoints import (
+    chat,
+    completions,
+    health,
+    models,
+    responses,
+    speech,
+    tokens,
+    transcriptions,
+    voices,
+)
 from lluda.serving.errors import ApiError
 from lluda.serving.guard import Guard, error_response
 from lluda.serving.openapi import openapi_document
@@ -20,7 +30,7 @@ if TYPE_CHECKING:
     from lluda.serving.route import ApiRoute
     from lluda.serving.service import Service
 
-ENDPOINTS = (chat, completions, responses, health, models, tokens)
+ENDPOINTS = (chat, completions, responses, speech, transcriptions, voices, health, models, tokens)
 """Modules with ``ROUTES``."""
 
 
