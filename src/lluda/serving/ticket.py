@@ -31,9 +31,11 @@ class Ticket:
         self._streams: list[CountedStream] = []
 
     def submit(self, *requests: EngineRequest) -> CountedStream:
-        """Their events. What has not ended when the ticket is given back is cancelled. LludaError: as
+        """Their events. What has not ended when the ticket is given back is cancelled. The deadline of waiting is that
+        of the first ones; what is submitted later belongs to a request that was begun. LludaError: as
         `Engine.submit`."""
-        stream = self._engine.submit(*(replace(request, deadline=self._deadline) for request in requests))
+        deadline = None if self._streams else self._deadline
+        stream = self._engine.submit(*(replace(request, deadline=deadline) for request in requests))
         self._streams.append(CountedStream(stream, self))
         return self._streams[-1]
 

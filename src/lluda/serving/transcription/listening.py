@@ -115,10 +115,10 @@ def _audio_tokens(model: Model, requests: Sequence[Request]) -> int:
 
 class _Order:
     """Texts of several segments that are written at the same time: the first one that is not done streams, the others
-    wait. ``before``: the text that theirs follows."""
+    wait. ``before``: the text that theirs follows; ``end_ids``: tokens that are no part of a text."""
 
-    def __init__(self, segments: Sequence[Segment], before: str) -> None:
-        self._segments = segments
+    def __init__(self, segments: Sequence[Segment], before: str, end_ids: Collection[int]) -> None:
+        self._segments, self._end_ids = segments, end_ids
         self._streaming = 0
         self._shown = 0  # characters of the segment that streams
         self.written = before
