@@ -29,13 +29,16 @@ def ask(network, prompts, params, *, ends=(), **options):
     return engine_of(network, **options).submit(*requests)
 
 
-def ask_spoken(network, stack, prompt, params, speech, *, speaker=None, ends=(), text=None):
-    """The events of one spoken answer, or of ``text`` (ids) spoken as it stands."""
-    request = Request(
+def ask_spoken(network, stack, prompt, params, speech, **options):
+    """The events of one spoken answer, or of a text (ids) spoken as it stands: as `spoken_request`."""
+    return engine_of(network, stack).submit(spoken_request(prompt, params, speech, **options))
+
+
+def spoken_request(prompt, params, speech, *, speaker=None, ends=(), text=None, **spoken):
+    return Request(
         prompt=rows_of(prompt),
         sampling=(params or SamplingParams()).with_defaults({}),
         end_ids=frozenset(ends),
-        speech=SpokenAnswer(speech.with_defaults({}), speaker),
+        speech=SpokenAnswer(speech.with_defaults({}), speaker, **spoken),
         text=None if text is None else [[(number, "") for number in text]],
     )
-    return engine_of(network, stack).submit(request)

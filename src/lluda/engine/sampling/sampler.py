@@ -327,9 +327,10 @@ def _nucleus(weights: Tensor, top_p: float) -> Tensor:
 
 def with_logprobs(raw: Tensor, token: int, alternatives: int) -> SampledToken:
     """``token`` with its log-probability and those of the ``alternatives`` most likely ones, of float32 logits
-    ``[vocab]``."""
+    ``[vocab]``. NumericalError: they hold NaN or +inf."""
     logits = raw.cpu()
     norm = float(logits.double().logsumexp(0))
+    _require_finite(norm)
     top: tuple[tuple[int, float], ...] = ()
     if alternatives:
         ids = _at_least_rank(logits, min(alternatives, len(logits)))
