@@ -32,6 +32,7 @@ _FIRST_FUEL = 200_000
 """Of the library's steps when a grammar is compiled; 0.2 s at most."""
 
 _SHOWN = 300
+_END = b"<|end of the grammar|>"
 _OBJECT = {"type": "object"}
 _JSON = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,20}"}
 """White space between JSON's tokens is bounded, or a model could go on with it for ever."""
@@ -90,7 +91,7 @@ class Grammars:
                 self._vocabulary_of_library = library.LLTokenizer(wrapper)
         limits = library.LLParserLimits(initial_lexer_fuel=_FIRST_FUEL, verbose_errors=False)
         matcher = library.LLMatcher(self._vocabulary_of_library, source, log_level=0, limits=limits)
-        grammar = _Grammar(kind, matcher, self._vocabulary, sorted(self._tokenizer.end_ids))
+        grammar = _Grammar(kind, matcher, self._vocabulary, self._tokenizer.vocab_size)
         grammar.check()
         self._keep(source, grammar)
         return grammar
@@ -103,17 +104,17 @@ class Grammars:
 
 
 class _Vocabulary:
-    """The tokens as the library asks for them."""
+    """The tokens as the library asks for them. It wants one that ends a text: one more than there are, since which ids
+    end an answer is the sampler's to know."""
 
     bos_token_id = None
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        added = sorted(tokenizer.added_tokens.by_id)
-        self.tokens = [tokenizer.bytes_of(number, skip_special=False) for number in range(tokenizer.vocab_size)]
-        self.special_token_ids = added
-        # The library wants one; which ids end an answer the sampler knows.
-        self.eos_token_id = next(iter((*tokenizer.end_ids, *added)), tokenizer.vocab_size - 1)
+        self.eos_token_id = tokenizer.vocab_size
+        own = [tokenizer.bytes_of(number, skip_special=False) for number in range(tokenizer.vocab_size)]
+        self.tokens = [*own, _END]
+        self.special_token_ids = [*sorted(tokenizer.added_tokens.by_id), self.eos_token_id]
 
     def __call__(self, text: str) -> Sequence[int]:
         return self._tokenizer.encode(text, allow_special=False)
@@ -122,8 +123,8 @@ class _Vocabulary:
 class _Grammar:
     """See `Constraint`."""
 
-    def __init__(self, kind: str, matcher: Any, vocabulary: int, ends: list[int]) -> None:
-        self.kind, self.vocabulary, self.ends = kind, vocabulary, ends
+    def __init__(self, kind: str, matcher: Any, vocabulary: int, tokens: int) -> None:
+        self.kind, self.vocabulary, self.tokens = kind, vocabulary, tokens
         self._matcher = matcher
         self._lock = threading.Lock()
 
@@ -173,9 +174,7 @@ class _State:
         if self._matcher.is_error():
             raise _refused(self._grammar.kind, self._matcher.get_error())
         mask = np.zeros(self._grammar.vocabulary, np.bool_)
-        found = np.unpackbits(bits, count=min(8 * len(bits), len(mask)), bitorder="little")
-        mask[: len(found)] = found
-        mask[self._grammar.ends] = False
+        mask[: self._grammar.tokens] = np.unpackbits(bits, count=self._grammar.tokens, bitorder="little")
         return mask
 
 
