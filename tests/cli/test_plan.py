@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.cli.conftest import CONFIG
+from tests.cli.omni import write_omni
 
 
 @pytest.fixture
@@ -165,3 +166,30 @@ def test_a_component_that_is_not_there_is_refused_with_those_that_are(lluda, mod
     printed = lluda("plan", model, "--only", "talker")
     assert (printed.code, printed.out) == (2, "")
     assert printed.err.startswith("lluda plan: component 'talker' is not one of text")
+
+
+def test_a_prompt_with_media_is_planned(lluda, tmp_path):
+    """Its encoders and its rows, beside what a prompt of text takes."""
+    omni = write_omni(tmp_path / "omni")
+    without = json.loads(lluda("plan", omni, "--json").out)
+    document = json.loads(lluda("plan", omni, "--json", "--image", "640x480", "--audio", 30).out)
+    names = [row["component"] for row in document["media"]]
+    assert len(names) == 2 and names[0].startswith("encoding") and names[1] == "rows of media"
+    assert document["total"] == without["total"] + sum(row["nbytes"] for row in document["media"])
+    printed = lluda("plan", omni, "--audio", 30)
+    assert printed.code == 0 and "encoding 30 s of sound" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--image", "640"), "--image takes width and height in pixels, as 1024x768, not '640'"),
+        (("--image", "0x7"), "a picture needs sides of at least 1 pixel, not 0x7"),
+        (("--audio", "-3"), "seconds of sound must be above 0, not -3.0"),
+        (("--audio", "3"), "a qwen3 model takes text only; plan it without pictures and sound"),
+    ],
+)
+def test_media_that_cannot_be_planned(lluda, model, arguments, message):
+    printed = lluda("plan", model, *arguments)
+    assert (printed.code, printed.out) == (2, "")
+    assert message in printed.err

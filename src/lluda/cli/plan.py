@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model_argument(parser)
     options.add_unknown_config(parser)
     parser.add_argument("--speech", action="store_true", help="count what an Omni model speaks with too")
+    parser.add_argument("--image", metavar="WxH", help="count a picture of so many pixels in the prompt")
+    parser.add_argument("--audio", type=float, metavar="S", help="count so many seconds of sound in the prompt")
     parser.add_argument(
         "--only",
         metavar="COMPONENT",
@@ -37,9 +40,13 @@ def run(args: argparse.Namespace) -> int:
     path = options.find_model(options.model_argument(args), args, weights=False)
     with heavy_imports():
         from lluda.engine.loading.loading import LoadOptions, ModelFiles
+        from lluda.engine.loading.media_plan import MediaLoad
 
     files = ModelFiles.find(path, allow_unknown_config=args.allow_unknown_config, rope_scaling=args.rope_scaling)
-    plan = files.plan(LoadOptions(**options.load_options(args)), speech=args.speech or args.only is not None)
+    media = MediaLoad(_pixels(args.image), args.audio) if args.image or args.audio is not None else None
+    plan = files.plan(
+        LoadOptions(**options.load_options(args)), speech=args.speech or args.only is not None, media=media
+    )
     if args.only is not None:
         plan = _only(plan, args.only)
     totals = {"parameters": plan.parameters, "weight_bytes": plan.weight_bytes, "total": plan.total}
@@ -56,6 +63,16 @@ def run(args: argparse.Namespace) -> int:
     publish(args, document, lambda: _print_table(plan, heading))
     plan.require_fit()
     return 0
+
+
+def _pixels(size: str | None) -> tuple[int, int] | None:
+    """Height and width of ``1024x768`` (width first, as people say it)."""
+    if size is None:
+        return None
+    numbers = re.fullmatch(r"(\d{1,6})x(\d{1,6})", size)
+    if numbers is None:
+        raise InvalidRequest(f"--image takes width and height in pixels, as 1024x768, not {size!r:.40}")
+    return int(numbers[2]), int(numbers[1])
 
 
 def _print_table(plan: MemoryPlan, heading: str) -> None:
@@ -86,4 +103,4 @@ def _only(plan: MemoryPlan, component: str) -> MemoryPlan:
         raise InvalidRequest(f"component {component!r:.60} is not one of {', '.join(dict.fromkeys(names.values()))}")
     kv_cache = plan.kv_cache if component in ("thinker", "text") else replace(plan.kv_cache, nbytes=0)
     speech = tuple(row for row in plan.speech if row.component.startswith(component))
-    return replace(plan, weights=weights, kv_cache=kv_cache, speech=speech)
+    return replace(plan, weights=weights, kv_cache=kv_cache, speech=speech, media=())

@@ -1,4 +1,4 @@
-"""What is planned is what is taken: the peak of a process of its own, of Qwen3-0.6B's shapes."""
+"""What is planned is what is taken: the peak of a process of its own, at the shapes of released models."""
 
 from __future__ import annotations
 
@@ -13,56 +13,61 @@ from lluda.config.model import ModelConfig
 from lluda.convert.synth import synthesize
 from lluda.models.build import all_parameters
 
-CONTEXT, ANSWER = 512, 200
-SCRIPT = """
-import gc, json, re, sys
-import torch
-from lluda.engine.engine import Engine
-from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_network
-from lluda.engine.prompt_rows import PromptRows
-from lluda.engine.request import Request
-from lluda.engine.runner import Runner
-from lluda.engine.sampling.sampling_params import SamplingParams
-from lluda.inputs.text.tokenizer import Tokenizer
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from /proc"),
+]
 
-def resident(key):
-    return int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
+FEW_LAYERS = {
+    ("thinker_config", "text_config"): {"num_hidden_layers": 1, "num_experts": 8},
+    ("thinker_config", "audio_config"): {"encoder_layers": 4, "num_hidden_layers": 4},
+    ("thinker_config", "vision_config"): {"depth": 8, "deepstack_visual_indexes": [1, 3, 5]},
+    ("talker_config",): {"accept_hidden_layer": 1},
+    ("talker_config", "text_config"): {"num_hidden_layers": 4},
+}
+"""Of the released widths: what a request takes beside weights is the larger a share."""
 
-folder, sequences, weights, context, answer = sys.argv[1], int(sys.argv[2]), sys.argv[3], *map(int, sys.argv[4:])
-options = LoadOptions(max_context=context, max_sequences=sequences, weights=weights, prefill_chunk=128)
-files = ModelFiles.find(folder)
-plan = files.plan(options)
-torch.ones(4, 4) @ torch.ones(4, 4)
-gc.collect()
-before = resident("VmRSS")
-open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
-network, _ = load_network(files, options)
-runner = Runner(network, files.cache_options(options, "bf16"), options.prefill_rows)
-engine = Engine(runner, Tokenizer.empty(), kv_positions=sequences * context)
-params = SamplingParams(temperature=0, max_tokens=answer, ignore_eos=True).with_defaults({})
-prompts = [[(7 * row + number) % 1000 for row in range(context - answer)] for number in range(sequences)]
-streams = [engine.submit(Request(prompt=PromptRows(prompt), sampling=params)) for prompt in prompts]
-for stream in streams:
-    for event in stream:
-        pass
-print(json.dumps({"planned": plan.total, "taken": resident("VmHWM") - before}))
-"""
+
+def synthetic(raw, folder):
+    synthesize(all_parameters(ModelConfig.from_hf(raw)), folder, config=raw)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, released_configs):
+def dense(tmp_path_factory, released_configs):
     raw = json.loads((released_configs / "Qwen3-0.6B" / "config.json").read_text())
-    made = tmp_path_factory.mktemp("peak") / "q06"
-    synthesize(all_parameters(ModelConfig.from_hf(raw)), made, config=raw)
-    return made
+    return synthetic(raw, tmp_path_factory.mktemp("peak") / "dense")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from /proc")
-@pytest.mark.parametrize(("sequences", "weights"), [(1, "auto"), (8, "auto"), (1, "packed"), (8, "packed")])
-def test_the_peak_is_the_plan_s_within_5_percent(folder, sequences, weights):
-    command = [sys.executable, "-c", SCRIPT, str(folder), str(sequences), weights, str(CONTEXT), str(ANSWER)]
+@pytest.fixture(scope="module")
+def omni(tmp_path_factory, released_configs):
+    raw = json.loads((released_configs / "Qwen3-Omni-30B-A3B-Instruct" / "config.json").read_text())
+    for path, changes in FEW_LAYERS.items():
+        section = raw
+        for name in path:
+            section = section[name]
+        section.update(changes)
+    return synthetic(raw, tmp_path_factory.mktemp("peak") / "omni")
+
+
+def assert_planned(kind, folder, **options):
+    script = Path(__file__).with_name("measure_peak.py")
+    command = [sys.executable, str(script), kind, str(folder), json.dumps(options)]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    print(sequences, weights, found)
+    print(kind, options, found)
     assert found["taken"] == pytest.approx(found["planned"], rel=0.05)
+
+
+@pytest.mark.parametrize("sequences", [1, 8])
+@pytest.mark.parametrize("weights", ["auto", "packed"])
+def test_text(dense, sequences, weights):
+    assert_planned("text", dense, max_context=384, max_sequences=sequences, weights=weights, prefill_chunk=128)
+
+
+def test_speech(omni):
+    assert_planned("speech", omni, max_context=4096, max_sequences=1, weights="packed")
+
+
+def test_a_picture_and_a_minute_of_sound(omni):
+    assert_planned("media", omni, max_context=4096, max_sequences=1, weights="packed")

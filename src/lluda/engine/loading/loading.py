@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ from lluda.backends import kept_formats, select_backend
 from lluda.backends.backend import ComputeBackend
 from lluda.backends.capabilities import KEEPS_STORED
 from lluda.backends.weight import Parameters, Weight
+from lluda.config.audio import MelConfig
 from lluda.config.model import DTypeName, ModelConfig, resolve_dtype
 from lluda.config.reader import ConfigReader
+from lluda.config.vision import VisionInputConfig
 from lluda.engine.forked import require_own_threads
 from lluda.engine.kv_cache import STORAGE_DTYPES, CacheOptions, Strategy
-from lluda.engine.loading.memory_plan import MemoryPlan, plan_memory, plan_speech
+from lluda.engine.loading.media_plan import MediaLoad, plan_media
+from lluda.engine.loading.memory_plan import DTYPE_BYTES, MemoryPlan, PlanRow, plan_memory, plan_speech
 from lluda.engine.loading.placement import EXPERTS, Backends, read_placement
 from lluda.engine.loading.small_files import small_files_check
 from lluda.engine.loading.tied_head import with_stored_head
@@ -62,6 +65,7 @@ from lluda.weights.checkpoint import (
 from lluda.weights.config_override import with_rope_scaling
 from lluda.weights.hub import find_source
 from lluda.weights.loader import CheckTensors, LoadReport, Progress, load_tensors
+from lluda.weights.media_settings import read_media_settings
 
 _log = logging.getLogger(__name__)
 
@@ -186,8 +190,9 @@ class ModelFiles:
         reader = ConfigReader(self.generation_config, str(self.path / "generation_config.json"))
         return tuple(dict.fromkeys((*reader.token_ids("eos_token_id"), *self.config.eos_token_ids)))
 
-    def plan(self, options: LoadOptions, *, speech: bool = False) -> MemoryPlan:
-        """The memory this model will take under ``options``, with what speaks if ``speech``."""
+    def plan(self, options: LoadOptions, *, speech: bool = False, media: MediaLoad | None = None) -> MemoryPlan:
+        """The memory this model will take under ``options``, with what speaks if ``speech``, and for a prompt with
+        ``media``. InvalidRequest: media for a model of text."""
         context, dtype = self.context(options), resolve_dtype(options.dtype, self.config.dtype)
         specs = all_parameters(self.config) if speech else text_parameters(self.config)
         sequences, cache = options.max_sequences or 1, self.cache_options(options, dtype)
@@ -205,7 +210,21 @@ class ModelFiles:
             device_of=device_of,
             stored=self._kept_bytes(options, dtype, specs),
             speech=plan_speech(spoken, sequences, STORAGE_DTYPES[cache.dtype].itemsize, device_of) if spoken else (),
+            media=self._media_rows(media, dtype, device_of) if media else (),
         )
+
+    def _media_rows(self, media: MediaLoad, dtype: DTypeName, device_of: Callable[[str], str]) -> Sequence[PlanRow]:
+        omni = self.config.omni
+        if omni is None:
+            raise InvalidRequest(
+                f"a {self.config.model_type} model takes text only; plan it without pictures and sound"
+            )
+        image, audio = (read_media_settings(self.source, medium) for medium in ("image", "audio"))
+        settings = (
+            VisionInputConfig.from_hf(image.raw, image.where, omni.vision),
+            MelConfig.from_hf(audio.raw, audio.where, omni.audio),
+        )
+        return plan_media(omni, media, settings, DTYPE_BYTES[dtype], device_of)
 
     def _kept_bytes(self, options: LoadOptions, dtype: DTypeName, specs: Sequence[ParameterSpec]) -> dict[str, int]:
         """Bytes of the matrices that stay in the format they are stored in, or are packed as they are loaded."""

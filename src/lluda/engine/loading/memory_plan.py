@@ -56,11 +56,13 @@ class MemoryPlan:
     available: Mapping[str, int]
     speech: tuple[PlanRow, ...] = ()
     """Of answers that are spoken: keys and values of the talker, and what code2wav computes with."""
+    media: tuple[PlanRow, ...] = ()
+    """Of pictures and sound in a prompt (`plan_media`)."""
 
     @property
     def rows(self) -> tuple[PlanRow, ...]:
         """All lines."""
-        return (*self.weights, self.kv_cache, *self.speech, self.activations)
+        return (*self.weights, self.kv_cache, *self.speech, *self.media, self.activations)
 
     @property
     def parameters(self) -> int:
@@ -145,10 +147,12 @@ def plan_memory(
     device_of: Callable[[str], str] | None = None,
     stored: Mapping[str, int] | None = None,
     speech: Sequence[PlanRow] = (),
+    media: Sequence[PlanRow] = (),
 ) -> MemoryPlan:
     """The plan for one text model on ``device``; ``kv_bytes`` at ``context`` positions, for each of ``sequences``;
     ``prefill_rows`` rows computed at once. ``device_of`` a tensor's name, where components are placed apart.
-    ``stored`` has the bytes of tensors that are kept in another format than ``dtype``; ``speech``: of `plan_speech`."""
+    ``stored`` has the bytes of tensors that are kept in another format than ``dtype``; ``speech``: of `plan_speech`;
+    ``media``: of `plan_media`."""
     kept = stored or {}
     totals: dict[tuple[str, str], list[int]] = {}
     for spec in specs:
@@ -169,6 +173,7 @@ def plan_memory(
         activations=PlanRow(f"activations, {prefill_rows} rows", 0, activation_bytes, device),
         available={name: memory_available(name) for name in devices},
         speech=tuple(speech),
+        media=tuple(media),
     )
 
 
