@@ -6,28 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from openai import OpenAI
-
-from tests.serving import example
 from tests.serving.running import RunningServer, running_server
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[RunningServer]:
     """tiny-omni on a free port, with the endpoints of `tests.serving.example` beside its own."""
-    from lluda.serving import app
-
-    own = app.ENDPOINTS
-    app.ENDPOINTS = (*own, example)
-    try:
-        with running_server() as running:
-            yield running
-    finally:
-        app.ENDPOINTS = own
-
-
-@pytest.fixture(scope="session")
-def client(server: RunningServer) -> Iterator[OpenAI]:
-    """OpenAI's own client of it, which does not try again."""
-    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as opened:
-        yield opened
+    with running_server() as running:
+        yield running

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import sys
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,6 +13,7 @@ from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.request import Completion, Token
 from lluda.engine.request import Request as EngineRequest
 from lluda.engine.sampling.sampling_params import SamplingParams
+from lluda.serving import app
 from lluda.serving.body import read_body
 from lluda.serving.json_response import json_response
 from lluda.serving.route import ApiRoute
@@ -23,6 +26,8 @@ class ExampleBody(WireModel):
     prompt: list[int]
     max_tokens: int = 8
     stream: bool = False
+    filling: int = 0
+    """Bytes that each message of a stream has besides."""
 
 
 def engine_request(service: Service, body: ExampleBody) -> EngineRequest:
@@ -40,7 +45,7 @@ async def example(request: Request) -> Response:
         async with service.admit("completions", request) as ticket:
             async for event in ticket.submit(engine_request(service, body)):
                 if isinstance(event, Token):
-                    yield data({"id": event.id})
+                    yield data({"id": event.id} | ({"filling": "x" * body.filling} if body.filling else {}))
         yield DONE
 
     if body.stream:
@@ -49,6 +54,17 @@ async def example(request: Request) -> Response:
         stream = ticket.submit(engine_request(service, body))
         completions = [event async for event in stream if isinstance(event, Completion)]
     return json_response({"ids": list(completions[0].token_ids)})
+
+
+@contextmanager
+def example_endpoints() -> Iterator[None]:
+    """Servers that are started inside have them."""
+    own = app.ENDPOINTS
+    app.ENDPOINTS = (*own, sys.modules[__name__])
+    try:
+        yield
+    finally:
+        app.ENDPOINTS = own
 
 
 ROUTES = (ApiRoute("POST", "/example", example, summary="Ids that follow", body=ExampleBody),)

@@ -17,6 +17,7 @@ from lluda.serving.listener import listen
 from lluda.serving.server import Server
 from lluda.serving.service import Service
 from lluda.serving.settings import Settings
+from tests.serving.example import example_endpoints
 
 SECONDS = 60.0
 """Far more than anything here takes."""
@@ -65,7 +66,8 @@ def read_all(connection: socket.socket) -> bytes:
 def running_server(
     *, limits: Limits | None = None, keys: Keys | None = None, load: Any = None, **settings: Any
 ) -> Iterator[RunningServer]:
-    """A server of tiny-omni (or what ``load`` gives) on a free port, drained at the end."""
+    """A server of tiny-omni (or what ``load`` gives) on a free port, with the endpoints of `example`
+    beside its own; drained at the end."""
     sockets = listen("127.0.0.1", 0)
     started, found, ended = threading.Event(), [], []
 
@@ -84,9 +86,10 @@ def running_server(
             started.set()
 
     thread = threading.Thread(target=run, name="server under test")
-    thread.start()
     try:
-        assert started.wait(SECONDS) and found, f"no server: {ended}"
+        with example_endpoints():
+            thread.start()
+            assert started.wait(SECONDS) and found, f"no server: {ended}"
         running = RunningServer(server, found[0], sockets[0].getsockname()[1])
         try:
             yield running

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -57,9 +58,10 @@ class Limits:
     def __post_init__(self) -> None:
         for one in fields(self):
             value = getattr(self, one.name)
-            least = 0 if one.name == "waiting" else 1
-            if value < least or (isinstance(one.default, int) and value != int(value)):
-                raise InvalidRequest(f"limit {one.name} must be a number from {least} on, not {value!r}")
+            if one.type == "int" and (value != int(value) or value < (one.name != "waiting")):
+                raise InvalidRequest(f"limit {one.name} must be a whole number from 1 on, not {value!r}")
+            if not 0 <= value < math.inf or (value == 0 and one.type == "float"):
+                raise InvalidRequest(f"limit {one.name} must be a number above 0, not {value!r}")
         if not self.waiting:
             object.__setattr__(self, "waiting", 4 * self.running)
 
@@ -72,7 +74,7 @@ class Limits:
             if name not in known:
                 raise InvalidRequest(f"--limit {assignment}: no limit is called {name!r}; --print-limits shows them")
             try:
-                values[name] = int(text) if isinstance(known[name].default, int) else float(text)
+                values[name] = int(text) if known[name].type == "int" else float(text)
             except ValueError:
                 raise InvalidRequest(f"--limit {assignment}: {text!r} is not a number") from None
         if "running" in values:
