@@ -25,13 +25,14 @@ from lluda.serving.wire.wire_model import WireModel
 class ExampleBody(WireModel):
     prompt: list[int]
     max_tokens: int = 8
+    temperature: float = 0.0
     stream: bool = False
     filling: int = 0
     """Bytes that each message of a stream has besides."""
 
 
 def engine_request(service: Service, body: ExampleBody) -> EngineRequest:
-    sampling = SamplingParams(max_tokens=body.max_tokens, temperature=0.0, ignore_eos=True)
+    sampling = SamplingParams(max_tokens=body.max_tokens, temperature=body.temperature, ignore_eos=True)
     chosen = sampling.with_defaults(service.model.files.generation_config)
     return EngineRequest(prompt=PromptRows(body.prompt), sampling=chosen, end_ids=frozenset())
 

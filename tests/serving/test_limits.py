@@ -24,8 +24,10 @@ def test_changes() -> None:
 
 @pytest.mark.parametrize(
     "assignment",
-    ["nothing=1", "running", "running=", "running=x", "running=0", "running=1.5", "running=-1", "ping_seconds=0"]
-    + ["ping_seconds=nan", "ping_seconds=inf", "ping_seconds=-1", "=3"],
+    [
+        *("nothing=1", "running", "running=", "running=x", "running=0", "running=1.5", "running=-1"),
+        *("ping_seconds=0", "ping_seconds=nan", "ping_seconds=inf", "ping_seconds=-1", "=3"),
+    ],
 )
 def test_bad_changes_are_refused(assignment: str) -> None:
     with pytest.raises(InvalidRequest):
