@@ -19,7 +19,7 @@ from lluda.engine.request import Completion, Request, Token
 from lluda.engine.runner import Runner
 from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.engine.scheduler import Scheduler
-from lluda.errors import InvalidRequest, LimitExceeded, LludaError
+from lluda.errors import ContextExceeded, DeadlineExceeded, InvalidRequest, LludaError
 from lluda.inputs.text.tokenizer import Tokenizer
 from lluda.models.causal_lm import CausalLM
 from tests.conftest import TINY_MOE, TINY_QWEN3, TinyModel, placed, random_tensors
@@ -311,9 +311,22 @@ def test_a_fault_of_the_engine_itself_leaves_nobody_waiting(monkeypatch):
 )
 def test_what_cannot_be_run_is_refused_before_anything_is_accepted(ids, params, error):
     engine = engine_of(network())
-    with pytest.raises((InvalidRequest, LimitExceeded), match=error):
+    with pytest.raises(InvalidRequest, match=error):
         engine.submit(request([1]), request(ids, params))
     assert engine.stats().submitted == 0
+
+
+def test_max_tokens_may_be_clamped_to_the_room_there_is():
+    engine = engine_of(network(), sequences=1)
+    params = SamplingParams(temperature=0, max_tokens=5000, clamp_max_tokens=True)
+    *_, last = engine.submit(request([1] * 1000, params), capacity=100)
+    assert (len(last.token_ids), last.finish_reason) == (24, "length")
+    few = SamplingParams(temperature=0, max_tokens=5, clamp_max_tokens=True)
+    assert len(ids_of(engine.submit(request([1] * 1000, few)))) == 5
+    with pytest.raises(ContextExceeded, match="shorten it"):
+        engine.submit(request([1] * CONTEXT, params))
+    with pytest.raises(InvalidRequest, match="clamp_max_tokens must be true or false"):
+        SamplingParams(clamp_max_tokens=1)
 
 
 def test_a_deadline_is_for_those_that_wait():
@@ -321,7 +334,7 @@ def test_a_deadline_is_for_those_that_wait():
     first = engine.submit(request([1, 2], SamplingParams(temperature=0, max_tokens=900)), capacity=2)
     next(first)
     late = engine.submit(request([3], deadline=time.monotonic() + 0.05))
-    with pytest.raises(LimitExceeded, match="deadline passed"):
+    with pytest.raises(DeadlineExceeded, match="deadline passed"):
         list(late)
     first.cancel()
     assert_idle(engine)

@@ -282,3 +282,37 @@ def test_nothing_left_to_choose_is_refused(temperature):
 def test_suppress_must_leave_a_token_and_name_known_ones(suppress):
     with pytest.raises(InvalidRequest, match="suppress"):
         Sampler(GREEDY, [], 3, suppress=frozenset(suppress))
+
+
+def test_a_bias_is_added_after_the_penalties():
+    logits = torch.tensor([2.0, -1.0, 0.5, 0.0])
+    params = {"temperature": 1.0, "repetition_penalty": 2.0, "logit_bias": {0: 3, 1: -0.25}}
+    expected = torch.tensor([2.0 / 2 + 3, -1.0 * 2 - 0.25, 0.5, 0.0]).double().softmax(-1)
+    found = Sampler(SamplingParams(**params), [0, 1], 4).probabilities(logits)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(logits, torch.tensor([2.0, -1.0, 0.5, 0.0]))
+
+
+def test_a_bias_of_minus_100_forbids_and_one_of_100_all_but_commands():
+    logits = torch.tensor([1000.0, 0.0, 1.0])
+    assert Sampler(SamplingParams(logit_bias={0: -100}), [], 3).sample(logits).id == 2
+    assert Sampler(SamplingParams(logit_bias={0: -100, 1: 100}), [], 3).sample(logits).id == 1
+    sampler = Sampler(SamplingParams(logit_bias={1: 1}), [], 3)
+    assert not sampler.takes_argmax
+
+
+@pytest.mark.parametrize(
+    ("bias", "words"),
+    [({3: 1}, "0 to 2"), ({0: -100, 1: -100, 2: -100}, "leave at least one"), ({7: -100}, "0 to 2")],
+)
+def test_a_bias_is_of_known_tokens_and_leaves_one(bias, words):
+    with pytest.raises(InvalidRequest, match=words):
+        Sampler(SamplingParams(logit_bias=bias), [], 3)
+
+
+@pytest.mark.parametrize(
+    "bias", [{0: 101}, {0: math.nan}, {0: "1"}, {0: True}, {-1: 1}, {"0": 1}, [1], 5, "x", [(1, 2, 3)]]
+)
+def test_a_bias_is_a_number_from_minus_100_to_100_by_id(bias):
+    with pytest.raises(InvalidRequest, match="logit_bias"):
+        SamplingParams(logit_bias=bias)

@@ -61,6 +61,12 @@ def test_one_stop_string_is_wrapped():
     assert SamplingParams(stop=["a", "b"], stop_token_ids=[5]).stop == ("a", "b")  # type: ignore[arg-type]
 
 
+def test_a_bias_is_kept_as_pairs():
+    params = SamplingParams(logit_bias={5: 1, 2: -3}).with_defaults({})
+    assert params.logit_bias == ((5, 1.0), (2, -3.0))
+    assert hash(params) == hash(SamplingParams(logit_bias=((5, 1), (2, -3.0))).with_defaults({}))
+
+
 def test_equal_requests_are_equal_and_hashable():
     assert hash(SamplingParams(temperature=1, stop=["a"])) == hash(SamplingParams(temperature=1.0, stop=("a",)))
 

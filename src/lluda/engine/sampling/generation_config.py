@@ -92,7 +92,7 @@ _NEUTRAL: dict[str, Any] = {
     "stop": (),
     "suppress_tokens": (),
     "begin_suppress_tokens": (),
-    "logit_bias": {},
+    "logit_bias": (),
 }
 _SAMPLED = {"temperature": 1.0, "top_k": 50}
 _GREEDY = {"temperature": 0.0, "top_k": 0}

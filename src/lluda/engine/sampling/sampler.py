@@ -84,7 +84,7 @@ class Sampler:
         self._seen = _Occurrences(_known(prompt_ids, vocab)) if repeats or counts else None
         self._count = 0
         self._constraint, self._end_ids = constraint, end_ids
-        bias = params.logit_bias or {}
+        bias = dict(params.logit_bias or ())
         self._bias = _Bias(bias, vocab) if bias else None
         always = suppress.union(params.suppress_tokens or (), (i for i, value in bias.items() if value == -MAX_BIAS))
         first = frozenset(params.begin_suppress_tokens or ())
@@ -354,7 +354,10 @@ def _suppressed(ids: frozenset[int], vocab: int) -> Tensor:
             f"suppress_tokens holds ids from {min(ids)} to {max(ids)}; they must be in the vocabulary, 0 to {vocab - 1}"
         )
     if len(ids) == vocab:
-        raise InvalidRequest(f"suppress_tokens holds all {vocab} tokens; at least one must be left to choose")
+        raise InvalidRequest(
+            f"suppress_tokens holds all {vocab} tokens, those that logit_bias has at -{MAX_BIAS} among them; leave at "
+            "least one to choose"
+        )
     return torch.tensor(sorted(ids))
 
 

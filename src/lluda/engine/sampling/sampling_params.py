@@ -45,7 +45,8 @@ class SamplingParams:
       ``prompt_logprobs`` it may be 0.
     * ``min_tokens``: so many tokens come before an id may end the answer.
     * ``suppress_tokens``: ids that are never chosen; ``begin_suppress_tokens``: not as the first token.
-    * ``logit_bias``: -100 to 100 by token id, added to the logits after the penalties; an id of -100 is never chosen.
+    * ``logit_bias``: -100 to 100 by token id (kept as pairs), added to the logits after the penalties; an id of -100 is
+      never chosen.
     * ``logprobs``: report the token's log-probability with this many alternatives (0 to 64); None reports none.
       ``prompt_logprobs``: the same of each token of the prompt (`PromptLogprobs`); no earlier prompt's rows are used.
 
@@ -68,7 +69,7 @@ class SamplingParams:
     min_tokens: int | None = None
     suppress_tokens: tuple[int, ...] | None = None
     begin_suppress_tokens: tuple[int, ...] | None = None
-    logit_bias: Mapping[int, float] | None = None
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     ignore_eos: bool = False

@@ -73,15 +73,16 @@ def token_ids(field: str, value: object, label: str = "") -> tuple[int, ...]:
     return tuple(int(one) for one in ids)
 
 
-def biases(value: object) -> dict[int, float]:
-    """``logit_bias``: what to add to the logits of some ids. InvalidRequest: others."""
-    if not isinstance(value, Mapping):
+def biases(value: object) -> tuple[tuple[int, float], ...]:
+    """``logit_bias``, a mapping or its pairs: ids and what to add to their logits. InvalidRequest: others."""
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(pairs, list | tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
         raise InvalidRequest(f"logit_bias must map token ids to numbers; got {shown(value)}")
-    ids = token_ids("logit_bias", list(value))
-    for bias in value.values():
+    ids = token_ids("logit_bias", [number for number, _ in pairs])
+    for _, bias in pairs:
         if isinstance(bias, bool) or not isinstance(bias, Real) or not abs(bias) <= MAX_BIAS:  # type: ignore[operator]
             raise InvalidRequest(f"logit_bias must hold numbers from -{MAX_BIAS} to {MAX_BIAS}; got {shown(bias)}")
-    return {number: float(bias) for number, bias in zip(ids, value.values(), strict=True)}
+    return tuple((number, float(bias)) for number, (_, bias) in zip(ids, pairs, strict=True))
 
 
 def _items(field: str, rule: str, value: object, label: str) -> tuple[Any, ...]:
