@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from openai.types import Completion
+from openai.types.audio import Transcription, TranscriptionStreamEvent, TranscriptionVerbose
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
@@ -16,10 +17,12 @@ EXTENSIONS = {
     "ChoiceDelta": {"reasoning_content"},
     "Response": {"store"},
     "ResponseFunctionCallArgumentsDoneEvent": {"name"},
+    "TranscriptionVerbose": {"task"},
 }
 """Fields that this server sends beyond OpenAI's."""
 
 _event = TypeAdapter[Any](ResponseStreamEvent)
+_transcription_event = TypeAdapter[Any](TranscriptionStreamEvent)
 
 
 def chat_completion(value: Any) -> ChatCompletion:
@@ -37,6 +40,18 @@ def response(value: Any) -> Response:
 
 def response_event(value: Any) -> Any:
     return _known(_event.validate_json(json.dumps(value), strict=True))
+
+
+def transcription(value: Any) -> Transcription:
+    return _known(Transcription.model_validate_json(json.dumps(value), strict=True))
+
+
+def verbose_transcription(value: Any) -> TranscriptionVerbose:
+    return _known(TranscriptionVerbose.model_validate_json(json.dumps(value), strict=True))
+
+
+def transcription_event(value: Any) -> Any:
+    return _known(_transcription_event.validate_json(json.dumps(value), strict=True))
 
 
 def completion(value: Any, *, chunk: bool = False) -> Completion:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -43,7 +44,7 @@ def cut(
     there that lasts ``pause_seconds``, else where speech is least likely.
     """
     quiet_below = max(threshold - _BELOW, 0.01)
-    window = max(int(window_seconds / CHUNK_SECONDS), 4)
+    window = max(math.ceil(window_seconds / CHUNK_SECONDS), 4)
     least, most = int(window * _LEAST), int(window * _MOST)
     shortest = pause_seconds / CHUNK_SECONDS
     pieces: list[Piece] = []
