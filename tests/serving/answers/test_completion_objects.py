@@ -15,7 +15,7 @@ from lluda.serving.answers.completion_answer import CompletionChoice, Completion
 from lluda.serving.answers.head import AnswerHead
 from lluda.serving.answers.logprobs import CompletionLogprobs, spelling
 from tests.serving import openai_types
-from tests.serving.answers.scripted import END, VOCABULARY, script
+from tests.serving.answers.scripted import VOCABULARY, script
 
 HEAD = AnswerHead("cmpl-", "m", "lluda-test")
 
@@ -34,7 +34,7 @@ def scored(*texts: str | bytes) -> PromptLogprobs:
 
 
 def choice_of(events: Sequence[SpeechEvent], **changes: Any) -> tuple[CompletionChoice, list[dict[str, Any]]]:
-    view = CompletionView(vocabulary=VOCABULARY, end_ids={END}, **changes)
+    view = CompletionView(vocabulary=VOCABULARY, **changes)
     choice = CompletionChoice(0, view, "ab" if changes.get("echo") else "")
     parts = [*choice.begin(), *(part for event in events for part in choice.add(event))]
     return choice, parts
@@ -45,7 +45,10 @@ CASES: dict[str, tuple[list[SpeechEvent], dict[str, Any]]] = {
     "length": (script(["x"], reason="length"), {}),
     "echo": (script(["x", "y"]), {"echo": True}),
     "logprobs": (script(["x", b"\xc3", b"\xa9"], logprobs=True), {"logprobs": 2}),
-    "echo and logprobs": ([scored("a", "b"), *script(["x"], logprobs=True)], {"echo": True, "logprobs": 1}),
+    "echo and logprobs": (
+        [scored("a", "b"), *script(["x"], reason="length", logprobs=True)],
+        {"echo": True, "logprobs": 1},
+    ),
     "echo and logprobs alone": ([scored("a", "b"), *script([], reason="length")], {"echo": True, "logprobs": 1}),
 }
 
@@ -84,9 +87,11 @@ def test_an_echo_with_logprobs_is_what_lm_eval_reads() -> None:
     assert logprobs["text_offset"] == [0, 1, 2]
 
 
-def test_an_end_token_is_not_among_the_tokens() -> None:
+def test_an_end_token_is_among_the_tokens() -> None:
+    """lm-eval takes away one generated token, whatever it is."""
     choice, _ = choice_of(script(["x"], logprobs=True), logprobs=1)
-    assert choice.whole()["logprobs"]["tokens"] == ["x"]
+    assert choice.whole()["logprobs"]["tokens"] == ["x", ""]
+    assert choice.whole()["logprobs"]["text_offset"] == [0, 1]
     assert choice.counts is not None
     assert choice.counts.text == 2
 

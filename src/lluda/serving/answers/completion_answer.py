@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,6 @@ class CompletionView:
     (None: nothing is reported)."""
 
     vocabulary: Vocabulary
-    end_ids: Collection[int] = ()
     echo: bool = False
     logprobs: int | None = None
 
@@ -50,12 +49,11 @@ class CompletionChoice:
     def add(self, event: SpeechEvent) -> Iterator[dict[str, Any]]:
         """The parts that are new with ``event``. ApiError: the engine gave the continuation up."""
         match event:
-            case PromptLogprobs(tokens=tokens):
+            case PromptLogprobs(tokens=tokens) if self.view.logprobs is not None:
                 self._logprobs.add(tokens)
                 yield self._part(self.prompt)
             case Token():
-                if event.id not in self.view.end_ids:
-                    self._logprobs.add([event])
+                self._logprobs.add([event])  # an end too: lm-eval counts on as many entries as there are tokens
                 if event.text:
                     yield self._part(event.text)
             case Completion(finish_reason=reason):

@@ -101,7 +101,6 @@ def asked_completions(model: Model, question: CompletionQuestion) -> AskedComple
             request = model.request(prompt, params, turn=False, index=index)
             view = CompletionView(
                 vocabulary=model.tokenizer,
-                end_ids=request.end_ids.union(request.sampling.stop_token_ids),
                 echo=question.echo,
                 logprobs=question.logprobs,
             )

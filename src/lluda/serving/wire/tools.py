@@ -87,8 +87,8 @@ class JsonSchemaFormat(WireModel):
 
 
 def by_type(value: object) -> str | None:
-    """The tag of an object that says its ``type``."""
-    kind = value.get("type") if isinstance(value, dict) else None
+    """The tag of an object, or a model, that says its ``type``."""
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
     return f"#{kind}" if isinstance(kind, str) else None
 
 
