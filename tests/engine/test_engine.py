@@ -8,6 +8,7 @@ import itertools
 import random
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -219,6 +220,28 @@ def test_the_second_prompt_with_the_same_beginning_computes_the_rest_alone():
     none = list(engine.submit(request(second, reuse="none")))[-1]
     assert none.reused_tokens == 0
     assert engine.stats().reused_tokens == 500
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_several_answers_to_one_prompt_compute_it_once(monkeypatch, backend, deterministic):
+    computed, real = [], Runner.prefill_rows
+
+    def prefill_rows(self, prompt, cache, rows, *rest):
+        computed.append(rows)
+        return real(self, prompt, cache, rows, *rest)
+
+    monkeypatch.setattr(Runner, "prefill_rows", prefill_rows)
+    engine = engine_of(network(backend=backend), deterministic=deterministic, chunk=128)
+    one = request(range(400), SamplingParams(temperature=1.0, seed=0, max_tokens=5))
+    choices = [replace(one, index=index, sampling=replace(one.sampling, seed=index)) for index in range(4)]
+    found = {event.index: event.token_ids for event in engine.submit(*choices) if isinstance(event, Completion)}
+    assert sum(computed) < 400 + 3 * 128
+    alone = engine_of(network(backend=backend), deterministic=True, chunk=128, retained=0)
+    if deterministic:
+        assert [found[index] for index in range(4)] == [tuple(ids_of(alone.submit(each))) for each in choices]
+    assert len(set(found.values())) > 1
+    assert_idle(engine)
 
 
 def test_in_deterministic_mode_prefixes_are_such_that_nothing_changes():

@@ -13,12 +13,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import torch
 
-from lluda.engine.cache import CachePool, Prefix
+from lluda.engine.cache import MIN_REUSED, CachePool, Prefix
 from lluda.engine.forked import require_own_threads
 from lluda.engine.job import Job
 from lluda.engine.job_steps import JobSteps
@@ -30,6 +29,7 @@ from lluda.engine.scheduler import Entry, Scheduler
 from lluda.engine.sequence import Sequence as TokenSequence
 from lluda.engine.speech.speech import Speech, SpeechStack
 from lluda.engine.speech.talker_prompt import CapturedHiddenStates
+from lluda.engine.stats import EngineStats
 from lluda.engine.stream import CAPACITY, Channel, Stream
 from lluda.errors import ContextExceeded, DeadlineExceeded, InvalidRequest, LludaError
 from lluda.inputs.text.tokenizer import Tokenizer
@@ -41,26 +41,6 @@ _DEADLINE_SECONDS = 0.05
 """How often deadlines are looked at while nothing can run."""
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """Requests since the start and now: ``submitted`` ones are done, cancelled, failed, waiting or running.
-    ``kv_positions``: counted for what runs, of ``kv_budget``; ``cached_positions``: of retained prefixes; ``kv_bytes``:
-    allocated for both."""
-
-    submitted: int
-    done: int
-    cancelled: int
-    failed: int
-    waiting: int
-    running: int
-    steps: int
-    kv_positions: int
-    kv_budget: int
-    cached_positions: int
-    kv_bytes: int
-    reused_tokens: int
 
 
 _open_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -311,13 +291,21 @@ class Engine:
     def _admit(self) -> None:
         while (entry := self.scheduler.next_to_admit()) is not None:
             job = self._jobs[entry.id]
-            if self.pool is not None and not self.pool.fits(entry.positions):
+            if (self.pool is not None and not self.pool.fits(entry.positions)) or self._shares_prompt(job):
                 return
             try:
                 self._begin(job)
             except Exception as error:
                 self._job_steps.fail(job, error)
             self._settle(job)
+
+    def _shares_prompt(self, job: Job) -> bool:
+        """Whether another answer to the very same prompt is computing it now: it is worth waiting for its rows."""
+        prompt = job.request.prompt
+        if len(prompt) <= MIN_REUSED or job.request.reuse == "none" or job.request.sampling.prompt_logprobs is not None:
+            return False
+        same = (other for other in self._jobs.values() if other.entry.running and other.request.prompt is prompt)
+        return any(other.sequence.prompt_left for other in same if other.sequence is not None)
 
     def _begin(self, job: Job) -> None:
         sequence, pool = job.sequence, self.pool
