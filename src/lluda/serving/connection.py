@@ -92,7 +92,9 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         if len(self.connections) > self.limits.connections:
             message = f"{self.limits.connections} connections are open, which is all this server takes; try again"
-            self._refuse(ApiError(503, "too_many_connections", message, headers={"retry-after": "1"}))
+            self.transport.write(_raw(ApiError(503, "too_many_connections", message, headers={"retry-after": "1"})))
+            self._refused = True
+            self.transport.close()
         else:
             self._start("headers", self.limits.header_seconds, self._headers_late)
 

@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from lluda.api.model import Model
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
-_SPARE_DESCRIPTORS = 64
-"""Not for connections: files, child processes, sockets that listen."""
+_BACKLOG = 64
+"""Connections that are accepted at a time: asyncio takes so many before it looks at one of them."""
+
+_SPARE_DESCRIPTORS = 64 + _BACKLOG
+"""Not for connections: files, child processes, sockets that listen, and those that are to be refused."""
 
 _LAST_SECONDS = 3.0
 """For answers of a server whose engine has failed, before the process ends whatever else it does."""
@@ -159,7 +162,13 @@ def connections_here(settings: Settings) -> int:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Signals are ours."""
+    """Signals are ours, and so is the length of the kernel's line of connections."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn has it."""
+        await super().startup(sockets)
+        for one in sockets or ():
+            one.listen(socket.SOMAXCONN)  # asyncio made it as short as the number it accepts at a time
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -179,6 +188,7 @@ def _config(service: Service) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        backlog=_BACKLOG,
         timeout_keep_alive=int(limits.keep_alive_seconds),
         timeout_graceful_shutdown=1,  # what runs was waited for by Service.drain
     )

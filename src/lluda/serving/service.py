@@ -116,7 +116,7 @@ class Service:
     @property
     def has_failed(self) -> bool:
         """Whether the engine is dead."""
-        return self.state is State.FAILED
+        return self.state is State.FAILED or (self._model is not None and self._model.engine.error is not None)
 
     @asynccontextmanager
     async def admit(self, endpoint: str, request: Request, sequences: int = 1) -> AsyncIterator[Ticket]:
@@ -184,7 +184,7 @@ class Service:
     def close(self) -> None:
         """Let go of threads, and of the model."""
         self._workers.shutdown(wait=False, cancel_futures=True)
-        if self._model is not None and self.state is not State.FAILED:
+        if self._model is not None and not self.has_failed:
             self._model.close()
 
     @asynccontextmanager

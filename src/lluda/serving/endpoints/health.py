@@ -18,7 +18,7 @@ async def health(request: Request) -> Response:
     """200 while the process lives and its engine has not failed; ``?verbose=true`` shows limits and counters. Never
     waits for the engine."""
     service: Service = request.app.state.service
-    failed = service.state is State.FAILED
+    failed = service.has_failed
     answer: dict[str, object] = {"status": "failed" if failed else "ok"}
     if request.query_params.get("verbose") == "true":
         admission = service.admission
