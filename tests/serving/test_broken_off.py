@@ -102,7 +102,7 @@ def test_who_leaves_cancels_all_choices(server: RunningServer, path: str, endpoi
 
 def test_who_leaves_while_it_speaks_ends_the_speech(server: RunningServer) -> None:
     """E4."""
-    asked = body(**STREAMED, messages=UNCLEAR, max_tokens=400, ignore_eos=True)
+    asked = body(**STREAMED, stream=True, messages=UNCLEAR, max_tokens=400, ignore_eos=True)
     cancelled = server.model.engine.stats().cancelled
     with server.client.stream("POST", "/v1/chat/completions", json=asked) as response:
         for line in response.iter_lines():
