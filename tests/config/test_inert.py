@@ -42,6 +42,8 @@ WRITTEN_BY_TOOLS = {
     "loss_type": "ForCausalLM",
     "max_model_len": 131072,
     "model_max_length": 4096,
+    "model_name": "org/name",
+    "base_model_name_or_path": "org/name",
     "num_labels": 1,
     "some_future_key": None,
 }

@@ -119,6 +119,18 @@ def test_an_omni_configs_dtype_may_stand_in_its_thinker(released_config: Callabl
     assert ModelConfig.from_hf(raw).dtype == "bf16"
 
 
+def test_an_omni_config_may_name_its_end_in_its_thinker(released_config: Callable[[str], dict[str, Any]]) -> None:
+    """A thinker that was trained by itself says it where transformers' text config does; all that are named end."""
+    raw = released_config(OMNI)
+    turn = ModelConfig.from_hf(raw).eos_token_ids
+    thinker = raw["thinker_config"]
+    thinker["text_config"]["eos_token_id"] = 7
+    assert ModelConfig.from_hf(raw).eos_token_ids == (*turn, 7)
+    thinker["eos_token_id"], raw["eos_token_id"] = [8, 7], 9
+    assert ModelConfig.from_hf(raw).eos_token_ids == (*turn, 9, 8, 7)
+    assert ModelConfig.from_hf(thinker | {"model_type": "qwen3_omni_moe_thinker"}).eos_token_ids == (8, 7)
+
+
 PAIRS = {
     "": [],
     "thinker_config.text_config": [("num_experts", "num_local_experts", 7)],

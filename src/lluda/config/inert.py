@@ -38,8 +38,8 @@ _EXECUTION = """
 """
 # Left behind by training and serving tools.
 _TOOLS = """
-    is_llama_config max_model_len max_seq_length model_max_length rope_interleaved sample_packing train_on_inputs
-    vocab_padding
+    base_model_name_or_path is_llama_config max_model_len max_seq_length model_max_length model_name rope_interleaved
+    sample_packing train_on_inputs vocab_padding
 """
 INERT_KEYS = frozenset(" ".join((_BASE_CLASS, _TOKEN_IDS, _GENERATION, _TRAINING, _EXECUTION, _TOOLS)).split())
 

@@ -64,8 +64,7 @@ class ModelConfig:
             model_type=model_type,
             text=decoder,
             dtype=_released_dtype(reader, is_omni=is_omni),
-            # The released Omni configs name the end of a turn, and no end of text.
-            eos_token_ids=reader.token_ids("im_end_token_id" if is_omni else "eos_token_id"),
+            eos_token_ids=_end_ids(reader, is_omni=is_omni),
             omni=omni,
         )
         reader.refuse_unread()
@@ -82,16 +81,28 @@ def resolve_dtype(requested: str, released: DTypeName) -> DTypeName:
     raise InvalidRequest(f"dtype {requested!r} is not one of auto, {', '.join(DTYPE_NAMES)}")
 
 
+def _end_ids(reader: ConfigReader, *, is_omni: bool) -> tuple[int, ...]:
+    """Ids that end a text. The released Omni configs name the end of a turn, and no end of text; a fine-tune may name
+    one, in any of the places where its settings may stand."""
+    turn = reader.token_ids("im_end_token_id") if is_omni else ()
+    ends = (one for section in _places(reader, is_omni=is_omni) for one in section.token_ids("eos_token_id"))
+    return tuple(dict.fromkeys((*turn, *ends)))
+
+
 def _released_dtype(reader: ConfigReader, *, is_omni: bool) -> DTypeName:
-    """bfloat16 checkpoints compute in BF16; float16 and float32 ones in F32, which holds both exactly. An Omni config
-    may say it in its thinker's section, or in that one's text alone."""
-    places = [reader]
-    if is_omni:
-        thinker = reader.required_section("thinker_config")
-        places += [thinker, thinker.required_section("text_config")]
-    for section in places:
+    """bfloat16 checkpoints compute in BF16; float16 and float32 ones in F32, which holds both exactly."""
+    for section in _places(reader, is_omni=is_omni):
         for key in ("dtype", "torch_dtype"):
             name = section.choice(key, ("bfloat16", "float32", "float16"), default="")
             if name:
                 return "bf16" if name == "bfloat16" else "f32"
     return "bf16"
+
+
+def _places(reader: ConfigReader, *, is_omni: bool) -> list[ConfigReader]:
+    """Where a setting of the text may stand: an Omni config may say it at its top, in its thinker's section, or in
+    that one's text alone."""
+    if not is_omni:
+        return [reader]
+    thinker = reader.required_section("thinker_config")
+    return [reader, thinker, thinker.required_section("text_config")]
