@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lluda.engine.vad import CHUNK, RATE, VoiceDetector
-from lluda.inputs.media.audio_file import audio_blocks
-from lluda.serving.errors import invalid
+from lluda.inputs.media.audio_file import open_audio
+from lluda.serving.errors import ApiError, invalid
 from lluda.serving.transcription.pieces import Piece, cut
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 _LEAST_SAMPLES = RATE // 10
 """A tenth of a second; what is shorter is filled up with silence."""
+
+_AT_ONCE = 60 * RATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,6 @@ class Recording:
 
     def sound(self, piece: Piece) -> NDArray[np.float32]:
         """The samples of ``piece``."""
-        import numpy as np
-
         samples = self.samples[piece.start * CHUNK : piece.end * CHUNK]
         return np.pad(samples, (0, max(_LEAST_SAMPLES - len(samples), 0)))
 
@@ -48,22 +46,30 @@ def read_recording(
 ) -> Recording:
     """Decode a file and find its pieces; blocking.
 
-    ApiError 400: it is longer than ``max_seconds``, found while it is decoded. CorruptFile, LimitExceeded: as
-    `audio_blocks`.
+    ApiError 400: it is longer than ``max_seconds``, by its header or while it is decoded. CorruptFile, LimitExceeded:
+    as `open_audio`.
     """
-    import numpy as np
-
+    samples = _decoded(content, max_seconds)
     detector = VoiceDetector()
-    blocks: list[NDArray[np.float32]] = []
-    found: list[NDArray[np.float32]] = []
-    count = 0
-    for block in audio_blocks(content, rate=RATE, where="file"):
-        count += len(block)
-        if count > max_seconds * RATE:
-            raise invalid(f"file is longer than {max_seconds:g} s; cut it up", "file")
-        blocks.append(block)
-        found.append(detector.push(block))
-    found.append(detector.finish())
-    samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
-    pieces = cut(np.concatenate(found), window_seconds, threshold, pause_seconds)
+    found = [detector.push(samples[start : start + _AT_ONCE]) for start in range(0, len(samples), _AT_ONCE)]
+    pieces = cut(np.concatenate([*found, detector.finish()]), window_seconds, threshold, pause_seconds)
     return Recording(samples, pieces)
+
+
+def _decoded(content: bytes, max_seconds: float) -> NDArray[np.float32]:
+    recording = open_audio(content, where="file")
+    grown = bytearray()  # without a second copy of a long recording
+    try:
+        if (recording.seconds or 0) > max_seconds:
+            raise _too_long(max_seconds)
+        for block in recording.blocks(RATE):
+            grown += block.data
+            if len(grown) > max_seconds * RATE * block.itemsize:
+                raise _too_long(max_seconds)
+    finally:
+        recording.close()
+    return np.frombuffer(grown, np.float32)
+
+
+def _too_long(max_seconds: float) -> ApiError:
+    return invalid(f"file is longer than {max_seconds:g} s; cut it up", "file")
