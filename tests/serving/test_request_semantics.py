@@ -197,6 +197,16 @@ def test_what_is_wrong_is_refused_with_its_path(
 TAKEN: dict[str, dict[str, Any]] = {
     "C1 assistant last": {"messages": [*ASKED, {"role": "assistant", "content": "Two"}]},
     "C1 system late": {"messages": [*ASKED, {"role": "system", "content": "Be short."}]},
+    "C1 arguments that were cut off": {
+        "messages": [
+            *ASKED,
+            {
+                "role": "assistant",
+                "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a'}}],
+            },
+            {"role": "tool", "tool_call_id": "c", "content": "x"},
+        ]
+    },
     "C4 both, equal": {"max_tokens": 4, "max_completion_tokens": 4},
     "C4 beyond all": {"max_tokens": 2**70},
     "C5 top_p 0": {"temperature": 1, "top_p": 0},

@@ -24,8 +24,8 @@ from lluda.serving.wire.chat_messages import (
 def plain_messages(messages: Sequence[Message], spoken: SpokenAnswers, limits: Limits) -> list[dict[str, Any]]:
     """The messages as dictionaries: ``developer`` is ``system``, an answer that was spoken is what was said.
 
-    ApiError 400: more messages, parts or text than are taken, or arguments of a call that are no JSON object; 404
-    ``audio_not_found``: a spoken answer that is not known any more.
+    ApiError 400: more messages, parts or text than are taken; 404 ``audio_not_found``: a spoken answer that is not
+    known any more.
     """
     if len(messages) > limits.messages:
         raise invalid(f"messages has {len(messages)} entries; at most {limits.messages} are taken", "messages")
@@ -56,9 +56,7 @@ def _plain(message: Message, where: str, spoken: SpokenAnswers, limits: Limits) 
 def _answer(message: AssistantMessage, where: str, spoken: SpokenAnswers) -> dict[str, Any]:
     plain: dict[str, Any] = {"role": "assistant", "content": _said(message, where, spoken)}
     if message.tool_calls:
-        plain["tool_calls"] = [
-            _call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(message.tool_calls)
-        ]
+        plain["tool_calls"] = [_call(call) for call in message.tool_calls]
     thought = message.reasoning_content or message.reasoning
     if thought:
         plain["reasoning_content"] = thought
@@ -87,14 +85,14 @@ def _text(content: str | Sequence[TextPart | RefusalPart]) -> str:
     return "".join(part.text if isinstance(part, TextPart) else part.refusal for part in content)
 
 
-def _call(call: ToolCall, where: str) -> dict[str, Any]:
+def _call(call: ToolCall) -> dict[str, Any]:
+    """Templates take arguments as an object; what is none, because it was cut off, goes in as it was written."""
+    text = call.function.arguments
     try:
-        arguments = json.loads(call.function.arguments or "{}")
+        parsed = json.loads(text or "{}")
     except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        param = f"{where}.function.arguments"
-        raise invalid(f"{param} must be a JSON object as text", param)
+        parsed = None
+    arguments = parsed if isinstance(parsed, dict) else text
     return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 
