@@ -75,7 +75,7 @@ def _spoken(service: Service, body: SpeechBody) -> _Spoken:
 
 async def _sound(service: Service, request: Request, spoken: _Spoken) -> AsyncGenerator[bytes]:
     """The bytes of the recording as they are ready."""
-    encoder = RecordingEncoder(spoken.format, spoken.rate)
+    encoder = await service.in_worker(RecordingEncoder, spoken.format, spoken.rate)  # opening a codec takes 50 ms
     async with service.admit("speech", request) as ticket:
         async for event in ticket.submit(spoken.request):
             if isinstance(event, SpeechChunk):
