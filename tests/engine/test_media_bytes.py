@@ -14,13 +14,13 @@ import lluda
 from lluda.config.audio import AudioLimits
 from lluda.config.vision import VISION_LIMITS
 from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded
-from lluda.inputs.media.audio_file import open_audio, read_audio
+from lluda.inputs.media.audio_file import open_audio
 from lluda.inputs.media.image_file import read_image
 from lluda.inputs.media.media_parts import MediaPart
 from lluda.inputs.media.video_file import open_video
 from tests.cli.omni import write_omni
 from tests.engine.test_media_content import FILES, GREEDY, question
-from tests.inputs.media.recordings import sound, transcoded, write
+from tests.inputs.media.recordings import read_audio, sound, transcoded, write
 
 OPTIONS = {"audio": {}, "image": {}, "video": {"fps": 2.0}}
 WHERE = "messages[0].content[0]"

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from lluda.config.audio import AUDIO_LIMITS, AudioLimits
 from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded, LludaError
 from lluda.inputs.media.audio_features import LogMelStream, log_mel
-from lluda.inputs.media.audio_file import AudioFile, read_audio
-from tests.inputs.media.recordings import RATE, sound, transcoded, write
+from lluda.inputs.media.audio_file import AudioFile
+from tests.inputs.media.recordings import RATE, read_audio, sound, transcoded, write
 
 pytest.importorskip("soundfile")
 pytest.importorskip("soxr")

@@ -14,11 +14,10 @@ from PIL import Image
 
 from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded, LludaError
 from lluda.inputs.decoding.media_decoder import DECODER, DecodingJob
-from lluda.inputs.media.audio_file import read_audio
 from lluda.inputs.media.image_file import open_image, read_image
 from lluda.inputs.media.media_parts import check_file
 from lluda.inputs.media.video_file import open_video
-from tests.inputs.media.recordings import sound, write
+from tests.inputs.media.recordings import read_audio, sound, write
 from tests.inputs.media.synthetic_video import grey_frames, write_video
 
 READERS = {"audio": read_audio, "image": read_image, "video": lambda path: list(open_video(path).frames())}

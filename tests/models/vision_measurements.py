@@ -16,8 +16,9 @@ import torch
 
 from lluda.backends import select_backend
 from lluda.config.vision import RELEASED_VISION
-from lluda.inputs.media.vision_patches import image_patches, video_patches
+from lluda.inputs.media.vision_patches import video_patches
 from lluda.models.vision_encoder import VisionEncoder, vision_encoder_parameters
+from tests.inputs.media.pictures import image_patches
 from tests.models.omni_reference import placed_parameters, random_parameters
 from tests.models.test_vision_encoder import (
     WHOLE_GRIDS,

@@ -155,7 +155,7 @@ class MediaReader:
         )
         if not media:
             return PromptRows(prompt.ids)
-        rows = torch.tensor(positions.rows, dtype=torch.float32)
+        rows = torch.tensor(positions, dtype=torch.float32)
         spans = list(zip(prompt.spans, prompt.counts, strict=True))
         return PromptRows(prompt.ids, rows, self._injected(prompt.ids, media), spans, [each.key for each in media])
 

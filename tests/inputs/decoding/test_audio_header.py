@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from lluda.errors import CorruptFile, InvalidRequest
-from lluda.inputs.media.audio_file import read_audio
-from tests.inputs.media.recordings import RATE, sound, write
+from tests.inputs.media.recordings import RATE, read_audio, sound, write
 from tests.inputs.media.synthetic_video import grey_frames, write_video
 
 SAMPLES = np.round(sound(0.5) * 20000).astype("<i2")

@@ -19,11 +19,11 @@ from lluda.inputs.decoding import media_decoder, media_worker
 from lluda.inputs.decoding.media_decoder import DECODER, MediaDecoder
 from lluda.inputs.decoding.media_file import MediaFile
 from lluda.inputs.decoding.media_limits import data_bytes, processor_seconds
-from lluda.inputs.media.audio_file import AudioFile, open_audio, read_audio
+from lluda.inputs.media.audio_file import AudioFile, open_audio
 from lluda.inputs.media.image_file import read_image
 from lluda.inputs.media.video_file import open_video
 from tests.inputs.media.many_channels import write_channels
-from tests.inputs.media.recordings import sound, write
+from tests.inputs.media.recordings import read_audio, sound, write
 from tests.inputs.media.synthetic_video import grey_frames, write_video
 from tests.inputs.media.test_audio_file import alike
 
@@ -182,7 +182,8 @@ def test_a_script_needs_no_main_guard_and_its_folder_is_not_searched(tmp_path):
     write(tmp_path / "a.wav", sound(0.5))
     (tmp_path / "av.py").write_text("raise SystemExit('a module of the folder was imported')")
     process = script(
-        tmp_path, "from lluda.inputs.media.audio_file import read_audio\nprint(len(read_audio('a.wav')))\n"
+        tmp_path,
+        "from lluda.inputs.media.audio_file import audio_blocks\nprint(sum(map(len, audio_blocks('a.wav'))))\n",
     )
     assert process.communicate(timeout=WATCHDOG)[0].split() == [b"8000"]
 

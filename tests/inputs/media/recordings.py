@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+
+from lluda.inputs.media.audio_file import audio_blocks
 
 RATE = 16000
 
@@ -22,6 +25,12 @@ def sound(seconds: float, rate: int = RATE, seed: int = 0) -> np.ndarray:
     signal = 0.4 * np.sin(2 * np.pi * (300 + 40 * time) * time) + 0.2 * np.sin(2 * np.pi * 1700 * time) + 0.02 * noise
     signal[len(time) // 2 : len(time) * 5 // 8] = 0
     return signal.astype(np.float32)
+
+
+def read_audio(source: object, sampling_rate: int | None = None, **options: Any) -> np.ndarray:
+    """All blocks of a file or an array in one."""
+    blocks = [np.zeros(0, np.float32), *audio_blocks(source, sampling_rate, **options)]
+    return np.concatenate(blocks)
 
 
 def write(path: Path, samples: np.ndarray, rate: int = RATE, **options: str) -> Path:

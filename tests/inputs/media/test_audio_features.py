@@ -7,8 +7,7 @@ import pytest
 
 from lluda.config.audio import RELEASED_MEL
 from lluda.inputs.media.audio_features import LogMelStream, log_mel, mel_filters
-from lluda.inputs.media.audio_file import read_audio
-from tests.inputs.media.recordings import RATE, sound, voice, write
+from tests.inputs.media.recordings import RATE, read_audio, sound, voice, write
 
 BAR = 1e-5
 """The promise is 1e-4; the same window and transform leave 1e-7."""

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from lluda.config.audio import AUDIO_LIMITS
 from lluda.errors import InvalidRequest
 from lluda.inputs.decoding.audio_decoders import BLOCK_VALUES
-from lluda.inputs.media.audio_file import AudioFile, audio_blocks, convert, read_audio
-from tests.inputs.media.recordings import RATE, sound, transcoded, voice, write
+from lluda.inputs.media.audio_file import AudioFile, audio_blocks, convert
+from tests.inputs.media.recordings import RATE, read_audio, sound, transcoded, voice, write
 
 pytest.importorskip("soundfile")
 pytest.importorskip("soxr")

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lluda.engine.prompt_rows import PromptRows
 from lluda.inputs.media.media_positions import (
     AudioSpan,
     ImageSpan,
@@ -90,12 +91,17 @@ def get_rope_index(media, use_audio_in_video):
     return rows[:, 0], delta.item()
 
 
+def offset(rows):
+    """Of the rows after a prompt with these positions."""
+    return PromptRows([0] * len(rows[0]), torch.tensor(rows)).position_offset if rows[0] else 0
+
+
 def assert_equal_to_transformers(media, exact, use_audio_in_video=False):
     found = media_positions(marked(media), **NUMBERS)
     rows, delta = get_rope_index(media, use_audio_in_video)
     tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-6, "atol": 1e-4}
-    torch.testing.assert_close(torch.tensor(found.rows), rows.float(), **tolerance)
-    assert found.delta == pytest.approx(delta, abs=0 if exact else 1e-3)
+    torch.testing.assert_close(torch.tensor(found), rows.float(), **tolerance)
+    assert offset(found) == pytest.approx(delta, abs=0 if exact else 1e-3)
 
 
 def grids(slices):
@@ -118,8 +124,8 @@ def video_spans(seconds, audio_tokens):
 def test_sound_pictures_and_silent_videos_equal_transformers(media):
     if all(isinstance(medium, AudioSpan) for medium in media):
         found = media_positions(marked(media), **NUMBERS)
-        assert found.rows[0] == found.rows[1] == found.rows[2] == list(range(len(token_ids(media))))
-        assert found.delta == 0
+        assert found[0] == found[1] == found[2] == list(range(len(token_ids(media))))
+        assert offset(found) == 0
     else:
         assert_equal_to_transformers(media, exact=True)
 
@@ -164,26 +170,25 @@ def test_the_order_of_kinds_is_the_processors(video):
 def test_a_silent_video_beside_one_with_sound():
     """transformers cannot count these together (its switch is the prompt's); the rules of the spec still hold."""
     found = positions(VideoSpan((1, 2, 4), 1.0), TextSpan(1), VideoSpan((2, 2, 2), 1.0, audio_tokens=3))
-    assert found.rows[0] == [0, 0, 2, 3, 3, 4, 5, 16]
-    assert found.delta == 17 - 8
+    assert found[0] == [0, 0, 2, 3, 3, 4, 5, 16]
+    assert offset(found) == 17 - 8
 
 
 def test_worked_examples():
     """Spec section 5.2."""
     image = positions(TextSpan(3), ImageSpan((1, 4, 6)), TextSpan(1))
-    assert [row[3:] for row in image.rows] == [[3] * 6 + [6], [3, 3, 3, 4, 4, 4, 6], [3, 4, 5, 3, 4, 5, 6]]
-    assert image.delta == 7 - 10
-    assert positions(TextSpan(2), VideoSpan((2, 4, 4), 1.0)).rows[0][2:] == [2] * 4 + [15] * 4
+    assert [row[3:] for row in image] == [[3] * 6 + [6], [3, 3, 3, 4, 4, 4, 6], [3, 4, 5, 3, 4, 5, 6]]
+    assert offset(image) == 7 - 10
+    assert positions(TextSpan(2), VideoSpan((2, 4, 4), 1.0))[0][2:] == [2] * 4 + [15] * 4
 
 
 def test_after_a_short_sound_the_next_position_follows_what_was_placed_last():
     found = positions(VideoSpan((1, 2, 40), 2.0, audio_tokens=3), TextSpan(1))
-    assert max(found.rows[2][:-1]) == 19
-    assert found.rows[0][-1] == 3
-    assert found.delta == 20 - len(found.rows[0])
+    assert max(found[2][:-1]) == 19
+    assert found[0][-1] == 3
+    assert offset(found) == 20 - len(found[0])
 
 
 def test_nothing_and_empty_text_have_no_positions():
     assert positions() == positions(TextSpan(0))
-    assert positions().rows == ([], [], [])
-    assert positions().delta == 0
+    assert positions() == ([], [], [])

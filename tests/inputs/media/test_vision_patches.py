@@ -19,7 +19,8 @@ from PIL import Image
 from lluda.config.vision import RELEASED_VISION, VisionInputConfig
 from lluda.errors import CorruptFile, LimitExceeded, UnsupportedModel
 from lluda.inputs.media.image_file import read_image
-from lluda.inputs.media.vision_patches import frame_size, image_patches, image_size, video_patches
+from lluda.inputs.media.vision_patches import frame_size, image_size, video_patches
+from tests.inputs.media.pictures import image_patches
 
 
 def noise(*shape, seed=0):

@@ -12,10 +12,6 @@ from torch import Tensor
 
 from lluda.backends.cuda.triton_target import interpreted, launch_options, product, take_input
 
-TABLE_WIDTH = 4
-"""Numbers of a cache in the table: addresses of its keys and of its values, positions filled before the step, capacity
-(positions past it begin again at the front, as a window that is no longer may)."""
-
 _SPLITS, _BLOCK, _MIN_GROUP = 4 if interpreted() else 32, 64, 16
 _LEAST = 128  # positions for which it pays to ask another program, which somebody must add up
 _EVERYTHING = 1 << 30
@@ -223,7 +219,7 @@ def decode_attention(
     Args:
         norms: weight and epsilon of the query and the key norm.
         table: cosines and sines ``[rows, head_dim / 2]``, float32.
-        stores: int64 ``[rows / fresh, TABLE_WIDTH]``; the buffers behind it hold ``cache``.
+        stores: int64 ``[rows / fresh, STORE_WIDTH]`` (`lluda.backends.capture`); the buffers behind it hold ``cache``.
         fresh: rows of each store in this step, one below the other.
     """
     rows, group = len(qkv), heads // kv_heads

@@ -128,7 +128,7 @@ class TalkerPromptBuilder:
             merge_size=self._omni.vision.spatial_merge_size,
             positions_per_second=self._speech.talker.position_id_per_seconds,
         )
-        return torch.tensor(found.rows, dtype=torch.float32)
+        return torch.tensor(found, dtype=torch.float32)
 
 
 def assistant_header(ids: Sequence[int], tokens: SpeechTokens) -> Sequence[int]:

@@ -124,14 +124,3 @@ def audio_blocks(
         yield from recording.blocks(rate)
     finally:
         recording.close()
-
-
-def read_audio(source: Any, sampling_rate: int | None = None, **options: Any) -> NDArray[np.float32]:
-    """All blocks of :func:`audio_blocks` in one array ``[samples]``, which grows in place; errors as there."""
-    import numpy as np
-
-    # A bytearray grows without a second copy of a long recording.
-    grown = bytearray()
-    for block in audio_blocks(source, sampling_rate, **options):
-        grown += block.data
-    return np.frombuffer(grown, np.float32)

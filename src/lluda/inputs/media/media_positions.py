@@ -55,17 +55,10 @@ class VideoSpan:
 Span = TextSpan | AudioSpan | ImageSpan | VideoSpan
 
 
-@dataclass(frozen=True, slots=True)
-class MediaPositions:
-    """``rows``: time, height and width of each token. ``delta``: what is added to a generated token's index to give its
-    position, the same on all three rows: one more than the largest position, less the number of tokens."""
-
-    rows: tuple[list[float], list[float], list[float]]
-    delta: float
-
-
-def media_positions(spans: Sequence[Span], *, merge_size: int, positions_per_second: float) -> MediaPositions:
-    """The positions of all tokens of ``spans``, in order.
+def media_positions(
+    spans: Sequence[Span], *, merge_size: int, positions_per_second: float
+) -> tuple[list[float], list[float], list[float]]:
+    """The positions of all tokens of ``spans``, in order: time, height and width of each.
 
     ``merge_size``: patches along each side of a token; ``positions_per_second``: how far a second of video advances.
     """
@@ -76,7 +69,7 @@ def media_positions(spans: Sequence[Span], *, merge_size: int, positions_per_sec
         placed += part
         begin = _after(last) if last else begin
     times, heights, widths = ([position[axis] for position in placed] for axis in range(3))
-    return MediaPositions((times, heights, widths), _after(placed) - len(placed) if placed else 0.0)
+    return times, heights, widths
 
 
 def order_of_kinds(span: VideoSpan, *, merge_size: int, positions_per_second: float) -> list[Literal["audio", "video"]]:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from lluda.config.vision import VisionInputConfig
 from lluda.inputs.decoding.image_limits import check_size
-from lluda.inputs.media.image_file import resized
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,17 +31,9 @@ class VisionPatches:
     grid: tuple[int, int, int]
 
 
-def image_patches(pixels: NDArray[np.uint8], config: VisionInputConfig, *, where: str = "image") -> VisionPatches:
-    """Patches of an image ``[height, width, 3]``, which is repeated for all frames of its one temporal slice.
-
-    LimitExceeded: too large, or one side too many times the other. ``where`` names the image in it.
-    """
-    size = image_size(pixels.shape[0], pixels.shape[1], config, where=where)
-    return resized_image_patches(resized(pixels, size), config)
-
-
 def resized_image_patches(pixels: NDArray[np.uint8], config: VisionInputConfig) -> VisionPatches:
-    """Patches of an image ``[height, width, 3]`` that has the size of :func:`image_size` already."""
+    """Patches of an image ``[height, width, 3]`` that has the size of :func:`image_size` already; it is repeated for
+    all frames of its one temporal slice."""
     return _patches([pixels], 1, pixels.shape[0], pixels.shape[1], config)
 
 
