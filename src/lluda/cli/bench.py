@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lluda.cli import options
+from lluda.cli.bench_server import add_server_arguments, run_server
 from lluda.cli.heavy_imports import heavy_imports
 from lluda.cli.plot import plot_bench, require_plot
 from lluda.cli.report import add_report, publish, require_writable
@@ -34,7 +36,7 @@ _TESTS_HELP = "which (default: these, all there are but speech, audio and turn, 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.epilog = _EXIT_CODES
-    measured = parser.add_mutually_exclusive_group(required=True)
+    measured = parser.add_mutually_exclusive_group()
     measured.add_argument("-m", "--model", metavar="MODEL", help="a folder, a .gguf file, or org/name")
     measured.add_argument("--synth", type=Path, metavar="CONFIG_DIR", help=_SYNTH_HELP)
     options.add_unknown_config(parser)
@@ -55,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where copies for peers are stored")
     add_report(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a bar chart (.png)")
+    add_server_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,6 +66,10 @@ def run(args: argparse.Namespace) -> int:
         from lluda.bench.runner import run_bench
         from lluda.bench.table import print_report
     require_writable(args.output)
+    if args.serve:
+        return _run_server(args)
+    if not (args.model or args.synth):
+        raise InvalidRequest("bench needs what to measure: -m MODEL, --synth CONFIG_DIR or --serve URL")
     if args.plot:
         require_plot(args.plot)
     settings = _settings(args)
@@ -71,6 +78,18 @@ def run(args: argparse.Namespace) -> int:
     plot = (lambda: plot_bench(report, args.plot)) if args.plot else None
     publish(args, report.to_json(), lambda: print_report(report), plot)
     return 1 if report.failed else 0
+
+
+def _run_server(args: argparse.Namespace) -> int:
+    if args.synth or args.plot or args.against:
+        raise InvalidRequest("--serve measures a running server; leave --synth, --plot and --against out")
+    concurrency, prompts = _numbers("--concurrency", args.concurrency), _numbers("--prompt", args.prompt)
+    engine = None
+    if args.model:
+        settings = _settings(args)
+        engine = replace(settings, plan=replace(settings.plan, tests=("callers",), streams=concurrency))
+    with _turn_progress() as progress:
+        return run_server(args, concurrency, prompts[0], engine, progress)
 
 
 def _settings(args: argparse.Namespace) -> Settings:
