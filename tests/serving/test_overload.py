@@ -1,0 +1,86 @@
+"""Ten times what the server can do (E1), and mixed traffic with bad requests and clients that leave (E17). The slow
+ones are the same for minutes, with bars."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import psutil
+import pytest
+
+from lluda.serving.limits import Limits
+from tests.serving.asking import wait_for
+from tests.serving.oracle import check_well, descriptors, threads, wait_until_idle
+from tests.serving.running import RunningServer, running_server
+from tests.serving.traffic import Tally, closed_loop, mixed, open_loop, run
+
+LIMITS = Limits(running=4, waiting=8)
+BODY = {"prompt": [5, 6, 7, 8], "max_tokens": 150}
+
+
+def overload(server: RunningServer, seconds: float) -> tuple[float, Tally]:
+    """Good answers a second of as many clients as may run, and what came of ten times as many requests."""
+    run(closed_loop(server.port, "/example", BODY, LIMITS.running, 0.5))
+    measured = min(seconds, 20.0)
+    capacity = run(closed_loop(server.port, "/example", BODY, LIMITS.running, measured)).statuses[200] / measured
+    tally = run(open_loop(server.port, "/example", BODY, 10 * capacity, seconds))
+    return capacity, tally
+
+
+def check_overload(server: RunningServer, tally: Tally) -> None:
+    assert set(tally.statuses) <= {200, 429} and tally.statuses[429] > tally.statuses[200] > 0
+    assert tally.without_retry == 0
+    longest = max(tally.seconds) / (sum(tally.seconds) / len(tally.seconds))
+    assert longest < 10, "who was admitted was served in turn"
+    check_well(server)
+
+
+def test_ten_times_the_capacity_is_answered_429() -> None:
+    with running_server(limits=LIMITS) as server:
+        capacity, tally = overload(server, 2)
+        check_overload(server, tally)
+        assert tally.statuses[200] / 2 > capacity / 5, "the refusals take the time of the answers"
+
+
+@pytest.mark.slow
+def test_ten_times_the_capacity_for_five_minutes() -> None:
+    with running_server(limits=LIMITS) as server:
+        before = psutil.Process().memory_info().rss
+        capacity, tally = overload(server, 300)
+        print(f"capacity {capacity:.1f}/s, goodput {tally.statuses[200] / 300:.1f}/s, {dict(tally.statuses)}")
+        check_overload(server, tally)
+        assert tally.statuses[200] / 300 >= 0.9 * capacity
+        assert psutil.Process().memory_info().rss - before < 50e6
+
+
+def soak(server: RunningServer, seconds: float) -> list[float]:
+    """Megabytes of this process, second by second; asserts that nothing is left behind."""
+    run(mixed(server.port, 8, 1, 0, lambda: None))  # what is made once is made now
+    wait_until_idle(server)
+    gc.collect()
+    before, megabytes = (descriptors(), threads()), []
+    tally = run(mixed(server.port, 8, seconds, 1, lambda: megabytes.append(psutil.Process().memory_info().rss / 1e6)))
+    wait_until_idle(server)
+    assert set(tally.statuses) <= {0, 200, 400, 404}, tally.statuses
+    assert tally.statuses[200] > tally.statuses[400] > 0
+    wait_for(lambda: (descriptors(), threads()) <= tuple(n + 2 for n in before))
+    stats = server.model.engine.stats()
+    assert stats.submitted == stats.done + stats.cancelled + stats.failed and stats.kv_positions == 0
+    check_well(server)
+    return megabytes
+
+
+def test_mixed_traffic_leaves_nothing_behind() -> None:
+    with running_server() as server:
+        soak(server, 4)
+
+
+@pytest.mark.slow
+def test_mixed_traffic_for_ten_minutes() -> None:
+    with running_server() as server:
+        megabytes = soak(server, 600)[60:]
+        minutes = np.arange(len(megabytes)) / 60
+        slope = float(np.polyfit(minutes, megabytes, 1)[0])
+        print(f"{slope:.2f} MB a minute, from {megabytes[0]:.0f} to {megabytes[-1]:.0f} MB")
+        assert slope < 0.5
