@@ -11,8 +11,8 @@ SECONDS = 3600
 
 
 class SpokenAnswers:
-    """Transcripts by the id of their sound, for an hour, of at most ``characters`` in all: the oldest go first. For one
-    thread."""
+    """Transcripts by the id of their sound, for an hour, of at most ``characters`` in all: the oldest go first. `keep`
+    is for one thread, `transcript` for any."""
 
     def __init__(self, characters: int = 4 << 20, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit, self._clock = characters, clock
@@ -28,9 +28,8 @@ class SpokenAnswers:
 
     def transcript(self, number: str) -> str | None:
         """What was said there; None: not known, or no more."""
-        if number not in self._kept or self._is_over(number):
-            return None
-        return self._kept[number][1]
+        expires, transcript = self._kept.get(number, (0.0, None))
+        return transcript if expires > self._clock() else None
 
     def _is_over(self, number: str) -> bool:
         return self._kept[number][0] <= self._clock()

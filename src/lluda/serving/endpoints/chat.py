@@ -30,7 +30,7 @@ async def chat_completions(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_body(request, ChatBody)
     service.check_model(body.model)
-    question = chat_question(body, service.limits, service.voices, service.spoken_answers)
+    question = await service.in_worker(chat_question, body, service.limits, service.voices, service.spoken_answers)
     head = AnswerHead("chatcmpl-", service.names.first, service.fingerprint)
     if not body.stream:
         return await _whole(service, request, question, head)
@@ -55,10 +55,10 @@ async def _whole(service: Service, request: Request, question: ChatQuestion, hea
         async for index, piece in answers.pieces:
             choices[index].add(piece)
     if question.speech is None:
-        return json_response(chat_completion(head, choices, answers.media))
+        return await service.in_worker(lambda: json_response(chat_completion(head, choices, answers.media)))
     service.spoken_answers.keep(head.audio_id, choices[0].transcript)
     made = await service.in_worker(_with_sound, head, choices[0], question.speech.format)
-    return await service.in_worker(json_response, chat_completion(head, choices, answers.media, made))
+    return await service.in_worker(lambda: json_response(chat_completion(head, choices, answers.media, made)))
 
 
 def _with_sound(head: AnswerHead, choice: ChatChoice, sound_format: str) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lluda.engine.request import PromptLogprobs, SpeechEvent
 from lluda.serving.answers.completion_answer import completion, completion_usage
 from lluda.serving.answers.head import AnswerHead
 from lluda.serving.body import read_body
@@ -16,6 +18,8 @@ from lluda.serving.route import ApiRoute
 from lluda.serving.service import Service
 from lluda.serving.sse import DONE, EventStream, data
 from lluda.serving.wire.completions import CompletionBody
+
+_T = TypeVar("_T")
 
 
 async def completions(request: Request) -> Response:
@@ -39,7 +43,7 @@ async def _whole(service: Service, request: Request, question: CompletionQuestio
         for choice in choices:
             list(choice.begin())
         async for event in ticket.submit(*found.requests):
-            list(choices[event.index].add(event))
+            await _taken(service, event, lambda event: list(choices[event.index].add(event)))
     return await service.in_worker(lambda: json_response(completion(head, found.choices)))
 
 
@@ -51,16 +55,25 @@ async def _streamed(
     async with service.admit("completions", request, question.sequences) as ticket:
         found = await service.in_worker(asked_completions, service.model, question)
         choices = [choice for one in found.choices for choice in one]
+
+        def messages(event: SpeechEvent) -> list[bytes]:
+            return [data(first | {"choices": [part]} | rest) for part in choices[event.index].add(event)]
+
         events = ticket.submit(*found.requests)
         for choice in choices:
             for part in choice.begin():
                 yield data(first | {"choices": [part]} | rest)
         async for event in events:
-            for part in choices[event.index].add(event):
-                yield data(first | {"choices": [part]} | rest)
+            for message in await _taken(service, event, messages):
+                yield message
     if with_usage:
         yield data(first | {"choices": [], "usage": completion_usage(found.choices)})
     yield DONE
+
+
+async def _taken(service: Service, event: SpeechEvent, work: Callable[[SpeechEvent], _T]) -> _T:
+    """``work`` of ``event``; that of the scores of a whole prompt is done beside the event loop."""
+    return await service.in_worker(work, event) if isinstance(event, PromptLogprobs) else work(event)
 
 
 ROUTES = (

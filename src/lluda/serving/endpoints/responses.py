@@ -27,14 +27,14 @@ async def responses(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_body(request, ResponseBody)
     service.check_model(body.model)
-    question = response_question(body, service.limits)
+    question = await service.in_worker(response_question, body, service.limits)
     head = AnswerHead("resp_", service.names.first, service.fingerprint)
     answer = ResponseAnswer(head, _echo(body, question), service.model.tokenizer, question.logprobs)
     if not body.stream:
         async with asking(service, request, "responses", question) as answers:
             async for _, piece in answers.pieces:
                 list(answer.of(piece))
-        return json_response(answer.as_object())
+        return await service.in_worker(lambda: json_response(answer.as_object()))
     return EventStream(
         _streamed(service, request, question, answer),
         ping_seconds=service.limits.ping_seconds,

@@ -38,14 +38,13 @@ class AnswerGrammar:
         """Whether anything is forbidden."""
         return self.schema is not None or self.tools.must_call
 
-    def constraint(self, grammars: Grammars, marks: Marks) -> Constraint:
-        """Compiled; takes milliseconds. ApiError 400 ``invalid_json_schema``: it does not compile."""
+    def constraint(self, grammars: Grammars, marks: Marks, param: str) -> Constraint:
+        """Compiled; takes milliseconds. ApiError 400 ``invalid_json_schema`` of ``param``: it does not compile."""
         try:
             if self.schema is not None and not self.tools.functions and not self.thinks:
                 return grammars.json_schema(self.schema)
             return grammars.lark(self.lark(marks))
         except InvalidRequest as error:
-            param = "response_format" if self.schema is not None else "tools"
             raise ApiError(400, "invalid_json_schema", f"{param}: {error}", param=param) from None
 
     def lark(self, marks: Marks) -> str:

@@ -12,8 +12,8 @@ from lluda.serving.answers.pieces import CallBroken, Finished, Piece
 from lluda.serving.answers.usage import PromptCounts
 from lluda.serving.errors import ApiError
 from lluda.serving.media.parts import with_media
-from lluda.serving.questions.asked import Asked, asked, compiled
 from lluda.serving.questions.chat_question import ChatQuestion
+from lluda.serving.questions.engine_requests import EngineRequests, compiled, engine_requests
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -33,14 +33,14 @@ class Answers:
 @asynccontextmanager
 async def asking(service: Service, request: Request, endpoint: str, question: ChatQuestion) -> AsyncIterator[Answers]:
     """The answers to ``question``; what has not ended when the block is left is cancelled. ApiError, ClientDisconnected
-    as `compiled`, `Service.admit`, `with_media`, `asked`; LludaError as `Engine.submit`."""
+    as `compiled`, `Service.admit`, `with_media`, `engine_requests`; LludaError as `Engine.submit`."""
     model = service.model
     constraint = None
     if question.tools.functions or question.grammar.is_needed:
         constraint = await service.in_worker(compiled, model, question)
     async with service.admit(endpoint, request, question.choices) as ticket:
         messages = await _with_media(service, question)
-        found = await service.in_worker(asked, model, question, messages, constraint)
+        found = await service.in_worker(engine_requests, model, question, messages, constraint)
         yield Answers(_pieces(service, ticket, found), found.media)
 
 
@@ -57,7 +57,7 @@ async def _with_media(service: Service, question: ChatQuestion) -> list[dict[str
         raise
 
 
-async def _pieces(service: Service, ticket: Ticket, found: Asked) -> AsyncIterator[tuple[int, Piece]]:
+async def _pieces(service: Service, ticket: Ticket, found: EngineRequests) -> AsyncIterator[tuple[int, Piece]]:
     readers = [AnswerReader(found.form) for _ in found.requests]
     async for event in ticket.submit(*found.requests):
         for piece in readers[event.index].push(event):

@@ -39,13 +39,14 @@ class Speech:
 class ChatQuestion:
     """``messages`` as `plain_messages` has them. ``thinking``: the template's switch (None: its default). ``shown``:
     the text is sent, not the sound alone. ``logprobs``: alternatives of each token that are reported (None: nothing
-    is). ``paths``: where each message stands in the body."""
+    is). ``paths``, ``form_path``: where each message, and the form of the answer, stand in the body."""
 
     messages: Sequence[Mapping[str, Any]]
     paths: Sequence[str]
     sampling: SamplingParams
     tools: ToolUse = field(default_factory=lambda: ToolUse({}))
     schema: Mapping[str, Any] | None = None
+    form_path: str = "response_format"
     thinking: bool | None = None
     choices: int = 1
     logprobs: int | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lluda.engine.prompt_rows import PromptRows
@@ -11,7 +11,7 @@ from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.serving.answers.completion_answer import CompletionChoice, CompletionView
 from lluda.serving.errors import invalid
 from lluda.serving.limits import Limits
-from lluda.serving.questions.sampling import choices, sampling_params, within
+from lluda.serving.questions.sampling import choices, sampling_params, seeded, within
 from lluda.serving.wire.completions import CompletionBody
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class AskedCompletions:
 
 def asked_completions(model: Model, question: CompletionQuestion) -> AskedCompletions:
     """The requests of a question; blocking. InvalidRequest: a prompt that the model does not take."""
+    view = CompletionView(vocabulary=model.tokenizer, echo=question.echo, logprobs=question.logprobs)
     requests: list[Request] = []
     choices: list[list[CompletionChoice]] = []
     for number, (given, ids) in enumerate(zip(question.prompts, model.encode_prompt(question.prompts), strict=True)):
@@ -95,15 +96,6 @@ def asked_completions(model: Model, question: CompletionQuestion) -> AskedComple
         choices.append([])
         for choice in range(question.choices):
             index = number * question.choices + choice
-            params = question.sampling
-            if params.seed is not None and choice:
-                params = replace(params, seed=(params.seed + choice) % 2**64)
-            request = model.request(prompt, params, turn=False, index=index)
-            view = CompletionView(
-                vocabulary=model.tokenizer,
-                echo=question.echo,
-                logprobs=question.logprobs,
-            )
-            requests.append(request)
+            requests.append(model.request(prompt, seeded(question.sampling, choice), turn=False, index=index))
             choices[-1].append(CompletionChoice(index, view, text))
     return AskedCompletions(requests, choices)

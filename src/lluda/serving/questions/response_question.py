@@ -67,6 +67,7 @@ def response_question(body: ResponseBody, limits: Limits) -> ChatQuestion:
         sampling=sampling_params(sampling, limits, max_tokens=body.max_output_tokens, logprobs=logprobs),
         tools=tool_use([_tool(tool) for tool in body.tools or ()], _choice(body), body.parallel_tool_calls, limits),
         schema=_schema(body, limits),
+        form_path="text.format",
         thinking=thinks(body.reasoning.effort) if body.reasoning else None,
         logprobs=logprobs,
     )

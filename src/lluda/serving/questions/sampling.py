@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.serving.errors import ApiError, invalid
 from lluda.serving.limits import Limits
@@ -40,6 +42,11 @@ def sampling_params(
         ignore_eos=bool(body.ignore_eos),
         clamp_max_tokens=True,
     )
+
+
+def seeded(params: SamplingParams, index: int) -> SamplingParams:
+    """``params`` for choice ``index`` of one prompt: the seeds follow each other."""
+    return params if params.seed is None or not index else replace(params, seed=(params.seed + index) % 2**64)
 
 
 def choices(body: Sampling, limits: Limits) -> int:

@@ -1,4 +1,4 @@
-"""A question as the engine takes it."""
+"""A question to the model as requests to the engine."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from lluda.serving.answers.marks import Mark, Marks
 from lluda.serving.answers.usage import PromptCounts
 from lluda.serving.errors import ApiError, from_error, invalid
 from lluda.serving.questions.chat_question import ChatQuestion
+from lluda.serving.questions.sampling import seeded
 
 if TYPE_CHECKING:
     from lluda.api.model import Model
     from lluda.engine.request import Request
     from lluda.engine.sampling.constraint import Constraint
-    from lluda.engine.sampling.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class EngineRequests:
     """``requests``, one a choice; how their answers are to be read; what of the prompt stands for media."""
 
     requests: Sequence[Request]
@@ -40,12 +40,13 @@ def compiled(model: Model, question: ChatQuestion) -> Constraint | None:
     grammar = question.grammar
     if not grammar.is_needed:
         return None
-    return replace(grammar, thinks=grammar.thinks and _has_switch(model, marks)).constraint(model.grammars, marks)
+    grammar = replace(grammar, thinks=grammar.thinks and _has_switch(model, marks))
+    return grammar.constraint(model.grammars, marks, question.form_path if question.schema is not None else "tools")
 
 
-def asked(
+def engine_requests(
     model: Model, question: ChatQuestion, messages: Sequence[Mapping[str, Any]], constraint: Constraint | None
-) -> Asked:
+) -> EngineRequests:
     """The requests of a question whose ``messages`` have their media as bytes; blocking. ApiError 400: what model,
     template or media refuse, with the path of the message."""
     marks = Marks.find(model.tokenizer)
@@ -65,7 +66,7 @@ def asked(
     requests = [
         model.request(
             prompt,
-            _seeded(params, index),
+            seeded(params, index),
             speech=speech.params if speech else None,
             speaker=speech.speaker if speech else None,
             spoken=speech is not None,
@@ -84,11 +85,7 @@ def asked(
         spoken=speech is not None,
         logprobs=question.logprobs is not None,
     )
-    return Asked(requests, form, _media_counts(model, prompt.ids))
-
-
-def _seeded(params: SamplingParams, index: int) -> SamplingParams:
-    return params if params.seed is None or not index else replace(params, seed=(params.seed + index) % 2**64)
+    return EngineRequests(requests, form, _media_counts(model, prompt.ids))
 
 
 def _has_switch(model: Model, marks: Marks) -> bool:
