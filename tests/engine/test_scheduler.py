@@ -133,24 +133,34 @@ def test_deadlines_are_of_those_that_wait():
 
 
 def test_a_listener_about_to_run_dry_comes_before_prompts_and_readers():
-    speaker = running(0, decoding=True, spoken=True, speaking=True, frames=3, first_frame=10.0)
+    speaker = running(0, decoding=True, spoken=True, speaking=True, heard_until=10.24)
     made = scheduler(speaker, running(1, decoding=True), running(2, prompt_left=500))
-    late = [made.step(10.2) for _ in range(4)]  # 0.24 s of sound, 0.2 s of it heard
+    late = [made.step(10.2) for _ in range(4)]
     assert all(step.frames == (0,) and not step.prefill for step in late)
     assert [step.decode for step in late] == [(0,), (0, 1), (0,), (0, 1)], "readers take turns"
-    speaker.frames = 20  # 1.6 s
+    speaker.heard_until = 11.6
     step = made.step(10.2)
     assert step.prefill and step.decode == (0, 1)
 
 
+@pytest.mark.parametrize(("frames_to_go", "late"), [(1, False), (8, True)])
+def test_the_frames_that_are_to_be_made_before_more_is_heard_take_their_time(frames_to_go, late):
+    """Half a second is in hand, and a step takes 50 ms."""
+    made = scheduler(
+        running(0, speaking=True, heard_until=10.5, frames_to_go=frames_to_go), running(1, prompt_left=500)
+    )
+    made.measured(Step(frames=(0,)), decode_seconds=0.05, prefill_seconds=0.0)
+    assert (not made.step(10.0).prefill) == late
+
+
 def test_a_prompt_does_not_wait_for_listeners_for_ever():
-    made = scheduler(running(0, speaking=True, frames=1, first_frame=0.0), running(1, prompt_left=500))
+    made = scheduler(running(0, speaking=True, heard_until=0.08), running(1, prompt_left=500))
     steps = [made.step(100.0) for _ in range(20)]
     assert sum(bool(step.prefill) for step in steps) == 2
 
 
 def test_a_listener_with_seconds_in_hand_waits_for_others_but_not_for_nobody():
-    ahead = running(0, speaking=True, frames=200, first_frame=0.0)
+    ahead = running(0, speaking=True, heard_until=16.0)
     assert scheduler(ahead).step(1.0).frames == (0,)
     made = scheduler(ahead, running(1, decoding=True))
     assert [bool(made.step(1.0).frames) for _ in range(8)].count(True) == 2

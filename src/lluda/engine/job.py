@@ -30,7 +30,6 @@ class Job:
     lifetime: Lifetime = field(default_factory=Lifetime)
     error: BaseException | None = None
     _parts: deque[Sequence[tuple[int, str]]] = field(default_factory=deque)
-    _heard_until: float | None = None
 
     def refresh(self) -> None:
         """What the scheduler is to know."""
@@ -40,7 +39,7 @@ class Job:
             entry.prompt_left = sequence.prompt_left
             entry.decoding = bool(sequence.tokens) and not sequence.finish_reason
         if speech is not None:
-            entry.speaking, entry.frames = speech.is_ready, speech.frames_in_all
+            entry.speaking, entry.frames_to_go = speech.is_ready, speech.frames_to_go
 
     @property
     def is_over(self) -> bool:
@@ -83,11 +82,9 @@ class Job:
     def hand_out(self, chunk: SpeechChunk, reports: Reports, sample_rate: int) -> None:
         """Samples to the reader."""
         self.channel.put(chunk)
-        now = time.monotonic()
-        if self._heard_until is None:
-            self.entry.first_frame = self._heard_until = now
+        now, until = time.monotonic(), self.entry.heard_until
+        if until is None:
             reports.tell(lambda observer: observer.first_audio(now - self.submitted))
-        elif now > self._heard_until:
-            self._heard_until = now
+        elif now > until:
             reports.tell(lambda observer: observer.underrun())
-        self._heard_until += len(chunk.samples) / sample_rate
+        self.entry.heard_until = max(until or now, now) + len(chunk.samples) / sample_rate

@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-FRAME_SECONDS = 0.08
-"""Of sound in a frame (config.json: 24,000 samples a second, 1,920 a frame)."""
-
 FIRST_ROWS, LEAST_ROWS = 32, 4
 """Rows of a prompt beside others' decoding, before anything was measured and at least."""
 
@@ -40,7 +37,8 @@ _MEASURED_EVERY = 16
 class Entry:
     """What is to be known of one request. ``positions``: of the cache, at most; ``prompt_left``: rows of its prompt not
     computed; ``shares_steps``: they can be computed in the step of others' tokens; ``speaking``: its speech can make a
-    frame now. ``frames`` were made, the first at ``first_frame``."""
+    frame now. ``heard_until``: when a listener who plays all as it comes has heard what was handed out (None: nothing
+    was); ``frames_to_go``: frames to be made before more is."""
 
     id: int
     positions: int = 0
@@ -53,12 +51,12 @@ class Entry:
     stalled: bool = False
     spoken: bool = False
     speaking: bool = False
-    frames: int = 0
-    first_frame: float | None = None
+    heard_until: float | None = None
+    frames_to_go: int = 0
 
     def in_hand(self, now: float) -> float:
-        """Seconds of sound that a listener who began with the first frame has left."""
-        return 0.0 if self.first_frame is None else self.frames * FRAME_SECONDS - (now - self.first_frame)
+        """Seconds of sound that a listener has left."""
+        return 0.0 if self.heard_until is None else self.heard_until - now
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +141,7 @@ class Scheduler:
         speaking = [entry for entry in entries if entry.speaking]
         decoding = [entry for entry in entries if entry.decoding]
         prompts = sorted((entry for entry in entries if entry.prompt_left), key=_order)
-        late = any(entry.in_hand(now) < _LATE for entry in speaking if entry.first_frame is not None)
+        late = any(self._is_late(entry, now) for entry in speaking)
         frames = [entry.id for entry in speaking if self._frame_is_due(entry, now, others=bool(decoding or prompts))]
         decode = [entry.id for entry in decoding if not late or entry.spoken or self._turn % 2]
         self._turn += 1
@@ -174,9 +172,13 @@ class Scheduler:
             limit = _STRETCH * self._decode_seconds
             self._rows_beside = _adapted(self._rows_beside, rows, limit / prefill_seconds)
 
+    def _is_late(self, entry: Entry, now: float) -> bool:
+        """Whether a listener is about to run dry, in the time that the frames to go take."""
+        return entry.heard_until is not None and entry.in_hand(now) < _LATE + entry.frames_to_go * self._decode_seconds
+
     def _frame_is_due(self, entry: Entry, now: float, *, others: bool) -> bool:
         """A listener with seconds in hand waits where others have something to do; a first frame never does."""
-        return not others or entry.first_frame is None or entry.in_hand(now) < _AHEAD or self._turn % 4 == 0
+        return not others or entry.heard_until is None or entry.in_hand(now) < _AHEAD or self._turn % 4 == 0
 
     def _rows(self, prompts: Iterable[Entry], *, alone: bool) -> Iterator[tuple[int, int]]:
         left = self.chunk if alone or self.whole else self._beside_others()

@@ -121,6 +121,11 @@ class Speech:
         """Its frames and those of the parts before."""
         return self.frames + (self._before.frames if self._before else 0)
 
+    @property
+    def frames_to_go(self) -> int:
+        """Frames until code2wav is given some, and their samples are handed out."""
+        return self._size - len(self._waiting)
+
     def following(self) -> Speech:
         """The speech of the next part of a given text, a speech of its own for the talker: its completion tells of
         both, and what this one spoke counts to ``spoken.total_frames``."""
