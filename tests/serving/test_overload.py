@@ -4,6 +4,8 @@ ones are the same for minutes, with bars."""
 from __future__ import annotations
 
 import gc
+import time
+from collections.abc import Iterator
 
 import numpy as np
 import psutil
@@ -13,18 +15,29 @@ from lluda.serving.limits import Limits
 from tests.serving.asking import wait_for
 from tests.serving.oracle import check_well, descriptors, threads, wait_until_idle
 from tests.serving.running import RunningServer, running_server
-from tests.serving.traffic import Tally, closed_loop, mixed, open_loop, run
+from tests.serving.traffic import Elsewhere, Tally, closed_loop, mixed, open_loop
 
 LIMITS = Limits(running=4, waiting=8)
 BODY = {"prompt": [5, 6, 7, 8], "max_tokens": 150}
 
 
-def overload(server: RunningServer, seconds: float) -> tuple[float, Tally]:
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[Elsewhere]:
+    """Who makes the traffic."""
+    process = Elsewhere()
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def overload(elsewhere: Elsewhere, server: RunningServer, seconds: float) -> tuple[float, Tally]:
     """Good answers a second of as many clients as may run, and what came of ten times as many requests."""
-    run(closed_loop(server.port, "/example", BODY, LIMITS.running, 0.5))
+    closed = server.port, "/example", BODY, LIMITS.running
+    elsewhere.run(closed_loop, *closed, 0.5)
     measured = min(seconds, 20.0)
-    capacity = run(closed_loop(server.port, "/example", BODY, LIMITS.running, measured)).statuses[200] / measured
-    tally = run(open_loop(server.port, "/example", BODY, 10 * capacity, seconds))
+    capacity = elsewhere.run(closed_loop, *closed, measured).statuses[200] / measured
+    tally = elsewhere.run(open_loop, server.port, "/example", BODY, 10 * capacity, seconds)
     return capacity, tally
 
 
@@ -36,31 +49,35 @@ def check_overload(server: RunningServer, tally: Tally) -> None:
     check_well(server)
 
 
-def test_ten_times_the_capacity_is_answered_429() -> None:
+def test_ten_times_the_capacity_is_answered_429(elsewhere: Elsewhere) -> None:
     with running_server(limits=LIMITS) as server:
-        capacity, tally = overload(server, 2)
+        capacity, tally = overload(elsewhere, server, 2)
         check_overload(server, tally)
         assert tally.statuses[200] / 2 > capacity / 5, "the refusals take the time of the answers"
 
 
 @pytest.mark.slow
-def test_ten_times_the_capacity_for_five_minutes() -> None:
+def test_ten_times_the_capacity_for_five_minutes(elsewhere: Elsewhere) -> None:
     with running_server(limits=LIMITS) as server:
         before = psutil.Process().memory_info().rss
-        capacity, tally = overload(server, 300)
+        capacity, tally = overload(elsewhere, server, 300)
         print(f"capacity {capacity:.1f}/s, goodput {tally.statuses[200] / 300:.1f}/s, {dict(tally.statuses)}")
         check_overload(server, tally)
         assert tally.statuses[200] / 300 >= 0.9 * capacity
         assert psutil.Process().memory_info().rss - before < 50e6
 
 
-def soak(server: RunningServer, seconds: float) -> list[float]:
+def soak(elsewhere: Elsewhere, server: RunningServer, seconds: float) -> list[float]:
     """Megabytes of this process, second by second; asserts that nothing is left behind."""
-    run(mixed(server.port, 8, 1, 0, lambda: None))  # what is made once is made now
+    elsewhere.run(mixed, server.port, 8, 1, 0)  # what is made once is made now
     wait_until_idle(server)
     gc.collect()
     before, megabytes = (descriptors(), threads()), []
-    tally = run(mixed(server.port, 8, seconds, 1, lambda: megabytes.append(psutil.Process().memory_info().rss / 1e6)))
+    traffic = elsewhere.start(mixed, server.port, 8, seconds, 1)
+    while not traffic.done():
+        megabytes.append(psutil.Process().memory_info().rss / 1e6)
+        time.sleep(1)
+    tally = traffic.result()
     wait_until_idle(server)
     assert set(tally.statuses) <= {0, 200, 400, 404}, tally.statuses
     assert tally.statuses[200] > tally.statuses[400] > 0
@@ -71,15 +88,15 @@ def soak(server: RunningServer, seconds: float) -> list[float]:
     return megabytes
 
 
-def test_mixed_traffic_leaves_nothing_behind() -> None:
+def test_mixed_traffic_leaves_nothing_behind(elsewhere: Elsewhere) -> None:
     with running_server() as server:
-        soak(server, 4)
+        soak(elsewhere, server, 4)
 
 
 @pytest.mark.slow
-def test_mixed_traffic_for_ten_minutes() -> None:
+def test_mixed_traffic_for_ten_minutes(elsewhere: Elsewhere) -> None:
     with running_server() as server:
-        megabytes = soak(server, 600)[60:]
+        megabytes = soak(elsewhere, server, 600)[60:]
         minutes = np.arange(len(megabytes)) / 60
         slope = float(np.polyfit(minutes, megabytes, 1)[0])
         print(f"{slope:.2f} MB a minute, from {megabytes[0]:.0f} to {megabytes[-1]:.0f} MB")

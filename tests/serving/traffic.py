@@ -1,13 +1,16 @@
-"""Many requests at once: a small asynchronous client, an open loop and mixed traffic."""
+"""Many requests at once: a small asynchronous client, an open loop and mixed traffic. `Elsewhere` runs them in a
+process of their own: in the server's they would take its time."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,9 +78,9 @@ async def open_loop(port: int, path: str, body: dict[str, Any], rate: float, sec
     return tally
 
 
-async def mixed(port: int, clients: int, seconds: float, seed: int, sample: Callable[[], None]) -> Tally:
+async def mixed(port: int, clients: int, seconds: float, seed: int) -> Tally:
     """Chats, continuations, streams, speech and tokens of ``clients`` at a time; one in twenty is bad, one in twenty is
-    left. ``sample`` is called every second."""
+    left."""
     tally, end, chance = Tally(), time.monotonic() + seconds, random.Random(seed)
 
     async def client() -> None:
@@ -86,12 +89,7 @@ async def mixed(port: int, clients: int, seconds: float, seed: int, sample: Call
             leaves = chance.random() < 0.05
             await ask(port, path, body, tally, leave=chance.random() * 0.1 if leaves else None)
 
-    async def watch() -> None:
-        while time.monotonic() < end:
-            sample()
-            await asyncio.sleep(1)
-
-    await asyncio.gather(watch(), *(client() for _ in range(clients)))
+    await asyncio.gather(*(client() for _ in range(clients)))
     return tally
 
 
@@ -126,10 +124,24 @@ def _request(chance: random.Random) -> tuple[str, dict[str, Any] | bytes]:
     return "/tokenize", {"prompt": "one two three"}
 
 
-def run(work: Awaitable[Tally]) -> Tally:
-    """In a loop of its own."""
+class Elsewhere:
+    """A process that makes traffic."""
 
-    async def main() -> Tally:
-        return await work
+    def __init__(self) -> None:
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
-    return asyncio.run(main())
+    def start(self, traffic: Callable[..., Coroutine[Any, Any, Tally]], *arguments: Any) -> Future[Tally]:
+        """One of the functions above."""
+        return self._pool.submit(_run, traffic, arguments)
+
+    def run(self, traffic: Callable[..., Coroutine[Any, Any, Tally]], *arguments: Any) -> Tally:
+        """The same, waited for."""
+        return self.start(traffic, *arguments).result()
+
+    def close(self) -> None:
+        """End the process."""
+        self._pool.shutdown()
+
+
+def _run(traffic: Callable[..., Coroutine[Any, Any, Tally]], arguments: tuple[Any, ...]) -> Tally:
+    return asyncio.run(traffic(*arguments))
