@@ -5,12 +5,14 @@ server is as it was. D5 and D6 to D9 are in tests/serving/media (the fetch guard
 test_transcriptions.py too.
 """
 
+import asyncio
 import base64
 import io
 import os
 import signal
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import AsyncMock, Mock
 
 import numpy as np
 import psutil
@@ -19,8 +21,10 @@ from PIL import Image
 
 from lluda.inputs.decoding.media_decoder import DecodingJob
 from lluda.outputs.encoded_audio import encoded_audio
+from lluda.serving.media.fetch import Fetcher
 from tests.faults.test_vision_faults import image_bytes, png_header
 from tests.inputs.media.synthetic_video import grey_frames, write_video
+from tests.serving.asking import wait_for
 from tests.serving.oracle import check_error, check_well
 
 KEYS = {"image": "image_url", "video": "video_url", "audio": "audio_url"}
@@ -418,3 +422,56 @@ def test_several_callers_send_bad_and_good_media_at_once(server):
             pool.map(lambda number: show(server, "audio", bad if number % 2 else good).status_code, range(16))
         )
     assert statuses == [200, 400] * 8
+
+
+class Site:
+    """A web site behind one public address, of which ``holds`` keeps back the last byte until `release`."""
+
+    def __init__(self, content, *, holds=False):
+        self.answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(content) + content
+        self.holds, self.held = holds, []
+
+    @property
+    def fetcher(self):
+        return Fetcher(("example.org",), 1 << 20, 60, resolve=self.resolve, connect=self.connect)
+
+    async def resolve(self, host, _port):
+        return ["127.0.0.1"] if host.startswith("private") else ["93.184.216.34"]
+
+    async def connect(self, address, *_):
+        assert address == "93.184.216.34"
+        reader = asyncio.StreamReader()
+        reader.feed_data(self.answer[:-1])
+        if self.holds:
+            self.held.append((asyncio.get_running_loop(), reader))
+        else:
+            reader.feed_data(self.answer[-1:])
+        return reader, Mock(drain=AsyncMock())
+
+    def release(self):
+        for loop, reader in self.held:
+            loop.call_soon_threadsafe(reader.feed_data, self.answer[-1:])
+
+
+def test_d7_a_picture_that_is_fetched_is_the_picture(server, monkeypatch):
+    content = image_bytes("PNG")
+    expected = tokens(show(server, "image", content))
+    monkeypatch.setattr(server.service, "fetcher", Site(content).fetcher)
+    assert tokens(chat(server, part("image", "https://cdn.example.org/a.png"))) == expected
+    for url in ("https://other.net/a.png", "http://ok@example.org/", "http://example.org:22/", "ftp://example.org/"):
+        check_error(chat(server, part("image", url)), 400, "unsupported_value")
+    refusal = check_error(chat(server, part("image", "https://private.example.org/")), 400, "invalid_media")
+    assert "127.0.0.1" not in refusal["message"]
+
+
+def test_d8_ten_hosts_that_send_nothing_hold_up_nobody_else(server, monkeypatch):
+    site = Site(image_bytes("PNG"), holds=True)
+    monkeypatch.setattr(server.service, "fetcher", site.fetcher)
+    slow = part("image", "https://example.org/a.png")
+    with ThreadPoolExecutor(10) as pool:
+        waiting = [pool.submit(chat, server, slow) for _ in range(10)]
+        wait_for(lambda: len(site.held) == 10)
+        assert [chat(server).status_code for _ in range(5)] == [200] * 5
+        assert not any(one.done() for one in waiting)
+        site.release()
+        assert all(tokens(one.result()) for one in waiting)
