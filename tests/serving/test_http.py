@@ -15,6 +15,7 @@ import pytest
 
 from lluda.serving.limits import Limits
 from tests.conftest import watchdog
+from tests.serving.asking import wait_for
 from tests.serving.oracle import check_well
 from tests.serving.running import RunningServer, read_all, running_server
 
@@ -163,6 +164,20 @@ def test_larger_body_in_chunks_is_refused(quick: RunningServer) -> None:
             for _ in range(10):
                 connection.sendall(b"4000\r\n" + b"a" * 0x4000 + b"\r\n")
         assert read_answer(connection)[0] == 413
+
+
+def test_bodies_of_all_requests_have_a_limit_together() -> None:
+    with running_server(limits=Limits(body_bytes=1 << 16, bodies_bytes=100_000)) as small:
+        half = POST + b"content-length: 60000\r\n\r\n" + b" " * 50_000
+        whole = {"prompt": "a" * 55_000}
+        with small.connect() as slow:
+            slow.sendall(half)
+            wait_for(lambda: small.service.held_bytes == 50_000)
+            refused = small.post("/tokenize", whole)
+            assert refused.status_code == 429 and refused.headers["retry-after"]
+        wait_for(lambda: small.service.held_bytes == 0)
+        assert small.post("/tokenize", whole).status_code == 200
+        check_well(small)
 
 
 def test_compressed_body_is_refused(server: RunningServer) -> None:

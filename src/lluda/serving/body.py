@@ -48,8 +48,10 @@ async def read_bytes(request: Request) -> bytes:
 
 
 async def body_parts(request: Request) -> AsyncGenerator[bytes]:
-    """The body as it comes. ApiError: 413 more than ``body_bytes``, 408 nothing came for ``body_idle_seconds``."""
-    limits = request.app.state.service.limits
+    """The body as it comes. ApiError: 413 more than ``body_bytes``, 408 nothing came for ``body_idle_seconds``, 429 the
+    bodies of all requests are more than ``bodies_bytes``."""
+    service: Service = request.app.state.service
+    limits = service.limits
     check_length(request, limits.body_bytes)
     size = 0
     stream = aiter(request.stream())
@@ -67,6 +69,7 @@ async def body_parts(request: Request) -> AsyncGenerator[bytes]:
         size += len(part)
         if size > limits.body_bytes:
             raise _too_large(limits.body_bytes)
+        service.hold_body(request, len(part))
         yield part
 
 

@@ -66,6 +66,7 @@ class Guard:
             else:
                 await error_response(from_error(error))(scope, receive, answer)
         finally:
+            self._service.let_go(scope)
             self._note(scope, status, number, time.monotonic() - started)
 
     def _check(self, scope: Scope, headers: Headers) -> None:

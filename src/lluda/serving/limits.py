@@ -30,6 +30,7 @@ class Limits:
     header_seconds: float = _limit(10, "until request line and headers are complete")
     keep_alive_seconds: float = _limit(5, "between two requests of one connection")
     body_bytes: int = _limit(64 << 20, "of one request")
+    bodies_bytes: int = _limit(1 << 30, "of all requests that are being read or answered; more are answered 429")
     body_idle_seconds: float = _limit(15, "between two pieces of a body")
     write_stall_seconds: float = _limit(30, "during which a client reads nothing; then it is disconnected")
     ping_seconds: float = _limit(15, "between two comment lines of a silent event stream")

@@ -12,12 +12,13 @@ from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from starlette.requests import Request
+from starlette.types import Scope
 
 from lluda.serving.admission import Admission
 from lluda.serving.answers.head import fingerprint
 from lluda.serving.answers.spoken_answers import SpokenAnswers
 from lluda.serving.engine_metrics import EngineMetrics
-from lluda.serving.errors import ApiError, ClientDisconnected, unavailable
+from lluda.serving.errors import RETRY_SECONDS, ApiError, ClientDisconnected, unavailable
 from lluda.serving.media.fetch import Fetcher
 from lluda.serving.metrics import Metrics
 from lluda.serving.model_names import ModelNames
@@ -58,6 +59,7 @@ class Service:
         self.started = int(time.time())
         self.ended = asyncio.Event()
         """Set when the last request has ended while none is taken any more."""
+        self.held_bytes = 0
         self._model: Model | None = None
         self._names: ModelNames | None = None
         self._readiness: Readiness | None = None
@@ -158,6 +160,23 @@ class Service:
         """Requests inside `admit`."""
         return len(self._open)
 
+    def hold_body(self, request: Request, count: int) -> None:
+        """``count`` bytes more of a body are in memory, until `let_go`. ApiError 429: those of all are too many."""
+        if self.held_bytes + count > self.limits.bodies_bytes:
+            raise ApiError(
+                429,
+                "queue_full",
+                f"the bodies of all requests have {self.limits.bodies_bytes:,} bytes, which is all this server holds; "
+                "try again",
+                headers={"retry-after": str(RETRY_SECONDS)},
+            )
+        self.held_bytes += count
+        request.scope["state"][_HELD] = request.scope["state"].get(_HELD, 0) + count
+
+    def let_go(self, scope: Scope) -> None:
+        """A request has ended."""
+        self.held_bytes -= scope["state"].pop(_HELD, 0)
+
     def check_open(self) -> None:
         """ApiError 503: no requests are taken now."""
         match self.state:
@@ -227,6 +246,9 @@ class Service:
 
 _LAST_WORDS_SECONDS = 2.0
 """For an error to reach the clients of requests that were ended."""
+
+_HELD = "held_bytes"
+"""Of a request's state."""
 
 _REFUSALS = ("queue_full", "queue_timeout")
 
