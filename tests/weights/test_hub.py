@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import lluda
 from lluda.engine.loading.loading import LoadOptions, ModelFiles
 from lluda.errors import CorruptFile, InvalidRequest, LludaError, ModelNotFound, UnsupportedModel
 from lluda.weights import repository
@@ -464,6 +465,24 @@ def test_c7_is_refused_before_any_weight_is_asked_for(server: FakeHub, case: str
         ModelFiles.find("org/name")
     assert str(caught.value).isprintable()
     assert [file for file in server.fetched if file.endswith(".safetensors")] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"generation_config.json": '{"num_beams": 4}'}, "num_beams 4 asks for a method"),
+        ({"chat_template.json": "[]"}, "chat_template.json: .* must be an object"),
+        ({"chat_template.json": '{"chat_template": "a"}', "chat_template.jinja": "b"}, "both hold a chat template"),
+    ],
+)
+def test_c7_what_only_an_answer_needs_is_judged_where_one_is_asked_for(
+    server: FakeHub, changes: dict[str, str], rule: str
+) -> None:
+    server.files = SINGLE | changes
+    with pytest.raises(LludaError, match=rule):
+        lluda.load("org/name")
+    assert [file for file in server.fetched if file.endswith(".safetensors")] == []
+    assert ModelFiles.find("org/name").path.is_dir(), "it can be packed, quantised, validated"
 
 
 @pytest.mark.parametrize(

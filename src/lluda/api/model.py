@@ -69,7 +69,10 @@ def load(name_or_path: str | os.PathLike[str], *, progress: Progress | None = No
     except TypeError as error:
         raise InvalidRequest(f"load: {str(error).replace('LoadOptions.__init__() ', '')}") from None
     files = ModelFiles.find(
-        name_or_path, allow_unknown_config=chosen.allow_unknown_config, rope_scaling=chosen.rope_scaling
+        name_or_path,
+        allow_unknown_config=chosen.allow_unknown_config,
+        rope_scaling=chosen.rope_scaling,
+        answers=True,
     )
     return Model(files, chosen, progress)
 

@@ -157,10 +157,11 @@ class ModelFiles:
         *,
         allow_unknown_config: bool = False,
         rope_scaling: str | Mapping[str, Any] | None = None,
+        answers: bool = False,
     ) -> ModelFiles:
         """Resolve a folder, .gguf file or hub name ``org/name[@revision]`` and read its configs. ``rope_scaling``: see
-        `LoadOptions`."""
-        check = small_files_check(allow_unknown_config=allow_unknown_config, rope_scaling=rope_scaling)
+        `LoadOptions`. ``answers``: it is to answer, so a hub's model that cannot is refused before it is fetched."""
+        check = small_files_check(allow_unknown_config=allow_unknown_config, rope_scaling=rope_scaling, answers=answers)
         source = find_source(name_or_path, check=check)
         raw = with_rope_scaling(read_config(source), rope_scaling)
         config = ModelConfig.from_hf(raw, _config_name(source), allow_unknown=allow_unknown_config)
