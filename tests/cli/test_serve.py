@@ -1,0 +1,51 @@
+"""``lluda serve``: what is said and refused before anything is loaded (tests/serving has the rest)."""
+
+from __future__ import annotations
+
+import builtins
+from pathlib import Path
+
+import pytest
+
+from lluda.cli.main import main
+from lluda.serving.limits import Limits
+
+
+def test_limits_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--print-limits", "--limit", "running=2"]) == 0
+    assert capsys.readouterr().out == Limits(running=2).table() + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--limit", "speed=3"], "no limit is called 'speed'; --print-limits shows them"),
+        (["--limit", "running=fast"], "'fast' is not a number"),
+        (["--port", "70000"], "--port must be from 0 to 65535, not 70000"),
+        (["--api-key-file", "no/such/file"], "no/such/file: the API keys cannot be read"),
+        (["-m", "no/such/folder/here"], "no/such/folder/here"),
+        (["--port", "0", "--host", "192.0.2.1"], "no address of this machine"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["serve", *arguments]) == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("lluda serve: ") and said in last
+
+
+def test_extra_that_is_not_installed_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = builtins.__import__
+
+    def without(name: str, *arguments: object, **options: object) -> object:
+        if name == "lluda.serving.keys":
+            raise ModuleNotFoundError("No module named 'starlette'", name="starlette")
+        return found(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert main(["serve"]) == 1
+    assert "lluda serve needs starlette; install it with: pip install 'lluda[serve]'" in capsys.readouterr().err
