@@ -12,7 +12,7 @@ define native_tests
 	$(BIN)/ctest --test-dir $(VENV)/native/$(1) --output-on-failure
 endef
 
-.PHONY: demo test test-slow test-gpu test-native sanitize lint format native clean
+.PHONY: demo test test-slow test-clients test-gpu test-native sanitize lint format native clean
 
 # A spoken question is heard, answered and spoken by tiny-omni (models/tiny-omni), then a text model answers a typed one.
 # make expands a whole recipe before its first line runs: $(shell date) is when the demo began.
@@ -27,11 +27,16 @@ demo: $(VENV)/.demo
 	$(BIN)/lluda generate --max-tokens 120 "What is the capital of France, and what is it known for?"
 
 test: $(VENV)/.test test-native
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --ignore tests/clients
 
 # Full-size models against transformers and llama.cpp: minutes and gigabytes.
 test-slow: $(VENV)/.test $(VENV)/.peers sanitize
 	$(BIN)/python -m pytest -m slow -rs
+
+# Clients of the server that others wrote, unmodified, each in an environment of its own: 3 GB and minutes to install.
+CLIENTS := agents aiperf lm_eval schemathesis
+test-clients: $(VENV)/.test $(CLIENTS:%=$(VENV)/clients/%/.ready) $(VENV)/clients/npm/.ready
+	$(BIN)/python -m pytest tests/clients -rs
 
 # All kernels of the cuda backend on this machine's GPU, captured steps against launched ones, and the reference. torch
 # and triton are this environment's own: requirements/run.txt has torch for a CPU.
@@ -79,6 +84,17 @@ $(VENV)/.demo: $(VENV)/.run requirements/demo.txt
 
 $(VENV)/.test: $(VENV)/.demo requirements/test.txt requirements/serve.txt
 	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -r requirements/serve.txt -r requirements/test.txt
+	touch $@
+
+$(VENV)/clients/%/.ready: requirements/clients/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet -r $<
+	touch $@
+
+$(VENV)/clients/npm/.ready: requirements/clients/package.json
+	mkdir -p $(@D)
+	cp $< $(@D)
+	npm install --prefix $(@D) --no-fund --no-audit
 	touch $@
 
 # llama.cpp is built again without AMX where its AMX kernels do not run (tools/check_llama_cpp.py).
