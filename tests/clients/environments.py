@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(sys.prefix) / "clients"
-SECONDS = 300.0
 
 
 def require(name: str) -> Path:
@@ -21,7 +20,7 @@ def require(name: str) -> Path:
     return folder
 
 
-def run(command: list[str | Path], folder: Path, **variables: str) -> str:
+def run(command: list[str | Path], folder: Path, *, seconds: float = 300.0, **variables: str) -> str:
     """What a client prints; its failure is the test's. It goes through no proxy."""
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     done = subprocess.run(
@@ -30,7 +29,7 @@ def run(command: list[str | Path], folder: Path, **variables: str) -> str:
         env=kept | {"OMP_NUM_THREADS": "1", **variables},
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=seconds,
         check=False,
     )
     assert done.returncode == 0, (
