@@ -318,8 +318,8 @@ class Engine:
             return
         assert pool is not None, "a sequence has a runner"
         prefix = self._prefix(job, sequence, pool)
-        explicit = job.request.sampling.max_tokens is not None
-        slot = pool.acquire(sequence.positions, sequence.prompt, prefix, exact=explicit)
+        exact = job.request.sampling.max_tokens == sequence.max_tokens  # else it is the room that there is
+        slot = pool.acquire(sequence.positions, sequence.prompt, prefix, exact=exact)
         sequence.begin(slot, prefix.rows if prefix else 0)
         self._reused += sequence.reused
 
@@ -345,7 +345,6 @@ class Engine:
         if job.error is not None:
             self._end(job, Status.FAILED, job.error)
             return
-        job.go_on_speaking()
         if job.sequence is not None and job.sequence.finish_reason:
             self._release(job)
         if job.is_over:

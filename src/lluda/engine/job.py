@@ -60,6 +60,7 @@ class Job:
         """Begin with the given text."""
         self._parts.extend(self.request.text or ())
         self._push_part()
+        self.go_on_speaking()  # the first part may hold nothing
 
     def go_on_speaking(self) -> None:
         """With the next part of the given text, where one has ended."""

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from lluda.engine.job import Job
 from lluda.engine.observer import Reports
-from lluda.engine.request import PromptLogprobs, Token
+from lluda.engine.request import PromptLogprobs, SpeechChunk, Token
 from lluda.engine.runner import Runner
 from lluda.engine.scheduler import Step
 from lluda.engine.sequence import Sequence as TokenSequence
-from lluda.engine.speech.speech import make_frames
+from lluda.engine.speech.speech import Speech, make_frames
 from lluda.errors import LludaError, OutOfMemory
 
 
@@ -177,10 +177,17 @@ class JobSteps:
             return
         chunks = make_frames(list(ready), self._reports)
         for speech, job in ready.items():
-            if speech in chunks:
-                job.hand_out(chunks[speech], self._reports, speech.stack.sample_rate)
-            if speech.error is not None:
-                self.fail(job, speech.error)
+            try:
+                self._take_frame(job, speech, chunks.get(speech))
+            except Exception as error:
+                self.fail(job, error)
+
+    def _take_frame(self, job: Job, speech: Speech, chunk: SpeechChunk | None) -> None:
+        if chunk is not None:
+            job.hand_out(chunk, self._reports, speech.stack.sample_rate)
+        if speech.error is not None:
+            raise speech.error
+        job.go_on_speaking()
 
     def _explained(self, error: Exception) -> BaseException:
         """``error``, or what to do about it where it is want of memory."""
