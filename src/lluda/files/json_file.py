@@ -90,7 +90,7 @@ def parse_json(
     text = data if isinstance(data, str) else decode_utf8(data, path, where)
     _refuse_too_many(text, path, where, max_values)
     try:
-        value = (_STRICT if _LARGE_NUMBER.search(text) else _QUICK).decode(text)
+        value = (_STRICT if _may_have_large_number(text) else _QUICK).decode(text)
     except json.JSONDecodeError as error:
         raise CorruptFile(path, f"{where}not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
     except _RefusedError as error:
@@ -151,7 +151,14 @@ _STRICT = json.JSONDecoder(
 _QUICK = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, strict=True)
 """The same where no number can be too long or too large: a call for each number takes longer than all the rest."""
 
-_LARGE_NUMBER = re.compile(rf"\d{{{MAX_DIGITS + 1}}}|\d[eE][+-]?\d{{3}}", re.ASCII)
+_TEXT_OR_LARGE_NUMBER = re.compile(
+    rf'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)|(\d{{{MAX_DIGITS + 1}}}|\d[eE][+-]?\d{{3}})', re.ASCII | re.DOTALL
+)
+
+
+def _may_have_large_number(text: str) -> bool:
+    """Texts, also one that does not end, are passed over: in megabytes of base64 no digits are looked at."""
+    return any(found.lastindex for found in _TEXT_OR_LARGE_NUMBER.finditer(text))
 
 
 def _refuse_too_many(text: str, path: Path, where: str, max_values: int) -> None:
