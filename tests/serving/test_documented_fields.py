@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lluda.serving.wire.audio import SpeechBody, TranscriptionForm
 from lluda.serving.wire.chat import ChatBody
 from lluda.serving.wire.completions import CompletionBody
 from lluda.serving.wire.responses import ResponseBody
@@ -14,7 +15,13 @@ from lluda.serving.wire.sampling import Sampling
 from lluda.serving.wire.wire_model import IGNORED, WireModel
 
 DOCUMENT = Path(__file__).parents[2] / "docs/serving.md"
-SECTIONS = {"## Chat": ChatBody, "## Continuations": CompletionBody, "## Responses": ResponseBody}
+SECTIONS = {
+    "## Chat": ChatBody,
+    "## Continuations": CompletionBody,
+    "## Responses": ResponseBody,
+    "## Speech": SpeechBody,
+    "## Recordings": TranscriptionForm,
+}
 
 
 @pytest.mark.parametrize("heading", SECTIONS)
