@@ -31,12 +31,12 @@ test: $(VENV)/.test test-native
 
 # Full-size models against transformers and llama.cpp: minutes and gigabytes.
 test-slow: $(VENV)/.test $(VENV)/.peers sanitize
-	$(BIN)/python -m pytest -m slow -rs
+	$(BIN)/python -m pytest -m slow -rs --ignore tests/clients
 
 # Clients of the server that others wrote, unmodified, each in an environment of its own: 3 GB and minutes to install.
-CLIENTS := agents aiperf lm_eval schemathesis
-test-clients: $(VENV)/.test $(CLIENTS:%=$(VENV)/clients/%/.ready) $(VENV)/clients/npm/.ready
-	$(BIN)/python -m pytest tests/clients -rs
+CLIENTS := agents aiperf chainlit lm_eval npm schemathesis
+test-clients: $(VENV)/.test $(CLIENTS:%=$(VENV)/clients/%/.ready)
+	$(BIN)/python -m pytest -m "not slow" tests/clients
 
 # All kernels of the cuda backend on this machine's GPU, captured steps against launched ones, and the reference. torch
 # and triton are this environment's own: requirements/run.txt has torch for a CPU.
@@ -91,10 +91,10 @@ $(VENV)/clients/%/.ready: requirements/clients/%.txt
 	$(@D)/bin/python -m pip install --quiet -r $<
 	touch $@
 
-$(VENV)/clients/npm/.ready: requirements/clients/package.json
+$(VENV)/clients/npm/.ready: requirements/clients/npm/package-lock.json
 	mkdir -p $(@D)
-	cp $< $(@D)
-	npm install --prefix $(@D) --no-fund --no-audit
+	cp requirements/clients/npm/*.json $(@D)
+	npm ci --silent --prefix $(@D)
 	touch $@
 
 # llama.cpp is built again without AMX where its AMX kernels do not run (tools/check_llama_cpp.py).
