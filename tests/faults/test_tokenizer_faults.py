@@ -136,7 +136,7 @@ def test_a18_broken_tokenizer_json(tmp_path, changes, rule):
 
 
 UNSUPPORTED = {
-    "unigram": (model(type="Unigram"), "Unigram"),
+    "unigram": (model(type="Unigram", vocab=[["<unk>", 0.0], ["▁a", -2.5]]), "Unigram"),
     "sentencepiece decoder": ({"decoder": {"type": "Metaspace"}}, "Metaspace"),
     "no decoder": ({"decoder": None}, "only byte-level BPE"),
     "normaliser": ({"normalizer": {"type": "Lowercase"}}, "NFC"),

@@ -31,8 +31,9 @@ def vocabulary_from_tokenizer_json(path: Path, more: Sequence[AddedToken], speci
     """
     content = read_json_object(path, max_bytes=MAX_FILE_BYTES)
     model = field(content, "model", dict, path)
+    _refuse_other_kinds(content, model, path)
     tokens = field(model, "vocab", dict, path)
-    _refuse_other_kinds(content, model, tokens, path)
+    _refuse_settings(model, tokens, path)
     listed = field(content, "added_tokens", list, path, default=[])
     check_added_count(len(listed), path)
     added = [added_token(each, path) for each in listed]
@@ -95,12 +96,16 @@ def field(
     return value
 
 
-def _refuse_other_kinds(content: dict[str, Any], model: dict[str, Any], tokens: dict[str, Any], path: Path) -> None:
-    """UnsupportedModel: not byte-level BPE, or a setting that would change its ids and is not implemented."""
+def _refuse_other_kinds(content: dict[str, Any], model: dict[str, Any], path: Path) -> None:
+    """UnsupportedModel: not byte-level BPE. Other kinds store their vocabulary in other forms."""
     decoder = content.get("decoder")
     if model.get("type", "BPE") != "BPE" or not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
         found = f"{model.get('type')} with decoder {decoder.get('type') if isinstance(decoder, dict) else decoder}"
         raise UnsupportedModel(f"{path}: only byte-level BPE tokenizers are read, not {found[:80]!a}")
+
+
+def _refuse_settings(model: dict[str, Any], tokens: dict[str, Any], path: Path) -> None:
+    """UnsupportedModel: a setting that would change the ids and is not implemented."""
     settings = ["dropout", "continuing_subword_prefix", "end_of_word_suffix"]
     if not tokens.keys() >= LETTERS:  # with every letter in the vocabulary these two never come into play
         settings += ["unk_token", "byte_fallback"]
