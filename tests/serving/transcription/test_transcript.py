@@ -31,16 +31,17 @@ def test_pieces_that_end_in_any_order_are_shown_in_theirs():
             Token(2, 4, "Four."),
             completion(2, 1),
             Token(0, 5, " more. "),
-            Token(0, END, "<|im_end|>"),
+            Token(0, END, "Also."),  # held back until the end
             completion(0, 2),
             Token(1, 6, " three."),
             completion(1, 3),
         ],
         before="Zero.",
     )
-    assert shown == [" One", " more.", " two and", " three.", " Four."]
-    assert written == "Zero. One more. two and three. Four."
-    assert [segment.text for segment in segments] == ["One more.", "two and three.", "Four."]
+    assert shown == [" One", " more.", " Also.", " two and", " three.", " Four."]
+    assert written == "Zero. One more. Also. two and three. Four."
+    assert [segment.text for segment in segments] == ["One more. Also.", "two and three.", "Four."]
+    assert [token.id for token in segments[0].tokens] == [2, 5]
 
 
 def test_a_piece_without_words_adds_nothing():

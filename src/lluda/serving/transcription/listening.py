@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lluda.engine.request import Completion, Token
 from lluda.engine.sampling.sampling_params import SamplingParams
+from lluda.engine.vad import RATE
 from lluda.inputs.chat.chat_options import ChatOptions
 from lluda.serving.answers.marks import Marks
 from lluda.serving.transcription.languages import LANGUAGES
@@ -82,7 +83,7 @@ def _requests(model: Model, recording: Recording, pieces: Sequence[Piece], wish:
     for index, piece in enumerate(pieces):
         sound = recording.sound(piece)
         content: list[Mapping[str, Any]] = [
-            {"type": "audio", "audio": sound, "sampling_rate": 16000},
+            {"type": "audio", "audio": sound, "sampling_rate": RATE},
             {"type": "text", "text": wish.instruction},
         ]
         prompt = _prompt(model, content)
@@ -125,8 +126,8 @@ class _Order:
 
     def take(self, event: SpeechEvent) -> Iterator[str]:
         """What can be shown now."""
-        if isinstance(event, Token) and event.id not in self._end_ids:
-            self._segments[event.index].add(event)
+        if isinstance(event, Token):
+            self._segments[event.index].add(event, ends=event.id in self._end_ids)
         elif isinstance(event, Completion):
             self._segments[event.index].completion = event
         while self._streaming < len(self._segments):

@@ -21,17 +21,17 @@ class Segment:
     text: str = ""
     _space: str = ""
 
-    def add(self, token: Token) -> str:
-        """The text that ``token`` adds. White space before the first word is left out; that after a word comes with
-        the next word, if there is one."""
-        self.tokens.append(token)
+    def add(self, token: Token, *, ends: bool = False) -> None:
+        """Take ``token`` with the text that came with it; ``ends``: it is no part of the text itself. White space
+        before the first word is left out; that after a word comes with the next word, if there is one."""
+        if not ends:
+            self.tokens.append(token)
         waiting = self._space + token.text
         if not self.text:
             waiting = waiting.lstrip()
         added = waiting.rstrip()
         self._space = waiting[len(added) :] if added or self.text else ""
         self.text += added
-        return added
 
 
 @dataclass(slots=True)
