@@ -42,7 +42,7 @@ def test_extra_that_is_not_installed_is_named(
     found = builtins.__import__
 
     def without(name: str, *arguments: object, **options: object) -> object:
-        if name == "lluda.serving.keys":
+        if name == "lluda.serving.http.keys":
             raise ModuleNotFoundError("No module named 'starlette'", name="starlette")
         return found(name, *arguments, **options)
 

@@ -14,11 +14,11 @@ from lluda.engine.request import Completion, Token
 from lluda.engine.request import Request as EngineRequest
 from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.serving import app
-from lluda.serving.body import read_body
-from lluda.serving.json_response import json_response
-from lluda.serving.route import ApiRoute
+from lluda.serving.http.body import read_body
+from lluda.serving.http.json_response import json_response
+from lluda.serving.http.route import ApiRoute
+from lluda.serving.http.sse import DONE, EventStream, data
 from lluda.serving.service import Service
-from lluda.serving.sse import DONE, EventStream, data
 from lluda.serving.wire.wire_model import WireModel
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import httpx2
 
 import lluda
-from lluda.serving.keys import Keys
+from lluda.serving.http.keys import Keys
+from lluda.serving.http.listener import listen
 from lluda.serving.limits import Limits
-from lluda.serving.listener import listen
 from lluda.serving.server import Server
 from lluda.serving.service import Service
 from lluda.serving.settings import Settings

@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from lluda.serving.admission import Admission
-from lluda.serving.errors import ApiError
+from lluda.serving.http.errors import ApiError
 from lluda.serving.limits import Limits
 from tests.conftest import watchdog
 from tests.serving.asking import LONG, ask, outcomes, wait_for

@@ -6,14 +6,14 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from lluda.serving import body
+from lluda import serving
 from lluda.serving.app import routes
 from lluda.serving.limits import Limits
 from lluda.serving.metrics import Metrics
 from lluda.serving.wire.wire_model import IGNORED
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "serving.md").read_text()
-SOURCES = Path(body.__file__).parent
+SOURCES = Path(serving.__file__).parent
 
 
 def test_limits() -> None:

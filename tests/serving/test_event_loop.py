@@ -90,7 +90,7 @@ def test_no_callback_holds_up_the_loop(server: RunningServer, monkeypatch: pytes
 
 
 def test_detector_sees_what_blocks(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lluda.serving.keys import Keys
+    from lluda.serving.http.keys import Keys
 
     def accepts(*_: object) -> bool:
         end = time.thread_time() + MOST_SECONDS

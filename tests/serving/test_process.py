@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from lluda.errors import InvalidRequest, LludaError
-from lluda.serving.listener import addresses, listen
+from lluda.serving.http.listener import addresses, listen
 from tests.serving.processes import SECONDS, ServerProcess, serving
 
 FREE = ("--port", "0")

@@ -53,9 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Listen, load, serve until a signal."""
     try:
-        from lluda.serving.keys import VARIABLE, Keys
+        from lluda.serving.http.keys import VARIABLE, Keys
+        from lluda.serving.http.listener import addresses, listen
         from lluda.serving.limits import Limits
-        from lluda.serving.listener import addresses, listen
         from lluda.serving.settings import Settings
     except ModuleNotFoundError as error:
         raise MissingDependency(

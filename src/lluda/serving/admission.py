@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from lluda.serving.errors import RETRY_SECONDS, ApiError, unavailable
+from lluda.serving.http.errors import RETRY_SECONDS, ApiError, unavailable
 from lluda.serving.limits import Limits
 
 

@@ -22,12 +22,12 @@ from lluda.serving.endpoints import (
     transcriptions,
     voices,
 )
-from lluda.serving.errors import ApiError
-from lluda.serving.guard import Guard, error_response
-from lluda.serving.openapi import openapi_document
+from lluda.serving.http.errors import ApiError
+from lluda.serving.http.guard import Guard, error_response
+from lluda.serving.http.openapi import openapi_document
 
 if TYPE_CHECKING:
-    from lluda.serving.route import ApiRoute
+    from lluda.serving.http.route import ApiRoute
     from lluda.serving.service import Service
 
 ENDPOINTS = (chat, completions, responses, speech, transcriptions, voices, health, models, tokens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lluda.serving.errors import ApiError
+from lluda.serving.http.errors import ApiError
 
 
 class ModelNames:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from lluda.serving.app import build_app
-from lluda.serving.connection import connection_class
+from lluda.serving.http.connection import connection_class
 from lluda.serving.service import Service
 from lluda.serving.settings import Settings
 from lluda.serving.watchdog import Watchdog

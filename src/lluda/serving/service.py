@@ -18,7 +18,7 @@ from lluda.serving.admission import Admission
 from lluda.serving.answers.head import fingerprint
 from lluda.serving.answers.spoken_answers import SpokenAnswers
 from lluda.serving.engine_metrics import EngineMetrics
-from lluda.serving.errors import RETRY_SECONDS, ApiError, ClientDisconnected, unavailable
+from lluda.serving.http.errors import RETRY_SECONDS, ApiError, ClientDisconnected, unavailable
 from lluda.serving.media.fetch import Fetcher
 from lluda.serving.metrics import Metrics
 from lluda.serving.model_names import ModelNames

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lluda.serving.keys import Keys
+from lluda.serving.http.keys import Keys
 from lluda.serving.limits import Limits
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lluda.serving.errors import ApiError, invalid
+from lluda.serving.http.errors import ApiError, invalid
 
 OPENAI_VOICES = (
     *("alloy", "ash", "ballad", "coral", "echo", "fable", "marin"),

@@ -13,7 +13,7 @@ from lluda.bench.server.figures import figures
 from lluda.bench.server.load import Load, measure
 from lluda.cli.main import main
 from lluda.errors import InvalidRequest
-from lluda.serving.keys import Keys
+from lluda.serving.http.keys import Keys
 from tests.serving.running import running_server
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from lluda.serving.answers.head import AnswerHead
 from lluda.serving.answers.response_answer import ResponseAnswer
-from lluda.serving.errors import ApiError
+from lluda.serving.http.errors import ApiError
 from tests.serving import openai_types
 from tests.serving.answers.scripted import VOCABULARY, read, script
 from tests.serving.answers.test_answer_reader import CALL

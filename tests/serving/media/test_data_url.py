@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from lluda.serving.errors import ApiError
+from lluda.serving.http.errors import ApiError
 from lluda.serving.media.data_url import from_base64, from_data_url
 
 CONTENT = bytes(range(256))

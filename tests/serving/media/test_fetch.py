@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from lluda.serving.errors import ApiError
+from lluda.serving.http.errors import ApiError
 from lluda.serving.media.fetch import Fetcher, is_public
 
 PUBLIC = "93.184.216.34"
@@ -199,6 +199,30 @@ def test_loopback_in_all_spellings_with_the_real_resolver(host):
         return refused.value
 
     assert asyncio.run(run()).status == 400
+
+
+@pytest.mark.parametrize("host", ["a..example.org", f"{'a' * 64}.example.org", "-.example.org.", "..example.org"])
+def test_names_that_dns_cannot_have(host):
+    async def run():
+        with pytest.raises(ApiError) as refused:
+            await Fetcher(("example.org",), LIMIT, 5).fetch([(f"http://{host}/", "url")])
+        return refused.value
+
+    assert "could not be fetched" in asyncio.run(run()).message
+
+
+def test_the_next_address_is_tried_where_one_does_not_answer():
+    world = World(addresses=["2606:2800:220:1:248:1893:25c8:1946", PUBLIC])
+    connect = world.connect
+
+    async def over_ipv4(address, port, tls_host):
+        if ":" in address:
+            raise OSError("Network is unreachable")
+        return await connect(address, port, tls_host)
+
+    world.connect = over_ipv4
+    assert world.fetch("http://example.org/a") == [b"RIFF"]
+    assert [address for address, *_ in world.connected] == [PUBLIC]
 
 
 def test_a_name_that_changes_its_address_is_looked_up_once():

@@ -5,7 +5,7 @@ import base64
 
 import pytest
 
-from lluda.serving.errors import ApiError
+from lluda.serving.http.errors import ApiError
 from lluda.serving.limits import Limits
 from lluda.serving.media.fetch import Fetcher
 from lluda.serving.media.parts import with_media

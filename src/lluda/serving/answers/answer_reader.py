@@ -22,7 +22,7 @@ from lluda.serving.answers.pieces import (
     Thought,
 )
 from lluda.serving.answers.tool_call_text import ToolCallText
-from lluda.serving.errors import ApiError
+from lluda.serving.http.errors import ApiError
 
 
 class _Section(Enum):

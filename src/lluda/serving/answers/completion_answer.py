@@ -12,7 +12,7 @@ from lluda.serving.answers.logprobs import CompletionLogprobs
 from lluda.serving.answers.marks import Vocabulary
 from lluda.serving.answers.pieces import AnswerCounts
 from lluda.serving.answers.usage import usage
-from lluda.serving.errors import ApiError
+from lluda.serving.http.errors import ApiError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from lluda.serving.answers.pieces import (
 )
 from lluda.serving.answers.response_items import CallItem, Event, MessageItem, OutputItem, ReasoningItem
 from lluda.serving.answers.usage import response_usage
-from lluda.serving.errors import ApiError
+from lluda.serving.http.errors import ApiError
 
 
 @dataclass(slots=True, eq=False)

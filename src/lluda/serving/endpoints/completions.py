@@ -11,12 +11,12 @@ from starlette.responses import Response
 from lluda.engine.request import PromptLogprobs, SpeechEvent
 from lluda.serving.answers.completion_answer import completion, completion_usage
 from lluda.serving.answers.head import AnswerHead
-from lluda.serving.body import read_body
-from lluda.serving.json_response import json_response
+from lluda.serving.http.body import read_body
+from lluda.serving.http.json_response import json_response
+from lluda.serving.http.route import ApiRoute
+from lluda.serving.http.sse import DONE, EventStream, data
 from lluda.serving.questions.completion_question import CompletionQuestion, asked_completions, completion_question
-from lluda.serving.route import ApiRoute
 from lluda.serving.service import Service
-from lluda.serving.sse import DONE, EventStream, data
 from lluda.serving.wire.completions import CompletionBody
 
 _T = TypeVar("_T")

@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lluda import __version__
-from lluda.serving.errors import ApiError
-from lluda.serving.json_response import json_response
-from lluda.serving.route import ApiRoute
+from lluda.serving.http.errors import ApiError
+from lluda.serving.http.json_response import json_response
+from lluda.serving.http.route import ApiRoute
 from lluda.serving.service import Service, State
 
 

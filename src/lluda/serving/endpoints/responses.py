@@ -11,14 +11,14 @@ from starlette.responses import Response
 from lluda.serving.answers.head import AnswerHead
 from lluda.serving.answers.response_answer import ResponseAnswer
 from lluda.serving.answers.response_items import Event
-from lluda.serving.body import read_body
-from lluda.serving.json_response import json_response
+from lluda.serving.http.body import read_body
+from lluda.serving.http.json_response import json_response
+from lluda.serving.http.route import ApiRoute
+from lluda.serving.http.sse import EventStream, event
 from lluda.serving.questions.asking import asking
 from lluda.serving.questions.chat_question import ChatQuestion
 from lluda.serving.questions.response_question import response_question
-from lluda.serving.route import ApiRoute
 from lluda.serving.service import Service
-from lluda.serving.sse import EventStream, event
 from lluda.serving.wire.responses import ResponseBody
 
 

@@ -13,13 +13,13 @@ from starlette.responses import Response
 
 from lluda.engine.request import SpeechChunk, SpeechCompletion
 from lluda.outputs.encoded_audio import CONTENT_TYPES, RecordingEncoder
-from lluda.serving.body import read_body
-from lluda.serving.body_stream import BodyStream
-from lluda.serving.errors import invalid
+from lluda.serving.http.body import read_body
+from lluda.serving.http.body_stream import BodyStream
+from lluda.serving.http.errors import invalid
+from lluda.serving.http.route import ApiRoute
+from lluda.serving.http.sse import EventStream, data
 from lluda.serving.questions.speech import speech_params
-from lluda.serving.route import ApiRoute
 from lluda.serving.service import Service
-from lluda.serving.sse import EventStream, data
 from lluda.serving.wire.audio import OPENAI_AUDIO_MODELS, SpeechBody
 
 if TYPE_CHECKING:

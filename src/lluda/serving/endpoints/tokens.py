@@ -8,10 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lluda.inputs.chat.chat_options import ChatOptions
-from lluda.serving.body import read_body
-from lluda.serving.errors import invalid
-from lluda.serving.json_response import json_response
-from lluda.serving.route import ApiRoute
+from lluda.serving.http.body import read_body
+from lluda.serving.http.errors import invalid
+from lluda.serving.http.json_response import json_response
+from lluda.serving.http.route import ApiRoute
 from lluda.serving.service import Service
 from lluda.serving.wire.tokens import DetokenizeRequest, TokenizeRequest
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lluda.serving.errors import invalid
-from lluda.serving.form import read_form
-from lluda.serving.json_response import json_response
-from lluda.serving.route import ApiRoute
+from lluda.serving.http.errors import invalid
+from lluda.serving.http.form import read_form
+from lluda.serving.http.json_response import json_response
+from lluda.serving.http.route import ApiRoute
+from lluda.serving.http.sse import EventStream, event
 from lluda.serving.service import Service
-from lluda.serving.sse import EventStream, event
 from lluda.serving.transcription.forms import CONTENT_TYPES, plain_object, srt, usage_object, verbose_object, vtt
 from lluda.serving.transcription.languages import LANGUAGES
 from lluda.serving.transcription.listening import Wish, written_down

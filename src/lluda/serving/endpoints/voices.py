@@ -5,8 +5,8 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lluda.serving.json_response import json_response
-from lluda.serving.route import ApiRoute
+from lluda.serving.http.json_response import json_response
+from lluda.serving.http.route import ApiRoute
 from lluda.serving.service import Service
 
 

@@ -13,12 +13,13 @@ import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import h11
 
-from lluda.serving.errors import ApiError, invalid
+from lluda.serving.http.errors import ApiError, invalid
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Resolve = Callable[[str, int], Awaitable[list[str]]]
@@ -118,7 +119,7 @@ class Fetcher:
             reason = str(error)
         except ssl.SSLError:
             reason = "TLS failed"
-        except OSError:
+        except (OSError, UnicodeError):  # UnicodeError: a name that DNS cannot have
             reason = "no connection"
         except h11.RemoteProtocolError:
             reason = "the answer is not HTTP, or broke off"
@@ -128,12 +129,20 @@ class Fetcher:
         addresses = await self._resolve(target.host, target.port)
         if not addresses or not all(is_public(address) for address in addresses):
             raise _Failed("the host has no public address")
-        tls_host = target.host if target.scheme == "https" else None
-        reader, writer = await self._connect(addresses[0], target.port, tls_host)
+        reader, writer = await self._connected(target, addresses)
         try:
             return await _get(target, reader, writer, allowance)
         finally:
             writer.close()
+
+    async def _connected(self, target: _Target, addresses: Sequence[str]) -> Connection:
+        """To the first address that answers. OSError, ssl.SSLError: of the last one."""
+        tls_host = target.host if target.scheme == "https" else None
+        *others, last = addresses
+        for address in others:
+            with suppress(OSError):
+                return await self._connect(address, target.port, tls_host)
+        return await self._connect(last, target.port, tls_host)
 
 
 def is_public(address: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lluda.serving.errors import invalid
+from lluda.serving.http.errors import invalid
 from lluda.serving.limits import Limits
 from lluda.serving.media.data_url import from_base64, from_data_url
 from lluda.serving.media.fetch import Fetcher

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lluda.errors import InvalidRequest
 from lluda.serving.answers.marks import Mark, Marks
-from lluda.serving.errors import ApiError
+from lluda.serving.http.errors import ApiError
 from lluda.serving.questions.tool_use import ToolUse
 
 if TYPE_CHECKING:

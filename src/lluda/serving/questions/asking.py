@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lluda.serving.answers.answer_reader import AnswerReader
 from lluda.serving.answers.pieces import CallBroken, Finished, Piece
 from lluda.serving.answers.usage import PromptCounts
-from lluda.serving.errors import ApiError
+from lluda.serving.http.errors import ApiError
 from lluda.serving.media.parts import with_media
 from lluda.serving.questions.chat_question import ChatQuestion
 from lluda.serving.questions.engine_requests import EngineRequests, compiled, engine_requests

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.engine.speech.speech_params import MAX_FRAMES, SpeechParams
-from lluda.serving.errors import ApiError, invalid
+from lluda.serving.http.errors import ApiError, invalid
 from lluda.serving.limits import Limits
 from lluda.serving.questions.answer_grammar import ANY_OBJECT, AnswerGrammar
 from lluda.serving.questions.messages import plain_messages

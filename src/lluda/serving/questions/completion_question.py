@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.serving.answers.completion_answer import CompletionChoice, CompletionView
-from lluda.serving.errors import invalid
+from lluda.serving.http.errors import invalid
 from lluda.serving.limits import Limits
 from lluda.serving.questions.sampling import choices, sampling_params, seeded, within
 from lluda.serving.wire.completions import CompletionBody

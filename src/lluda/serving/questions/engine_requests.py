@@ -11,7 +11,7 @@ from lluda.inputs.chat.chat_options import ChatOptions
 from lluda.serving.answers.answer_reader import AnswerForm
 from lluda.serving.answers.marks import Mark, Marks
 from lluda.serving.answers.usage import PromptCounts
-from lluda.serving.errors import ApiError, from_error, invalid
+from lluda.serving.http.errors import ApiError, from_error, invalid
 from lluda.serving.questions.chat_question import ChatQuestion
 from lluda.serving.questions.sampling import seeded
 

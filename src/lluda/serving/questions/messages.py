@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lluda.serving.answers.spoken_answers import SpokenAnswers
-from lluda.serving.errors import ApiError, invalid
+from lluda.serving.http.errors import ApiError, invalid
 from lluda.serving.limits import Limits
 from lluda.serving.wire.chat_messages import (
     AssistantMessage,

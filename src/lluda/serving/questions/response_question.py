@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lluda.serving.answers.spoken_answers import SpokenAnswers
-from lluda.serving.errors import invalid
+from lluda.serving.http.errors import invalid
 from lluda.serving.limits import Limits
 from lluda.serving.questions.answer_grammar import ANY_OBJECT
 from lluda.serving.questions.chat_question import ChatQuestion, thinks

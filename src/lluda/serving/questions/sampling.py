@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lluda.engine.sampling.sampling_params import SamplingParams
-from lluda.serving.errors import ApiError, invalid
+from lluda.serving.http.errors import ApiError, invalid
 from lluda.serving.limits import Limits
 from lluda.serving.wire.sampling import Sampling
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from lluda.serving.errors import ApiError, invalid
+from lluda.serving.http.errors import ApiError, invalid
 from lluda.serving.limits import Limits
 
 _TYPES = frozenset({"object", "array", "string", "number", "integer", "boolean", "null"})

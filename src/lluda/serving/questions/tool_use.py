@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lluda.serving.errors import invalid
+from lluda.serving.http.errors import invalid
 from lluda.serving.limits import Limits
 from lluda.serving.questions.schemas import check_schema
 from lluda.serving.wire.tools import Function, NamedTool, Tool, ToolChoice

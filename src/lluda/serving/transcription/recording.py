@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lluda.engine.vad import CHUNK, RATE, VoiceDetector
 from lluda.inputs.media.audio_file import open_audio
-from lluda.serving.errors import ApiError, invalid
+from lluda.serving.http.errors import ApiError, invalid
 from lluda.serving.transcription.pieces import Piece, cut
 
 _LEAST_SAMPLES = RATE // 10

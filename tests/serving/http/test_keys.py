@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 
 from lluda.errors import InvalidRequest
 from lluda.serving.app import routes
-from lluda.serving.keys import Keys
+from lluda.serving.http.keys import Keys
 from tests.serving.oracle import check_error
 from tests.serving.running import RunningServer, running_server
 
@@ -94,7 +94,7 @@ def test_all_keys_are_compared_by_hash_in_constant_time(monkeypatch: pytest.Monk
     """As many comparisons of equal length for any key: what a clock could tell apart is not there."""
     keys, compared = Keys(["a", "bb", "ccc"]), []
     monkeypatch.setattr(
-        "lluda.serving.keys.hmac.compare_digest",
+        "lluda.serving.http.keys.hmac.compare_digest",
         lambda left, right, compare=hmac.compare_digest: (
             compared.append((len(left), len(right))) or compare(left, right)
         ),

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from lluda.serving.keys import Keys
+from lluda.serving.http.keys import Keys
 from tests.serving.oracle import check_error, check_well
 from tests.serving.running import RunningServer, running_server
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from lluda import __version__
-from lluda.serving.route import ApiRoute
+from lluda.serving.http.route import ApiRoute
 
 _REFERENCE = "#/components/schemas/{model}"
 _ERROR = {

@@ -8,8 +8,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from lluda.serving.body import body_parts, check_content_type, checked
-from lluda.serving.errors import ApiError, invalid
+from lluda.serving.http.body import body_parts, check_content_type, checked
+from lluda.serving.http.errors import ApiError, invalid
 from lluda.serving.wire.wire_model import FormModel
 
 if TYPE_CHECKING:

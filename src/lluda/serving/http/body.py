@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from lluda.errors import CorruptFile
 from lluda.files.json_file import parse_json
-from lluda.serving.errors import ApiError, ClientDisconnected, invalid
+from lluda.serving.http.errors import ApiError, ClientDisconnected, invalid
 from lluda.serving.wire.wire_model import IGNORED, WireModel
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from lluda.serving.body_stream import BodyStream, StreamBroken
-from lluda.serving.errors import ApiError, ClientDisconnected, fields, from_error
+from lluda.serving.http.body_stream import BodyStream, StreamBroken
+from lluda.serving.http.errors import ApiError, ClientDisconnected, fields, from_error
 
 DONE = b"data: [DONE]\n\n"
 """Ends a stream of chat or completions."""

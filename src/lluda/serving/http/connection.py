@@ -15,7 +15,7 @@ import h11
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from lluda.serving.errors import ApiError, envelope
+from lluda.serving.http.errors import ApiError, envelope
 from lluda.serving.limits import Limits
 
 ABORT = "lluda.abort"

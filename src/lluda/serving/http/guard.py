@@ -14,10 +14,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lluda.serving.body_stream import StreamBroken
-from lluda.serving.connection import ABORT
-from lluda.serving.errors import ApiError, ClientDisconnected, envelope, from_error
-from lluda.serving.route import ApiRoute
+from lluda.serving.http.body_stream import StreamBroken
+from lluda.serving.http.connection import ABORT
+from lluda.serving.http.errors import ApiError, ClientDisconnected, envelope, from_error
+from lluda.serving.http.route import ApiRoute
 
 if TYPE_CHECKING:
     from lluda.serving.service import Service
