@@ -12,7 +12,9 @@ import lluda
 from lluda.engine.request import Completion, SpeechChunk, SpeechCompletion, Token
 from lluda.engine.runner import Runner
 from lluda.engine.speech.frames import FrameGenerator
+from lluda.engine.speech.talker_prompt import TalkerPromptBuilder
 from lluda.errors import LludaError
+from lluda.models.code2wav import Code2Wav
 from tests.cli.omni import write_speaking_omni
 
 WATCHDOG = 120
@@ -102,6 +104,39 @@ def test_an_error_in_one_speech_is_no_one_elses(model, monkeypatch):
     good, bad = asked(model, 3), asked(model, 5)
     assert heard(good) == alone
     with pytest.raises(LludaError, match="hold NaN"):
+        list(bad)
+    assert model.engine.drain(WATCHDOG)
+    model.engine.check_integrity()
+
+
+def test_code2wav_that_fails_ends_the_answers_that_it_was_making_sound_of(model, monkeypatch):
+    real = Code2Wav.push_all
+
+    def push_all(self, codes, states):
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(Code2Wav, "push_all", push_all)
+    for events in (asked(model, 3), asked(model, 4)):
+        with pytest.raises(RuntimeError, match="injected"):
+            list(events)
+    monkeypatch.setattr(Code2Wav, "push_all", real)
+    assert heard(asked(model, 3))[1]
+    assert model.engine.drain(WATCHDOG)
+    model.engine.check_integrity()
+
+
+def test_a_talker_prompt_that_cannot_be_made_is_no_one_elses(model, monkeypatch):
+    alone, real = heard(asked(model, 3)), TalkerPromptBuilder.build
+
+    def build(self, prompt, media, first, speaker):
+        if speaker == "chelsie":
+            raise ValueError("injected")
+        return real(self, prompt, media, first, speaker)
+
+    monkeypatch.setattr(TalkerPromptBuilder, "build", build)
+    good, bad = asked(model, 3), asked(model, 4)
+    assert heard(good) == alone
+    with pytest.raises(ValueError, match="injected"):
         list(bad)
     assert model.engine.drain(WATCHDOG)
     model.engine.check_integrity()
