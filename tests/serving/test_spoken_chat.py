@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 
 from lluda.inputs.media.audio_file import open_audio
 from lluda.outputs.wav_header import pcm16
+from tests.inputs.media.synthetic_video import grey_frames, write_video
 from tests.serving import openai_types
 from tests.serving.oracle import check_error, check_well
 from tests.serving.running import RunningServer
@@ -191,6 +193,27 @@ def test_a_picture_is_seen_between_texts(client: OpenAI, server: RunningServer) 
     assert answer.usage is not None
     assert answer.usage.prompt_tokens_details is not None
     assert answer.usage.prompt_tokens_details.image_tokens == 64 * 96 // 32**2
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_a_video_is_seen_and_heard(server: RunningServer, tmp_path: Path, heard: bool) -> None:
+    data = write_video(tmp_path / "v.mkv", grey_frames(8, 64, 64), rate=8, sound=True).read_bytes()
+    url = f"data:video/x-matroska;base64,{base64.b64encode(data).decode()}"
+    asked = {"type": "video_url", "video_url": {"url": url, "fps": 4, "use_audio_in_video": heard}}
+    changes = {"messages": [{"role": "user", "content": [asked]}], "max_tokens": 6}
+    answer = server.post("/v1/chat/completions", body(**changes)).json()
+    part = {"type": "video", "video": data, "fps": 4, **({"use_audio": True} if heard else {})}
+    inside = server.model.chat([{"role": "user", "content": [part]}], max_tokens=6)
+    assert answer["choices"][0]["message"]["content"] == inside.text
+    details = answer["usage"]["prompt_tokens_details"]
+    assert answer["usage"]["prompt_tokens"] == inside.prompt_tokens
+    ids, tokens = (
+        list(server.model.chat_prompt([{"role": "user", "content": [part]}]).ids),
+        server.model.config.omni.tokens,
+    )
+    assert details["image_tokens"] == ids.count(tokens.video_pad) > 0
+    assert details["audio_tokens"] == ids.count(tokens.audio_pad)
+    assert (details["audio_tokens"] > 0) == heard
 
 
 def test_media_that_are_none_are_named_by_their_path(server: RunningServer) -> None:
