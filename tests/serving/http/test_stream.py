@@ -39,13 +39,14 @@ def test_error_before_the_first_message_has_a_status(server: RunningServer) -> N
     check_well(server)
 
 
-def test_client_that_leaves_cancels_its_request(server: RunningServer) -> None:
+def test_client_that_leaves_cancels_its_request(server: RunningServer, caplog: pytest.LogCaptureFixture) -> None:
     before = server.model.engine.stats().cancelled
     with server.client.stream("POST", "/example", json=BODY | {"stream": True, "max_tokens": 4000}) as response:
         next(response.iter_lines())
     wait_until_idle(server)
     assert server.model.engine.stats().cancelled == before + 1
     check_well(server)
+    assert "ERROR" not in caplog.text, "clients leave every day"
 
 
 def test_silent_stream_is_kept_awake(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,8 @@ from contextlib import aclosing
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from lluda.serving.http.errors import ClientDisconnected
+
 
 class StreamBroken(Exception):
     """An answer that broke off after it had begun: the connection is closed, so that the client notices."""
@@ -35,6 +37,8 @@ class BodyStream(Response):
                 async for chunk in chunks:
                     await self._begin(send)
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            except ClientDisconnected:
+                raise
             except Exception as error:
                 if not self.begun:
                     raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 from collections.abc import Mapping
 
@@ -73,6 +74,10 @@ _OF_A_REQUEST: tuple[tuple[type[BaseException], str], ...] = (
 """Errors that are the request's, and their codes; the first that fits counts."""
 
 
+_FOLDERS = re.compile(r"(?<![\w:/.])/(?:[^\s:/]+/)+(?=[^\s/])")
+"""The folders of a path: messages name files of the model, and where these are is no client's business."""
+
+
 def from_error(error: BaseException) -> ApiError:
     """Any exception as an answer. Of one that is no request's fault, the client gets an id and the log the rest."""
     if isinstance(error, ApiError):
@@ -81,7 +86,7 @@ def from_error(error: BaseException) -> ApiError:
         return unavailable("queue_timeout", str(error))
     for kind, code in _OF_A_REQUEST:
         if isinstance(error, kind):
-            return invalid(str(error), code=code)
+            return invalid(_FOLDERS.sub("", str(error)), code=code)
     if isinstance(error, OutOfMemory):
         return unavailable("out_of_memory", "the device's memory ran out during this request; try a smaller one")
     if isinstance(error, NumericalError):

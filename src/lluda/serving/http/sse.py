@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from lluda.serving.http.body_stream import BodyStream, StreamBroken
-from lluda.serving.http.errors import ApiError, ClientDisconnected, fields, from_error
+from lluda.serving.http.body_stream import BodyStream
+from lluda.serving.http.errors import ApiError, fields, from_error
 
 DONE = b"data: [DONE]\n\n"
 """Ends a stream of chat or completions."""
@@ -74,7 +74,5 @@ class EventStream(BodyStream):
             pings.cancel()
 
     async def _break_off(self, error: Exception, send: Send) -> None:
-        if isinstance(error, ClientDisconnected):
-            raise StreamBroken from error
         message = self._error_message(from_error(error))
         await send({"type": "http.response.body", "body": message, "more_body": True})
