@@ -37,7 +37,7 @@ class Free:
     def allowed(self):
         return np.ones(VOCABULARY, np.bool_)
 
-    def accept(self, token):
+    def accept(self, _token):
         self._left -= 1
         if not self._left:
             raise ValueError("injected")
@@ -48,11 +48,11 @@ def submit(engine, ids, params=PARAMS, **options):
 
 
 POINTS = {
-    "sampler": (Sampler, "_scores", lambda self, logits: self.seed == 99 and self._count == 2),
-    "text": (TextStream, "push", lambda self, token: bool(self._searches)),
-    "completion": (Sequence, "completion", lambda self, *rest: self.prompt.ids[0] == 13),
-    "attention": (Runner, "step", lambda self, ids, caches: any(cache.length == 103 for cache in caches)),
-    "prompt": (Runner, "prefill_rows", lambda self, prompt, *rest: prompt.ids[0] == 13),
+    "sampler": (Sampler, "_scores", lambda self, _logits: self.seed == 99 and self._count == 2),
+    "text": (TextStream, "push", lambda self, _token: bool(self._searches)),
+    "completion": (Sequence, "completion", lambda self, *_: self.prompt.ids[0] == 13),
+    "attention": (Runner, "step", lambda _self, _ids, caches: any(cache.length == 103 for cache in caches)),
+    "prompt": (Runner, "prefill_rows", lambda _self, prompt, *_: prompt.ids[0] == 13),
 }
 
 
@@ -143,7 +143,7 @@ def test_an_error_by_which_the_device_is_lost_is_the_engines(monkeypatch):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(Runner, "step", step)
-    monkeypatch.setattr(DeviceRuntime, "is_lost", lambda self: True)
+    monkeypatch.setattr(DeviceRuntime, "is_lost", lambda _self: True)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         list(waiting)
     engine.close()

@@ -93,7 +93,7 @@ def test_an_underrun_is_sound_that_comes_after_all_before_was_played(monkeypatch
 
 def test_an_observer_that_fails_changes_nothing(caplog):
     class Failing(EngineObserver):
-        def step(self, kind, seconds, rows):
+        def step(self, *_):
             raise RuntimeError("no metrics")
 
     engine = engine_of(network())

@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _print_spoken(model: Model, events: Iterator[SpeechEvent], args: argparse.Namespace) -> int:
     """Text to stdout and speech to the sink, both as they are made."""
-    from lluda.engine.request import Completion, SpeechCompletion, Token
+    from lluda.engine.request import Completion, SpeechChunk, SpeechCompletion, Token
 
     rate = model.speech_stack().sample_rate
     with open_audio_sink(args.speak, rate, args.encoding) as sink:
@@ -126,7 +126,7 @@ def _print_spoken(model: Model, events: Iterator[SpeechEvent], args: argparse.Na
                     say(rates(model, event))
                 case SpeechCompletion():
                     say(speech_summary(event, rate))
-                case _:
+                case SpeechChunk():
                     sink.write(event.samples)
     return 0
 

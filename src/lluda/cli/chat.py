@@ -206,7 +206,7 @@ class _Chat:
             self._show(events, sink)
 
     def _show(self, events: Iterator[SpeechEvent], sink: AudioSink | None) -> None:
-        from lluda.engine.request import Completion, SpeechChunk, Token
+        from lluda.engine.request import Completion, SpeechChunk, SpeechCompletion, Token
 
         try:
             for event in events:
@@ -219,7 +219,7 @@ class _Chat:
                     case SpeechChunk():
                         assert sink is not None, "speech nobody asked for"
                         sink.write(event.samples)
-                    case _:
+                    case SpeechCompletion():
                         assert self._speech is not None, "speech nobody asked for"
                         say(speech_summary(event, self._speech.stack.sample_rate))
         finally:
