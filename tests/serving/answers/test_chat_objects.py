@@ -15,11 +15,11 @@ from lluda.outputs.wav_header import pcm16
 from lluda.serving.answers.chat_answer import ChatChoice, ChatView, audio_object, chat_completion
 from lluda.serving.answers.chat_chunks import ChatChunks, usage_chunk
 from lluda.serving.answers.head import AnswerHead
-from lluda.serving.answers.pieces import AnswerCounts
 from lluda.serving.answers.usage import PromptCounts, usage
+from lluda.serving.reading.pieces import AnswerCounts
 from tests.serving import openai_types
-from tests.serving.answers.scripted import VOCABULARY, read, script, sound
-from tests.serving.answers.test_answer_reader import BROKEN, CALL, TOOLS
+from tests.serving.reading.scripted import VOCABULARY, read, script, sound
+from tests.serving.reading.test_answer_reader import BROKEN, CALL, TOOLS
 
 HEAD = AnswerHead("chatcmpl-", "m", "lluda-test")
 MEDIA = PromptCounts(audio=2, image=1)

@@ -15,7 +15,7 @@ from lluda.serving.answers.completion_answer import CompletionChoice, Completion
 from lluda.serving.answers.head import AnswerHead
 from lluda.serving.answers.logprobs import CompletionLogprobs, spelling
 from tests.serving import openai_types
-from tests.serving.answers.scripted import VOCABULARY, script
+from tests.serving.reading.scripted import VOCABULARY, script
 
 HEAD = AnswerHead("cmpl-", "m", "lluda-test")
 

@@ -12,9 +12,9 @@ from lluda.serving.answers.head import AnswerHead
 from lluda.serving.answers.response_answer import ResponseAnswer
 from lluda.serving.http.errors import ApiError
 from tests.serving import openai_types
-from tests.serving.answers.scripted import VOCABULARY, read, script
-from tests.serving.answers.test_answer_reader import CALL
 from tests.serving.answers.test_chat_objects import ANSWERS
+from tests.serving.reading.scripted import VOCABULARY, read, script
+from tests.serving.reading.test_answer_reader import CALL
 
 ECHO = {"parallel_tool_calls": True, "tool_choice": "auto", "tools": []}
 TEXT = ("response.output_item.added", "response.content_part.added", "response.output_text.delta",

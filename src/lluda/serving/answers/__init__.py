@@ -1,1 +1,1 @@
-"""From the engine's events to OpenAI's objects and the events of their streams."""
+"""From the pieces of an answer to OpenAI's objects and the events of their streams."""

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from lluda.serving.answers.head import AnswerHead
 from lluda.serving.answers.logprobs import chat_logprob
-from lluda.serving.answers.marks import Vocabulary
-from lluda.serving.answers.pieces import (
+from lluda.serving.answers.spoken_answers import SECONDS
+from lluda.serving.answers.usage import PromptCounts, usage
+from lluda.serving.reading.marks import Vocabulary
+from lluda.serving.reading.pieces import (
     AnswerCounts,
     CallArguments,
     CallBroken,
@@ -21,8 +23,6 @@ from lluda.serving.answers.pieces import (
     Sound,
     Thought,
 )
-from lluda.serving.answers.spoken_answers import SECONDS
-from lluda.serving.answers.usage import PromptCounts, usage
 
 if TYPE_CHECKING:
     import numpy as np

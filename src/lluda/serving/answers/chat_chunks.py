@@ -9,8 +9,8 @@ from lluda.outputs.wav_header import pcm16
 from lluda.serving.answers.chat_answer import ChatView
 from lluda.serving.answers.head import AnswerHead
 from lluda.serving.answers.logprobs import chat_logprob
-from lluda.serving.answers.pieces import CallArguments, CallStarted, Content, Finished, Piece, Sound, Thought
 from lluda.serving.answers.spoken_answers import SECONDS
+from lluda.serving.reading.pieces import CallArguments, CallStarted, Content, Finished, Piece, Sound, Thought
 
 
 class ChatChunks:

@@ -9,10 +9,10 @@ from typing import Any
 from lluda.engine.request import Completion, PromptLogprobs, SpeechEvent, Token
 from lluda.serving.answers.head import AnswerHead
 from lluda.serving.answers.logprobs import CompletionLogprobs
-from lluda.serving.answers.marks import Vocabulary
-from lluda.serving.answers.pieces import AnswerCounts
 from lluda.serving.answers.usage import usage
 from lluda.serving.http.errors import ApiError
+from lluda.serving.reading.marks import Vocabulary
+from lluda.serving.reading.pieces import AnswerCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

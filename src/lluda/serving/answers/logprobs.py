@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from lluda.serving.answers.marks import Vocabulary
+from lluda.serving.reading.marks import Vocabulary
 
 UNLIKELY = -9999.0
 """OpenAI's value for what has no probability: JSON has no infinity."""

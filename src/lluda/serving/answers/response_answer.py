@@ -9,8 +9,11 @@ from typing import Any
 from lluda.engine.request import Token
 from lluda.serving.answers.head import AnswerHead
 from lluda.serving.answers.logprobs import chat_logprob
-from lluda.serving.answers.marks import Vocabulary
-from lluda.serving.answers.pieces import (
+from lluda.serving.answers.response_items import CallItem, Event, MessageItem, OutputItem, ReasoningItem
+from lluda.serving.answers.usage import response_usage
+from lluda.serving.http.errors import ApiError
+from lluda.serving.reading.marks import Vocabulary
+from lluda.serving.reading.pieces import (
     CallArguments,
     CallBroken,
     CallEnded,
@@ -20,9 +23,6 @@ from lluda.serving.answers.pieces import (
     Piece,
     Thought,
 )
-from lluda.serving.answers.response_items import CallItem, Event, MessageItem, OutputItem, ReasoningItem
-from lluda.serving.answers.usage import response_usage
-from lluda.serving.http.errors import ApiError
 
 
 @dataclass(slots=True, eq=False)

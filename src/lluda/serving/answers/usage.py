@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lluda.serving.answers.pieces import AnswerCounts
+from lluda.serving.reading.pieces import AnswerCounts
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from lluda.outputs.encoded_audio import encoded_audio
 from lluda.serving.answers.chat_answer import ChatChoice, ChatView, audio_object, chat_completion
 from lluda.serving.answers.chat_chunks import ChatChunks, usage_chunk
 from lluda.serving.answers.head import AnswerHead
-from lluda.serving.answers.pieces import AnswerCounts, Finished
 from lluda.serving.answers.usage import usage
 from lluda.serving.http.body import read_body
 from lluda.serving.http.json_response import json_response
@@ -20,6 +19,7 @@ from lluda.serving.http.route import ApiRoute
 from lluda.serving.http.sse import DONE, EventStream, data
 from lluda.serving.questions.asking import asking
 from lluda.serving.questions.chat_question import ChatQuestion, chat_question
+from lluda.serving.reading.pieces import AnswerCounts, Finished
 from lluda.serving.service import Service
 from lluda.serving.ticket import SAMPLE_RATE
 from lluda.serving.wire.chat import ChatBody

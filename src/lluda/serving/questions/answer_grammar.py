@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lluda.errors import InvalidRequest
-from lluda.serving.answers.marks import Mark, Marks
 from lluda.serving.http.errors import ApiError
 from lluda.serving.questions.tool_use import ToolUse
+from lluda.serving.reading.marks import Mark, Marks
 
 if TYPE_CHECKING:
     from lluda.engine.sampling.constraint import Constraint

@@ -7,13 +7,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lluda.serving.answers.answer_reader import AnswerReader
-from lluda.serving.answers.pieces import CallBroken, Finished, Piece
 from lluda.serving.answers.usage import PromptCounts
 from lluda.serving.http.errors import ApiError
 from lluda.serving.media.parts import with_media
 from lluda.serving.questions.chat_question import ChatQuestion
 from lluda.serving.questions.engine_requests import EngineRequests, compiled, engine_requests
+from lluda.serving.reading.answer_reader import AnswerReader
+from lluda.serving.reading.pieces import CallBroken, Finished, Piece
 
 if TYPE_CHECKING:
     from starlette.requests import Request

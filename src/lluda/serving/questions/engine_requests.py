@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from lluda.errors import LludaError
 from lluda.inputs.chat.chat_options import ChatOptions
-from lluda.serving.answers.answer_reader import AnswerForm
-from lluda.serving.answers.marks import Mark, Marks
 from lluda.serving.answers.usage import PromptCounts
 from lluda.serving.http.errors import ApiError, from_error, invalid
 from lluda.serving.questions.chat_question import ChatQuestion
 from lluda.serving.questions.sampling import seeded
+from lluda.serving.reading.answer_reader import AnswerForm
+from lluda.serving.reading.marks import Mark, Marks
 
 if TYPE_CHECKING:
     from lluda.api.model import Model

@@ -10,7 +10,7 @@ from lluda.engine.request import Completion, Token
 from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.engine.vad import RATE
 from lluda.inputs.chat.chat_options import ChatOptions
-from lluda.serving.answers.marks import Marks
+from lluda.serving.reading.marks import Marks
 from lluda.serving.transcription.languages import LANGUAGES
 from lluda.serving.transcription.pieces import Piece
 from lluda.serving.transcription.recording import Recording

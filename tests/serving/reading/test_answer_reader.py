@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from lluda.errors import LludaError
-from lluda.serving.answers.marks import Mark, Marks
-from lluda.serving.answers.pieces import CallBroken, CallEnded, CallStarted, Content, Finished, Piece, Sound
 from lluda.serving.http.errors import ApiError
-from tests.serving.answers.scripted import END, VOCABULARY, arguments, content, read, script, sound, thought
+from lluda.serving.reading.marks import Mark, Marks
+from lluda.serving.reading.pieces import CallBroken, CallEnded, CallStarted, Content, Finished, Piece, Sound
+from tests.serving.reading.scripted import END, VOCABULARY, arguments, content, read, script, sound, thought
 
 CALL = ["<tool_call>", "\n", '{"name": "f", ', '"arguments": {"a"', ": 1}}", "\n", "</tool_call>"]
 TOOLS = {"functions": {"f"}}

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from lluda.engine.request import Completion, SpeechChunk, SpeechCompletion, SpeechEvent, Token
-from lluda.serving.answers.marks import Mark, MarkedText, Marks, Vocabulary
-from lluda.serving.answers.pieces import (
+from lluda.serving.http.errors import ApiError
+from lluda.serving.reading.marks import Mark, MarkedText, Marks, Vocabulary
+from lluda.serving.reading.pieces import (
     AnswerCounts,
     CallArguments,
     CallBroken,
@@ -21,8 +22,7 @@ from lluda.serving.answers.pieces import (
     Sound,
     Thought,
 )
-from lluda.serving.answers.tool_call_text import ToolCallText
-from lluda.serving.http.errors import ApiError
+from lluda.serving.reading.tool_call_text import ToolCallText
 
 
 class _Section(Enum):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lluda.serving.answers.tool_call_text import ToolCallText
+from lluda.serving.reading.tool_call_text import ToolCallText
 
 CALLS = [
     ('{"name": "f", "arguments": {"city": "Oslo"}}', "f", '{"city": "Oslo"}'),

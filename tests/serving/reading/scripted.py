@@ -9,9 +9,9 @@ import numpy as np
 
 from lluda.engine.request import Completion, SpeechChunk, SpeechCompletion, SpeechEvent, Token
 from lluda.inputs.text.text_stream import TextStream
-from lluda.serving.answers.answer_reader import AnswerForm, AnswerReader
-from lluda.serving.answers.marks import Marks
-from lluda.serving.answers.pieces import CallArguments, Content, Piece, Thought
+from lluda.serving.reading.answer_reader import AnswerForm, AnswerReader
+from lluda.serving.reading.marks import Marks
+from lluda.serving.reading.pieces import CallArguments, Content, Piece, Thought
 
 END = 0
 _MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")

@@ -1,0 +1,1 @@
+"""From the engine's events to the pieces of an answer: content, thoughts, calls, sound."""
