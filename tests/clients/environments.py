@@ -20,13 +20,18 @@ def require(name: str) -> Path:
     return folder
 
 
-def run(command: list[str | Path], folder: Path, *, seconds: float = 300.0, **variables: str) -> str:
-    """What a client prints; its failure is the test's. It goes through no proxy."""
+def variables(**more: str) -> dict[str, str]:
+    """The environment variables of a client, which goes through no proxy, and ``more``."""
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    return kept | {"OMP_NUM_THREADS": "1", **more}
+
+
+def run(command: list[str | Path], folder: Path, *, seconds: float = 300.0, **more: str) -> str:
+    """What a client prints; its failure is the test's. ``more``: environment variables."""
     done = subprocess.run(
         [str(part) for part in command],
         cwd=folder,
-        env=kept | {"OMP_NUM_THREADS": "1", **variables},
+        env=variables(**more),
         capture_output=True,
         text=True,
         timeout=seconds,

@@ -23,10 +23,7 @@ CHOICES = [
     {"q": "One is larger than", "choices": [" lemon.", " two.", " zero."], "label": 2},
     {"q": "Four plus four is", "choices": [" eight.", " nine.", " three."], "label": 0},
 ]
-ANSWERS = [
-    {"q": "What is two plus three?", "a": "Two plus three is five."},
-    {"q": "What is four plus four?", "a": "Four plus four is eight."},
-]
+QUESTIONS = ["What is two plus three?", "What is four plus four?"]
 TASKS = {
     "choices": """
 task: choices
@@ -83,15 +80,17 @@ def test_scores_are_those_in_process(deterministic: RunningServer, tmp_path: Pat
     address = f"base_url={deterministic.url}/v1/completions"
     arguments = f"model=tiny-omni,{address},tokenizer_backend=remote,num_concurrent=4"
     out = lm_eval(tmp_path, "choices", CHOICES, "local-completions", arguments)
-    assert results(out, "choices")["acc,none"] == 1.0
     (samples,) = out.rglob("samples*.jsonl")
-    compared = 0
+    compared = right = 0
     for line in samples.read_text().splitlines():
         sample = json.loads(line)
-        for asked, ((score, _),) in zip(sample["arguments"].values(), sample["resps"], strict=True):
-            assert float(score) == pytest.approx(score_of(deterministic, asked["arg_0"], asked["arg_1"]), abs=1e-4)
-            compared += 1
+        inside = [score_of(deterministic, one["arg_0"], one["arg_1"]) for one in sample["arguments"].values()]
+        through_http = [float(score) for ((score, _),) in sample["resps"]]
+        assert through_http == pytest.approx(inside, abs=1e-4)
+        compared += len(inside)
+        right += inside.index(max(inside)) == sample["doc"]["label"]
     assert compared == 12
+    assert results(out, "choices")["acc,none"] == right / 4
 
 
 def score_of(server: RunningServer, context: str, end: str) -> float:
@@ -106,5 +105,7 @@ def score_of(server: RunningServer, context: str, end: str) -> float:
 
 def test_answers_of_a_chat(server: RunningServer, tmp_path: Path) -> None:
     arguments = f"model=tiny-omni,base_url={server.url}/v1/chat/completions,num_concurrent=2"
-    out = lm_eval(tmp_path, "answers", ANSWERS, "local-chat-completions", arguments, "--apply_chat_template")
+    answers = [server.model.chat([{"role": "user", "content": text}]).text for text in QUESTIONS]
+    rows = [{"q": question, "a": answer} for question, answer in zip(QUESTIONS, answers, strict=True)]
+    out = lm_eval(tmp_path, "answers", rows, "local-chat-completions", arguments, "--apply_chat_template")
     assert results(out, "answers")["exact_match,none"] == 1.0
