@@ -62,7 +62,7 @@ def speech(files, options):
     prompt = PromptRows([tokens.im_start, tokens.assistant, 198])
     finish(
         Engine(None, Tokenizer.empty(), lambda: stack).submit(
-            Request(prompt=prompt, sampling=SamplingParams(), speech=spoken, text=said)
+            Request(prompt=prompt, sampling=SamplingParams(), speech=spoken, text=[said])
         )
     )
 

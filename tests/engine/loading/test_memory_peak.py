@@ -54,7 +54,7 @@ def omni(tmp_path_factory, released_configs):
 def assert_planned(kind, folder, **options):
     script = Path(__file__).with_name("measure_peak.py")
     command = [sys.executable, str(script), kind, str(folder), json.dumps(options)]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     print(kind, options, found)
     assert found["taken"] == pytest.approx(found["planned"], rel=0.05)
 
