@@ -76,7 +76,7 @@ def running_server(
         started.set()
 
     chosen = Settings(limits=limits or Limits(), keys=keys or Keys(), **settings)
-    server = Server(chosen, load or (lambda: lluda.load("tiny-omni", threads=1)), sockets, ready)
+    server = Server(chosen, load or (lambda: lluda.load("tiny-omni", threads=1)), sockets, ready, ended.append)
 
     def run() -> None:
         try:
@@ -98,4 +98,4 @@ def running_server(
     finally:
         server.stop()
         thread.join(SECONDS)
-    assert ended == [0], f"the server ended with {ended}"
+    assert ended == [0], f"the server ended with {ended}; of an engine that failed, the log says why"

@@ -41,7 +41,8 @@ class Server:
     """Serves one model on sockets that listen already.
 
     ``load`` gives the model, in a thread; ``ready`` is called when requests are taken. The first SIGTERM, SIGINT or
-    SIGHUP drains; the second ends the process at once.
+    SIGHUP drains; the second ends the process at once, by ``end_process``, as an engine that has failed does after its
+    last answers.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class Server:
         load: Callable[[], Model],
         sockets: list[socket.socket],
         ready: Callable[[Service], None] = lambda _: None,
+        end_process: Callable[[int], object] = os._exit,
     ) -> None:
         self.settings = replace(settings, limits=replace(settings.limits, connections=connections_here(settings)))
-        self._load, self._sockets, self._ready = load, sockets, ready
+        self._load, self._sockets, self._ready, self._end_process = load, sockets, ready, end_process
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._loading: threading.Thread | None = None
@@ -63,7 +65,7 @@ class Server:
         if self._loading is not None and self._loading.is_alive():
             # What it does cannot be interrupted, and nothing it makes is wanted.
             sys.stdout.flush()
-            os._exit(code)
+            self._end_process(code)
         return code
 
     def stop(self) -> None:
@@ -134,7 +136,7 @@ class Server:
 
     def _on_signal(self, number: int) -> None:
         if self._stopping is not None:
-            os._exit(128 + number)
+            self._end_process(128 + number)
         self._begin_stop()
 
     def _begin_stop(self) -> None:
@@ -147,7 +149,7 @@ class Server:
 
     def _failed(self) -> None:
         """On the watchdog's thread."""
-        ended = threading.Timer(_LAST_SECONDS, os._exit, (1,))
+        ended = threading.Timer(_LAST_SECONDS, self._end_process, (1,))
         ended.daemon = True
         ended.start()
         if self._loop is not None:
