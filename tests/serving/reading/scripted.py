@@ -86,12 +86,12 @@ def script(
     return [*tokens, done]
 
 
-def sound(*lengths: int) -> list[SpeechEvent]:
+def sound(*lengths: int, reason: str = "stop") -> list[SpeechEvent]:
     """Chunks of speech of so many samples, and the end."""
     rng = np.random.default_rng(0)
     chunks = [SpeechChunk(rng.uniform(-1, 1, n).astype(np.float32), (), 0.1) for n in lengths]
     frames = sum(lengths) // 1920
-    return [*chunks, SpeechCompletion(frames, sum(lengths), "stop", 0.1, 0.2, 0.3)]
+    return [*chunks, SpeechCompletion(frames, sum(lengths), reason, 0.1, 0.2, 0.3)]
 
 
 def read(events: Iterable[SpeechEvent], **changes: Any) -> list[Piece]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lluda.engine.request import SpeechCompletion, SpeechEvent
 from lluda.errors import LludaError
 from lluda.serving.http.errors import ApiError
 from lluda.serving.reading.marks import Mark, Marks
@@ -157,9 +158,19 @@ def test_a_spoken_answer_ends_with_its_sound() -> None:
     assert sum(isinstance(piece, Finished) for piece in pieces) == 1
 
 
-def test_an_answer_that_was_given_up_is_an_error() -> None:
+@pytest.mark.parametrize(
+    ("speech", "reason"), [("stop", "stop"), ("silent", "stop"), ("length", "length"), ("runaway", "length")]
+)
+def test_sound_that_was_cut_cuts_the_answer(speech: str, reason: str) -> None:
+    assert last(read([*script(["Oslo"]), *sound(1920, reason=speech)], spoken=True)).reason == reason
+
+
+@pytest.mark.parametrize(
+    "events", [script(["Os"], reason="cancelled"), [*script(["Os"]), *sound(1920, reason="cancelled")]]
+)
+def test_an_answer_that_was_given_up_is_an_error(events: list[SpeechEvent]) -> None:
     with pytest.raises(ApiError) as error:
-        read(script(["Os"], reason="cancelled"))
+        read(events, spoken=isinstance(events[-1], SpeechCompletion))
     assert error.value.status == 503
     assert not isinstance(error.value, LludaError)
 

@@ -193,10 +193,10 @@ class AnswerReader:
             yield Content(self._held)
 
     def _finished(self, completion: Completion) -> Finished:
-        reason = completion.finish_reason
-        if reason == "cancelled":
+        reason, spoken = completion.finish_reason, self._speech.finish_reason if self._speech is not None else ""
+        if "cancelled" in (reason, spoken):
             raise ApiError(503, "draining", "the answer was given up before its end", headers={"retry-after": "2"})
-        if self._speech is not None and self._speech.finish_reason == "length":
+        if spoken in ("length", "runaway"):  # the sound was cut
             reason = "length"
         if reason == "stop" and self._ended:
             reason = "tool_calls"
