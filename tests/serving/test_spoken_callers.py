@@ -71,7 +71,7 @@ def test_none_waits_for_sound_once_it_has_begun(server, alone):
         counts.append(underruns(server) - before)
         if counts[-1] == 0:
             return
-    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > cores + 1:
         pytest.skip(f"other processes take the cores: a load of {load:.1f} on {cores}")
     raise AssertionError(f"sound came late in every turn: {counts}")
