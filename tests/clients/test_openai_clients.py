@@ -12,13 +12,12 @@ from tests.serving.oracle import check_well
 from tests.serving.running import RunningServer
 
 HERE = Path(__file__).parent
-SUM = "Two plus three is five."
 
 
-def test_openai_npm(server: RunningServer) -> None:
+def test_openai_npm(server: RunningServer, answer: str) -> None:
     folder = require("npm")
     found = json.loads(run(["node", HERE / "npm_session.mjs", server.url], folder))
-    assert found["answer"] == found["content"] == found["transcript"] == found["response"] == SUM
+    assert found["answer"] == found["content"] == found["transcript"] == found["response"] == answer
     assert found["call"]["name"] == "get_weather"
     assert json.loads(found["call"]["arguments"])["city"] in ("Oslo", "Rome")
     assert found["data"] % 2 == 0
@@ -36,9 +35,11 @@ def agents(server: RunningServer) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("model", ["OpenAIChatCompletionsModel", "OpenAIResponsesModel"])
-def test_openai_agents(agents: dict[str, dict[str, dict[str, object]]], server: RunningServer, model: str) -> None:
+def test_openai_agents(
+    agents: dict[str, dict[str, dict[str, object]]], server: RunningServer, answer: str, model: str
+) -> None:
     found = agents["sessions"][model]
-    assert found["answer"] == found["streamed"] == SUM
+    assert found["answer"] == found["streamed"] == answer
     assert "raw_response_event" in found["events"]  # type: ignore[operator]
     items = ["ToolCallItem", "ToolCallOutputItem", "MessageOutputItem"]
     assert found["items"] == found["streamed items"] == items
