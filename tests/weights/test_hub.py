@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import lluda
+from lluda.cli.main import main
 from lluda.engine.loading.loading import LoadOptions, ModelFiles
 from lluda.errors import CorruptFile, InvalidRequest, LludaError, ModelNotFound, UnsupportedModel
 from lluda.weights import repository
@@ -481,6 +482,7 @@ def test_c7_what_only_an_answer_needs_is_judged_where_one_is_asked_for(
     server.files = SINGLE | changes
     with pytest.raises(LludaError, match=rule):
         lluda.load("org/name")
+    assert main(["generate", "-m", "org/name", "hi"]) == 2
     assert [file for file in server.fetched if file.endswith(".safetensors")] == []
     assert ModelFiles.find("org/name").path.is_dir(), "it can be packed, quantised, validated"
 

@@ -63,7 +63,7 @@ def load_model(args: argparse.Namespace) -> Model:
 
     InvalidRequest: a thinking switch for a chat template that has none.
     """
-    path = options.find_model(args.model, args)
+    path = options.find_model(args.model, args, answers=True)
     with heavy_imports():
         from lluda import load
     with byte_progress("loading") as progress:

@@ -58,8 +58,11 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", metavar="MODEL", help="the same")
 
 
-def find_model(name: str | None, args: argparse.Namespace, *, weights: bool = True) -> ModelSource:
-    """The local folder or .gguf file of the model that was named (None: the demo model), with its config judged.
+def find_model(
+    name: str | None, args: argparse.Namespace, *, weights: bool = True, answers: bool = False
+) -> ModelSource:
+    """The local folder or .gguf file of the model that was named (None: the demo model), with its config judged, and
+    what only an answer needs if it ``answers``.
 
     All that can be refused without torch is refused here, before its import takes seconds and 200 MB.
     """
@@ -70,7 +73,7 @@ def find_model(name: str | None, args: argparse.Namespace, *, weights: bool = Tr
     from lluda.weights.hub import find_source
 
     scaling = getattr(args, "rope_scaling", None)
-    check = small_files_check(allow_unknown_config=args.allow_unknown_config, rope_scaling=scaling)
+    check = small_files_check(allow_unknown_config=args.allow_unknown_config, rope_scaling=scaling, answers=answers)
     source = find_source(model_or_demo(name), check=check, weights=weights)
     file = source.path if source.is_gguf else source.path / CONFIG_NAME
     raw = with_rope_scaling(read_config(source), scaling)

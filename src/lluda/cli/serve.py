@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         allow_origins=tuple(args.allow_origin),
     )
     args.model = options.model_or_tiny_omni(args.model)
-    source = options.find_model(args.model, args)
+    source = options.find_model(args.model, args, answers=True)
     sockets = listen(args.host, args.port)
     logging.basicConfig(stream=sys.stderr, level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     started = time.monotonic()
