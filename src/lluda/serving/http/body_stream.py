@@ -8,6 +8,7 @@ from contextlib import aclosing
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from lluda.serving.http.connection import IS_CLOSING
 from lluda.serving.http.errors import ClientDisconnected
 
 
@@ -32,9 +33,12 @@ class BodyStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """As ASGI has it."""
+        is_closing = scope.get("extensions", {}).get(IS_CLOSING, bool)
         async with aclosing(self.chunks) as chunks:
             try:
                 async for chunk in chunks:
+                    if is_closing():
+                        raise ClientDisconnected
                     await self._begin(send)
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
             except ClientDisconnected:

@@ -21,6 +21,9 @@ from lluda.serving.limits import Limits
 ABORT = "lluda.abort"
 """The extension of a scope that closes its connection at once, without an end of the answer."""
 
+IS_CLOSING = "lluda.is_closing"
+"""The extension that tells whether the connection is lost or closing: what is written then goes nowhere."""
+
 _LINGER_SECONDS = 1.0
 """During which what a refused client still sends is thrown away: closed at once, it would often not see the answer."""
 
@@ -82,7 +85,8 @@ class Connection(H11Protocol):
         app = self.app
 
         async def with_abort(scope: Scope, receive: Receive, send: Send) -> None:
-            scope["extensions"] = {**scope.get("extensions", {}), ABORT: self.abort}
+            own = {ABORT: self.abort, IS_CLOSING: self.transport.is_closing}
+            scope["extensions"] = {**scope.get("extensions", {}), **own}
             await app(scope, receive, send)
 
         self.app = with_abort

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import secrets
@@ -60,6 +61,8 @@ class Guard:
             await self.app(scope, receive, answer)
         except (ClientDisconnected, ClientDisconnect):
             status = 499
+            self._abort(scope)
+            await asyncio.sleep(0)  # by when uvicorn knows that it is lost, too
         except Exception as error:
             if status:
                 self._break_off(scope, error)
@@ -102,6 +105,10 @@ class Guard:
             from_error(error)  # logs what nobody expected
         elif error.__cause__ is not None:
             from_error(error.__cause__)
+        self._abort(scope)
+
+    def _abort(self, scope: Scope) -> None:
+        """Close the connection at once."""
         abort = scope.get("extensions", {}).get(ABORT)
         if abort is not None:
             abort()
