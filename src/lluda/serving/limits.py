@@ -22,7 +22,7 @@ class Limits:
     waiting: int = _limit(0, "sequences that wait for these; more are answered 429 (0: four times running)")
     queue_seconds: float = _limit(60, "waiting, then 503 queue_timeout")
     request_seconds: float = _limit(600, "one request from its admission to its end")
-    step_seconds: float = _limit(60, "one step of the engine; then it counts as hung and the process exits")
+    step_seconds: float = _limit(300, "one step of the engine; then it counts as hung, and the process ends")
     drain_seconds: float = _limit(30, "after SIGTERM, for what runs to end by itself")
     connections: int = _limit(1024, "open at once; the next are answered 503 and closed")
     header_bytes: int = _limit(16 << 10, "request line and headers")
