@@ -7,6 +7,7 @@ import resource
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -135,6 +136,24 @@ runner.Runner.step = runner.Runner.argmax_step = lambda *a, **k: time.sleep(1000
         assert server.end() == 1
         assert "a step of the engine takes longer than 1 s" in server.said
         assert "time.sleep" in server.said or "lluda engine" in server.said or "Thread 0x" in server.said
+
+
+def test_step_that_takes_for_ever_does_not_hold_up_the_end() -> None:
+    slow = """
+import time
+from lluda.engine import runner
+runner.Runner.step = runner.Runner.argmax_step = lambda *a, **k: time.sleep(1000)
+"""
+    with serving(*FREE, "--limit", "drain_seconds=0.2", before=slow) as server:
+        server.wait_for("ready after")
+        with ThreadPoolExecutor(1) as threads:
+            url = f"{server.url}/v1/completions"
+            asked = threads.submit(httpx2.post, url, json=SPEAKS_LONG | {"stream": False}, timeout=SECONDS)
+            while server.get("/health?verbose=true").json()["running"] == 0:
+                time.sleep(0.01)
+            server.signal(signal.SIGTERM)
+            assert asked.result().json()["error"]["code"] == "draining"
+        assert server.end() == 0
 
 
 def test_lost_device_ends_the_process() -> None:

@@ -34,7 +34,7 @@ _SPARE_DESCRIPTORS = 64 + _BACKLOG
 """Not for connections: files, child processes, sockets that listen, and those that are to be refused."""
 
 _LAST_SECONDS = 3.0
-"""For answers of a server whose engine has failed, before the process ends whatever else it does."""
+"""For answers of a server whose engine has failed, and for the last step of one that ends."""
 
 
 class Server:
@@ -58,12 +58,16 @@ class Server:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._loading: threading.Thread | None = None
+        self._closing: threading.Thread | None = None
+        self._watchdog: Watchdog | None = None
 
     def run(self) -> int:
         """Serve until stopped; the exit code: 0 after draining, 1 where the engine failed. Errors of ``load``."""
         code = asyncio.run(self._serve())
-        if self._loading is not None and self._loading.is_alive():
-            # What it does cannot be interrupted, and nothing it makes is wanted.
+        if self._closing is not None:
+            self._closing.join(_LAST_SECONDS)
+        if any(thread is not None and thread.is_alive() for thread in (self._loading, self._closing)):
+            # What they do cannot be interrupted, and nothing it makes is wanted.
             sys.stdout.flush()
             self._end_process(code)
         return code
@@ -91,11 +95,10 @@ class Server:
                 if self._watchdog is not None:
                     self._watchdog.stop()
                 service.close()
+                self._closing = service.closing
         if loading.done() and not loading.cancelled():
             loading.result()  # raises what went wrong
         return 1 if service.has_failed else 0
-
-    _watchdog: Watchdog | None = None
 
     async def _load_model(self, service: Service) -> None:
         loop = asyncio.get_running_loop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +61,8 @@ class Service:
         self.ended = asyncio.Event()
         """Set when the last request has ended while none is taken any more."""
         self.held_bytes = 0
+        self.closing: threading.Thread | None = None
+        """Waits for the engine to end its last step."""
         self._model: Model | None = None
         self._names: ModelNames | None = None
         self._readiness: Readiness | None = None
@@ -201,10 +204,11 @@ class Service:
         self._interrupt(_dead())
 
     def close(self) -> None:
-        """Let go of threads, and of the model."""
+        """Let go of threads. What is being computed is not waited for."""
         self._workers.shutdown(wait=False, cancel_futures=True)
         if self._model is not None and not self.has_failed:
-            self._model.close()
+            self.closing = threading.Thread(target=self._model.close, name="lluda closing", daemon=True)
+            self.closing.start()
 
     @asynccontextmanager
     async def _attended(self, request: Request, interruption: Interruption) -> AsyncIterator[None]:
