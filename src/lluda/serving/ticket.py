@@ -25,16 +25,14 @@ class Ticket:
 
     def __init__(self, engine: Engine, metrics: Metrics, queue_seconds: float) -> None:
         self.outcome: Outcome = "stop"
-        self.began = time.monotonic()
-        self._engine, self._metrics = engine, metrics
-        self._deadline = self.began + queue_seconds
+        self._engine, self._metrics, self._queue_seconds = engine, metrics, queue_seconds
         self._streams: list[CountedStream] = []
 
     def submit(self, *requests: EngineRequest) -> CountedStream:
-        """Their events. What has not ended when the ticket is given back is cancelled. The deadline of waiting is that
-        of the first ones; what is submitted later belongs to a request that was begun. LludaError: as
-        `Engine.submit`."""
-        deadline = None if self._streams else self._deadline
+        """Their events. The first ones fail if the engine has no memory for them within ``queue_seconds``; what is
+        submitted later belongs to a request that was begun. What has not ended when the ticket is given back is
+        cancelled. LludaError: as `Engine.submit`."""
+        deadline = None if self._streams else time.monotonic() + self._queue_seconds
         stream = self._engine.submit(*(replace(request, deadline=deadline) for request in requests))
         self._streams.append(CountedStream(stream, self))
         return self._streams[-1]
