@@ -4,29 +4,60 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
+import lluda
 from lluda.weights.bundled import tiny_omni_folder
 from tests.clients.environments import require, run
 from tests.serving.oracle import check_well
-from tests.serving.running import RunningServer
+from tests.serving.running import RunningServer, running_server
 
 # What fits the schema may contradict itself, or ask for what this model cannot do: 400 is right for it.
 CHECKS = ["--checks", "all", "--exclude-checks", "positive_data_acceptance"]
 
 
+@pytest.fixture
+def brief() -> Iterator[RunningServer]:
+    """A server whose answers are short whatever is asked: no limit of theirs is above its context."""
+    with running_server(load=lambda: lluda.load("tiny-omni", threads=1, max_context=512)) as running:
+        yield running
+
+
+def document_of(server: RunningServer, tmp_path: Path) -> Path:
+    """The server's own document without the endpoint that only tests have, and with the names that it knows: others
+    are 404 before anything else is read."""
+    document = server.get("/openapi.json").json()
+    document["paths"] = {path: item for path, item in document["paths"].items() if path != "/example"}
+    names = {"model": [one["id"] for one in server.get("/v1/models").json()["data"]], "voice": ["alloy", "ash"]}
+    for schema in document["components"]["schemas"].values():
+        for name, values in names.items():
+            if name in schema.get("properties", {}):
+                schema["properties"][name] = narrowed(schema["properties"][name], values)
+    file = tmp_path / "openapi.json"
+    file.write_text(json.dumps(document))
+    return file
+
+
+def narrowed(schema: dict[str, Any], values: list[str]) -> dict[str, Any]:
+    """``schema`` with ``values`` alone where it takes any text."""
+    if schema.get("type") == "string":
+        return {"enum": values}
+    return schema | {key: [narrowed(one, values) for one in schema[key]] for key in ("anyOf", "oneOf") if key in schema}
+
+
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seconds", [60, pytest.param(600, marks=pytest.mark.slow)])
-def test_schemathesis_finds_nothing(server: RunningServer, tmp_path: Path, seconds: int) -> None:
+def test_schemathesis_finds_nothing(brief: RunningServer, tmp_path: Path, seconds: int) -> None:
     folder = require("schemathesis")
-    command = [folder / "bin/schemathesis", "run", f"{server.url}/openapi.json", "--url", server.url]
-    command += ["--request-timeout", "120"]  # an answer without an end takes all the context
-    limits = ["--max-examples", "50", "--max-time", str(seconds)]
+    command = [folder / "bin/schemathesis", "run", document_of(brief, tmp_path), "--url", brief.url]
+    limits = ["--max-examples", "50", "--max-time", str(seconds), "--request-timeout", "120"]
     print(run([*command, *limits, *CHECKS], tmp_path, seconds=seconds + 600))
-    check_well(server)
+    check_well(brief)
 
 
 @pytest.fixture
