@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from lluda.serving.limits import Limits
 from tests.serving.asking import LONG, ask, wait_for
 from tests.serving.oracle import GOLDEN_BODY, check_error
@@ -40,6 +42,14 @@ def test_at_the_deadline_an_error_ends_what_runs() -> None:
         assert unary.startswith(b"HTTP/1.1 503") and b'"code":"draining"' in unary
         stats = server.model.engine.stats()
         assert stats.cancelled == 2 and stats.running == stats.waiting == 0
+
+
+def test_client_that_reads_nothing_does_not_hold_up_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    stalled = LONG | {"stream": True, "filling": 20_000}
+    with running_server(limits=Limits(drain_seconds=0.2)) as server, ask(server, stalled):
+        stop_while_it_runs(server)
+        wait_for(server.service.ended.is_set, 60)
+    assert "ERROR" not in caplog.text and "Traceback" not in caplog.text
 
 
 def test_clocks_that_jump_change_nothing(monkeypatch) -> None:

@@ -7,6 +7,7 @@ import ctypes
 import gc
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import psutil
@@ -19,7 +20,9 @@ from tests.serving.running import RunningServer, running_server
 from tests.serving.traffic import Elsewhere, Tally, closed_loop, mixed, open_loop
 
 LIMITS = Limits(running=4, waiting=8)
-BODY = {"prompt": [5, 6, 7, 8], "max_tokens": 150}
+SHORT = {"prompt": [5, 6, 7, 8], "max_tokens": 150}
+USUAL = {"prompt": [5, 6, 7, 8], "max_tokens": 400}
+"""As long as answers are; refusing ten times as many takes the loop 0.75 ms each."""
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +35,10 @@ def elsewhere() -> Iterator[Elsewhere]:
         process.close()
 
 
-def overload(elsewhere: Elsewhere, server: RunningServer, seconds: float) -> tuple[float, Tally]:
-    """Good answers a second of as many clients as may run, and what came of ten times as many requests."""
-    closed = server.port, "/example", BODY, LIMITS.running
-    elsewhere.run(closed_loop, *closed, 0.5)
-    measured = min(seconds, 20.0)
-    capacity = elsewhere.run(closed_loop, *closed, measured).statuses[200] / measured
-    tally = elsewhere.run(open_loop, server.port, "/example", BODY, 10 * capacity, seconds)
-    return capacity, tally
+def capacity(elsewhere: Elsewhere, server: RunningServer, body: dict[str, Any], seconds: float) -> float:
+    """Good answers a second of as many clients as may run."""
+    closed = elsewhere.run(closed_loop, server.port, "/example", body, LIMITS.running, seconds)
+    return closed.statuses[200] / seconds
 
 
 def check_overload(server: RunningServer, tally: Tally) -> None:
@@ -52,21 +51,28 @@ def check_overload(server: RunningServer, tally: Tally) -> None:
 
 def test_ten_times_the_capacity_is_answered_429(elsewhere: Elsewhere) -> None:
     with running_server(limits=LIMITS) as server:
-        capacity, tally = overload(elsewhere, server, 2)
+        capacity(elsewhere, server, SHORT, 0.5)
+        most = capacity(elsewhere, server, SHORT, 2)
+        tally = elsewhere.run(open_loop, server.port, "/example", SHORT, 10 * most, 2)
         check_overload(server, tally)
-        assert tally.statuses[200] / 2 > capacity / 5, "the refusals take the time of the answers"
+        assert tally.statuses[200] / 2 > most / 5, "the refusals take the time of the answers"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_ten_times_the_capacity_for_five_minutes(elsewhere: Elsewhere) -> None:
+    """In five pieces, the capacity measured before each: others may use the machine, too."""
     with running_server(limits=LIMITS) as server:
-        before = psutil.Process().memory_info().rss
-        capacity, tally = overload(elsewhere, server, 300)
-        print(f"capacity {capacity:.1f}/s, goodput {tally.statuses[200] / 300:.1f}/s, {dict(tally.statuses)}")
-        check_overload(server, tally)
-        assert tally.statuses[200] / 300 >= 0.9 * capacity
-        assert psutil.Process().memory_info().rss - before < 50e6
+        capacity(elsewhere, server, USUAL, 2)
+        before, most, good = resident(), [], []
+        for _ in range(5):
+            most.append(capacity(elsewhere, server, USUAL, 10))
+            tally = elsewhere.run(open_loop, server.port, "/example", USUAL, 10 * most[-1], 60)
+            check_overload(server, tally)
+            good.append(tally.statuses[200] / 60)
+        print(f"capacity {most}, goodput {good} a second, {before:.0f} to {resident():.0f} MB")
+        assert sum(good) >= 0.9 * sum(most)
+        assert resident() - before < 20
 
 
 def soak(elsewhere: Elsewhere, server: RunningServer, seconds: float, pieces: int = 1) -> list[float]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from lluda.serving.app import build_app
-from lluda.serving.http.connection import connection_class
+from lluda.serving.http.connection import Connection, connection_class
 from lluda.serving.service import Service
 from lluda.serving.settings import Settings
 from lluda.serving.watchdog import Watchdog
@@ -148,6 +148,10 @@ class Server:
 
     async def _stop(self) -> None:
         await self._service.drain()
+        for connection in list(self._uvicorn.server_state.connections):
+            if isinstance(connection, Connection):
+                connection.abort_unfinished()
+        await asyncio.sleep(0)  # by when those are lost
         self._uvicorn.should_exit = True
 
     def _failed(self) -> None:

@@ -126,5 +126,6 @@ class Interruption:
         task, self._task = self._task, None
         if self._reason is not None and task is not None:
             others = task.uncancel() > self._cancelling
-            if kind is asyncio.CancelledError and not others:
+            # A generator is closed (GeneratorExit) by a task that was cancelled while it did something else.
+            if kind in (asyncio.CancelledError, GeneratorExit) and not others:
                 raise self._reason from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 
 from starlette.responses import Response
@@ -34,21 +34,31 @@ class BodyStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """As ASGI has it."""
         is_closing = scope.get("extensions", {}).get(IS_CLOSING, bool)
-        async with aclosing(self.chunks) as chunks:
-            try:
-                async for chunk in chunks:
-                    if is_closing():
-                        raise ClientDisconnected
-                    await self._begin(send)
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            except ClientDisconnected:
+        try:
+            async with aclosing(self.chunks) as chunks:
+                await self._send_all(chunks, send, is_closing)
+        except (ClientDisconnected, StreamBroken):
+            raise
+        except Exception as error:
+            if not self.begun:
                 raise
-            except Exception as error:
-                if not self.begun:
-                    raise
-                await self._break_off(error, send)
+            raise StreamBroken from error  # interrupted while the client was behind
         await self._begin(send)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_all(self, chunks: AsyncGenerator[bytes], send: Send, is_closing: Callable[[], bool]) -> None:
+        try:
+            async for chunk in chunks:
+                if is_closing():
+                    raise ClientDisconnected
+                await self._begin(send)
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except ClientDisconnected:
+            raise
+        except Exception as error:
+            if not self.begun:
+                raise
+            await self._break_off(error, send)
 
     async def _begin(self, send: Send) -> None:
         if not self.begun:

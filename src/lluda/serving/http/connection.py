@@ -152,6 +152,11 @@ class Connection(H11Protocol):
         if self.transport is not None:
             self.transport.abort()
 
+    def abort_unfinished(self) -> None:
+        """Close at once if a request is still being answered: its client reads nothing."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.abort()
+
     def _headers_late(self) -> None:
         waited = f"the headers were not complete after {self.limits.header_seconds:g} s"
         self._refuse(ApiError(408, "request_timeout", waited))

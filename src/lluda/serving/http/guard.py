@@ -61,11 +61,10 @@ class Guard:
             await self.app(scope, receive, answer)
         except (ClientDisconnected, ClientDisconnect):
             status = 499
-            self._abort(scope)
-            await asyncio.sleep(0)  # by when uvicorn knows that it is lost, too
+            await _abort(scope)
         except Exception as error:
             if status:
-                self._break_off(scope, error)
+                await self._break_off(scope, error)
             else:
                 await error_response(from_error(error))(scope, receive, answer)
         finally:
@@ -99,19 +98,13 @@ class Guard:
             return False
         return parts.netloc == host and _is_loopback(name)
 
-    def _break_off(self, scope: Scope, error: Exception) -> None:
+    async def _break_off(self, scope: Scope, error: Exception) -> None:
         """The answer had begun: what is missing of it cannot be told, but that it is missing can."""
         if not isinstance(error, StreamBroken):
             from_error(error)  # logs what nobody expected
         elif error.__cause__ is not None:
             from_error(error.__cause__)
-        self._abort(scope)
-
-    def _abort(self, scope: Scope) -> None:
-        """Close the connection at once."""
-        abort = scope.get("extensions", {}).get(ABORT)
-        if abort is not None:
-            abort()
+        await _abort(scope)
 
     def _note(self, scope: Scope, status: int, number: str, seconds: float) -> None:
         route = scope.get("route")
@@ -124,6 +117,14 @@ class Guard:
 def error_response(error: ApiError) -> Response:
     """The error as an answer."""
     return Response(envelope(error), error.status, error.headers, "application/json")
+
+
+async def _abort(scope: Scope) -> None:
+    """Close the connection at once."""
+    abort = scope.get("extensions", {}).get(ABORT)
+    if abort is not None:
+        abort()
+        await asyncio.sleep(0)  # by when uvicorn knows that it is lost
 
 
 def _request_id(given: str | None) -> str:
