@@ -192,10 +192,9 @@ def test_rows_of_an_example_are_the_engines(parsed, tensors, talkers, thinkers):
 def test_experts_nearly_as_good_take_turns_in_training(parsed):
     torch.manual_seed(0)
     mixture = Mixture(parsed.text.hidden_size, parsed.text.moe)
-    with torch.no_grad():
-        mixture.gate.weight[:] = mixture.gate.weight[:1]  # all of them are as good as one another
-    rows = torch.randn(1, 50, parsed.text.hidden_size)
+    rows = torch.randn(1, 4000, parsed.text.hidden_size)
     first, second = (mixture.train().route(rows)[0] > 0 for _ in range(2))
-    assert not torch.equal(first, second)
+    others = (first != second).any(-1).float().mean()
+    assert 0 < others < 0.1
     first, second = (mixture.eval().route(rows)[0] for _ in range(2))
     assert torch.equal(first, second)
