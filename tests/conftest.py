@@ -63,8 +63,8 @@ EXPECTED_SKIPS = (
     r"could not import 'onnxruntime'|the package silero-vad is not installed",
     r"other processes take the cores",
 )
-"""Reasons for which a test may be left out where CI runs: what the machine is (its devices, its processor, its user, its
-load), the peer that only `make test-slow` installs, and what lluda's own voice detector was copied from."""
+"""Reasons for which a test may be left out where CI runs: what the machine is (its devices, processor, user and load),
+the peer that only `make test-slow` installs, and what lluda's own voice detector was copied from."""
 _unexpected_skips: list[str] = []
 
 

@@ -51,10 +51,11 @@ def test_times_of_a_round():
 
 
 def test_the_rate_of_decoding_is_that_of_the_callers_together():
-    """Each at the rate between its first token and its last, however many pieces its text came in."""
-    found = figures(Round("text", 2, (read(0, 1.0, 2.0, tokens=11), read(0, 1.5, 2.5, tokens=21))))
-    assert found.decode_rate == pytest.approx(10 + 20)
-    apart = figures(Round("text", 2, (read(0, 1.0, 2.0, tokens=11), read(0, 2.5, 3.5, tokens=21))))
+    """From the last first token to the first last one, however many tokens came in a piece."""
+    one = read(0, 1.0, 2.0, 3.0, tokens=3)
+    other = read(0, 2.0, 2.5, 3.0, 3.5, tokens=8)
+    assert figures(Round("text", 2, (one, other))).decode_rate == pytest.approx((1 + 2 * 2) / 1.0)
+    apart = figures(Round("text", 2, (one, read(0, 3.5, 4.5))))
     assert apart.decode_rate is None
 
 

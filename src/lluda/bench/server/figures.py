@@ -96,10 +96,13 @@ def _is_good(seen: Seen) -> bool:
 
 
 def _decode_rate(seen: Sequence[Seen], callers: int) -> float | None:
-    """Tokens a second of the first request of each caller while all of them decode, each at its own mean rate: what the
-    engine's ``callersN`` measures."""
-    first = sorted(seen, key=lambda one: one.sent)[:callers]
-    spans = [(one.texts[0], one.texts[-1], one.tokens - 1) for one in first if len(one.texts) > 1 and one.tokens > 1]
-    if len(spans) < callers or max(begin for begin, _, _ in spans) >= min(end for _, end, _ in spans):
+    """Tokens a second of the first request of each caller while all of them decode, as the engine's ``callersN`` counts
+    them; a piece of text stands for as many tokens as pieces of its answer do on average."""
+    first = [one for one in sorted(seen, key=lambda one: one.sent)[:callers] if len(one.texts) > 1]
+    if len(first) < callers:
         return None
-    return sum(tokens / (end - begin) for begin, end, tokens in spans)
+    begin, end = max(one.texts[0] for one in first), min(one.texts[-1] for one in first)
+    if begin >= end:
+        return None
+    tokens = sum(one.tokens / len(one.texts) * sum(begin < at <= end for at in one.texts) for one in first)
+    return tokens / (end - begin)
