@@ -49,7 +49,8 @@ def text(files, options):
     params = SamplingParams(temperature=0, max_tokens=ANSWER, ignore_eos=True).with_defaults({})
     count, length = options.max_sequences, options.max_context - ANSWER
     prompts = [[(7 * row + number) % 1000 for row in range(length)] for number in range(count)]
-    finish(*[running.submit(Request(prompt=PromptRows(prompt), sampling=params)) for prompt in prompts])
+    requests = [Request(prompt=PromptRows(prompt), sampling=params) for prompt in prompts]
+    finish(*[running.submit(request, capacity=ANSWER + 2) for request in requests])  # no answer waits for its reader
 
 
 def speech(files, options):
