@@ -334,9 +334,7 @@ class Model:
         if prompts and all(_is_list(item) and all(isinstance(one, int) for one in item) for item in prompts):
             return [list(item) for item in prompts]
         if not prompts or not all(isinstance(item, str) for item in prompts):
-            raise InvalidRequest(
-                f"prompt must be a text, a list of token ids, or a list of either, not {prompt!r:.80}"
-            )
+            raise InvalidRequest(f"prompt must be a text, a list of token ids, or a list of either, not {prompt!r:.80}")
         prefix = list(self.tokenizer.prefix_ids)
         return [prefix + self.tokenizer.encode(text, allow_special=False) for text in prompts]
 
