@@ -218,6 +218,7 @@ def test_ipv6() -> None:
 def test_few_file_descriptors_mean_few_connections() -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, which the tests may run under, has it ignored
 
     with serving(*FREE, preexec_fn=limit) as server:
         assert "128 connections" in server.wait_for("limits:")
