@@ -13,6 +13,7 @@ from lluda.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from lluda.bench.runner import Settings
+    from lluda.bench.server.load import Load
     from lluda.bench.server.report import ServerReport
 
 
@@ -47,16 +48,15 @@ def run_server(
 
 
 def _measured(
-    args: argparse.Namespace, load: object, engine: Settings | None, progress: Callable[[str, int, int], None]
+    args: argparse.Namespace, load: Load, engine: Settings | None, progress: Callable[[str, int, int], None]
 ) -> ServerReport:
     from lluda.bench.machine import read_machine
     from lluda.bench.runner import run_bench
     from lluda.bench.server.call import Address, get
     from lluda.bench.server.figures import figures
-    from lluda.bench.server.load import Load, measure, served_model
+    from lluda.bench.server.load import measure, served_model
     from lluda.bench.server.report import ServerReport
 
-    assert isinstance(load, Load), "made by run_server"
     address = Address.of(args.serve, _key(args.api_key_file))
     rounds = tuple(figures(one) for one in measure(address, load, progress))
     return ServerReport(

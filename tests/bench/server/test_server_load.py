@@ -44,11 +44,11 @@ def test_the_command_writes_rounds_of_text_and_sound(server, tmp_path, capsys):
     assert server.service.model.engine.stats().failed == 0
 
 
-def test_what_fails_is_counted_and_told(server):
-    """A model that has another name is refused: the first call of a kind says so before anything is measured."""
+def test_what_is_refused_is_told(server):
+    """A prompt beyond the context: the first call of a kind says so before anything is measured."""
     address = Address.of(server.url)
     with pytest.raises(InvalidRequest, match=r"the server refuses what is to be measured \(text\): 400"):
-        list(measure(address, Load(concurrency=(1,), options={"temperature": -1})))
+        list(measure(address, Load(concurrency=(1,), prompt=9000)))
 
 
 def test_a_key_is_sent(tmp_path, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -32,7 +32,6 @@ class Load:
     generate: int = 64
     speech: bool = True
     timeout: float = 120.0
-    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.concurrency or min(*self.concurrency, self.requests, self.prompt, self.generate, 1) < 1:
@@ -118,7 +117,6 @@ def _call(address: Address, model: dict[str, Any], kind: str, load: Load, number
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},
-        **load.options,
     }
     if kind == "spoken":
         body |= {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "pcm16"}}
