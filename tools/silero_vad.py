@@ -1,4 +1,4 @@
-"""Copies the weights of Silero VAD v6.2 out of its ONNX file into ``src/lluda/engine/silero_vad.safetensors``.
+"""Copies the weights of Silero VAD v6.2 out of its ONNX file into ``engine/listening/silero_vad.safetensors``.
 
 ``pip download --no-deps silero-vad==6.2.3``, unpack the wheel, ``pip install onnx onnxruntime`` (into an environment of
 their own), then ``python -m tools.silero_vad silero_vad/data/silero_vad_16k_op15.onnx``. The package's
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lluda.convert.safetensors_writer import NewTensor, write_safetensors
-from lluda.engine.vad import CHUNK, RATE, WEIGHTS
+from lluda.engine.listening.vad import CHUNK, RATE, WEIGHTS
 
 FOUND = Path(__file__).parents[1] / "tests/data/silero_vad.json"
 

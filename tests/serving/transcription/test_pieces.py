@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from lluda.engine.vad import CHUNK_SECONDS
+from lluda.engine.listening.vad import CHUNK_SECONDS
 from lluda.serving.transcription.pieces import cut
 
 WINDOW = 30 / CHUNK_SECONDS  # chunks

@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Seque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lluda.engine.listening.vad import RATE
 from lluda.engine.request import Completion, Token
 from lluda.engine.sampling.sampling_params import SamplingParams
-from lluda.engine.vad import RATE
 from lluda.inputs.chat.chat_options import ChatOptions
 from lluda.serving.reading.marks import Marks
 from lluda.serving.transcription.languages import LANGUAGES

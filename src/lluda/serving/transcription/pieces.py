@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lluda.engine.vad import CHUNK_SECONDS
+from lluda.engine.listening.vad import CHUNK_SECONDS
 
 if TYPE_CHECKING:
     import numpy as np

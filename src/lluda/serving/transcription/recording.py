@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lluda.engine.vad import CHUNK, RATE, VoiceDetector
+from lluda.engine.listening.vad import CHUNK, RATE, VoiceDetector
 from lluda.inputs.media.audio_file import open_audio
 from lluda.serving.http.errors import ApiError, invalid
 from lluda.serving.transcription.pieces import Piece, cut

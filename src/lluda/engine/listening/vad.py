@@ -2,7 +2,7 @@
 
 The network is Silero VAD v6.2 (github.com/snakers4/silero-vad, MIT: ``silero_vad.LICENSE``). Its weights are those of
 ``silero_vad_16k_op15.onnx`` in the package silero-vad 6.2.3, copied by `tools/silero_vad.py`; the computation is
-written here anew and compared with that file in tests/engine/test_vad.py.
+written here anew and compared with that file in tests/engine/listening/test_vad.py.
 
 A chunk of 512 samples at 16 kHz, behind the 64 samples before it: a Fourier transform stored as a convolution, four
 convolutions, an LSTM cell and one output. What goes from chunk to chunk is the cell's state and those 64 samples.

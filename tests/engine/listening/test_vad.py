@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lluda.engine.vad import CHUNK, RATE, WEIGHTS, VoiceDetector
+from lluda.engine.listening.vad import CHUNK, RATE, WEIGHTS, VoiceDetector
 from tools.silero_vad import FOUND, onnx_probabilities, sample_sound
 
 ORIGINAL = "data/silero_vad_16k_op15.onnx"

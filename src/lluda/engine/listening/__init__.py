@@ -1,0 +1,1 @@
+"""A turn that is being spoken: where speech starts and ends, and what is computed meanwhile."""
