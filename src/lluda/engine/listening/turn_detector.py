@@ -119,6 +119,7 @@ class TurnDetector:
     Set ``speaking_back`` while our own speech sounds at the user's.
     """
 
+    _waiting: int  # samples behind the last whole frame
     _turn_start: int | None
     _silent_from: int | None
     _awaited_from: int | None
@@ -142,7 +143,7 @@ class TurnDetector:
 
     @property
     def needed_from(self) -> int:
-        """The first sample that may still belong to a turn; those before it can be forgotten."""
+        """The first sample that may belong to a turn that is not over; those before it can be forgotten."""
         if self._turn_start is not None:
             return self._turn_start
         return max(self._floor, self._position - self._loud * CHUNK - self._padding)
@@ -190,7 +191,7 @@ class TurnDetector:
     def _forget(self, sample: int) -> None:
         self._voice = VoiceDetector()
         self._position = sample  # end of the last whole frame
-        self._waiting = 0  # samples behind it
+        self._waiting = 0
         self._awaited_from = None
         self._end_turn(sample)
 

@@ -59,7 +59,7 @@ class SoundDecoder:
                 f"audio holds {len(data)} bytes, which are no whole 16-bit samples; send an even number of bytes"
             )
         if self._format == "audio/pcm":
-            return self._stream.push(np.frombuffer(data, "<i2").astype(np.float32) / 32768)
+            return self._stream.push(np.frombuffer(data, "<i2") * np.float32(1 / 32768))
         return self._stream.push(_decoding_table(self._format)[np.frombuffer(data, np.uint8)])
 
     def finish(self) -> NDArray[np.float32]:
