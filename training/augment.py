@@ -14,6 +14,9 @@ from training.noises import coloured_noise, hum, mixed_voices
 
 RATE = 16000
 _TAPS = 16
+_MEL_OF_1K = 15.0
+_MEL_STEP = math.log(6.4) / 27
+_MEL_OF_8K = _MEL_OF_1K + math.log(8) / _MEL_STEP
 
 
 @dataclass(frozen=True)
@@ -159,14 +162,69 @@ def _clipped(sound: Tensor) -> Tensor:
     return sound.clamp(-limit, limit)
 
 
-def warped_features(features: Tensor, generator: torch.Generator, most: float = 0.05) -> Tensor:
-    """(clips, frames, mels), each clip's bands moved by a factor near 1, as by a longer or shorter vocal tract (Jaitly
-    and Hinton 2013)."""
+def warped_features(features: Tensor, generator: torch.Generator, most: float = 0.18) -> Tensor:
+    """(clips, frames, mels), all frequencies of a clip moved by a factor near 1, as by a longer or shorter vocal tract
+    (Jaitly and Hinton 2013): by more than men and women differ. The pitch stays apart from it: speed moves both."""
     count, _, mels = features.shape
-    factor = 1 + most * (2 * torch.rand(count, 1, generator=generator, device=features.device) - 1)
+    factor = torch.exp(most * (2 * torch.rand(count, 1, generator=generator, device=features.device) - 1))
     bands = torch.arange(mels, device=features.device)
-    place = (bands * factor).clamp(max=mels - 1)
+    place = _band_of(_hertz_of(bands, mels) * factor, mels).clamp(max=mels - 1)
     return features @ (1 - (place[:, None, :] - bands[:, None]).abs()).clamp(min=0)
+
+
+def _hertz_of(bands: Tensor, mels: int) -> Tensor:
+    """The middles of mel bands up to 8 kHz: of even width up to 1 kHz, then of an even ratio (Slaney)."""
+    mel = (bands + 1) * _MEL_OF_8K / (mels + 1)
+    return torch.where(mel < _MEL_OF_1K, mel * 200 / 3, 1000 * torch.exp((mel - _MEL_OF_1K) * _MEL_STEP))
+
+
+def _band_of(hertz: Tensor, mels: int) -> Tensor:
+    """The band whose middle a frequency is, between two in parts; 0 below the first."""
+    high = _MEL_OF_1K + torch.log(hertz.clamp(min=1) / 1000) / _MEL_STEP
+    mel = torch.where(hertz < 1000, hertz * 3 / 200, high)
+    return (mel * (mels + 1) / _MEL_OF_8K - 1).clamp(min=0)
+
+
+def stretched_features(
+    features: Tensor, frames: Tensor, generator: torch.Generator, most: float = 0.2
+) -> tuple[Tensor, Tensor]:
+    """(clips, frames, mels) at another tempo, the pitch as it was, now faster and now slower within a clip; what does
+    not fit is cut off.
+
+    Returns:
+        the features, zero behind each clip, and each clip's new frames.
+    """
+    count, size, mels = features.shape
+    device = features.device
+
+    def drawn(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, 1, generator=generator, device=device)
+
+    tempo, swing = torch.exp(drawn(-most, most)), drawn(0.0, 0.25)
+    wave = 2 * torch.pi / drawn(50.0, 200.0)
+    time = torch.arange(size, device=device)
+    place = tempo * (time + swing / wave * torch.sin(wave * time + drawn(0.0, 6.28)))
+    place = torch.minimum((place - place[:, :1]).clamp(min=0), frames[:, None] - 1.0)
+    own = (frames / tempo[:, 0]).long().clamp(min=1, max=size)
+    first = place.floor().long()
+    part = (place - first)[..., None]
+    then = torch.minimum(first + 1, frames[:, None] - 1)
+    early, late = (features.gather(1, one[..., None].expand(-1, -1, mels)) for one in (first, then))
+    return ((1 - part) * early + part * late) * (time < own[:, None])[..., None], own
+
+
+def coloured_features(features: Tensor, frames: Tensor, generator: torch.Generator, decibel: float = 6.0) -> Tensor:
+    """(clips, frames, mels) as through another microphone: a smooth curve over the bands is added, of up to about so
+    many decibels. Ten decibels are a quarter in features."""
+    count, size, mels = features.shape
+    device = features.device
+    bands = torch.arange(mels, device=device) / mels
+    curve = torch.zeros(count, mels, device=device)
+    for waves in (0.5, 1.0, 2.0):
+        strength, phase = torch.rand(2, count, 1, generator=generator, device=device)
+        curve += strength / 2 * torch.cos(2 * torch.pi * (waves * bands + phase))
+    within_clip = torch.arange(size, device=device) < frames[:, None]
+    return features + decibel / 40 * curve[:, None] * within_clip[..., None]
 
 
 def masked_features(features: Tensor, frames: Tensor, generator: torch.Generator, masks: int = 2) -> Tensor:

@@ -356,6 +356,9 @@ DOMAINS: dict[str, tuple[int, Callable[[Random], Item]]] = {
 """Of each domain how often it is asked, in a hundred, and what makes an item. Transcripts are asked for by name: they
 need a sound."""
 
+STUDIED = ("count", "letter", "spell")
+"""The domains that were missed most: training asks more of them than is asked otherwise."""
+
 _URN = tuple(make for share, make in DOMAINS.values() for _ in range(share))
 
 

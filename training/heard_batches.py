@@ -9,7 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.augment import RATE, Augmentation, masked_features, warped_features, within
+from training.augment import (
+    RATE,
+    Augmentation,
+    coloured_features,
+    masked_features,
+    stretched_features,
+    warped_features,
+    within,
+)
 from training.features import LogMel
 from training.heard_examples import MARGIN, SLOWEST, TASKS, HeardExamples
 from training.noises import noise_questions
@@ -89,7 +97,9 @@ class HeardBatches:
             sound, lengths = self.augmentation(sound, lengths, examples.seconds * RATE)
         features, frames = self.log_mel(sound, lengths, examples.seconds * FRAMES_A_SECOND)
         if augmented:
+            features, frames = stretched_features(features, frames, self.generator)
             features = warped_features(features, self.generator)
+            features = coloured_features(features, frames, self.generator)
             masked = masked_features(features.transpose(1, 2), frames, self.generator)
             features = masked.transpose(1, 2).contiguous()
         ids, places = self._rows(examples, index, encoder_rows(frames))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lluda.inputs.text.tokenizer import Tokenizer
 from training.config import TOKENIZER
+from training.domains import STUDIED
 from training.parallel import in_processes
 from training.phrasing import typed
 from training.world import Conversation, sample
@@ -22,6 +23,9 @@ LEARNT = 1 << 14
 """Added to an id that is written by the assistant."""
 
 PAD = 0
+STUDIED_SHARE = 0.12
+"""Of typed conversations to train on: begun with a question of the `STUDIED` domains."""
+
 SIZES = (64, 160)
 """Rows of a batch's examples; what is longer than the last is left out."""
 
@@ -80,7 +84,9 @@ def padded(rows: list[list[int]], size: int) -> np.ndarray:
 
 def _typed_part(count: int, split: str, seed: int) -> list[np.ndarray]:
     rng = Random(f"{split} {seed}")
-    rows = [writer().conversation(sample(split, rng), rng) for _ in range(count)]
+    studied = STUDIED_SHARE if split == "train" else 0.0
+    domains = (rng.choice(STUDIED) if rng.random() < studied else None for _ in range(count))
+    rows = [writer().conversation(sample(split, rng, domain), rng) for domain in domains]
     return _sized(rows)
 
 

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from lluda.config.audio import RELEASED_MEL
+from lluda.inputs.media.audio_features import mel_filters
 from training import augment, noises
 from training.augment import RATE, Augmentation, Settings
 from training.unclear import NOISES
@@ -55,15 +57,56 @@ def test_every_second_clip_keeps_its_speed():
     assert [round(_pitch(clip[:RATE]).item()) for clip in got] == [800, 1000] * 2
 
 
-def test_a_warp_moves_bands_and_keeps_what_is_even():
+def test_a_warp_moves_all_frequencies_by_one_factor():
     generator = torch.Generator().manual_seed(1)
-    features = torch.ones(64, 2, 128)
-    torch.testing.assert_close(augment.warped_features(features, generator), features)
-    features[:, :, 100:] = 3
-    moved = (augment.warped_features(features, generator) < 2).sum(2)[:, 0]
-    assert moved.min() < 98
-    assert moved.max() > 102
-    assert ((moved - 100).abs() <= 6).all()
+    even = torch.ones(64, 2, 128)
+    torch.testing.assert_close(augment.warped_features(even, generator), even)
+    # Edges at bands 30 and 90: 735 Hz, where bands are of even width, and 3.2 kHz, where they are of an even ratio.
+    features = torch.zeros(64, 1, 128)
+    features[:, :, 30:] = 1
+    features[:, :, 90:] = 2
+    moved = augment.warped_features(features, generator)[:, 0]
+    low, high = (augment._hertz_of((moved < level).sum(1).float(), 128) for level in (0.5, 1.5))
+    low, high = (found / augment._hertz_of(torch.tensor(edge), 128) for found, edge in ((low, 30), (high, 90)))
+    torch.testing.assert_close(low, high, atol=0.06, rtol=0)
+    assert low.min() < 0.87
+    assert low.max() > 1.15
+
+
+def test_a_band_is_where_its_filter_is():
+    filters = torch.from_numpy(mel_filters(RELEASED_MEL)).float()
+    middles = (filters * torch.linspace(0, RATE / 2, len(filters))[:, None]).sum(0) / filters.sum(0)
+    found = augment._hertz_of(torch.arange(128), 128)
+    torch.testing.assert_close(found[20:], middles[20:], atol=0, rtol=0.05)
+    torch.testing.assert_close(augment._band_of(found, 128), torch.arange(128.0))
+
+
+def test_a_stretch_changes_tempo_and_leaves_bands():
+    frames = torch.tensor([300, 200, 100, 20] * 16)
+    features = torch.arange(400.0)[None, :, None] * (torch.arange(400) < frames[:, None])[..., None]
+    features = features.expand(-1, -1, 128).contiguous()
+    got, own = augment.stretched_features(features, frames, torch.Generator().manual_seed(1))
+    tempo = frames / own
+    assert tempo.min() < 0.9
+    assert tempo.max() > 1.1
+    assert torch.equal(got[..., 0], got[..., 127])
+    for clip, count, before in zip(got, own, frames, strict=True):
+        assert not clip[count:].any()
+        steps = clip[1:count, 0] - clip[: count - 1, 0]
+        assert steps.min() >= 0  # no sound comes before what it followed
+        assert clip[0, 0] == 0
+        assert clip[count - 1, 0] > before - 1 - 0.06 * before - 12
+
+
+def test_a_colour_is_a_smooth_curve_the_same_in_all_of_a_clip():
+    frames = torch.tensor([50, 30])
+    features = torch.zeros(2, 60, 128)
+    got = augment.coloured_features(features, frames, torch.Generator().manual_seed(1))
+    assert torch.equal(got[0, 0], got[0, 49])
+    assert not got[0, 50:].any()
+    assert 0.02 < got.abs().max() < 0.25
+    assert (got[:, :, 1:] - got[:, :, :-1]).abs().max() < 0.02
+    assert not torch.equal(got[0, 0], got[1, 0])
 
 
 def test_noise_has_its_ratio_to_the_speech():

@@ -16,6 +16,11 @@ call = {{"arguments": sys.argv[1:], "library_path": os.environ["LD_LIBRARY_PATH"
 script = sys.argv[-1] if sys.argv[-1].endswith(".scm") else None
 if script:
     call["script"] = open(script).read()
+if "-ps" in sys.argv:  # of flite: a phoneme a letter
+    print("pau", *sys.argv[sys.argv.index("-t") + 1].strip("."), "pau")
+    sys.exit()
+if "-psdur" in sys.argv:
+    print("pau:0.1 c:0.2 a:0.4 t:0.5 pau:0.7 a:0.8 t:0.9 pau:1.0")
 json.dump(call, open(here + "/call.json", "w"))
 found = re.search(r'"([^"]*[.]wav)"', call.get("script", ""))
 sound = found[1] if found else next(one for one in sys.argv if one.endswith(".wav"))
@@ -40,7 +45,7 @@ def programs(tmp_path, monkeypatch):
 
 
 def _write(folder, works):
-    for name in ("flite", "festival", "espeak-ng"):
+    for name in ("flite", "festival", "pico2wave", "espeak-ng"):
         path = folder / "bin" / name
         path.write_text(_PROGRAM.format(works=works), encoding="utf-8")
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -59,6 +64,20 @@ def test_flite_is_given_its_voice_and_hears_the_letter_a_as_it_sounds(programs):
     np.testing.assert_array_equal(spoken.samples, np.full(800, 0.5, np.float32))
 
 
+def test_flite_tells_when_words_begin_at_its_own_speed(programs):
+    assert open_voice("flite-rms")("Cat at.", 0).starts == (0.1, 0.7)
+    assert not open_voice("flite-rms")("Cat.", 0).starts  # its phonemes are not those of the words alone
+    assert not open_voice("flite-rms@1.25")("Cat at.", 0).starts
+    assert "duration_stretch=0.800" in _call(programs)["arguments"]
+
+
+def test_pico_is_given_accent_speed_and_pitch(programs):
+    open_voice("pico-GB-90-110")("Say A.", 0)
+    arguments = _call(programs)["arguments"]
+    assert arguments[:2] == ["-l", "en-GB"]
+    assert arguments[-1] == '<speed level="90"><pitch level="110">Say ay.</pitch></speed>'
+
+
 def test_espeak_is_given_variant_speed_and_pitch(programs):
     open_voice("espeak-en-gb-x-rp+m3-150-45")("Hello.", 0)
     arguments = _call(programs)["arguments"]
@@ -69,7 +88,7 @@ def test_espeak_is_given_variant_speed_and_pitch(programs):
 def test_festival_is_given_a_script_that_no_quote_can_break_out_of(programs):
     open_voice("festival-slt")('Say "hi") (quit', 0)
     script = _call(programs)["script"]
-    assert script.startswith("(voice_cmu_us_slt_arctic_hts)")
+    assert script.startswith("(voice_cmu_us_slt_arctic_hts)\n(Parameter.set 'Duration_Stretch 1.000)")
     assert '(Utterance Text "Say  hi ) (quit")' in script
     assert _call(programs)["arguments"][:2] == ["--libdir", str(programs / "festival")]
 

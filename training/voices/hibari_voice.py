@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 from hibari import Hibari, dsp
 
+from training.voices.accents import accented
 from training.voices.voice import Spoken, Voice
 
 _DURATIONS = "/Clip_output_0"
@@ -31,12 +32,14 @@ def phonemes(text: str) -> str:
     return " ".join(hibari().phonemize(text))
 
 
-def lark(speed: float = 1.0) -> Voice:
-    """The voice at a speed: 0.8 is slow, 1.25 fast. The seed fixes its noise part."""
+def lark(speed: float = 1.0, accent: int | None = None) -> Voice:
+    """The voice at a speed: 0.8 is slow, 1.25 fast. The seed fixes its noise part. With an accent no time is known of a
+    word."""
 
     def speak(text: str, seed: int) -> Spoken:
         tts, rng = hibari(), np.random.default_rng(seed)
         parts, sound, starts, sounds, seconds = tts.phonemize(text), [], [], [], 0.0
+        parts = [accented(part, accent) for part in parts]
         for part in parts:
             inputs = {"ids": np.asarray([tts.ids(part)], np.int64), "speed": np.asarray([speed], np.float32)}
             *spectrum, durations = tts.sess.run(None, inputs)
@@ -47,7 +50,10 @@ def lark(speed: float = 1.0) -> Voice:
             starts += [float(begins[place]) for place in _first_of_words(known)]
             sounds += list(zip(known, begins.tolist(), strict=True))
             seconds += length
-        return Spoken(np.concatenate(sound), tts.sample_rate, " ".join(parts), tuple(starts), tuple(sounds))
+        heard = np.concatenate(sound)
+        if accent is not None:
+            return Spoken(heard, tts.sample_rate, " ".join(parts))
+        return Spoken(heard, tts.sample_rate, " ".join(parts), tuple(starts), tuple(sounds))
 
     return speak
 

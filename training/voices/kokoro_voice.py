@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from training.voices.accents import accented
 from training.voices.blends import STYLES, blend_weights
 from training.voices.hibari_voice import phonemes
 from training.voices.voice import Spoken, Voice
@@ -57,17 +58,22 @@ def _styles() -> np.ndarray:
         return np.stack([styles[name][:, 0] for name in STYLES])
 
 
-def kokoro(name: str) -> Voice:
-    """The voice of a blend; nothing in it is random but its blend."""
-    style = np.tensordot(blend_weights(name), _styles(), 1).astype(np.float32)
+@cache
+def _style(name: str) -> np.ndarray:
+    return np.tensordot(blend_weights(name), _styles(), 1).astype(np.float32)
+
+
+def kokoro(name: str, speed: float = 1.0, accent: int | None = None) -> Voice:
+    """The voice of a blend at a speed; nothing in it is random but its blend."""
+    style = _style(name)
 
     def speak(text: str, seed: int) -> Spoken:  # noqa: ARG001
-        told = phonemes(text)
+        told = accented(phonemes(text), accent)
         tokens = [_vocabulary()[letter] for letter in told if letter in _vocabulary()]
         inputs = {
             "tokens": np.array([[0, *tokens, 0]], np.int64),
             "style": style[min(len(tokens), len(style)) - 1][None],
-            "speed": np.ones(1, np.float32),
+            "speed": np.full(1, speed, np.float32),
         }
         return Spoken(_session().run(None, inputs)[0].ravel(), RATE, told)
 

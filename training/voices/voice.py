@@ -1,11 +1,12 @@
 """What a voice is, and which there are.
 
-A voice is named by one string, which says everything: "lark", "lark@1.15" (speed), "kumo", "blend-17", "flite-slt",
-"festival-slt", "espeak-en-us+f3-150-50" (words a minute, pitch), "joe".
+A voice is named by one string, which says everything: "lark", "lark@1.15" (speed), "lark@1.15~7" (and accent), "kumo",
+"blend-17", "flite-slt", "festival-slt", "pico-GB-110-95" (speed and pitch in a hundred), "espeak-en-us+f3-150-50"
+(words a minute, pitch), "joe". Lark and the blends have accents; they, flite and festival have speeds.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -26,27 +27,30 @@ Voice = Callable[[str, int], Spoken]
 """Speaks a text; the number is the seed of what is random in it."""
 
 
-@cache
+@lru_cache(maxsize=256)
 def open_voice(name: str) -> Voice:
-    """The voice of a name, kept open.
+    """The voice of a name; the last ones are kept open.
 
     Raises:
         ValueError: no family has that name.
         ModuleNotFoundError, FileNotFoundError: its package is not installed; training/NOTICE.md lists packages.
     """
-    if name.split("@", maxsplit=1)[0] == "lark":
+    spoken, _, accented = name.partition("~")
+    voice, _, at_speed = spoken.partition("@")
+    speed, accent = float(at_speed or 1), int(accented) if accented else None
+    family = voice.partition("-")[0]
+    if family == "lark":
         from training.voices.hibari_voice import lark
 
-        return lark(float(name.partition("@")[2] or 1))
-    family = name.partition("-")[0]
+        return lark(speed, accent)
     if family in ("kumo", "blend"):
         from training.voices.kokoro_voice import kokoro
 
-        return kokoro(name)
-    if family in ("flite", "festival", "espeak"):
+        return kokoro(voice, speed, accent)
+    if family in ("flite", "festival", "pico", "espeak"):
         from training.voices.program_voice import program
 
-        return program(name)
+        return program(voice, speed)
     if family == "joe":
         from training.voices.piper_voice import joe
 
@@ -56,5 +60,5 @@ def open_voice(name: str) -> Voice:
 
         return tone
     raise ValueError(
-        f"the voice is {name!r}: known are lark, kumo, blend-N, flite-X, festival-slt, espeak-X, joe, tone"
+        f"the voice is {name!r}: known are lark, kumo, blend-N, flite-X, festival-X, pico-X, espeak-X, joe, tone"
     )
