@@ -10,8 +10,8 @@ from typing import Literal
 Eagerness = Literal["low", "medium", "high"]
 
 Judge = Callable[[int], "float | None"]
-"""The probability, 0 to 1, that the turn is over whose sound ends before this sample (that of `SpeechPaused`). None: not
-known yet, and it is asked again 32 ms of sound later. It must return at once."""
+"""The probability, 0 to 1, that the turn is over whose sound ends before this sample (that of `SpeechPaused`), or None:
+not known yet, and it is asked again 32 ms of sound later. It must return at once."""
 
 
 @dataclass(frozen=True, slots=True)
