@@ -22,6 +22,7 @@ from lluda.config.reader import ConfigReader
 from lluda.engine.kv_cache import CacheOptions
 from lluda.engine.request import Completion, SpeechChunk
 from lluda.engine.runner import Runner
+from lluda.engine.sampling.sampler import Sampler
 from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.engine.speech.frames import FrameGenerator
 from lluda.engine.speech.speech_graphs import SpeechGraphs
@@ -107,6 +108,43 @@ def test_answers_are_the_reference_s():
     ]
     assert answers[0] == answers[1]
     assert ours._graph(2) is ours._graph(2)
+
+
+def test_sampled_answers_are_the_reference_s_and_no_logits_leave_the_device(monkeypatch):
+    params = SamplingParams(temperature=0.9, top_k=20, top_p=0.95, min_p=0.01, repetition_penalty=1.1, seed=3,
+                            presence_penalty=0.5, max_tokens=12 if DEVICE.type == "cuda" else 5)  # fmt: skip
+    ours, theirs = generator(DENSE, cuda_backend()), generator(DENSE, ReferenceBackend(DEVICE, Precision.of("f32")))
+    monkeypatch.setattr(ours, "step", None)
+    prompts = [[3, 1, 4], [1, 5], [9]]
+    answers = [
+        {event.index: event.token_ids for event in ask(each, prompts, params) if isinstance(event, Completion)}
+        for each in (ours, theirs)
+    ]
+    assert answers[0] == answers[1]
+    assert len(set(answers[0].values())) == 3
+
+
+def test_a_row_with_log_probabilities_beside_a_sampled_one():
+    ours, theirs = generator(DENSE, cuda_backend()), generator(DENSE, ReferenceBackend(DEVICE, Precision.of("f32")))
+    samplers = [
+        [
+            Sampler(SamplingParams(temperature=0.9, top_k=9, seed=1, logprobs=logprobs), [5], 96)
+            for logprobs in (None, 2)
+        ]
+        for _ in range(2)
+    ]
+    found = []
+    for each, own in zip((ours, theirs), samplers, strict=True):
+        caches = [each.new_cache() for _ in own]
+        ids = [sampler.sample(each.prefill([5, 6], cache)).id for sampler, cache in zip(own, caches, strict=True)]
+        for _ in range(2):
+            choices = each.choose_step(ids, caches, own)
+            sampled = [sampler.accept(choice) for sampler, choice in zip(own, choices, strict=True)]
+            ids = [one.id for one in sampled]
+            found.append((ids, sampled[1].logprob))
+        assert [isinstance(choice, torch.Tensor) for choice in choices] == [each is theirs, True]
+    assert [ids for ids, _ in found[:2]] == [ids for ids, _ in found[2:]]
+    assert [logprob for _, logprob in found[:2]] == pytest.approx([logprob for _, logprob in found[2:]], abs=1e-4)
 
 
 def test_positions_beyond_the_trained_ones_are_the_reference_s():

@@ -198,9 +198,17 @@ class ComputeBackend(ABC):
         self.synchronize()
         work()
 
-    def decode_graph(self, run: Run, rows: int, kv_dtype: torch.dtype) -> CapturedDecode | None:  # noqa: ARG002
+    def decode_graph(
+        self,
+        run: Run,  # noqa: ARG002
+        rows: int,  # noqa: ARG002
+        kv_dtype: torch.dtype,  # noqa: ARG002
+        *,
+        sampled: bool = False,  # noqa: ARG002
+    ) -> CapturedDecode | None:
         """Steps of ``rows`` sequences, one row each, as one launch of the whole of ``run``, over stores that hold
-        ``kv_dtype``. None: this backend runs them operation by operation."""
+        ``kv_dtype``; each row's id is that of the largest logit or, ``sampled``, chosen by the row's `RowSampling`.
+        None: this backend runs them operation by operation."""
         return None
 
     def new_graph(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,42 @@ STORE_WIDTH = 4
 
 Run = Callable[[Tensor, Tensor, Sequence[Segment]], Tensor]
 """A network's step: ids (int64 ``[rows]``), positions ``[rows]``, segments -> logits ``[rows, vocab]``."""
+
+
+SAMPLING_NUMBERS, SAMPLING_ADDRESSES = 8, 3
+"""Of a `RowSampling`: the numbers before the addresses (float64), and the rest (int64)."""
+
+MOST_KEPT = 64
+"""Largest top-k that a captured step chooses by."""
+
+
+class RowSampling(NamedTuple):
+    """How a captured step chooses the token of one row, after the definition in engine/sampling/sampler.py: all of the
+    vocabulary is a top-k too, the argmax is a top-k of 1 drawn with ``uniform`` 0.
+
+    ``occurrences`` and ``addends`` are addresses on the device, 0 for none: int32 ``[vocab]``, twice how often an id
+    came in the answer, and 1 more if it came in the prompt; float32 ``[vocab]``, added after the penalties. ``fed`` is
+    what stands in the first for the token that this step is given, once that is counted."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition: float
+    presence: float
+    frequency: float
+    uniform: float
+    occurrences: int = 0
+    addends: int = 0
+    fed: int = 0
+
+
+ARGMAX = RowSampling(1.0, 1, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)
+"""The first id of the largest logit."""
+
+RowChoice = tuple[int, float] | Tensor
+"""A token chosen on the device and the row's largest score (NaN or infinity where a logit is); or the float logits
+``[vocab]`` to choose from."""
 
 
 class CapturedStep(Protocol):
@@ -32,7 +68,8 @@ class CapturedStep(Protocol):
 
 
 class CapturedDecode(Protocol):
-    """A decode step of ``rows`` sequences, one row each, and the id of each one's largest logit."""
+    """A decode step of ``rows`` sequences, one row each, and the id chosen of each: of the largest logit, or
+    (``sampled``) by each row's settings."""
 
     rows: int
 
@@ -40,11 +77,19 @@ class CapturedDecode(Protocol):
     def warm_up_seconds(self) -> float:
         """Seconds that compiling and capturing took; 0 before the first step."""
 
-    def launch(self, ids: Sequence[int], positions: Sequence[float], stores: Sequence[KeyValueStore]) -> None:
-        """Start the step: ``ids`` at ``positions`` behind what the ``stores`` hold. They are not advanced."""
+    def launch(
+        self,
+        ids: Sequence[int],
+        positions: Sequence[float],
+        stores: Sequence[KeyValueStore],
+        sampling: Sequence[RowSampling] = (),
+    ) -> None:
+        """Start the step: ``ids`` at ``positions`` behind what the ``stores`` hold, which are not advanced.
+        ``sampling``: of each row, where it is sampled."""
 
     def result(self) -> tuple[list[int], list[float]]:
-        """Wait; of each row the id of the largest logit, and that logit (NaN where any is)."""
+        """Wait; of each row the id chosen (-1 where it must be chosen from the logits), and the largest logit or score
+        (NaN where any logit is)."""
 
     @property
     def logits(self) -> Tensor:

@@ -30,7 +30,8 @@ def measure(job: Job, open_session: Callable[[Job], Session], opened: Callable[[
     * ``tgN``: tokens a second of N decode steps at batch 1 after a prompt of 128, chosen greedily;
     * ``tgN_sampled``: the same with the released models' sampling, of engines whose own it can be;
     * ``memory``: peak resident memory of the process so far, in GB (10^9);
-    * ``streamsN``: tokens a second of N sequences decoding together, all of them counted;
+    * ``streamsN``: tokens a second of N sequences decoding together, all of them counted, chosen greedily;
+      ``streamsN_sampled`` as ``tgN_sampled``;
     * those of `Callers.samples`, of lluda.
     """
     begun = time.perf_counter()
@@ -59,7 +60,10 @@ def measure(job: Job, open_session: Callable[[Job], Session], opened: Callable[[
     if "streams" in tests:
         for streams in job.plan.streams:
             steps = job.plan.stream_steps
-            yield from _rates(job, f"streams{streams}", partial(_decode_rate, job, session, streams, steps))
+            rate = partial(_decode_rate, job, session, streams, steps)
+            yield from _rates(job, f"streams{streams}", rate)
+            if session.samples:
+                yield from _rates(job, f"streams{streams}_sampled", partial(rate, sampled=True))
     if "callers" in tests and session.runner is not None:
         from lluda.bench.callers import Callers
 

@@ -291,7 +291,8 @@ def _rows(entrant: _Entrant, text: DecoderConfig) -> list[Row]:
 def _bytes_per_token(test: str, text: DecoderConfig, info: EngineInfo | None) -> float | None:
     """Bytes of weights read for one token of a decode test: streams share one reading. How many experts several streams
     choose together depends on their texts, so that is left open."""
-    streams = int(test.removeprefix("streams")) if test.startswith("streams") else 1
+    greedy = test.removesuffix("_sampled")
+    streams = int(greedy.removeprefix("streams")) if test.startswith("streams") else 1
     decodes = test.startswith(("tg", "streams"))
     if info is None or not decodes or (text.moe is not None and streams > 1):
         return None

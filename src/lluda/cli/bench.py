@@ -26,11 +26,14 @@ _STREAM_STEPS = 32
 _SYNTH_HELP = (
     "measure this machine without a checkpoint: the network of CONFIG_DIR/config.json with random weights made on the "
     "device: prefill, decode and, of an Omni model, speech, audio and a turn with both "
-    "(--tests, --streams and --cache-dir do not apply; "
-    "--against transformers alone)"
+    "(--cache-dir does not apply; --against transformers alone)"
 )
 _DEVICE_HELP = "cpu, cuda, cuda:1, … for lluda and transformers (default cpu, with --synth cuda)"
-_TESTS_HELP = "which (default: these, all there are but speech, audio and turn, which are of Omni models)"
+_MODEL_TESTS = ("load", "ttft", "pp", "tg", "memory", "streams")
+_TESTS_HELP = (
+    f"which (default {','.join(_MODEL_TESTS)}, with --synth pp,tg and, of an Omni model, speech,audio,turn; callers: "
+    "requests to the engine that arrive one after the other)"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--formats", default="BF16", metavar="LIST", help="lluda's weight formats (default BF16)")
     parser.add_argument("--backend", default="auto", help="lluda's backend (default auto)")
     parser.add_argument("--device", help=_DEVICE_HELP)
-    parser.add_argument("--tests", default="load,ttft,pp,tg,memory,streams", metavar="LIST", help=_TESTS_HELP)
+    parser.add_argument("--tests", metavar="LIST", help=_TESTS_HELP)
     parser.add_argument("--prompt", default="128,512", metavar="N,…", help="prefill lengths (default 128,512)")
     parser.add_argument("--gen", type=int, default=128, metavar="N", help="tokens decoded by tg (default 128)")
     parser.add_argument("--streams", default="1,2,4,8", metavar="N,…", help="sequences together (default 1,2,4,8)")
@@ -96,8 +99,8 @@ def _settings(args: argparse.Namespace) -> Settings:
     from lluda.bench.job import Plan
     from lluda.bench.runner import Settings
 
-    tests = _names(args.tests)
-    if args.synth:
+    tests = _MODEL_TESTS if args.tests is None else _names(args.tests)
+    if args.synth and args.tests is None:
         tests = ("pp", "tg", "audio") if args.no_speech else ("pp", "tg", "speech", "audio", "turn")
     return Settings(
         random=args.synth is not None,

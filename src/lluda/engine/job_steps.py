@@ -142,14 +142,10 @@ class JobSteps:
         assert runner is not None, "only sequences decode"
         ids = [sequence.tokens[-1].id for sequence in sequences]
         caches = [sequence.slot.cache for sequence in sequences if sequence.slot]
-        if all(s.sampler.takes_argmax for s in sequences) and runner.launches_whole(len(jobs)):
-            for job, token, peak in zip(jobs, *runner.argmax_step(ids, caches), strict=True):
-                self._sampled(job, lambda s, token=token, peak=peak: s.take(s.sampler.take_argmax(token, peak)))  # type: ignore[misc]
-            return
-        rows = runner.step(ids, caches)
+        choices = runner.choose_step(ids, caches, [sequence.sampler for sequence in sequences])
         with runner.model.backend.single_threaded_torch():
-            for job, logits in zip(jobs, rows, strict=True):
-                self._sampled(job, lambda s, logits=logits: s.sample(logits))  # type: ignore[misc]
+            for job, choice in zip(jobs, choices, strict=True):
+                self._sampled(job, lambda s, choice=choice: s.take(s.sampler.accept(choice)))  # type: ignore[misc]
 
     def _sampled(self, job: Job, choose: Callable[[TokenSequence], Token]) -> None:
         """One token of ``job``."""

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from lluda.backends.batch import Segment
-from lluda.backends.capture import CapturedDecode
+from lluda.backends.capture import ARGMAX, CapturedDecode, RowChoice, RowSampling
 from lluda.backends.components import Observer
 from lluda.engine.forked import require_own_threads
 from lluda.engine.kv_cache import STORAGE_DTYPES, CacheOptions, KVCache
 from lluda.engine.prompt_rows import PromptRows
+from lluda.engine.sampling.sampler import Sampler
 from lluda.models.causal_lm import CausalLM
 
 ObserverAt = Callable[[int], Observer | None]
@@ -50,7 +51,7 @@ class Runner:
         self.cache_options = cache_options
         self.prefill_chunk = prefill_chunk
         self.deterministic = deterministic or model.backend.name == "reference"
-        self._graphs: dict[int, CapturedDecode | None] = {}
+        self._graphs: dict[tuple[int, bool], CapturedDecode | None] = {}
         self._padding: list[KVCache] = []
 
     def new_cache(self, capacity: int | None = None) -> KVCache:
@@ -191,6 +192,37 @@ class Runner:
             peaks += largest[: part.stop - part.start]
         return chosen, peaks
 
+    @torch.inference_mode()
+    def choose_step(
+        self, ids: Sequence[int], caches: Sequence[KVCache], samplers: Sequence[Sampler]
+    ) -> list[RowChoice]:
+        """As :meth:`step`, with what each of ``samplers`` is to take (`Sampler.accept`): where the backend launches
+        steps whole, what it chose; else, and of a sampler that needs them, the logits."""
+        if not self.launches_whole(len(ids)):
+            return list(self.step(ids, caches))
+        if all(sampler.takes_argmax for sampler in samplers):
+            return list(zip(*self.argmax_step(ids, caches), strict=True))
+        require_own_threads()
+        settings = [sampler.on_device(self.model.backend.device) for sampler in samplers]
+        if not any(settings):
+            return list(self.step(ids, caches))
+        choices: list[RowChoice] = []
+        for part in self._parts(len(ids)):
+            choices += self._choose(ids[part], caches[part], settings[part])
+        return choices
+
+    def _choose(
+        self, ids: Sequence[int], caches: Sequence[KVCache], settings: Sequence[RowSampling | None]
+    ) -> list[RowChoice]:
+        graph = self._graph(len(caches), sampled=True)
+        assert graph is not None, "a backend that launches steps whole samples in them"
+        self._launch(graph, ids, caches, [setting or ARGMAX for setting in settings])
+        tokens, peaks = graph.result()
+        return [
+            (token, peak) if setting is not None and token >= 0 else graph.logits[row].clone()
+            for row, (setting, token, peak) in enumerate(zip(settings, tokens, peaks, strict=False))  # others fill up
+        ]
+
     def launches_whole(self, sequences: int) -> bool:
         """Whether a step of so many sequences is one launch, after which the ids alone come to the host."""
         return all(self._graph(part.stop - part.start) is not None for part in self._parts(sequences))
@@ -217,24 +249,28 @@ class Runner:
             cache.advance(1)
         return logits.float()
 
-    def _graph(self, sequences: int) -> CapturedDecode | None:
+    def _graph(self, sequences: int, *, sampled: bool = False) -> CapturedDecode | None:
         """A step of at least so many sequences as one launch, where the backend can; made once for each bucket."""
         rows = next(bucket for bucket in BUCKETS if bucket >= sequences)
-        if rows not in self._graphs:
-            self._graphs[rows] = self.model.backend.decode_graph(
+        if (rows, sampled) not in self._graphs:
+            self._graphs[rows, sampled] = self.model.backend.decode_graph(
                 lambda ids, positions, segments: self.model(ids, positions, segments, None),
                 rows,
                 STORAGE_DTYPES[self.cache_options.dtype],
+                sampled=sampled,
             )
-        return self._graphs[rows]
+        return self._graphs[rows, sampled]
 
-    def _launch(self, graph: CapturedDecode, ids: Sequence[int], caches: Sequence[KVCache]) -> None:
+    def _launch(
+        self, graph: CapturedDecode, ids: Sequence[int], caches: Sequence[KVCache], sampling: Sequence[RowSampling] = ()
+    ) -> None:
         """The step of the sequences; the rows that fill up a bucket write where nobody looks."""
         while len(self._padding) < graph.rows - len(caches):
             self._padding.append(self.new_cache(1))
         padding = self._padding[: graph.rows - len(caches)]
         positions = [cache.length + cache.position_offset for cache in (*caches, *padding)]
-        graph.launch([*ids, *[0] * len(padding)], positions, [*caches, *padding])
+        filled = [*sampling, *[ARGMAX] * len(padding)] if sampling else ()
+        graph.launch([*ids, *[0] * len(padding)], positions, [*caches, *padding], filled)
         for cache in caches:
             cache.advance(1)
 

@@ -99,7 +99,7 @@ def test_a_token_found_on_the_device_counts_too():
     sampler = Sampler(SamplingParams(min_tokens=1), [], 4, end_ids=frozenset({1}))
     assert sampler.sample(LOGITS).id == 2
     assert sampler.takes_argmax
-    assert sampler.take_argmax(1, 5.0).id == 1
+    assert sampler.accept((1, 5.0)).id == 1
 
 
 def test_ids_outside_the_vocabulary_are_refused():

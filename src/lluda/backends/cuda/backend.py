@@ -28,6 +28,7 @@ from lluda.backends.cuda import (
     triton_gemv,
     triton_grouped,
     triton_mixture,
+    triton_row_sampling,
     triton_rows,
     triton_sampling,
 )
@@ -214,12 +215,15 @@ class CudaBackend(TorchExecutor):
             normalise=block.normalise, like=first.gate_proj, pdl=self._pdl,
         )  # fmt: skip
 
-    def decode_graph(self, run: Run, rows: int, kv_dtype: torch.dtype, *, capture: bool = True) -> DecodeGraph | None:
+    def decode_graph(
+        self, run: Run, rows: int, kv_dtype: torch.dtype, *, sampled: bool = False, capture: bool = True
+    ) -> DecodeGraph | None:
         """See `ComputeBackend.decode_graph`; without ``capture`` it runs launch by launch."""
         if not self._fused or kv_dtype not in _KERNEL_TYPES or rows > _SCRATCH_ROWS[-1]:
             return None
         on_gpu = self.device.type == "cuda"
-        return DecodeGraph(run, self.argmax, rows, kv_dtype, self.device, capture=capture and on_gpu)
+        choose = self.choose if sampled else self._take_largest
+        return DecodeGraph(run, choose, rows, kv_dtype, self.device, sampled=sampled, capture=capture and on_gpu)
 
     def new_graph(self, body: Callable[[], None], *, capture: bool = True, state: Sequence[Tensor] = ()) -> Graph:
         """See `ComputeBackend.new_graph`."""
@@ -234,6 +238,13 @@ class CudaBackend(TorchExecutor):
     def argmax(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """First id of the largest of each row of ``[rows, count]``, and the largest (NaN if any is)."""
         return triton_sampling.argmax(logits, pdl=self._pdl)
+
+    def _take_largest(self, logits: Tensor, *_: Tensor) -> Tensor:
+        return torch.stack([found.double() for found in self.argmax(logits)], dim=1)
+
+    def choose(self, logits: Tensor, ids: Tensor, numbers: Tensor, addresses: Tensor) -> Tensor:
+        """An id of each row by its own settings: see `triton_row_sampling.choose`."""
+        return triton_row_sampling.choose(logits, ids, numbers, addresses, pdl=self._pdl)
 
     def sample(self, logits: Tensor, uniform: Tensor, out: Tensor, peak: Tensor, **settings: Any) -> None:
         """Choose an id on the device: see `triton_sampling.sample`."""

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from lluda.backends.batch import KeyValueStore, Segment
-from lluda.backends.capture import STORE_WIDTH, DeviceStore, Run, store_row
+from lluda.backends.capture import (
+    SAMPLING_ADDRESSES,
+    SAMPLING_NUMBERS,
+    STORE_WIDTH,
+    DeviceStore,
+    RowSampling,
+    Run,
+    store_row,
+)
 from lluda.backends.components import Observer
 
 Layers = Callable[[Tensor, Tensor, Sequence[Segment], Observer | None], Tensor]
@@ -109,30 +117,38 @@ def pinned(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
 
 
 class DecodeGraph:
-    """A step of ``rows`` sequences, one row each, and the likeliest id of each.
+    """A step of ``rows`` sequences, one row each, and the id chosen of each.
 
     Args:
         run: the network's step.
-        argmax: logits ``[rows, vocab]`` -> first id of the largest of each row, and the largest.
+        choose: float logits ``[rows, vocab]``, ids ``[rows]``, and of each row's `RowSampling` the numbers (float64)
+            and addresses (int64), each ``[rows, n]`` -> float64 ``[rows, 2]``: ids, and the largest logits or scores.
         kv_dtype: of the stores it will be given.
+        sampled: whether rows are chosen by settings of their own.
     """
 
     def __init__(
         self,
         run: Run,
-        argmax: Callable[[Tensor], tuple[Tensor, Tensor]],
+        choose: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
         rows: int,
         kv_dtype: torch.dtype,
         device: torch.device,
         *,
+        sampled: bool = False,
         capture: bool = True,
     ) -> None:
-        self.rows, self._run, self._argmax, self._device, self._capture = rows, run, argmax, device, capture
-        self._host = pinned((rows * (STORE_WIDTH + 2),), torch.int64, device)
-        self._numbers = self._host.numpy()
+        self.rows, self._run, self._choose, self._device, self._capture = rows, run, choose, device, capture
+        numbers, addresses = (SAMPLING_NUMBERS, SAMPLING_ADDRESSES) if sampled else (0, 0)
+        widths = (STORE_WIDTH, 1, 1, numbers, addresses)
+        self._host = pinned((rows * sum(widths),), torch.int64, device)
         self._inputs = torch.zeros_like(self._host, device=device)
-        table = self._inputs[: rows * STORE_WIDTH].view(rows, STORE_WIDTH)
-        self._segments = [Segment(row, 1, DeviceStore(table, row, kv_dtype)) for row in range(rows)]
+        # Stores, ids, positions, and how each row is sampled.
+        here, there = (_tables(block, rows, widths) for block in (self._host, self._inputs))
+        self._stores, self._ids, self._positions, self._numbers, self._addresses = (part.numpy() for part in here)
+        self._parts = there
+        stores = (DeviceStore(self._parts[0], row, kv_dtype) for row in range(rows))
+        self._segments = [Segment(row, 1, store) for row, store in enumerate(stores)]
         self._chosen = pinned((rows, 2), torch.float64, device)
         self._logits = torch.empty(0)
         self._graph: Graph | None = None
@@ -142,19 +158,26 @@ class DecodeGraph:
         """Seconds that compiling and capturing took; 0 before the first step."""
         return self._graph.warm_up_seconds if self._graph else 0.0
 
-    def launch(self, ids: Sequence[int], positions: Sequence[float], stores: Sequence[KeyValueStore]) -> None:
-        """Start the step: ``ids`` at ``positions`` behind what the ``stores`` hold. They are not advanced."""
-        places = [number for store in stores for number in store_row(store)]
-        rows = self.rows
-        self._numbers[: rows * STORE_WIDTH] = places
-        self._numbers[rows * STORE_WIDTH : -rows] = ids
-        self._numbers[-rows:].view("float64")[:] = positions
+    def launch(
+        self,
+        ids: Sequence[int],
+        positions: Sequence[float],
+        stores: Sequence[KeyValueStore],
+        sampling: Sequence[RowSampling] = (),
+    ) -> None:
+        """See `CapturedDecode.launch`."""
+        self._stores[:] = [store_row(store) for store in stores]
+        self._ids[:, 0] = ids
+        self._positions.view("float64")[:, 0] = positions
+        if sampling:
+            self._numbers.view("float64")[:] = [row[:SAMPLING_NUMBERS] for row in sampling]
+            self._addresses[:] = [row[SAMPLING_NUMBERS:] for row in sampling]
         if self._graph is None:
             self._graph = Graph(self._body, self._device, capture=self._capture)
         self._graph.launch()
 
     def result(self) -> tuple[list[int], list[float]]:
-        """Wait; of each row the id of the largest logit, and that logit (NaN where any is)."""
+        """See `CapturedDecode.result`."""
         assert self._graph is not None, "nothing was launched"
         self._graph.wait()
         chosen = self._chosen.tolist()
@@ -166,13 +189,18 @@ class DecodeGraph:
         return self._logits
 
     def _body(self) -> None:
-        rows = self.rows
         self._inputs.copy_(self._host, non_blocking=True)
-        ids = self._inputs[rows * STORE_WIDTH : -rows]
-        positions = self._inputs[-rows:].view(torch.float64)
-        self._logits = self._run(ids, positions, self._segments).float()
-        best, peaks = self._argmax(self._logits)
-        self._chosen.copy_(torch.stack((best.double(), peaks.double()), dim=1), non_blocking=True)
+        _, ids, positions, numbers, addresses = self._parts
+        ids = ids[:, 0]
+        self._logits = self._run(ids, positions[:, 0].view(torch.float64), self._segments).float()
+        chosen = self._choose(self._logits, ids, numbers.view(torch.float64), addresses)
+        self._chosen.copy_(chosen, non_blocking=True)
+
+
+def _tables(block: Tensor, rows: int, widths: Sequence[int]) -> list[Tensor]:
+    """``[rows, width]`` each, one behind the other in ``block``."""
+    parts = torch.split(block, [rows * width for width in widths])
+    return [part.view(rows, width) for part, width in zip(parts, widths, strict=True)]
 
 
 class PrefillGraph:

@@ -61,10 +61,11 @@ class LludaSession(SteppingSession):
         """See ``SteppingSession``."""
         if not self._samplers and self._runner.launches_whole(len(tokens)):
             return self._runner.greedy_step(tokens, self._caches)
-        logits = self._runner.step(tokens, self._caches)
         if self._samplers:
+            choices = self._runner.choose_step(tokens, self._caches, self._samplers)
             with self._runner.model.backend.single_threaded_torch():
-                return [one.sample(row).id for one, row in zip(self._samplers, logits, strict=True)]
+                return [one.accept(choice).id for one, choice in zip(self._samplers, choices, strict=True)]
+        logits = self._runner.step(tokens, self._caches)
         # As the sampler chooses greedily: numpy's argmax (see lluda.engine.sampling.sampler).
         chosen: list[int] = logits.cpu().numpy().argmax(-1).tolist()
         return chosen

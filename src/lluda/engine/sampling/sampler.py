@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lluda.backends.capture import MOST_KEPT, RowChoice, RowSampling
 from lluda.engine.sampling.constraint import ConstraintState
+from lluda.engine.sampling.occurrences import Occurrences
 from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.engine.sampling.sampling_values import MAX_BIAS
 from lluda.errors import InvalidRequest, NumericalError
@@ -26,6 +28,8 @@ _NUCLEUS_GUESS = 1024
 _CHUNKS_A_RANK = 32
 _LEAST_WIDTH = 16
 """Of a chunk whose maximum is worth taking."""
+_DRAWN = 64
+"""Uniform numbers drawn at once: the same as one by one, for a fraction of the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +84,11 @@ class Sampler:
         self._frequency = _resolved(params.frequency_penalty)
         self._logprobs = params.logprobs
         self._generator = torch.Generator().manual_seed(self.seed)
+        self._uniforms: list[float] = []
         repeats, counts = self._repetition != 1.0, bool(self._presence or self._frequency)
-        self._seen = _Occurrences(_known(prompt_ids, vocab)) if repeats or counts else None
+        self._seen = Occurrences(_known(prompt_ids, vocab)) if repeats or counts else None
         self._count = 0
+        self._addends: tuple[int, Tensor] | None = None
         self._constraint, self._end_ids = constraint, end_ids
         bias = dict(params.logit_bias or ())
         self._bias = _Bias(bias, vocab) if bias else None
@@ -117,11 +123,31 @@ class Sampler:
         """Whether it takes the largest of the model's logits as they are, and reports nothing of the others."""
         return not self._temperature and self._takes_raw and self._logprobs is None
 
-    def take_argmax(self, token: int, peak: float) -> SampledToken:
-        """What :meth:`sample` gives where the largest logit, ``peak`` (NaN if any is), was found on the device."""
-        assert self.takes_argmax, "this sampler looks at all logits"
+    def on_device(self, device: torch.device) -> RowSampling | None:
+        """What a captured step on ``device`` needs to choose as :meth:`sample` would; None where it must be given the
+        logits: for a constraint or log-probabilities, or where top-k keeps too many."""
+        top_k = (self._top_k or self.vocab) if self._temperature else 1
+        if self._constraint is not None or self._logprobs is not None or min(top_k, self.vocab) > MOST_KEPT:
+            return None
+        occurrences = fed = addends = 0
+        if self._seen is not None:
+            occurrences, fed = self._seen.table_on(device, self.vocab)
+        active = [ids for until, ids in self._suppressed if self._count < until]
+        if active or self._bias is not None:
+            addends = self._addends_on(device, active).data_ptr()
+        return RowSampling(
+            self._temperature or 1.0, top_k, self._top_p, self._min_p, self._repetition, self._presence,
+            self._frequency, self._next_uniform() if self._temperature else 0.0, occurrences, addends, fed,
+        )  # fmt: skip
+
+    def accept(self, choice: RowChoice) -> SampledToken:
+        """The next token as a step gives it: chosen on the device by :meth:`on_device` or, without that, as the argmax
+        of a sampler that :attr:`takes_argmax`; or from its logits (:meth:`sample`, whose errors these are)."""
+        if isinstance(choice, Tensor):
+            return self.sample(choice)
+        token, peak = choice
         _require_finite(peak)
-        self._count += 1
+        self._remember(token)
         return SampledToken(token)
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -200,44 +226,38 @@ class Sampler:
         ids, weights = self._kept(scores)
         cumulative = weights.cumsum(0)
         total = cumulative[-1]
-        uniform = torch.rand((), dtype=torch.float64, generator=self._generator)
-        index = int(torch.searchsorted(cumulative, uniform * total, right=True))
+        index = int(torch.searchsorted(cumulative, self._next_uniform() * total, right=True))
         # The product may round up to the total itself; that means the last token with a weight.
         index = min(index, int(torch.searchsorted(cumulative, total)))
         return index if ids is None else int(ids[index])
 
+    def _next_uniform(self) -> float:
+        """The same until a token is remembered."""
+        if not self._uniforms:
+            drawn: list[float] = torch.rand(_DRAWN, dtype=torch.float64, generator=self._generator).tolist()
+            self._uniforms = drawn[::-1]
+        return self._uniforms[-1]
+
+    def _addends_on(self, device: torch.device, suppressed: Sequence[Tensor]) -> Tensor:
+        """What is added to the scores ``[vocab]``: the bias, and -inf for what is ``suppressed``."""
+        if self._addends is None or self._addends[0] != len(suppressed):
+            table = torch.zeros(self.vocab)
+            if self._bias is not None:
+                self._bias.add(table)
+            for ids in suppressed:
+                table[ids.cpu()] = -math.inf
+            self._addends = len(suppressed), table.to(device)
+        return self._addends[1]
+
     def _remember(self, token: int) -> None:
         self._count += 1
+        if self._temperature:
+            self._next_uniform()
+            self._uniforms.pop()
         if self._seen is not None:
             self._seen.add(token)
         if self._constraint is not None and token not in self._end_ids:
             self._constraint.accept(token)
-
-
-class _Occurrences:
-    """Ids that came so far, each once, and how often each came in the answer: what penalties change, so that they do
-    not pass over a whole vocabulary."""
-
-    def __init__(self, ids: Sequence[int]) -> None:
-        self._places = {token: place for place, token in enumerate(ids)}
-        self._ids = torch.tensor(ids, dtype=torch.int64)
-        self._counts = torch.zeros(len(ids))
-
-    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Ids and their counts (float32), from now on kept on ``device``."""
-        self._ids, self._counts = self._ids.to(device), self._counts.to(device)
-        return self._ids[: len(self._places)], self._counts[: len(self._places)]
-
-    @torch.inference_mode()  # tensors that were made in this mode can only be changed in it
-    def add(self, token: int) -> None:
-        """Count one more of the answer."""
-        place = self._places.setdefault(token, len(self._places))
-        if place == len(self._ids):
-            room = max(64, place)
-            self._ids = torch.cat((self._ids, self._ids.new_zeros(room)))
-            self._counts = torch.cat((self._counts, self._counts.new_zeros(room)))
-        self._ids[place] = token
-        self._counts[place] += 1
 
 
 class _Bias:
