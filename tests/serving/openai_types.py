@@ -15,6 +15,8 @@ from pydantic import BaseModel, TypeAdapter
 EXTENSIONS = {
     "ChatCompletionMessage": {"reasoning_content"},
     "ChoiceDelta": {"reasoning_content"},
+    "RealtimeSessionCreateRequest": {"id", "object", "expires_at"},
+    "RealtimeTranscriptionSessionCreateRequest": {"id", "object", "expires_at"},
     "Response": {"store"},
     "ResponseFunctionCallArgumentsDoneEvent": {"name"},
     "TranscriptionVerbose": {"task"},
@@ -27,31 +29,31 @@ _transcription_event = TypeAdapter[Any](TranscriptionStreamEvent)
 
 def chat_completion(value: Any) -> ChatCompletion:
     """``value``, strictly: no type is converted, no field unknown."""
-    return _known(ChatCompletion.model_validate_json(json.dumps(value), strict=True))
+    return known(ChatCompletion.model_validate_json(json.dumps(value), strict=True))
 
 
 def chat_chunk(value: Any) -> ChatCompletionChunk:
-    return _known(ChatCompletionChunk.model_validate_json(json.dumps(value), strict=True))
+    return known(ChatCompletionChunk.model_validate_json(json.dumps(value), strict=True))
 
 
 def response(value: Any) -> Response:
-    return _known(Response.model_validate_json(json.dumps(value), strict=True))
+    return known(Response.model_validate_json(json.dumps(value), strict=True))
 
 
 def response_event(value: Any) -> Any:
-    return _known(_event.validate_json(json.dumps(value), strict=True))
+    return known(_event.validate_json(json.dumps(value), strict=True))
 
 
 def transcription(value: Any) -> Transcription:
-    return _known(Transcription.model_validate_json(json.dumps(value), strict=True))
+    return known(Transcription.model_validate_json(json.dumps(value), strict=True))
 
 
 def verbose_transcription(value: Any) -> TranscriptionVerbose:
-    return _known(TranscriptionVerbose.model_validate_json(json.dumps(value), strict=True))
+    return known(TranscriptionVerbose.model_validate_json(json.dumps(value), strict=True))
 
 
 def transcription_event(value: Any) -> Any:
-    return _known(_transcription_event.validate_json(json.dumps(value), strict=True))
+    return known(_transcription_event.validate_json(json.dumps(value), strict=True))
 
 
 def completion(value: Any, *, chunk: bool = False) -> Completion:
@@ -65,10 +67,11 @@ def completion(value: Any, *, chunk: bool = False) -> Completion:
         if logprobs is not None and logprobs["token_logprobs"][:1] == [None]:
             assert logprobs["top_logprobs"][0] is None
             logprobs["token_logprobs"][0], logprobs["top_logprobs"][0] = 0.0, {}
-    return _known(Completion.model_validate_json(json.dumps(value), strict=True))
+    return known(Completion.model_validate_json(json.dumps(value), strict=True))
 
 
-def _known(model: Any) -> Any:
+def known(model: Any) -> Any:
+    """``model``, of whose fields OpenAI knows all."""
     for one in _models(model):
         unknown = set(one.model_extra or ()) - EXTENSIONS.get(type(one).__name__, set())
         assert not unknown, f"{type(one).__name__} has no {unknown}"

@@ -34,24 +34,24 @@ class Admission:
         return sum(place.sequences for place in self._line)
 
     @asynccontextmanager
-    async def place(self, sequences: int) -> AsyncIterator[None]:
-        """Hold places for so many sequences, waited for.
+    async def place(self, sequences: int, *, first: bool = False) -> AsyncIterator[None]:
+        """Hold places for so many sequences, waited for; ``first``: before all that waits, however much that is.
 
         ApiError: 429 ``queue_full``; 503 ``queue_timeout`` after ``queue_seconds`` in line.
         """
         sequences = min(sequences, self._limits.running)
-        await self._enter(sequences)
+        await self._enter(sequences, first)
         try:
             yield
         finally:
             self.running -= sequences
             self._advance()
 
-    async def _enter(self, sequences: int) -> None:
-        if not self._line and self.running + sequences <= self._limits.running:
+    async def _enter(self, sequences: int, first: bool) -> None:
+        if (first or not self._line) and self.running + sequences <= self._limits.running:
             self.running += sequences
             return
-        if self.waiting + sequences > self._limits.waiting:
+        if not first and self.waiting + sequences > self._limits.waiting:
             raise ApiError(
                 429,
                 "queue_full",
@@ -59,7 +59,7 @@ class Admission:
                 headers={"retry-after": str(RETRY_SECONDS)},
             )
         place = _Place(sequences)
-        self._line.append(place)
+        (self._line.appendleft if first else self._line.append)(place)
         try:
             async with asyncio.timeout(self._limits.queue_seconds):
                 await place.admitted

@@ -16,6 +16,8 @@ from lluda.serving.endpoints import (
     completions,
     health,
     models,
+    page,
+    realtime,
     responses,
     speech,
     tokens,
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from lluda.serving.http.route import ApiRoute
     from lluda.serving.service import Service
 
-ENDPOINTS = (chat, completions, responses, speech, transcriptions, voices, health, models, tokens)
+ENDPOINTS = (chat, completions, responses, speech, transcriptions, voices, health, models, tokens, page, realtime)
 """Modules with ``ROUTES``."""
 
 
@@ -42,7 +44,7 @@ def routes() -> tuple[ApiRoute, ...]:
 def build_app(service: Service) -> Starlette:
     """The ASGI application of a service."""
     app = Starlette(
-        routes=routes(),
+        routes=(*routes(), *realtime.SOCKETS),
         middleware=[Middleware(Guard, service=service), *_cors(service)],
         exception_handlers={HTTPException: _http_error},
     )

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lluda.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from lluda.engine.media import MediaReader
 
 
 def _limit(default: float, meaning: str) -> Any:
@@ -40,8 +43,11 @@ class Limits:
     images: int = _limit(16, "of one request")
     videos: int = _limit(1, "of one request")
     sounds: int = _limit(8, "of one request")
+    image_pixels: int = _limit(50_000_000, "of an image, known before it is decoded")
+    image_side: int = _limit(16_384, "pixels, of an image or a video")
+    video_seconds: int = _limit(600, "of a video")
+    audio_seconds: int = _limit(2400, "of a recording, in a conversation or to be transcribed")
     audio_file_bytes: int = _limit(64 << 20, "of the file of a recording to be transcribed")
-    audio_seconds: float = _limit(2400, "of a recording to be transcribed")
     fetch_seconds: float = _limit(20, "for fetching one medium from a URL (only with --media-domains)")
     fetch_bytes: int = _limit(64 << 20, "of all media that one request fetches")
     transcription_window_seconds: float = _limit(30, "of a recording that are transcribed at once")
@@ -54,6 +60,13 @@ class Limits:
     schema_bytes: int = _limit(64 << 10, "of a JSON schema")
     schema_depth: int = _limit(16, "levels of a JSON schema")
     speech_input_characters: int = _limit(4096, "of a text to be spoken")
+    realtime_sessions: int = _limit(4, "realtime sessions that are open at once; the next are closed with 1013")
+    realtime_session_seconds: float = _limit(3600, "of one realtime session")
+    realtime_event_bytes: int = _limit(16 << 20, "of one event of a realtime client; then close 1009")
+    realtime_unread_bytes: int = _limit(4 << 20, "that a realtime client has not read; then close 1008")
+    realtime_buffer_seconds: float = _limit(600, "of sound in a realtime session's buffer, and kept of its turns")
+    realtime_items: int = _limit(4096, "of a realtime conversation")
+    realtime_ping_seconds: float = _limit(20, "between two pings of a realtime session, and for their answer")
     workers: int = _limit(4, "threads for templates, media, JSON and encoding of sound")
 
     def __post_init__(self) -> None:
@@ -81,6 +94,16 @@ class Limits:
         if "running" in values:
             values.setdefault("waiting", 0)
         return replace(self, **values)  # type: ignore[arg-type]
+
+    def bound(self, media: MediaReader) -> None:
+        """Let ``media`` take no more than these allow."""
+        media.audio_limits = replace(media.audio_limits, max_seconds=self.audio_seconds)
+        media.vision_limits = replace(
+            media.vision_limits,
+            max_pixels=self.image_pixels,
+            max_side=self.image_side,
+            max_seconds=self.video_seconds,
+        )
 
     def table(self) -> str:
         """One line a limit: name, value, meaning."""

@@ -19,6 +19,7 @@ import uvicorn
 
 from lluda.serving.app import build_app
 from lluda.serving.http.connection import Connection, connection_class
+from lluda.serving.http.websocket import websocket_class
 from lluda.serving.service import Service
 from lluda.serving.settings import Settings
 from lluda.serving.watchdog import Watchdog
@@ -193,7 +194,11 @@ def _config(service: Service) -> uvicorn.Config:
         build_app(service),
         loop="asyncio",
         http=connection_class(limits),
-        ws="none",
+        ws=websocket_class(limits),
+        ws_max_size=limits.realtime_event_bytes,
+        ws_ping_interval=limits.realtime_ping_seconds,
+        ws_ping_timeout=limits.realtime_ping_seconds,
+        ws_per_message_deflate=False,  # sound in base64 is not made shorter by it
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -24,8 +24,11 @@ from lluda.serving.media.fetch import Fetcher
 from lluda.serving.metrics import Metrics
 from lluda.serving.model_names import ModelNames
 from lluda.serving.readiness import Readiness
+from lluda.serving.realtime.client_secrets import ClientSecrets
+from lluda.serving.realtime.sessions import Sessions
 from lluda.serving.ticket import Interruption, Ticket
 from lluda.serving.voices import Voices
+from lluda.source_commit import source_commit
 
 if TYPE_CHECKING:
     from lluda.api.model import Model
@@ -53,9 +56,12 @@ class Service:
         self.admission = Admission(self.limits)
         self.voices = Voices(())
         self.spoken_answers = SpokenAnswers()
+        self.sessions, self.client_secrets = Sessions(self.limits), ClientSecrets()
         self.fetcher = Fetcher(settings.media_domains, self.limits.fetch_bytes, self.limits.fetch_seconds)
         self.fingerprint = ""
         """What computes the answers, as they say it."""
+        self.commit = source_commit()
+        """What the server was made of, as it started."""
         self.state = State.LOADING
         self.started = int(time.time())
         self.ended = asyncio.Event()
@@ -70,6 +76,7 @@ class Service:
         self._workers = ThreadPoolExecutor(self.limits.workers, thread_name_prefix="lluda worker")
         self.metrics.watch(self.metrics.requests_running, lambda: self.admission.running)
         self.metrics.watch(self.metrics.requests_waiting, lambda: self.admission.waiting)
+        self.metrics.watch(self.metrics.realtime_sessions, lambda: len(self.sessions))
 
     @property
     def model(self) -> Model:
@@ -94,11 +101,15 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._workers, partial(function, *args, **kwargs))
 
     async def use(self, model: Model) -> None:
-        """Take requests for ``model`` from now on; what speaks is loaded first."""
+        """Take requests for ``model`` from now on; what speaks is loaded first, unless the settings say otherwise."""
         omni = model.config.omni
-        if omni is not None and omni.speech is not None:
+        if not self.settings.speaks:
+            self.voices = Voices((), "this server was started without speech (--no-speech)")
+        elif omni is not None and omni.speech is not None:
             await self.in_worker(model.speech_stack)
             self.voices = Voices(tuple(omni.speech.talker.speakers))
+        if model.media is not None:
+            self.limits.bound(model.media)
         engine = model.engine
         engine.observer = EngineMetrics(self.metrics)
         self.metrics.watch(
@@ -124,9 +135,13 @@ class Service:
         return self.state is State.FAILED or (self._model is not None and self._model.engine.error is not None)
 
     @asynccontextmanager
-    async def admit(self, endpoint: str, request: Request, sequences: int = 1) -> AsyncIterator[Ticket]:
-        """Leave to run ``sequences`` on the engine, waited for. All that runs inside ends when the client goes away,
-        after ``request_seconds``, or when the server ends; exactly one outcome is counted.
+    async def admit(
+        self, endpoint: str, request: Request | None, sequences: int = 1, *, first: bool = False, salt: bytes = b""
+    ) -> AsyncIterator[Ticket]:
+        """Leave to run ``sequences`` on the engine, waited for (``first``: before all others). All that runs inside
+        ends when the client goes away (without a ``request`` somebody else sees to that), after ``request_seconds``, or
+        when the server ends; exactly one outcome is counted. Prompts share rows only with those of one ``salt``, which
+        is that of the request's key where there is a ``request``.
 
         To be entered and left by the task that handles the request, in a stream by its generator.
 
@@ -138,9 +153,11 @@ class Service:
         self.metrics.requests_received.labels(endpoint).inc()
         interruption = Interruption()
         outcome = "error"
-        ticket = Ticket(self.model.engine, self.metrics, self.limits.queue_seconds)
+        salt = salt if request is None else request.scope["state"]["salt"]
+        ticket = Ticket(self.model.engine, self.metrics, self.limits.queue_seconds, salt)
         try:
-            async with interruption, self._attended(request, interruption), self.admission.place(sequences):
+            place = self.admission.place(sequences, first=first)
+            async with interruption, self._attended(request, interruption), place:
                 self.metrics.queue_seconds.observe(time.monotonic() - arrived)
                 yield ticket
                 outcome = ticket.outcome
@@ -194,6 +211,7 @@ class Service:
         """Take no requests any more; give those that run ``drain_seconds`` to end, then end them with an error."""
         if self.state is not State.FAILED:
             self.state = State.DRAINING
+        await self.sessions.drain(self.limits.drain_seconds)
         if not await self._all_ended(self.limits.drain_seconds):
             self._interrupt(unavailable("draining", "the server was stopped before this request ended"))
             await self._all_ended(_LAST_WORDS_SECONDS)
@@ -201,6 +219,7 @@ class Service:
     def fail(self) -> None:
         """The engine is dead or hangs: end all requests, and take no more."""
         self.state = State.FAILED
+        self.sessions.end_all(1011, _dead())
         self._interrupt(_dead())
 
     def close(self) -> None:
@@ -211,10 +230,10 @@ class Service:
             self.closing.start()
 
     @asynccontextmanager
-    async def _attended(self, request: Request, interruption: Interruption) -> AsyncIterator[None]:
+    async def _attended(self, request: Request | None, interruption: Interruption) -> AsyncIterator[None]:
         """While inside, ``interruption`` comes when the client leaves, or the time of a request is over."""
         loop = asyncio.get_running_loop()
-        watch = loop.create_task(_disconnected(request, interruption))
+        watch = None if request is None else loop.create_task(_disconnected(request, interruption))
         clock = loop.call_later(self.limits.request_seconds, interruption.interrupt, self._too_long())
         self._open.add(interruption)
         try:
@@ -222,7 +241,8 @@ class Service:
         finally:
             self._open.discard(interruption)
             clock.cancel()
-            watch.cancel()
+            if watch is not None:
+                watch.cancel()
 
     def _too_long(self) -> ApiError:
         message = f"the request took more than {self.limits.request_seconds:g} s; ask for fewer tokens"

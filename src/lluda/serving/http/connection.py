@@ -24,6 +24,9 @@ ABORT = "lluda.abort"
 IS_CLOSING = "lluda.is_closing"
 """The extension that tells whether the connection is lost or closing: what is written then goes nowhere."""
 
+WEBSOCKET_PATHS = ("/v1/realtime",)
+"""Where an upgrade to a websocket is possible."""
+
 _LINGER_SECONDS = 1.0
 """During which what a refused client still sends is thrown away: closed at once, it would often not see the answer."""
 
@@ -117,6 +120,9 @@ class Connection(H11Protocol):
             self._stop("headers")
         elif self.conn.trailing_data[0]:
             self._start("headers", self.limits.header_seconds, self._headers_late)
+
+    def _should_upgrade(self) -> bool:
+        return self.scope["path"] in WEBSOCKET_PATHS and super()._should_upgrade()
 
     def pause_writing(self) -> None:
         """As asyncio has it: the client is behind."""

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import secrets
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("lluda.serving.requests")
 
-OPEN_PATHS = ("/health",)
-"""What may be asked without a key."""
+OPEN_PATHS = ("/health", "/")
+"""What may be asked without a key: the page has nothing to hide, and asks for one itself."""
 
 _MAX_ID = 128
 _MAX_LOGGED_PATH = 200
@@ -58,6 +59,7 @@ class Guard:
 
         try:
             self._check(scope, headers)
+            scope["state"]["salt"] = self._service.keys.salt(headers)
             await self.app(scope, receive, answer)
         except (ClientDisconnected, ClientDisconnect):
             status = 499
@@ -73,10 +75,7 @@ class Guard:
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         """ApiError: a page of a foreign origin, or no key."""
-        origin = headers.get("origin")
-        if origin is not None and not self._is_ours(origin, headers.get("host", "")):
-            message = f"web pages of {origin[:80]!r} may not ask this server; start it with --allow-origin to let them"
-            raise ApiError(403, "origin_not_allowed", message)
+        check_origin(headers, self._service.settings.allow_origins)
         is_preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in headers  # has no key
         if scope["path"] not in OPEN_PATHS and not is_preflight and not self._service.keys.accepts(headers):
             raise ApiError(
@@ -85,18 +84,6 @@ class Guard:
                 "one API key is needed, as 'authorization: Bearer KEY'; this request has none, several or a wrong one",
                 headers={"www-authenticate": "Bearer"},
             )
-
-    def _is_ours(self, origin: str, host: str) -> bool:
-        """Whether a page of ``origin`` may ask: one that was allowed, or of this server, asked by a name of this
-        machine (any other name may be somebody's who lets it point here)."""
-        if origin in self._service.settings.allow_origins:
-            return True
-        try:
-            parts = urlsplit(origin)
-            name = parts.hostname or ""
-        except ValueError:
-            return False
-        return parts.netloc == host and _is_loopback(name)
 
     async def _break_off(self, scope: Scope, error: Exception) -> None:
         """The answer had begun: what is missing of it cannot be told, but that it is missing can."""
@@ -112,6 +99,25 @@ class Guard:
         self._service.metrics.http_responses.labels(path, str(status)).inc()
         asked = scope.get("raw_path", b"").decode("ascii", "replace")[:_MAX_LOGGED_PATH]
         _log.info("%s %s %s %d %.0f ms", number, scope["method"], asked, status, 1000 * seconds)
+
+
+def check_origin(headers: Headers, allowed: Collection[str]) -> None:
+    """ApiError 403: a page of a foreign origin asks."""
+    origin = headers.get("origin")
+    if origin is not None and origin not in allowed and not _is_of_this_server(origin, headers.get("host", "")):
+        message = f"web pages of {origin[:80]!r} may not ask this server; start it with --allow-origin to let them"
+        raise ApiError(403, "origin_not_allowed", message)
+
+
+def _is_of_this_server(origin: str, host: str) -> bool:
+    """Whether a page of ``origin`` is of this server, asked by a name of this machine (any other name may be
+    somebody's who lets it point here)."""
+    try:
+        parts = urlsplit(origin)
+        name = parts.hostname or ""
+    except ValueError:
+        return False
+    return parts.netloc == host and _is_loopback(name)
 
 
 def error_response(error: ApiError) -> Response:

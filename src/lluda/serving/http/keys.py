@@ -55,14 +55,32 @@ class Keys:
         right. The comparison takes as long for a wrong key as for a right one."""
         if not self._hashes:
             return True
-        sent = [value for name in ("api-key", "x-api-key") for value in headers.getlist(name)]
-        for value in headers.getlist("authorization"):
-            scheme, _, key = value.partition(" ")
-            sent.append(key.strip() if scheme.lower() == "bearer" else "")
-        if len(set(sent)) != 1 or len(headers.getlist("authorization")) > 1 or len(sent[0]) > _MAX_KEY:
+        sent = _sent(headers)
+        if len(set(sent)) != 1 or len(headers.getlist("authorization")) > 1:
             return False
-        digest = _digest(sent[0])
+        return self.knows(sent[0])
+
+    def knows(self, key: str) -> bool:
+        """Whether ``key`` is one of them; as `accepts`."""
+        if len(key) > _MAX_KEY:
+            return False
+        digest = _digest(key)
         return sum(hmac.compare_digest(digest, known) for known in self._hashes) > 0
+
+    def salt(self, headers: Headers) -> bytes:
+        """What tells the prompts of one key from those of another, of headers that were accepted; empty, where no key
+        was needed."""
+        sent = _sent(headers)
+        return _digest(sent[0]) if self._hashes and sent else b""
+
+
+def _sent(headers: Headers) -> list[str]:
+    """Keys, as often as they were sent."""
+    sent = [value for name in ("api-key", "x-api-key") for value in headers.getlist(name)]
+    for value in headers.getlist("authorization"):
+        scheme, _, key = value.partition(" ")
+        sent.append(key.strip() if scheme.lower() == "bearer" else "")
+    return sent
 
 
 def _digest(key: str) -> bytes:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lluda.errors import LludaError
 from lluda.inputs.chat.chat_options import ChatOptions
 from lluda.serving.answers.usage import PromptCounts
-from lluda.serving.http.errors import ApiError, from_error, invalid
+from lluda.serving.http.errors import ApiError, from_error, invalid, media_error
 from lluda.serving.questions.chat_question import ChatQuestion
 from lluda.serving.questions.sampling import seeded
 from lluda.serving.reading.answer_reader import AnswerForm
@@ -17,17 +17,20 @@ from lluda.serving.reading.marks import Mark, Marks
 
 if TYPE_CHECKING:
     from lluda.api.model import Model
+    from lluda.engine.media import EncodedMedia
     from lluda.engine.request import Request
     from lluda.engine.sampling.constraint import Constraint
 
 
 @dataclass(frozen=True, slots=True)
 class EngineRequests:
-    """``requests``, one a choice; how their answers are to be read; what of the prompt stands for media."""
+    """``requests``, one a choice; how their answers are to be read; what of the prompt stands for media, and the media
+    themselves, ``encoded`` in the order of the messages."""
 
     requests: Sequence[Request]
     form: AnswerForm
     media: PromptCounts
+    encoded: Sequence[EncodedMedia]
 
 
 def compiled(model: Model, question: ChatQuestion) -> Constraint | None:
@@ -45,17 +48,21 @@ def compiled(model: Model, question: ChatQuestion) -> Constraint | None:
 
 
 def engine_requests(
-    model: Model, question: ChatQuestion, messages: Sequence[Mapping[str, Any]], constraint: Constraint | None
+    model: Model,
+    question: ChatQuestion,
+    messages: Sequence[Mapping[str, Any]],
+    constraint: Constraint | None,
+    priority: int = 0,
 ) -> EngineRequests:
-    """The requests of a question whose ``messages`` have their media as bytes; blocking. ApiError 400: what model,
-    template or media refuse, with the path of the message."""
+    """The requests of a question whose ``messages`` have their media as bytes; blocking. ``priority``: lower goes
+    first. ApiError 400: what model, template or media refuse, with the path of the message."""
     marks = Marks.find(model.tokenizer)
     thinking = question.thinking
     if constraint is not None and thinking is None:
         thinking = False  # the grammar begins with the first token, and has no room for a thought
     options = ChatOptions(enable_thinking=thinking, tools=question.tools.for_template)
     try:
-        prompt, _ = model.read_prompt(messages, options)
+        prompt, encoded = model.read_prompt(messages, options)
     except LludaError as error:
         raise _placed(error, question.paths) from None
     params = question.sampling
@@ -72,6 +79,7 @@ def engine_requests(
             spoken=speech is not None,
             constraint=constraint,
             index=index,
+            priority=priority,
         )
         for index in range(question.choices)
     ]
@@ -85,7 +93,7 @@ def engine_requests(
         spoken=speech is not None,
         logprobs=question.logprobs is not None,
     )
-    return EngineRequests(requests, form, _media_counts(model, prompt.ids))
+    return EngineRequests(requests, form, _media_counts(model, prompt.ids), encoded)
 
 
 def _has_switch(model: Model, marks: Marks) -> bool:
@@ -106,14 +114,14 @@ def _media_counts(model: Model, ids: Sequence[int]) -> PromptCounts:
 
 
 def _placed(error: LludaError, paths: Sequence[str]) -> ApiError:
-    """The error with the message's path in the body."""
-    found = from_error(error)
+    """The error with the message's path in the body. One that names no message is about the model's own files."""
     for written, path in _written(paths):
-        if found.message.startswith(written):
+        if str(error).startswith(written):
+            found = media_error(error)
             param, colon, _ = found.message.removeprefix(written).partition(":")
             place = path + param if colon and len(param) < 60 else path
             return ApiError(found.status, found.code, path + found.message.removeprefix(written), param=place)
-    return found
+    return from_error(error)
 
 
 def _written(paths: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from lluda.serving.transcription.transcript import Segment, Transcript, space_be
 
 if TYPE_CHECKING:
     from lluda.api.model import Model
+    from lluda.engine.media import EncodedMedia
     from lluda.engine.prompt_rows import PromptRows
     from lluda.engine.request import Request, SpeechEvent
     from lluda.serving.service import Service
@@ -86,26 +87,33 @@ def _requests(model: Model, recording: Recording, pieces: Sequence[Piece], wish:
             {"type": "audio", "audio": sound, "sampling_rate": RATE},
             {"type": "text", "text": wish.instruction},
         ]
-        prompt = _prompt(model, content)
+        prompt, _ = verbatim_prompt(model, content)
         start, end = recording.bounds(piece)
-        sampling = SamplingParams(
-            temperature=wish.temperature,
-            repetition_penalty=1.0,
-            max_tokens=_LEAST_TOKENS + int(_TOKENS_A_SECOND * (end - start)),
-            clamp_max_tokens=True,
-            logprobs=0 if wish.logprobs else None,
-        )
-        requests.append(model.request(prompt, sampling, index=index))
+        requests.append(model.request(prompt, verbatim_sampling(wish, end - start), index=index))
     return requests
 
 
-def _prompt(model: Model, content: Sequence[Mapping[str, Any]]) -> PromptRows:
-    """Without a thought, for a model that would begin with one; others are asked as they were trained."""
+def verbatim_sampling(wish: Wish, seconds: float) -> SamplingParams:
+    """How the text of so many seconds of sound is chosen."""
+    return SamplingParams(
+        temperature=wish.temperature,
+        repetition_penalty=1.0,
+        max_tokens=_LEAST_TOKENS + int(_TOKENS_A_SECOND * seconds),
+        clamp_max_tokens=True,
+        logprobs=0 if wish.logprobs else None,
+    )
+
+
+def verbatim_prompt(
+    model: Model, content: Sequence[Mapping[str, Any]]
+) -> tuple[PromptRows, Sequence[EncodedMedia]]:
+    """The rows of a message of sound and instruction, and its sound encoded; blocking. Without a thought, for a model
+    that would begin with one; others are asked as they were trained."""
     message = {"role": "user", "content": content}
-    prompt, _ = model.read_prompt([message], ChatOptions())
+    prompt, media = model.read_prompt([message], ChatOptions())
     if Marks.find(model.tokenizer).thought_is_open(prompt.ids, model.tokenizer.id_of("<|im_start|>")):
-        prompt, _ = model.read_prompt([message], ChatOptions(enable_thinking=False))
-    return prompt
+        return model.read_prompt([message], ChatOptions(enable_thinking=False))
+    return prompt, media
 
 
 def _audio_tokens(model: Model, requests: Sequence[Request]) -> int:

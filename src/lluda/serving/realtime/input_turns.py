@@ -1,0 +1,244 @@
+"""The input side of a session: the buffer of what the user says, and where turns begin and end in it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lluda.engine.listening.turn_detector import (
+    TAIL,
+    SpeechAwaited,
+    SpeechEnded,
+    SpeechPaused,
+    SpeechStarted,
+    TurnDetector,
+    TurnEvent,
+    TurnSettings,
+)
+from lluda.serving.http.errors import invalid
+from lluda.serving.realtime.conversation import user_sound
+from lluda.serving.realtime.items import MessageItem, new_id
+from lluda.serving.realtime.server_events import ServerEvent, SpeechStopped, TimeoutTriggered
+from lluda.serving.realtime.server_events import SpeechStarted as StartedEvent
+from lluda.serving.realtime.session_fields import SemanticVad, ServerVad
+from lluda.serving.realtime.session_settings import SessionSettings, SoundFormat
+from lluda.serving.realtime.sound_buffer import SoundBuffer
+from lluda.serving.realtime.sound_format import HEARD_RATE, SoundDecoder
+from lluda.serving.realtime.spoken_turn import SpokenTurn
+
+if TYPE_CHECKING:
+    from lluda.serving.limits import Limits
+
+_PIECE_SECONDS = 0.1
+"""Of sound that is looked at before others have a turn."""
+
+_LEAST_SECONDS = 0.1
+"""A turn that a client commits is longer."""
+
+_KEPT_SECONDS = 60.0
+"""Of sound in which nobody speaks, that a client may still commit."""
+
+
+@dataclass(slots=True, eq=False)
+class _OpenTurn:
+    """A turn that began at sample ``start``, of which those before ``pushed`` were heard."""
+
+    start: int
+    pushed: int
+    spoken: SpokenTurn
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A turn that is over. ``answers``: the session's settings say that an answer follows; ``ended_at``: when the user
+    said the last of it, by ``time.monotonic``."""
+
+    item: MessageItem
+    answers: bool
+    ended_at: float
+    stopped: ServerEvent | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnBegun:
+    """Somebody speaks. ``interrupts``: what is being answered is of no interest any more."""
+
+    event: StartedEvent
+    interrupts: bool
+
+
+class InputTurns:
+    """`append` what comes; ``begun`` and ``over`` are told of turns that were found in it. ``listen`` opens a turn."""
+
+    def __init__(
+        self,
+        settings: SessionSettings,
+        limits: Limits,
+        listen: Callable[[], SpokenTurn],
+        begun: Callable[[TurnBegun], object],
+        over: Callable[[Turn], object],
+    ) -> None:
+        self._limits, self._listen, self._begun, self._over = limits, listen, begun, over
+        self._buffer = SoundBuffer()
+        self._turn: _OpenTurn | None = None
+        self._format: SoundFormat | None = None
+        self._detection: ServerVad | SemanticVad | None = None
+        self._detector: TurnDetector | None = None
+        self.configure(settings)
+
+    def configure(self, settings: SessionSettings) -> None:
+        """What holds from the next sound on. The buffer is kept; other rules of turns begin anew with it."""
+        if settings.input_format != self._format:
+            self._format = settings.input_format
+            self._decoder = SoundDecoder(self._format.type, self._format.rate)  # type: ignore[arg-type]
+        if settings.turn_detection != self._detection or self._detector is None:
+            self._detection = settings.turn_detection
+            self._forget_turn()
+            self._detector = None
+            if self._detection is not None:
+                self._detector = TurnDetector(_turn_settings(self._detection), first_sample=self._buffer.end)
+
+    @property
+    def is_speaking(self) -> bool:
+        """Whether the user is in the middle of a turn that was found."""
+        return self._detector is not None and self._turn is not None
+
+    def answering(self, sounding: bool) -> None:
+        """Whether an answer of ours sounds at the user's."""
+        if self._detector is not None:
+            self._detector.speaking_back = sounding
+
+    def await_speech(self, after_seconds: float) -> None:
+        """An answer is over, and sounds for so long yet: from then on the user is waited for."""
+        if self._detector is not None:
+            self._detector.await_speech(int(1000 * after_seconds))
+
+    async def append(self, data: bytes) -> None:
+        """More sound, in the input format. ApiError 400: half a sample, or no room without a turn's end."""
+        assert self._format is not None, "set by configure"
+        width = self._format.sample_bytes
+        if len(data) % width:
+            words = f"audio has {len(data)} bytes, which are no whole samples of {width} bytes"
+            raise invalid(words, "audio", "invalid_media")
+        seconds = len(data) / width / self._format.rate
+        held = (self._buffer.end - self._buffer.start) / HEARD_RATE
+        if self._detector is None and held + seconds > self._limits.realtime_buffer_seconds:
+            words = (
+                f"the buffer holds {held:.0f} s, and at most {self._limits.realtime_buffer_seconds:g} s; "
+                "commit or clear it"
+            )
+            raise invalid(words, "audio", "input_audio_buffer_full")
+        step = int(_PIECE_SECONDS * self._format.rate) * width
+        for start in range(0, len(data), step):
+            if start:
+                await asyncio.sleep(0)
+            self._hear(data[start : start + step])
+
+    def commit(self) -> Turn:
+        """The client says that the turn is over. ApiError 400: there is none."""
+        start = self._buffer.start if self._turn is None else self._turn.start
+        seconds = (self._buffer.end - start) / HEARD_RATE
+        if seconds < _LEAST_SECONDS:
+            words = (
+                f"the buffer has {1000 * seconds:.0f} ms of sound; a turn needs {1000 * _LEAST_SECONDS:.0f} ms at least"
+            )
+            raise invalid(words, None, "input_audio_buffer_commit_empty")
+        if self._turn is None:
+            self._open(start)
+        item = self._close(self._buffer.end)
+        if self._detector is not None:
+            self._detector.reset()
+        return Turn(item, answers=False, ended_at=time.monotonic())
+
+    def clear(self) -> None:
+        """Forget what was appended."""
+        self._forget_turn()
+        self._buffer.forget(self._buffer.end)
+        if self._detector is not None:
+            self._detector.reset()
+
+    def _hear(self, data: bytes) -> None:
+        samples = self._decoder.push(data)
+        self._buffer.add(samples)
+        if self._detector is None:
+            if self._turn is None and self._buffer.end > self._buffer.start:
+                self._open(self._buffer.start)
+        else:
+            for event in self._detector.push(samples):
+                self._take(event)
+            if self._turn is None:
+                kept = self._buffer.end - int(_KEPT_SECONDS * HEARD_RATE)
+                self._buffer.forget(min(kept, self._detector.needed_from))
+        self._push()
+
+    def _take(self, event: TurnEvent) -> None:
+        match event:
+            case SpeechStarted():
+                self._open(event.padded_sample)
+                assert self._turn is not None and self._detection is not None, "just opened, by rules of turns"
+                told = StartedEvent(item_id=self._turn.id, audio_start_ms=_ms(event.padded_sample))
+                self._begun(TurnBegun(told, self._detection.interrupt_response))
+            case SpeechPaused() if self._turn is not None:
+                self._push()
+                self._turn.spoken.expect_end(event.sample - self._turn.start)
+            case SpeechEnded() if self._turn is not None:
+                number = self._turn.id
+                self._end(
+                    self._close(event.sample),
+                    event.sample,
+                    SpeechStopped(item_id=number, audio_end_ms=_ms(event.sample)),
+                )
+            case SpeechAwaited():
+                number = new_id("item")
+                told_end = TimeoutTriggered(
+                    item_id=number, audio_start_ms=_ms(event.from_sample), audio_end_ms=_ms(event.sample)
+                )
+                self._end(MessageItem("user", [], number), event.sample, told_end)
+
+    def _end(self, item: MessageItem, sample: int, told: ServerEvent) -> None:
+        assert self._detection is not None, "found by rules of turns"
+        ended_at = self._buffer.arrival(max(0, sample - TAIL))
+        self._over(Turn(item, self._detection.create_response, ended_at, told))
+
+    def _open(self, start: int) -> None:
+        self._turn = _OpenTurn(start, start, self._listen(), new_id("item"))
+
+    def _push(self) -> None:
+        turn = self._turn
+        if turn is not None and turn.pushed < self._buffer.end:
+            turn.spoken.push(self._buffer.between(turn.pushed, self._buffer.end))
+            turn.pushed = self._buffer.end
+
+    def _close(self, end: int) -> MessageItem:
+        """The open turn, which ends before sample ``end``, as an item."""
+        self._push()
+        turn, self._turn = self._turn, None
+        assert turn is not None, "a turn is open"
+        source: Any = turn.spoken.finish(end - turn.start)
+        samples = self._buffer.between(turn.start, end)
+        self._buffer.forget(end)
+        return MessageItem("user", [user_sound(samples, source)], turn.id)
+
+    def _forget_turn(self) -> None:
+        if self._turn is not None:
+            self._turn.spoken.discard()
+            self._turn = None
+
+
+def _turn_settings(detection: ServerVad | SemanticVad) -> TurnSettings:
+    if isinstance(detection, SemanticVad):
+        return TurnSettings(eagerness="medium" if detection.eagerness == "auto" else detection.eagerness)
+    return TurnSettings(
+        threshold=detection.threshold,
+        prefix_padding_ms=detection.prefix_padding_ms,
+        silence_duration_ms=detection.silence_duration_ms,
+        idle_timeout_ms=detection.idle_timeout_ms,
+    )
+
+
+def _ms(samples: int) -> int:
+    return samples * 1000 // HEARD_RATE

@@ -1,0 +1,34 @@
+"""How far ahead of the listener an answer's sound is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+LEAD_SECONDS = 3.0
+"""What is sent ahead is thrown away when the user begins to speak."""
+
+
+class SpeechPace:
+    """A listener plays from the first sound on. ``sent`` seconds were handed out so far."""
+
+    def __init__(self) -> None:
+        self.sent = 0.0
+        self._began: float | None = None
+
+    @property
+    def lead(self) -> float:
+        """Seconds of sound that the listener has not played."""
+        return 0.0 if self._began is None else max(0.0, self._began + self.sent - time.monotonic())
+
+    async def take(self, seconds: float) -> None:
+        """Wait until so much more may be sent."""
+        now = time.monotonic()
+        if self._began is None:
+            self._began = now
+        elif self._began + self.sent < now:  # the listener had to wait
+            self._began = now - self.sent
+        ahead = self.lead + seconds - LEAD_SECONDS
+        if ahead > 0:
+            await asyncio.sleep(ahead)
+        self.sent += seconds

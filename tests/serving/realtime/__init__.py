@@ -1,0 +1,1 @@
+"""/v1/realtime, through a real websocket to a real server."""
