@@ -60,6 +60,15 @@ def test_a_prompt_that_begins_alike_takes_the_slot_over():
     assert not made.retained, "it was the slot itself"
 
 
+def test_rows_are_shared_within_one_salt():
+    made, ids = pool(), list(range(100, 160))
+    asked = PromptRows(ids, salt=b"one")
+    made.release(computed(made, ids), asked.extended([7, 8]), retain=True)
+    assert made.find(PromptRows(ids, salt=b"one"), prompt_rows_only=True).rows == 59
+    assert made.find(PromptRows(ids, salt=b"two"), prompt_rows_only=True) is None
+    assert made.find(PromptRows(ids), prompt_rows_only=True) is None
+
+
 def test_a_short_shared_beginning_is_copied_and_the_rest_stays():
     made = pool()
     ids = list(range(100, 160))

@@ -12,6 +12,9 @@ import os
 import signal
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
 from unittest.mock import AsyncMock, Mock
 
 import numpy as np
@@ -19,6 +22,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from lluda.inputs.chat.chat_template import ChatTemplate
 from lluda.inputs.decoding.media_decoder import DecodingJob
 from lluda.outputs.encoded_audio import encoded_audio
 from lluda.serving.media.fetch import Fetcher
@@ -117,6 +121,13 @@ def test_d2_bombs_are_refused_by_their_headers(server, size):
     before = process.memory_info().rss
     refused(server, "image", png_header(*size))
     assert process.memory_info().rss - before < 100_000_000
+
+
+@pytest.mark.parametrize(
+    ("size", "limit"), [((7_072, 7_071), "50000000"), ((16_385, 100), "16384"), ((100, 16_385), "16384")]
+)
+def test_d2_the_server_takes_less_than_the_decoder(server, size, limit):
+    assert limit in refused(server, "image", png_header(*size), "invalid_value")
 
 
 def test_d2_a_jpeg_that_claims_65535_squared(server):
@@ -297,6 +308,23 @@ def test_d11_more_sound_than_the_context_holds(server, format):
     content = encoded_audio(format, 8000, np.zeros(8000 * 400, np.float32))
     error = check_error(show(server, "audio", content), 400, "context_length_exceeded")
     assert "4096" in error["message"]
+
+
+def test_d11_longer_than_a_server_takes(server, videos, monkeypatch):
+    media = server.model.media
+    assert (media.audio_limits.max_seconds, media.vision_limits.max_seconds) == (2400, 600)
+    monkeypatch.setattr(media, "audio_limits", replace(media.audio_limits, max_seconds=2))
+    monkeypatch.setattr(media, "vision_limits", replace(media.vision_limits, max_seconds=0.1))
+    sound = encoded_audio("flac", 8000, np.zeros(8000 * 3, np.float32))
+    assert "exceed the 2 s" in refused(server, "audio", sound, "invalid_value")
+    assert "exceed the 0.1 s" in refused(server, "video", videos["5 frames"], "invalid_value")
+
+
+def test_a_broken_template_is_not_the_media_s_fault(server, monkeypatch):
+    broken = ChatTemplate("<|nothing|>{{ messages[0].role }}", Path("chat_template.jinja"))
+    with monkeypatch.context() as patch, closing(broken):
+        patch.setattr(server.model, "chat_template", broken)
+        check_error(chat(server), 500, "internal_error")
 
 
 @pytest.fixture(scope="module")

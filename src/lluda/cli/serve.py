@@ -40,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-origin", action="append", default=[], metavar="O",
         help="web origin whose pages may ask, as https://chat.example (repeatable)",
     )  # fmt: skip
+    group.add_argument(
+        "--no-speech", action="store_true", help="answer in text alone; what speaks is not loaded (saves its memory)"
+    )
     group.add_argument("--limit", action="append", default=[], metavar="NAME=N", help="change a limit (repeatable)")
     group.add_argument("--print-limits", action="store_true", help="print all limits, and end")
     group.add_argument(
@@ -74,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
         keys=keys,
         media_domains=tuple(args.media_domains.replace(",", " ").split()),
         allow_origins=tuple(args.allow_origin),
+        speaks=not args.no_speech,
     )
     args.model = options.model_or_tiny_omni(args.model)
     source = options.find_model(args.model, args, answers=True)

@@ -300,6 +300,7 @@ class VisionLimits:
     |---|---|---|
     | ``max_image_bytes`` | 1 GiB | an uncompressed image of ``max_pixels`` in 16 bits fits |
     | ``max_pixels`` | 134,217,728 | of an image, before resizing: 400 MB of RGB; cameras make 108 million |
+    | ``max_side`` | 163,840 | what the two rules around it leave |
     | ``max_aspect_ratio`` | 200 | long side to short; the released processor's own rule |
     | ``max_video_bytes`` | 64 GiB | hours of 4K video |
     | ``max_frame_pixels`` | 33,554,432 | of a stored frame: 8K video has 33,177,600 |
@@ -311,6 +312,7 @@ class VisionLimits:
 
     max_image_bytes: int = 1 << 30
     max_pixels: int = 1 << 27
+    max_side: int = 163_840
     max_aspect_ratio: int = 200
     max_video_bytes: int = 64 << 30
     max_frame_pixels: int = 1 << 25

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lluda.config.audio import MelConfig
-from lluda.config.vision import VisionInputConfig
+from lluda.config.audio import AUDIO_LIMITS, MelConfig
+from lluda.config.vision import VISION_LIMITS, VisionInputConfig
 from lluda.engine.forked import require_own_threads
 from lluda.engine.prompt_rows import PromptRows
 from lluda.errors import ContextExceeded, CorruptFile, InvalidRequest
@@ -96,6 +96,8 @@ class MediaReader:
         self._mel = MelConfig.from_hf(audio.raw, audio.where, omni.audio)
         self._image = VisionInputConfig.from_hf(image.raw, image.where, omni.vision)
         self._video = VisionInputConfig.for_video(video.raw, video.where, omni.vision)
+        self.audio_limits, self.vision_limits = AUDIO_LIMITS, VISION_LIMITS
+        """What is taken; a server takes less than one person."""
         self._layout = Layout(omni.tokens, omni.vision.spatial_merge_size, omni.position_id_per_seconds)
 
     def key(self, part: MediaPart, max_tokens: int) -> bytes:
@@ -191,7 +193,8 @@ class MediaReader:
 
     def _features(self, part: MediaPart, room: Room) -> NDArray[np.float32]:
         rate = self._mel.sampling_rate
-        recording = open_audio(part.source, part.options.get("sampling_rate"), where=part.where)
+        rate_given = part.options.get("sampling_rate")
+        recording = open_audio(part.source, rate_given, where=part.where, limits=self.audio_limits)
         try:
             if recording.seconds is not None:
                 # Packets say to a frame or so how long they are; what is decoded is counted.
@@ -213,7 +216,7 @@ class MediaReader:
             yield block
 
     def _picture(self, part: MediaPart, room: Room) -> VisionPatches:
-        picture = open_image(part.source, where=part.where)
+        picture = open_image(part.source, where=part.where, limits=self.vision_limits)
         try:
             size = image_size(picture.height, picture.width, self._image, where=part.where)
             room.require(size[0] * size[1] // self._image.factor**2)
@@ -225,7 +228,8 @@ class MediaReader:
         self, part: MediaPart, max_tokens: int, room: Room
     ) -> tuple[VideoSpan, NDArray[np.float32] | None, VisionPatches]:
         config, heard = self._video, bool(part.options.get("use_audio"))
-        video = open_video(part.source, part.options.get("fps"), config=config, where=part.where)
+        fps, limits = part.options.get("fps"), self.vision_limits
+        video = open_video(part.source, fps, config=config, where=part.where, limits=limits)
         if heard and not video.has_sound:
             raise InvalidRequest(f"{part.where}: use_audio was asked for, but the video has no sound track")
         height, width = frame_size(

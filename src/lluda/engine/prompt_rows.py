@@ -16,13 +16,16 @@ from lluda.models.decoder import MultimodalEmbeddings
 class PromptRows:
     """``ids``; ``positions [3, rows]`` (time, height, width; spec section 5.2), or None for 0, 1, 2, …; ``injected``
     rows, ascending, that take the place of their ids' embeddings; ``spans`` of media and the text between, each with
-    its number of rows (none: text alone), and the ``media_keys`` of the media among them: digests of their content."""
+    its number of rows (none: text alone), and the ``media_keys`` of the media among them: digests of their content.
+    ``salt``: only prompts of one salt share rows, so that nobody learns from the time of an answer what others asked.
+    """
 
     ids: Sequence[int]
     positions: Tensor | None = None
     injected: MultimodalEmbeddings | None = None
     spans: Sequence[tuple[Span, int]] = ()
     media_keys: Sequence[bytes] = ()
+    salt: bytes = b""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -38,11 +41,11 @@ class PromptRows:
     def extended(self, ids: Sequence[int]) -> PromptRows:
         """With generated ``ids`` behind it."""
         if self.positions is None:
-            return PromptRows([*self.ids, *ids])
+            return PromptRows([*self.ids, *ids], salt=self.salt)
         after = torch.arange(len(self.ids), len(self.ids) + len(ids)) + self.position_offset
         positions = torch.cat((self.positions, after.to(self.positions.dtype).expand(3, -1)), dim=1)
         spans = [*self.spans, (TextSpan(len(ids)), len(ids))]
-        return PromptRows([*self.ids, *ids], positions, self.injected, spans, self.media_keys)
+        return PromptRows([*self.ids, *ids], positions, self.injected, spans, self.media_keys, self.salt)
 
     def chunk(self, start: int, end: int, device: torch.device) -> tuple[Tensor, Tensor, MultimodalEmbeddings | None]:
         """Ids, positions and injected rows of the rows from ``start`` to ``end``, on ``device``."""
@@ -55,7 +58,9 @@ class PromptRows:
 
     def shares_rows(self, other: PromptRows, limit: int) -> int:
         """How many of the first ``limit`` rows are the same in both: same ids, and the same media (and so the same
-        positions). A medium that differs shares none of its rows."""
+        positions). A medium that differs shares none of its rows; prompts of different salts share nothing."""
+        if self.salt != other.salt:
+            return 0
         shared = 0
         limit = min(limit, len(self.ids), len(other.ids))
         while shared < limit and self.ids[shared] == other.ids[shared]:

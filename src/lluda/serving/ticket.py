@@ -21,11 +21,12 @@ Outcome = Literal["stop", "length", "tool_calls", "cancelled", "error"]
 
 
 class Ticket:
-    """Leave to use the engine. The endpoint sets ``outcome`` when it knows better than the engine."""
+    """Leave to use the engine. The endpoint sets ``outcome`` when it knows better than the engine. ``salt``: of all
+    prompts (`PromptRows`)."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, queue_seconds: float) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics, queue_seconds: float, salt: bytes = b"") -> None:
         self.outcome: Outcome = "stop"
-        self._engine, self._metrics, self._queue_seconds = engine, metrics, queue_seconds
+        self._engine, self._metrics, self._queue_seconds, self._salt = engine, metrics, queue_seconds, salt
         self._streams: list[CountedStream] = []
 
     def submit(self, *requests: EngineRequest) -> CountedStream:
@@ -33,7 +34,10 @@ class Ticket:
         submitted later belongs to a request that was begun. What has not ended when the ticket is given back is
         cancelled. LludaError: as `Engine.submit`."""
         deadline = None if self._streams else time.monotonic() + self._queue_seconds
-        stream = self._engine.submit(*(replace(request, deadline=deadline) for request in requests))
+        salted = (
+            replace(request, prompt=replace(request.prompt, salt=self._salt), deadline=deadline) for request in requests
+        )
+        stream = self._engine.submit(*salted)
         self._streams.append(CountedStream(stream, self))
         return self._streams[-1]
 

@@ -14,10 +14,10 @@ OPENAI_VOICES = (
 
 
 class Voices:
-    """The speakers of a checkpoint; none, where it does not speak."""
+    """The speakers of a checkpoint; none, where it does not speak, which ``silence`` says in words."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = tuple(names)
+    def __init__(self, names: Sequence[str], silence: str = "this model does not speak") -> None:
+        self.names, self.silence = tuple(names), silence
         self.openai = (
             {name: self.names[index % len(self.names)] for index, name in enumerate(OPENAI_VOICES)}
             if self.names
@@ -30,7 +30,7 @@ class Voices:
         ApiError 400: no such voice (the message lists all), or a checkpoint that does not speak.
         """
         if not self.names:
-            raise ApiError(400, "unsupported_value", "this model does not speak; ask for text only", param=param)
+            raise ApiError(400, "unsupported_value", f"{self.silence}; ask for text only", param=param)
         if voice is None:
             return self.names[0]
         if isinstance(voice, Mapping):
@@ -47,6 +47,6 @@ class Voices:
     def describe(self) -> str:
         """Which is which."""
         if not self.names:
-            return "voices: none"
+            return f"voices: none ({self.silence})"
         mapped = ", ".join(f"{name}={speaker}" for name, speaker in self.openai.items())
         return f"voices: {', '.join(self.names)}; OpenAI's names stand for these: {mapped}"

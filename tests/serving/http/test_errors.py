@@ -28,7 +28,7 @@ from lluda.serving.http.errors import ApiError, envelope, from_error
         (LimitExceeded("a"), 400, "invalid_value", "invalid_request_error"),
         (TemplateError("a"), 400, "invalid_value", "invalid_request_error"),
         (ContextExceeded("a"), 400, "context_length_exceeded", "invalid_request_error"),
-        (CorruptFile("a", "b"), 400, "invalid_media", "invalid_request_error"),
+        (CorruptFile("a", "b"), 500, "internal_error", "server_error"),
         (UnsupportedModel("a"), 400, "unsupported_value", "invalid_request_error"),
         (ApiError(401, "invalid_api_key", "a"), 401, "invalid_api_key", "authentication_error"),
         (ApiError(403, "origin_not_allowed", "a"), 403, "origin_not_allowed", "permission_error"),

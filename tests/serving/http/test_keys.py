@@ -71,10 +71,10 @@ def test_megabyte_of_key_is_refused(guarded: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("route", routes(), ids=lambda route: f"{route.method} {route.path}")
-def test_every_route_but_health_is_guarded(guarded: RunningServer, route) -> None:
+def test_every_route_but_health_and_the_page_is_guarded(guarded: RunningServer, route) -> None:
     response = guarded.client.request(route.method, route.path.replace("{model:path}", "tiny-omni"))
-    if route.path == "/health":
-        assert response.status_code == 200
+    if route.path in ("/health", "/"):
+        assert response.status_code == 200 and KEY not in response.text
     else:
         check_error(response, 401, "invalid_api_key")
 
@@ -103,6 +103,18 @@ def test_all_keys_are_compared_by_hash_in_constant_time(monkeypatch: pytest.Monk
         compared.clear()
         assert keys.accepts(Headers(bearer(key))) == (key in ("a", "ccc"))
         assert compared == [(32, 32)] * 3
+
+
+def test_no_key_reuses_what_another_asked(guarded: RunningServer) -> None:
+    """C20: else the time of an answer would tell whether somebody asked the same."""
+    body = {"model": "tiny-omni", "messages": [{"role": "user", "content": "one two three " * 20}], "max_tokens": 2}
+
+    def reused(headers: dict[str, str]) -> int:
+        answer = guarded.post("/v1/chat/completions", body, headers=headers).json()
+        return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+    assert [reused(bearer(KEY)), reused({"x-api-key": KEY}) > 16] == [0, True]
+    assert [reused(bearer(OTHER)), reused(bearer(OTHER)) > 16] == [0, True]
 
 
 def test_keys_of_a_file_and_of_the_environment(tmp_path: Path) -> None:

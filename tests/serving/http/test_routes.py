@@ -8,6 +8,7 @@ import re
 import pytest
 
 from lluda.serving.http.keys import Keys
+from lluda.source_commit import source_commit
 from tests.serving.oracle import check_error, check_well
 from tests.serving.running import RunningServer, running_server
 
@@ -15,7 +16,7 @@ from tests.serving.running import RunningServer, running_server
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("POST", "/", 405),
         ("GET", "/v1", 404),
         ("GET", "/v1/nothing", 404),
         ("GET", "/health/", 404),
@@ -135,6 +136,7 @@ def test_ready_makes_a_step(server: RunningServer) -> None:
 def test_version(server: RunningServer) -> None:
     version = server.get("/version").json()
     assert version["model"] == "tiny-omni" and version["backend"] in ("cpu", "reference")
+    assert version["commit"] == source_commit()
 
 
 def test_tokens_there_and_back(server: RunningServer) -> None:
@@ -154,6 +156,7 @@ def test_tokens_of_a_conversation_end_where_the_answer_begins(server: RunningSer
 def test_tokenizer_info(server: RunningServer) -> None:
     info = server.get("/tokenizer_info").json()
     assert info["eos_token"] == "<|im_end|>" and "im_start" in info["chat_template"]
+    assert info["bos_token"] is None and info["pad_token"] == "<|endoftext|>"
 
 
 def test_openapi_names_every_route_and_field(server: RunningServer) -> None:

@@ -7,10 +7,14 @@ from lluda.errors import LimitExceeded
 
 
 def check_size(where: str, height: int, width: int, limits: VisionLimits = VISION_LIMITS) -> None:
-    """LimitExceeded if an image of that many pixels is too large, or one side too many times the other."""
+    """LimitExceeded if an image of that many pixels is too large, a side too long, or too many times the other."""
     if width * height > limits.max_pixels:
         raise LimitExceeded(
             f"{where}: {width} x {height} pixels exceed the {limits.max_pixels} of one image; make it smaller"
+        )
+    if max(width, height) > limits.max_side:
+        raise LimitExceeded(
+            f"{where}: of {width} x {height} pixels one side exceeds the {limits.max_side} of an image; make it smaller"
         )
     if max(width, height) > limits.max_aspect_ratio * min(width, height):
         raise LimitExceeded(

@@ -46,6 +46,7 @@ async def version(request: Request) -> Response:
     return json_response(
         {
             "version": __version__,
+            "commit": service.commit,
             "model": service.names.first,
             "backend": service.model.network.backend.name,
             "describe": service.model.describe(),

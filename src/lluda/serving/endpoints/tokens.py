@@ -45,16 +45,18 @@ async def detokenize(request: Request) -> Response:
 
 
 async def tokenizer_info(request: Request) -> Response:
-    """Special tokens and the chat template."""
+    """Special tokens and the chat template, which names the first and last ones."""
     service: Service = request.app.state.service
     model = service.model
+    template = model.chat_template
+    named = template.special_tokens if template else {}
     ends = [model.tokenizer.decode([number], skip_special=False) for number in model.ends.turn]
     return json_response(
         {
             "eos_token": ends[0] if ends else None,
-            "bos_token": None,
-            "pad_token": None,
-            "chat_template": model.chat_template.source if model.chat_template else None,
+            "bos_token": named.get("bos_token"),
+            "pad_token": named.get("pad_token"),
+            "chat_template": template.source if template else None,
         }
     )
 

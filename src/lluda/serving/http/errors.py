@@ -67,11 +67,11 @@ def unavailable(code: str, message: str, *, retry: bool = True) -> ApiError:
 
 _OF_A_REQUEST: tuple[tuple[type[BaseException], str], ...] = (
     (ContextExceeded, "context_length_exceeded"),
-    (CorruptFile, "invalid_media"),
     (InvalidRequest, "invalid_value"),
     (UnsupportedModel, "unsupported_value"),
 )
-"""Errors that are the request's, and their codes; the first that fits counts."""
+"""Errors that are the request's, and their codes; the first that fits counts. CorruptFile is not among them: a file
+that nobody sent is the model's. See `media_error`."""
 
 
 _FOLDERS = re.compile(r"(?<![\w:/.])/(?:[^\s:/]+/)+(?=[^\s/])")
@@ -93,6 +93,14 @@ def from_error(error: BaseException) -> ApiError:
         headers = {"x-should-retry": "false"}
         return ApiError(500, "numerical", "the model's numbers overflowed in this request", headers=headers)
     return _internal(error)
+
+
+def media_error(error: BaseException) -> ApiError:
+    """As `from_error`, of an error in reading what came with the request: 400 ``invalid_media`` where that is
+    damaged."""
+    if isinstance(error, CorruptFile):
+        return invalid(_FOLDERS.sub("", str(error)), code="invalid_media")
+    return from_error(error)
 
 
 def _internal(error: BaseException) -> ApiError:

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lluda.engine.listening.vad import CHUNK, RATE, VoiceDetector
+from lluda.errors import CorruptFile
 from lluda.inputs.media.audio_file import open_audio
-from lluda.serving.http.errors import ApiError, invalid
+from lluda.serving.http.errors import ApiError, invalid, media_error
 from lluda.serving.transcription.pieces import Piece, cut
 
 _LEAST_SAMPLES = RATE // 10
@@ -46,10 +47,13 @@ def read_recording(
 ) -> Recording:
     """Decode a file and find its pieces; blocking.
 
-    ApiError 400: it is longer than ``max_seconds``, by its header or while it is decoded. CorruptFile, LimitExceeded:
-    as `open_audio`.
+    ApiError 400: it is damaged, or longer than ``max_seconds``, by its header or while it is decoded. LimitExceeded: as
+    `open_audio`.
     """
-    samples = _decoded(content, max_seconds)
+    try:
+        samples = _decoded(content, max_seconds)
+    except CorruptFile as error:
+        raise media_error(error) from None
     detector = VoiceDetector()
     found = [detector.push(samples[start : start + _AT_ONCE]) for start in range(0, len(samples), _AT_ONCE)]
     pieces = cut(np.concatenate([*found, detector.finish()]), window_seconds, threshold, pause_seconds)
