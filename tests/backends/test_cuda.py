@@ -17,7 +17,7 @@ from lluda.backends.components import Rotary
 from lluda.backends.cpu.native_library import NativeContext
 from lluda.backends.cpu.packing import pack_matrix
 from lluda.backends.cpu.weight_memory import WeightMemory
-from lluda.backends.cuda.backend import CudaBackend, triton_formats, triton_mixture
+from lluda.backends.cuda.backend import CudaBackend, triton_formats, triton_mixture, triton_products
 from lluda.backends.cuda.coded_weight import PACKED, Q8_0, pack, split_q8_0
 from lluda.backends.cuda.triton_target import interpreted
 from lluda.backends.reference.backend import ReferenceBackend
@@ -67,7 +67,7 @@ def assert_close(backend, got, expected):
     assert ((got - expected).norm() / expected.norm()).item() < bar
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, 3, 7, 40])
 def test_products_of_few_rows(pair, count):
     cuda, reference = pair
     x, norm, matrix, bias = rows(count), Norm(vector(HIDDEN), 1e-6), weight(cuda, 200, HIDDEN), rows(1, 200)[0]
@@ -79,20 +79,34 @@ def test_products_of_few_rows(pair, count):
     assert torch.equal(cuda.embedding(matrix, ids), reference.embedding(matrix, ids))
 
 
+@pytest.mark.parametrize("count", [5, 16, 33, 64])
+def test_products_side_by_side_and_added_to_a_residual(pair, count):
+    cuda, _ = pair
+    x = rows(count, 200).to(cuda.precision.compute)
+    matrices, scale = [weight(cuda, out, 200) for out in (40, 24, 9)], vector(40)
+    exact = [x.double() @ matrix.values.double().T for matrix in matrices]
+    for _ in range(2):  # what split sums are counted in is as it was
+        got = triton_products.project(x, matrices, cuda._sums, pdl=cuda.overlaps)
+        assert_close(cuda, got, torch.cat(exact, 1))
+    residual = rows(count, 40)
+    expected = residual.double() + exact[0] * scale
+    assert_close(cuda, triton_products.add(x, matrices[0], residual, scale, cuda._sums, pdl=cuda.overlaps), expected)
+
+
 def test_a_row_wider_than_a_program_takes_at_once(pair):
     cuda, reference = pair
     x, norm, matrix = rows(1, 5000), Norm(vector(5000), 1e-6), weight(cuda, 40, 5000)
     assert_close(cuda, cuda.head(x, norm, matrix), reference.head(x, norm, matrix))
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, 2, 9])
 def test_swiglu_with_a_scale(pair, count):
     cuda, reference = pair
     block, x = SwiGLUBlock(Norm(vector(HIDDEN), 1e-6), swiglu(cuda, 160), vector(HIDDEN)), rows(count)
     assert_close(cuda, cuda.swiglu_block(x.clone(), block) - x, reference.swiglu_block(x.clone(), block) - x)
 
 
-@pytest.mark.parametrize("count", [1, 2, 37])
+@pytest.mark.parametrize("count", [1, 2, 37, 70])
 @pytest.mark.parametrize("shared", [0, 48])
 @pytest.mark.parametrize("normalise", [True, False])
 def test_mixture_of_few_and_of_many_rows(pair, count, shared, normalise):

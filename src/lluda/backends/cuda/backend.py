@@ -1,7 +1,9 @@
 """The cuda backend: the reference's operations, those of few rows as Triton kernels, whole steps as graphs.
 
-Steps of up to `triton_gemv.MAX_ROWS` rows go through fused kernels; more rows through torch's products and attention,
-with experts in one grouped launch. It also serves AMD's GPUs through torch's ROCm build, which calls them cuda.
+Steps of up to `triton_gemv.MAX_ROWS` rows go through kernels that read each weight into registers, of up to
+`triton_products.MAX_ROWS` through those of the matrix units; more rows through torch's products and attention. Experts
+of more than a few rows are one grouped launch. It also serves AMD's GPUs through torch's ROCm build, which calls them
+cuda.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from lluda.backends.cuda import (
     triton_gemv,
     triton_grouped,
     triton_mixture,
+    triton_products,
     triton_row_sampling,
     triton_rows,
     triton_sampling,
@@ -44,8 +47,8 @@ from lluda.errors import InvalidRequest, LimitExceeded
 from lluda.formats.plain import plain_format
 from lluda.formats.stored_tensor import StoredTensor
 
-_SCRATCH_ROWS = 16, 64
-"""Rows of a decode step that split attention takes memory for, where there are few and where there are many."""
+_STEP_ROWS = 64
+"""Of a captured decode step at most."""
 _FEW, _MOST_CAPTURED = 512, 2048
 _BUCKETS = 32, 256
 """Prompts are filled up to a multiple of so many rows (up to ``_FEW``, beyond) where they are captured; longer ones
@@ -88,7 +91,8 @@ class CudaBackend(TorchExecutor):
         self._uniforms: dict[MixtureBlock, MixtureBlock] = {}
         self._prefills: dict[Any, PrefillGraph] = {}
         self._pool: Any = None
-        self._scratch: dict[tuple[int, int, int, int], triton_attention.DecodeScratch] = {}
+        self._scratch: dict[tuple[int, int, int], triton_attention.DecodeScratch] = {}
+        self._sums = triton_products.SplitScratch(device)
 
     def _description(self) -> str:
         """One line for people."""
@@ -119,9 +123,13 @@ class CudaBackend(TorchExecutor):
         return triton_rows.lookup(triton_formats.values_of(weight), ids, pdl=self._pdl)
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-        if not (self._few(x) and self._takes(weight)):
+        several = self._several(x, weight)
+        if not several and not (self._few(x) and self._takes(weight)):
             return super().linear(x, self._plain(weight), bias)
         out = torch.empty(len(x), weight.out_features, dtype=self.precision.compute, device=x.device)
+        if several:
+            x = x.to(out.dtype).contiguous()
+            return triton_products.project(x, [weight], self._sums, pdl=self._pdl, out=out, bias=bias)
         return triton_gemv.project(x.contiguous(), None, [weight], pdl=self._pdl, out=out, bias=bias)
 
     def rms_norm(self, x: Tensor, norm: Norm) -> Tensor:
@@ -146,7 +154,12 @@ class CudaBackend(TorchExecutor):
     def route(self, x: Tensor, router: Tensor, top_k: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
         if not self._fused or len(router) > triton_mixture.MAX_EXPERTS:
             return super().route(x, router, top_k, normalise=normalise)
-        return triton_grouped.route(F.linear(x.to(router.dtype), router), top_k, normalise=normalise)
+        weight = DenseWeight(router, "F32")
+        if self._several(x, weight) and x.dtype == self.precision.compute:
+            logits = triton_products.project(x.contiguous(), [weight], self._sums, pdl=self._pdl)
+        else:
+            logits = F.linear(x.to(router.dtype), router)
+        return triton_grouped.route(logits, top_k, normalise=normalise, pdl=self._pdl)
 
     def snake_beta(self, x: Tensor, frequency: Tensor, amplitude: Tensor) -> Tensor:
         if not self._fused:
@@ -154,6 +167,8 @@ class CudaBackend(TorchExecutor):
         return triton_rows.snake(x.contiguous(), frequency, amplitude, self.precision.compute, pdl=self._pdl)
 
     def head(self, x: Tensor, norm: Norm, weight: Weight) -> Tensor:
+        if self._several(x, weight):
+            return triton_products.project(self.rms_norm(x, norm), [weight], self._sums, pdl=self._pdl)
         if not (self._few(x) and self._takes(weight)):
             return super().head(x, norm, weight)
         return triton_gemv.project(x.contiguous(), (norm.weight, norm.eps), [weight], pdl=self._pdl)
@@ -175,7 +190,7 @@ class CudaBackend(TorchExecutor):
         norms = None
         if block.q_norm is not None and block.k_norm is not None:
             norms = (block.q_norm.weight, block.q_norm.eps), (block.k_norm.weight, block.k_norm.eps)
-        scratch = self._scratch_for(len(x), heads, kv_heads, block)
+        scratch = self._scratch_for(heads, kv_heads, block)
         attended = triton_attention.decode_attention(
             self._qkv(x, block), norms, (step.cos, step.sin), step.table, scratch,
             heads=heads, kv_heads=kv_heads, head_dim=block.head_dim, layer=layer, fresh=step.fresh,
@@ -185,6 +200,10 @@ class CudaBackend(TorchExecutor):
 
     def swiglu_block(self, x: Tensor, block: SwiGLUBlock) -> Tensor:
         mlp = block.mlp
+        if self._several(x, mlp.gate_proj, mlp.up_proj, mlp.down_proj):
+            normed = self.rms_norm(x, block.norm)
+            acts = triton_products.gated(normed, mlp.gate_proj, mlp.up_proj, pdl=self._pdl)
+            return self._add(x, acts, Projection(mlp.down_proj), block.scale)
         if not (self._few(x) and self._takes(mlp.gate_proj, mlp.up_proj, mlp.down_proj)):
             return super().swiglu_block(x, block)
         norm = block.norm.weight, block.norm.eps
@@ -202,7 +221,9 @@ class CudaBackend(TorchExecutor):
             normed = self.rms_norm(x, block.norm)
             weights, ids = self.route(normed, block.router, block.top_k, normalise=block.normalise)
             table, decoded = self._plain_experts(first, table, count)
-            out = triton_grouped.grouped_mixture(x, normed, weights, ids, table, experts=count, width=width)
+            out = triton_grouped.grouped_mixture(
+                x, normed, weights, ids, table, experts=count, width=width, pdl=self._pdl
+            )
             del decoded  # whose addresses were in the table
             return out if shared is None else out.add_(self.shared_expert(normed, shared))
         inner = shared.mlp.gate_proj.out_features if shared else 0
@@ -219,7 +240,7 @@ class CudaBackend(TorchExecutor):
         self, run: Run, rows: int, kv_dtype: torch.dtype, *, sampled: bool = False, capture: bool = True
     ) -> DecodeGraph | None:
         """See `ComputeBackend.decode_graph`; without ``capture`` it runs launch by launch."""
-        if not self._fused or kv_dtype not in _KERNEL_TYPES or rows > _SCRATCH_ROWS[-1]:
+        if not self._fused or kv_dtype not in _KERNEL_TYPES or rows > _STEP_ROWS:
             return None
         on_gpu = self.device.type == "cuda"
         choose = self.choose if sampled else self._take_largest
@@ -314,14 +335,20 @@ class CudaBackend(TorchExecutor):
     def _qkv(self, x: Tensor, block: AttentionBlock) -> Tensor:
         """Queries, keys and values side by side, float32."""
         parts, x = (block.q_proj, block.k_proj, block.v_proj), x.contiguous()
-        if self._few(x) and self._takes(*(part.weight for part in parts)) and block.q_proj.bias is None:
+        weights = [part.weight for part in parts]
+        if self._several(x, *weights) and block.q_proj.bias is None:
+            return triton_products.project(self.rms_norm(x, block.norm), weights, self._sums, pdl=self._pdl)
+        if self._few(x) and self._takes(*weights) and block.q_proj.bias is None:
             norm = block.norm.weight, block.norm.eps
-            return triton_gemv.project(x, norm, [part.weight for part in parts], pdl=self._pdl)
+            return triton_gemv.project(x, norm, weights, pdl=self._pdl)
         normed = self.rms_norm(x, block.norm)
         return torch.cat([self.project(normed, part) for part in parts], dim=1).float()
 
     def _add(self, x: Tensor, rows: Tensor, projection: Projection, scale: Tensor | None) -> Tensor:
         """``x + scale * projection(rows)``, in place where one kernel does it."""
+        if self._several(x, projection.weight) and projection.bias is None:
+            x, rows = x.contiguous(), rows.contiguous()
+            return triton_products.add(rows, projection.weight, x, scale, self._sums, pdl=self._pdl)
         if self._few(x) and self._takes(projection.weight) and projection.bias is None:
             return triton_gemv.add(rows, projection.weight, x.contiguous(), scale, pdl=self._pdl)
         branch = self.project(rows, projection)
@@ -329,6 +356,11 @@ class CudaBackend(TorchExecutor):
 
     def _few(self, x: Tensor) -> bool:
         return self._fused and len(x) <= triton_gemv.MAX_ROWS
+
+    def _several(self, x: Tensor, *weights: Weight) -> bool:
+        """Whether products of these rows are those of the matrix units' kernels: of plain weights alone."""
+        some = self._fused and triton_gemv.MAX_ROWS < len(x) <= triton_products.MAX_ROWS
+        return some and all(isinstance(weight, DenseWeight) for weight in weights)
 
     def _takes(self, *weights: Weight) -> bool:
         """Whether kernels multiply with these together: all of one form."""
@@ -376,14 +408,11 @@ class CudaBackend(TorchExecutor):
         columns = [part.data_ptr() + index * (part.stride(0) * part.element_size()) for part in decoded]
         return torch.stack(columns, dim=1), decoded
 
-    def _scratch_for(
-        self, rows: int, heads: int, kv_heads: int, block: AttentionBlock
-    ) -> triton_attention.DecodeScratch:
-        """Made once for each kind of heads, for few and for many rows."""
-        most = _SCRATCH_ROWS[rows > _SCRATCH_ROWS[0]]
-        key = most, kv_heads, heads // kv_heads, block.head_dim
+    def _scratch_for(self, heads: int, kv_heads: int, block: AttentionBlock) -> triton_attention.DecodeScratch:
+        """Made once for each kind of heads."""
+        key = kv_heads, heads // kv_heads, block.head_dim
         if key not in self._scratch:
-            self._scratch[key] = triton_attention.DecodeScratch(*key, self.device)
+            self._scratch[key] = triton_attention.DecodeScratch(_STEP_ROWS, *key, self.device)
         return self._scratch[key]
 
 

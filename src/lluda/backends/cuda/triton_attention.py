@@ -1,8 +1,8 @@
 """Attention of one new row over its cache, in Triton: q/k norm, rotation, the cache's new entry and the softmax in one.
 
-A key head's query heads share a program, and a long cache is split among ``_SPLITS`` programs of which the last to end
-adds up (flash decoding, Dao et al. 2023). Where the keys lie and how many there are is read from device memory, so that
-one captured launch serves every sequence, however it grows.
+A key head's query heads share a program, and a long cache is split among up to ``_SPLITS`` programs, fewer where there
+are many rows, of which the last to end adds up (flash decoding, Dao et al. 2023). Where the keys lie and how many there
+are is read from device memory, so that one captured launch serves every sequence, however it grows.
 """
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from lluda.backends.cuda.triton_target import interpreted, launch_options, product, take_input
 
 _SPLITS, _BLOCK, _MIN_GROUP = 4 if interpreted() else 32, 64, 16
+_PROGRAMS = 2048  # of a launch, where that leaves one for each row and head
 _LEAST = 128  # positions for which it pays to ask another program, which somebody must add up
 _EVERYTHING = 1 << 30
 _TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
@@ -162,9 +163,15 @@ class DecodeScratch:
 
     def __init__(self, rows: int, kv_heads: int, group: int, head_dim: int, device: torch.device) -> None:
         cells, padded = rows * kv_heads, max(_MIN_GROUP, triton.next_power_of_2(group))
-        self.parts = torch.empty(cells * _SPLITS * padded * 2 * _wide(head_dim), dtype=torch.float32, device=device)
-        self.stats = torch.empty(cells * _SPLITS * padded * 2, dtype=torch.float32, device=device)
+        parts = max(_PROGRAMS, cells)
+        self.parts = torch.empty(parts * padded * 2 * _wide(head_dim), dtype=torch.float32, device=device)
+        self.stats = torch.empty(parts * padded * 2, dtype=torch.float32, device=device)
         self.counters = torch.zeros(cells, dtype=torch.int32, device=device)
+
+
+def _splits(cells: int) -> int:
+    """Programs that a cache of one row and head is split among at most: a power of two."""
+    return max(1, min(_SPLITS, 1 << (max(1, _PROGRAMS // cells).bit_length() - 1)))
 
 
 def _wide(head_dim: int) -> int:
@@ -225,10 +232,11 @@ def decode_attention(
     rows, group = len(qkv), heads // kv_heads
     out = torch.empty(rows, heads * head_dim, dtype=compute, device=qkv.device)
     (q_norm, q_eps), (k_norm, k_eps) = norms or ((qkv, 0.0), (qkv, 0.0))
-    _decode[(rows, kv_heads, _SPLITS)](
+    splits = _splits(rows * kv_heads)
+    _decode[(rows, kv_heads, splits)](
         qkv, q_norm, k_norm, *table, stores, out, scratch.parts, scratch.stats, scratch.counters, q_eps, k_eps, layer,
         window or _EVERYTHING, HEADS=heads, KV_HEADS=kv_heads, HALF=head_dim // 2, WIDE=_wide(head_dim), FRESH=fresh,
-        PADDED=max(_MIN_GROUP, triton.next_power_of_2(group)), BLOCK=_BLOCK, SPLITS=_SPLITS, LEAST=_LEAST,
+        PADDED=max(_MIN_GROUP, triton.next_power_of_2(group)), BLOCK=_BLOCK, SPLITS=splits, LEAST=_LEAST,
         NORM=norms is not None, CACHE=_TYPES[cache], **launch_options(pdl, 4),
     )  # fmt: skip
     return out

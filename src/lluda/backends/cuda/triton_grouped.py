@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.cuda.triton_target import interpreted, product
+from lluda.backends.cuda.triton_target import interpreted, launch_options, product, take_input
 
 _SORTED = 4096  # ids that are looked at at once
 _WIDTH = 1024
@@ -28,10 +28,10 @@ class Tile:
     warps: int
     stages: int
 
-    def options(self) -> dict[str, Any]:
+    def options(self, *, pdl: bool) -> dict[str, Any]:
         """Keyword arguments of a kernel's launch."""
         return {
-            "BLOCK_N": self.columns, "BLOCK_K": self.depth, "num_warps": self.warps, "num_stages": self.stages
+            "BLOCK_N": self.columns, "BLOCK_K": self.depth, "num_stages": self.stages, **launch_options(pdl, self.warps)
         }  # fmt: skip
 
 
@@ -57,8 +57,9 @@ def _weights(w_ptr, n, cols, N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.const
 @triton.jit
 def _gate_up(x_ptr, order_ptr, expert_ptr, first_ptr, end_ptr, table_ptr, out_ptr,
              TOP_K: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-             BLOCK_K: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+             BLOCK_K: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     tile = tl.program_id(1)
+    take_input(PDL)
     first, end = tl.load(first_ptr + tile), tl.load(end_ptr + tile)
     if first < end:
         expert = tl.load(expert_ptr + tile)
@@ -83,8 +84,9 @@ def _gate_up(x_ptr, order_ptr, expert_ptr, first_ptr, end_ptr, table_ptr, out_pt
 @triton.jit
 def _down(a_ptr, order_ptr, expert_ptr, first_ptr, end_ptr, table_ptr, out_ptr,
           N: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-          COMPUTE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+          COMPUTE: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     tile = tl.program_id(1)
+    take_input(PDL)
     first, end = tl.load(first_ptr + tile), tl.load(end_ptr + tile)
     if first < end:
         expert = tl.load(expert_ptr + tile)
@@ -105,11 +107,13 @@ def _down(a_ptr, order_ptr, expert_ptr, first_ptr, end_ptr, table_ptr, out_ptr,
 
 @triton.jit
 def _plan(ids_ptr, order_ptr, expert_ptr, first_ptr, end_ptr, count, tiles,
-          EXPERTS: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+          EXPERTS: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+          PDL: tl.constexpr):  # fmt: skip
     """Of one expert: its rows' places in the order by expert, and its tiles; of the last also those without rows."""
     expert = tl.program_id(0)
     e = tl.arange(0, 2 * PADDED)
     counts = tl.zeros([2 * PADDED], tl.int32)
+    take_input(PDL)
     for start in range(0, count, BLOCK):
         i = start + tl.arange(0, BLOCK)
         # What is past the end is counted behind the experts.
@@ -134,11 +138,13 @@ def _plan(ids_ptr, order_ptr, expert_ptr, first_ptr, end_ptr, count, tiles,
 
 
 @triton.jit
-def _gather(part_ptr, weight_ptr, x_ptr, out_ptr, HIDDEN: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr):
+def _gather(part_ptr, weight_ptr, x_ptr, out_ptr, HIDDEN: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr,
+            PDL: tl.constexpr):  # fmt: skip
     r = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = cols < HIDDEN
     sums = tl.zeros([BLOCK], tl.float32)
+    take_input(PDL)
     for slot in tl.static_range(TOP_K):
         part = tl.load(part_ptr + (r * TOP_K + slot) * HIDDEN + cols, mask=inside, other=0.0).to(tl.float32)
         sums += tl.load(weight_ptr + r * TOP_K + slot) * part
@@ -148,12 +154,15 @@ def _gather(part_ptr, weight_ptr, x_ptr, out_ptr, HIDDEN: tl.constexpr, TOP_K: t
 
 @triton.jit
 def _route(logits_ptr, weight_ptr, id_ptr, EXPERTS: tl.constexpr, PADDED: tl.constexpr, TOP_K: tl.constexpr,
-           NORMALISE: tl.constexpr):  # fmt: skip
+           NORMALISE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     r = tl.program_id(0)
     e = tl.arange(0, PADDED)
+    take_input(PDL)
     logit = tl.load(logits_ptr + r * EXPERTS + e, mask=e < EXPERTS, other=float("-inf"))
-    above = logit[None, :] > logit[:, None]
-    level = (logit[None, :] == logit[:, None]) & (e[None, :] < e[:, None])
+    # NaN comes last, so that every place is written with an expert that there is.
+    order = tl.where(logit != logit, float("-inf"), logit)
+    above = order[None, :] > order[:, None]
+    level = (order[None, :] == order[:, None]) & (e[None, :] < e[:, None])
     rank = tl.sum((above | level).to(tl.int32), 1)
     chance = tl.exp(logit - tl.max(logit, 0))
     total = tl.sum(tl.where(rank < TOP_K, chance, 0.0), 0) if NORMALISE else tl.sum(chance, 0)
@@ -162,22 +171,23 @@ def _route(logits_ptr, weight_ptr, id_ptr, EXPERTS: tl.constexpr, PADDED: tl.con
     tl.store(id_ptr + r * TOP_K + rank, e.to(tl.int64), mask=chosen)
 
 
-def route(logits: Tensor, top_k: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
+def route(logits: Tensor, top_k: int, *, normalise: bool, pdl: bool) -> tuple[Tensor, Tensor]:
     """Of each row of float32 ``logits [rows, experts]`` the ``top_k`` largest: their softmax over all experts, or over
     these if ``normalise``, and their ids (int64), both ``[rows, top_k]``."""
     rows, experts = logits.shape
     weights = torch.empty(rows, top_k, dtype=torch.float32, device=logits.device)
-    # Ids of a row of NaN are never written; 0 is one that there is.
-    ids = torch.zeros(rows, top_k, dtype=torch.int64, device=logits.device)
+    ids = torch.empty(rows, top_k, dtype=torch.int64, device=logits.device)
     _route[(rows,)](
-        logits, weights, ids, EXPERTS=experts, PADDED=triton.next_power_of_2(experts), TOP_K=top_k, NORMALISE=normalise
-    )
+        logits, weights, ids, EXPERTS=experts, PADDED=triton.next_power_of_2(experts), TOP_K=top_k,
+        NORMALISE=normalise, **launch_options(pdl, 4),
+    )  # fmt: skip
     return weights, ids
 
 
 def grouped_mixture(
-    x: Tensor, normed: Tensor, weights: Tensor, ids: Tensor, table: Tensor, *, experts: int, width: int
-) -> Tensor:
+    x: Tensor, normed: Tensor, weights: Tensor, ids: Tensor, table: Tensor, *, experts: int, width: int,
+    pdl: bool, tiling: Tiling | None = None,
+) -> Tensor:  # fmt: skip
     """``x`` (float32) plus the chosen experts of rows ``normed`` (the compute dtype), both ``[rows, hidden]``, each
     rounded to the compute dtype before it is weighted.
 
@@ -186,24 +196,25 @@ def grouped_mixture(
     """
     rows, hidden = x.shape
     top_k, compute = ids.shape[1], normed.dtype
-    tiling = choose_tiling(rows * top_k / experts)
-    order, tiles = _tiles(ids.flatten(), experts, tiling.rows)
+    tiling = tiling or choose_tiling(rows * top_k / experts)
+    order, tiles = _tiles(ids.flatten(), experts, tiling.rows, pdl=pdl)
     kind = {
         "BLOCK_M": tiling.rows, "COMPUTE": _TYPES[compute], "PRECISION": "ieee" if compute == torch.float32 else "tf32"
     }  # fmt: skip
     acts = torch.empty(len(order), width, dtype=compute, device=x.device)
     count = len(tiles[0])
     _gate_up[(triton.cdiv(width, tiling.gate_up.columns), count)](
-        normed, order, *tiles, table, acts, TOP_K=top_k, N=width, K=hidden, **kind, **tiling.gate_up.options()
+        normed, order, *tiles, table, acts, TOP_K=top_k, N=width, K=hidden, **kind, **tiling.gate_up.options(pdl=pdl)
     )
     parts = torch.empty(len(order), hidden, dtype=compute, device=x.device)
     _down[(triton.cdiv(hidden, tiling.down.columns), count)](
-        acts, order, *tiles, table, parts, N=hidden, K=width, **kind, **tiling.down.options()
+        acts, order, *tiles, table, parts, N=hidden, K=width, **kind, **tiling.down.options(pdl=pdl)
     )
     out = torch.empty_like(x)
     _gather[(rows, triton.cdiv(hidden, _WIDTH))](
-        parts, weights.float().contiguous(), x.contiguous(), out, HIDDEN=hidden, TOP_K=top_k, BLOCK=_WIDTH
-    )
+        parts, weights.float().contiguous(), x.contiguous(), out, HIDDEN=hidden, TOP_K=top_k, BLOCK=_WIDTH,
+        **launch_options(pdl, 4),
+    )  # fmt: skip
     return out
 
 
@@ -219,13 +230,13 @@ def choose_tiling(average: float) -> Tiling:
     return Tiling(rows, Tile(64, 64, warps, 3), Tile(128, 64, warps, 3))
 
 
-def _tiles(ids: Tensor, experts: int, block: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+def _tiles(ids: Tensor, experts: int, block: int, *, pdl: bool) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """The order of rows by expert, and of each possible tile its expert, its first row in that order and the end."""
     count = min(len(ids), len(ids) // block + experts)
     order = torch.empty_like(ids)
     expert, first, end = (torch.empty(count, dtype=torch.int64, device=ids.device) for _ in range(3))
     _plan[(experts,)](
         ids, order, expert, first, end, len(ids), count, EXPERTS=experts, PADDED=triton.next_power_of_2(experts),
-        ROWS=block, BLOCK=min(_SORTED, triton.next_power_of_2(len(ids))), num_warps=8,
+        ROWS=block, BLOCK=min(_SORTED, triton.next_power_of_2(len(ids))), **launch_options(pdl, 8),
     )  # fmt: skip
     return order, (expert, first, end)
