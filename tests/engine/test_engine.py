@@ -31,14 +31,18 @@ GREEDY = SamplingParams(temperature=0)
 WATCHDOG = 120
 
 
+CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"))
+
+
 def network(raw=TINY_QWEN3, backend="reference"):
     if backend == "reference":
         return TinyModel(raw).network
     from lluda.backends import select_backend
     from lluda.config.model import ModelConfig
 
-    cpu = select_backend("cpu", "cpu", "bf16", weights="packed" if backend == "packed" else "bf16")
-    return CausalLM(ModelConfig.from_hf(raw).text, placed(random_tensors(raw, 0, torch.bfloat16), raw, cpu), cpu)
+    name, weights = ("cpu", "packed") if backend == "packed" else (backend, "bf16")
+    chosen = select_backend(name, name, "bf16", weights=weights)
+    return CausalLM(ModelConfig.from_hf(raw).text, placed(random_tensors(raw, 0, torch.bfloat16), raw, chosen), chosen)
 
 
 def engine_of(model, *, deterministic=True, sequences=8, retained=CONTEXT, chunk=512, **options):
@@ -82,7 +86,7 @@ def assert_idle(engine):
     assert stats.submitted == stats.done + stats.cancelled + stats.failed
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu", "packed"])
+@pytest.mark.parametrize("backend", ["reference", "cpu", "packed", CUDA])
 @pytest.mark.parametrize("raw", [TINY_QWEN3, TINY_MOE], ids=["dense", "mixture"])
 def test_64_requests_from_8_threads_a_third_cancelled_get_what_they_get_alone(raw, backend):
     model = network(raw, backend)

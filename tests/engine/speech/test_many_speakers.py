@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 import lluda
 from lluda.engine.request import Completion, SpeechChunk, SpeechCompletion, Token
@@ -27,9 +28,18 @@ def folder(tmp_path_factory):
     return write_speaking_omni(tmp_path_factory.mktemp("speaking") / "tiny")
 
 
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
 @pytest.fixture(scope="module", params=["f32", "bf16"])
 def model(request, folder):
     return lluda.load(folder, dtype=request.param, deterministic=True)
+
+
+@pytest.fixture(scope="module", params=["f32 cpu", "bf16 cpu", pytest.param("bf16 cuda", marks=ON_GPU)])
+def model_anywhere(request, folder):
+    dtype, device = request.param.split()
+    return lluda.load(folder, dtype=dtype, device=device, deterministic=True)
 
 
 def asked(model, index):
@@ -54,23 +64,23 @@ def heard(events):
     return [event.id for event in events if isinstance(event, Token)], codes, samples.tobytes()
 
 
-def test_8_at_once_are_what_each_is_alone(model):
-    alone = [heard(asked(model, index)) for index in range(8)]
-    together = [asked(model, index) for index in range(8)]
+def test_8_at_once_are_what_each_is_alone(model_anywhere):
+    alone = [heard(asked(model_anywhere, index)) for index in range(8)]
+    together = [asked(model_anywhere, index) for index in range(8)]
     assert [heard(events) for events in together] == alone
-    assert model.engine.drain(WATCHDOG)
-    model.engine.check_integrity()
+    assert model_anywhere.engine.drain(WATCHDOG)
+    model_anywhere.engine.check_integrity()
 
 
-def test_callers_of_8_threads_get_what_they_get_alone_and_a_third_goes_away(model):
-    alone = [heard(asked(model, index)) for index in range(8)]
-    found, before = {}, model.engine.stats()
+def test_callers_of_8_threads_get_what_they_get_alone_and_a_third_goes_away(model_anywhere):
+    alone = [heard(asked(model_anywhere, index)) for index in range(8)]
+    found, before = {}, model_anywhere.engine.stats()
 
     def caller(number):
         draw = random.Random(number)
         for turn in range(3):
             index = (number + 3 * turn) % 8
-            events = asked(model, index)
+            events = asked(model_anywhere, index)
             if draw.random() < 1 / 3:
                 next(events)
                 events.close()
@@ -82,11 +92,11 @@ def test_callers_of_8_threads_get_what_they_get_alone_and_a_third_goes_away(mode
         thread.start()
     for thread in threads:
         thread.join(WATCHDOG)
-    assert model.engine.drain(WATCHDOG)
-    model.engine.check_integrity()
+    assert model_anywhere.engine.drain(WATCHDOG)
+    model_anywhere.engine.check_integrity()
     for index, answer in found.values():
         assert answer == alone[index], f"answer {index}"
-    now = model.engine.stats()
+    now = model_anywhere.engine.stats()
     assert now.submitted - before.submitted == 24
     assert now.failed == before.failed
 
