@@ -62,9 +62,10 @@ EXPECTED_SKIPS = (
     r"llama-cpp-python is (not installed|an optional peer)",
     r"could not import 'onnxruntime'|the package silero-vad is not installed",
     r"other processes take the cores",
+    r"there is no software Vulkan driver|wgpu-py is not installed",
 )
-"""Reasons for which a test may be left out where CI runs: what the machine is (its devices, processor, user and load),
-the peer that only `make test-slow` installs, and what lluda's own voice detector was copied from."""
+"""Reasons for which a test may be left out where CI runs: what the machine is (its devices, drivers, processor, user
+and load), the peer that only `make test-slow` installs, and what lluda's own voice detector was copied from."""
 _unexpected_skips: list[str] = []
 
 
@@ -155,9 +156,14 @@ def random_tensors(raw: dict[str, Any], seed: int = 0, dtype: torch.dtype = torc
     from lluda.config.model import ModelConfig
     from lluda.models.causal_lm import causal_lm_parameters
 
+    return random_values(causal_lm_parameters(ModelConfig.from_hf(raw).text), seed, dtype)
+
+
+def random_values(specs: Any, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """The same for parameters that are named."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for spec in causal_lm_parameters(ModelConfig.from_hf(raw).text):
+    for spec in specs:
         noise = torch.randn(spec.shape, generator=generator)
         tensors[spec.name] = {"norm": 1 + 0.1 * noise, "bias": 0.1 * noise, "router": noise}.get(
             spec.role, noise / spec.shape[-1] ** 0.5

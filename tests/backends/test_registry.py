@@ -19,6 +19,7 @@ from lluda.backends.registry import support
 from lluda.errors import InvalidRequest, MissingDependency
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+FOREIGN = {"device": CPU, "foreign": "wgpu:1"}
 SOURCE = Path(lluda.__file__).parent
 
 
@@ -41,10 +42,10 @@ def _own_entries(monkeypatch):
 def test_a_registered_backend_is_chosen_by_name_and_by_itself():
     assert select_backend("auto", "cpu", "f32").name == "reference"
     register(toy_entry())
-    assert backend_names() == ("cpu", "cuda", "toy", "reference")
+    assert backend_names() == ("cpu", "cuda", "wgpu", "toy", "reference")
     assert select_backend("toy", "cpu", "f32").name == select_backend("auto", "cpu", "f32").name == "toy"
     assert select_backend("auto", "cpu", "f64").name == "reference"  # which it does not do
-    with pytest.raises(InvalidRequest, match="choose one of auto, cpu, cuda, reference, toy"):
+    with pytest.raises(InvalidRequest, match="choose one of auto, cpu, cuda, reference, toy, wgpu"):
         select_backend("toi", "cpu", "f32")
 
 
@@ -70,6 +71,9 @@ def test_what_cannot_be_had_is_passed_over_and_named():
         (BackendRequest(CPU, "bf16", "packed"), {"cpu": None, "reference": "holds no packed weights"}),
         (BackendRequest(CPU, "bf16", "blocked"), {"cpu": "holds no blocked weights", "reference": None}),
         (BackendRequest(GPU, "bf16", activations="q8_0"), {"cuda": "exact rows", "reference": None}),
+        (BackendRequest(GPU, "bf16"), {"wgpu": "needs a GPU, not device 'cuda:0'; take --device wgpu"}),
+        (BackendRequest(dtype="bf16", **FOREIGN), {"wgpu": None, "reference": "needs a device of torch's"}),
+        (BackendRequest(dtype="f32", **FOREIGN), {"wgpu": "in bf16, not in f32; take --dtype bf16"}),
     ],
 )
 def test_each_says_what_it_supports_or_why_not(request_, reasons):

@@ -1,10 +1,11 @@
 """What computes. `backend.py` is the seam, `registry.py` the choice, `executor/` the torch operations that
-`reference/`, `cpu/` and `cuda/` share."""
+`reference/`, `cpu/`, `cuda/` and `wgpu/` share."""
 
 from lluda.backends.registry import (
     ACTIVATIONS,
     WEIGHT_FORMATS,
     backend_names,
+    device_runtime,
     kept_formats,
     memory_available,
     register,
@@ -16,6 +17,7 @@ __all__ = [
     "ACTIVATIONS",
     "WEIGHT_FORMATS",
     "backend_names",
+    "device_runtime",
     "kept_formats",
     "memory_available",
     "register",

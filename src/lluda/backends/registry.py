@@ -5,15 +5,18 @@ A backend is a folder beside this file and one line in `_ENTRIES`, in the order 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from lluda.backends.backend import ComputeBackend
 from lluda.backends.capabilities import BackendRequest
 from lluda.backends.cpu.entry import ENTRY as CPU
 from lluda.backends.cuda.entry import ENTRY as CUDA
-from lluda.backends.device import register_runtime, runtime_of
+from lluda.backends.device import DeviceRuntime, register_runtime, runtime_of
 from lluda.backends.entry import BackendEntry
 from lluda.backends.reference.entry import ENTRY as REFERENCE
+from lluda.backends.wgpu.entry import ENTRY as WGPU
 from lluda.errors import InvalidRequest, MissingDependency, NativeLibraryError
 
 ACTIVATIONS = ("exact", "q8_0")
@@ -33,7 +36,7 @@ def register(entry: BackendEntry) -> None:
             register_runtime(device_type, entry.runtime)
 
 
-for _entry in (CPU, CUDA, REFERENCE):
+for _entry in (CPU, CUDA, WGPU, REFERENCE):
     register(_entry)
 
 
@@ -50,18 +53,19 @@ def support(request: BackendRequest) -> dict[str, str | None]:
 def select_backend(
     name: str, device: str, dtype: str, weights: str = "auto", activations: str = "exact"
 ) -> ComputeBackend:
-    """The backend ``name`` on a torch device, computing in ``dtype`` (bf16, f32, f64), holding matrices as ``weights``.
+    """The backend ``name`` on a device, computing in ``dtype`` (bf16, f32, f64), holding matrices as ``weights``.
 
     ``auto`` is the first that does all of it and can be had: the cpu backend (BF16 on the CPU, native library built),
-    the cuda backend (BF16 and F32 on a GPU, Triton installed), else the reference, which then says why. Weights:
-    ``bf16`` as stored, zero-copy; ``packed`` to 12 bits (cpu, cuda backend); ``blocked`` in oneDNN's order (reference,
+    the cuda backend (BF16 and F32 on a GPU, Triton installed), the wgpu backend (BF16 on device ``wgpu``), else the
+    reference, which then says why. Weights: ``bf16`` as stored, zero-copy; ``packed`` to 12 bits (cpu, cuda, wgpu
+    backend); ``blocked`` in oneDNN's order (reference,
     BF16 on the CPU); ``auto`` is blocked for the reference where it can be, else as stored. Activations: what Q8_0
     weights multiply: ``exact`` rows, or rows rounded to ``q8_0``, as llama.cpp does.
 
     Raises:
         InvalidRequest: a name, device or format there is not, or a combination that does not go together.
         NativeLibraryError: the cpu backend was asked for and its library cannot be used.
-        MissingDependency: the cuda backend was asked for and Triton is not installed.
+        MissingDependency: the cuda or the wgpu backend was asked for and Triton or wgpu-py is not installed.
     """
     if name != "auto" and name not in _ENTRIES:
         raise InvalidRequest(f"backend {name!r} does not exist; choose one of auto, {', '.join(sorted(_ENTRIES))}")
@@ -69,7 +73,8 @@ def select_backend(
         raise InvalidRequest(f"weights {weights!r} is not one of {', '.join(WEIGHT_FORMATS)}")
     if activations not in ACTIVATIONS:
         raise InvalidRequest(f"activations {activations!r} is not one of {', '.join(ACTIVATIONS)}")
-    request = BackendRequest(usable_device(device), dtype, weights, activations)
+    foreign = device if _foreign(device) else ""
+    request = BackendRequest(usable_device(device), dtype, weights, activations, foreign)
     if name == "auto":
         return _first_that_can(request)
     entry = _ENTRIES[name]
@@ -82,8 +87,7 @@ def select_backend(
 
 def _holds(entry: BackendEntry, request: BackendRequest) -> bool:
     """Whether it holds such weights on such a device."""
-    types = entry.capabilities.device_types
-    return request.weights in entry.capabilities.weights and (not types or request.device.type in types)
+    return request.weights in entry.capabilities.weights and entry.capabilities.takes(request)
 
 
 def _first_that_can(request: BackendRequest) -> ComputeBackend:
@@ -105,8 +109,9 @@ def kept_formats(
 ) -> frozenset[str]:
     """The formats that matrices stay in on the backend that `select_backend` chooses, if it can be had; nothing is
     started to find out."""
+    foreign = device if _foreign(device) else ""
     try:
-        request = BackendRequest(torch.device(device), dtype, weights, activations)
+        request = BackendRequest(torch.device("cpu" if foreign else device), dtype, weights, activations, foreign)
     except RuntimeError:  # no device of torch's: `usable_device` says so where it is to be used
         return frozenset()
     for entry in _ENTRIES.values():
@@ -116,7 +121,11 @@ def kept_formats(
 
 
 def usable_device(name: str) -> torch.device:
-    """The torch device ``name``, after a small computation on it. InvalidRequest if that fails."""
+    """The torch device ``name``, after a small computation on it. InvalidRequest if that fails. Of a device that torch
+    knows nothing of, whose adapter is looked for, the CPU: its tensors outside are there."""
+    runtime_by_name = _foreign(name)
+    if runtime_by_name is not None:
+        return runtime_by_name(name).device
     try:
         device = torch.device(name)
         torch.ones(1, device=device).item()
@@ -130,4 +139,17 @@ def usable_device(name: str) -> torch.device:
 
 def memory_available(name: str) -> int:
     """Bytes free now on the device ``name``; those of the machine where it shares them. Errors as `usable_device`."""
-    return runtime_of(usable_device(name)).memory_available()
+    return device_runtime(name).memory_available()
+
+
+def device_runtime(name: str) -> DeviceRuntime:
+    """What the host asks of the device ``name``. Errors as `usable_device`."""
+    runtime_by_name = _foreign(name)
+    return runtime_of(usable_device(name)) if runtime_by_name is None else runtime_by_name(name)
+
+
+def _foreign(name: str) -> Callable[[str], DeviceRuntime] | None:
+    """Of a device that torch knows nothing of, who finds it."""
+    kind = name.partition(":")[0]
+    entries = (entry for entry in _ENTRIES.values() if entry.foreign and kind in entry.capabilities.device_types)
+    return next((entry.foreign for entry in entries), None)

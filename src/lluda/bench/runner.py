@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 
-from lluda.backends import memory_available, usable_device
-from lluda.backends.device import runtime_of
+from lluda.backends import device_runtime, memory_available, usable_device
 from lluda.bench.engines import ENGINES, PEERS, require_peer
 from lluda.bench.formats import format_name
 from lluda.bench.job import OMNI_TESTS, Job, Plan
@@ -301,5 +300,5 @@ def _bytes_per_token(test: str, text: DecoderConfig, info: EngineInfo | None) ->
 
 def _conditions(settings: Settings, threads: int) -> Conditions:
     options = asdict(settings) | {"cache_dir": str(settings.cache_dir) if settings.cache_dir else None}
-    device = runtime_of(usable_device(settings.device)).name()
+    device = device_runtime(settings.device).name()
     return Conditions(threads, settings.repeat, device, options)

@@ -1,0 +1,159 @@
+"""The wgpu backend: decode steps as kernels on any GPU, all else as the reference defines it, on the host.
+
+Host tensors outside, device buffers inside: torch knows nothing of the device, so that components on it and on the CPU
+go together without copying code. Weights stay where the host reads them (the memory map) and are copied to the device
+when a step first needs them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lluda.backends.backend import Precision
+from lluda.backends.batch import DeepStack, KeyValueStore, Segment
+from lluda.backends.blocks import Norm
+from lluda.backends.capture import Run
+from lluda.backends.components import DecoderLayers, Observer
+from lluda.backends.executor.decoder import Step
+from lluda.backends.executor.executor import TorchExecutor
+from lluda.backends.executor.operations import RotaryTable
+from lluda.backends.executor.q8_weight import Q8Weight
+from lluda.backends.weight import DenseWeight, Weight
+from lluda.backends.wgpu.capabilities import CAPABILITIES
+from lluda.backends.wgpu.decode import WgpuDecode
+from lluda.backends.wgpu.device import WgpuRuntime
+from lluda.backends.wgpu.gpu import Gpu, is_out_of_memory
+from lluda.backends.wgpu.key_values import KeyValuePool
+from lluda.backends.wgpu.matrices import Matrices
+from lluda.backends.wgpu.step import StepBuilder
+from lluda.backends.wgpu.weight import NoKernel, PackedWeight, plain
+from lluda.formats.packed_bf16 import PACKED_BF16
+from lluda.formats.plain import plain_format
+from lluda.formats.q8_0 import Q8_0
+from lluda.formats.stored_tensor import StoredTensor
+
+
+class WgpuBackend(TorchExecutor):
+    """``packed``: BF16 matrices are packed to 12 bits on their way to the device."""
+
+    name = "wgpu"
+    CAPABILITIES = CAPABILITIES
+    has_kernels = True
+
+    def __init__(self, gpu: Gpu, precision: Precision, *, packed: bool = False) -> None:
+        super().__init__(torch.device("cpu"), precision)
+        self.runtime = WgpuRuntime(gpu.adapter.device)
+        self._gpu, self._matrices = gpu, Matrices(gpu, packed=packed)
+        self._pools: dict[tuple[int, int, int], KeyValuePool] = {}
+        self._builder: StepBuilder | None = None
+        self._missing: dict[str, None] = {}
+
+    def _description(self) -> str:
+        """One line for people."""
+        forms = " and ".join(sorted(self._matrices.forms - {"f32"})) or "no"
+        text = f"wgpu backend (experimental) on {self._gpu.adapter.describe()}, {forms} matrices there so far"
+        missing = f", steps without kernels for {'; '.join(self._missing)}" if self._missing else ""
+        return f"{text}; prompts on the host{missing}"
+
+    # Parameters
+
+    def _take_as_stored(self, stored: StoredTensor) -> tuple[Weight, bool] | None:
+        if stored.format is PACKED_BF16:
+            return PackedWeight(stored), True
+        if stored.format is Q8_0:
+            weight = Q8Weight.of(stored)
+            return weight, stored.is_read_by(weight.blocks)
+        return None
+
+    def _take_values(self, values: Tensor) -> tuple[Weight, bool]:
+        taken = values.to(self.precision.compute).contiguous()
+        return DenseWeight(taken, plain_format(taken.dtype).name), taken is values
+
+    # The device
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return is_out_of_memory(error) or super().is_out_of_memory(error)
+
+    def is_lost(self) -> bool:
+        return self._gpu.is_lost()
+
+    def synchronize(self) -> None:
+        self._gpu.wait()
+
+    # Operations
+
+    def embedding(self, table: Weight, ids: Tensor) -> Tensor:
+        return super().embedding(plain(table), ids) if self._builder is None else self._builder.embed(table)
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        return super().linear(x, plain(weight), bias)
+
+    def head(self, x: Tensor, norm: Norm, weight: Weight) -> Tensor:
+        return super().head(x, norm, weight) if self._builder is None else self._builder.head(x, norm, weight)
+
+    def run_layers(
+        self,
+        layers: DecoderLayers,
+        x: Tensor,
+        positions: Tensor,
+        segments: Sequence[Segment],
+        observe: Observer | None = None,
+        deepstack: DeepStack | None = None,
+    ) -> Tensor:
+        if self._builder is not None:
+            return self._builder.add_layers(layers, x)
+        return super().run_layers(layers, x, positions, segments, observe, deepstack)
+
+    def begin_step(self, table: RotaryTable, segments: Sequence[Segment]) -> Step:
+        for pool in self._pools.values():
+            for segment in segments:
+                pool.wrote(segment.store)
+        return super().begin_step(table, segments)
+
+    # Steps
+
+    def decode_graph(
+        self,
+        run: Run,
+        rows: int,
+        kv_dtype: torch.dtype,
+        *,
+        sampled: bool = False,  # noqa: ARG002
+    ) -> WgpuDecode | None:
+        """See `ComputeBackend.decode_graph`. None where a kernel is missing, which `describe` says."""
+        started = time.perf_counter()
+        nowhere = torch.empty(rows, dtype=torch.int64, device="meta")
+        segments = [Segment(row, 1, _Unwritten()) for row in range(rows)]
+        with self._gpu.lock:
+            try:
+                if kv_dtype is not torch.bfloat16:
+                    raise NoKernel(f"keys and values in {str(kv_dtype).removeprefix('torch.')}")
+                self._builder = StepBuilder(self._gpu, self._matrices, self._pool, rows)
+                logits = run(nowhere, nowhere, segments)
+                step = self._builder.finished(logits.shape[1])
+            except NoKernel as missing:
+                self._missing[str(missing)] = None
+                return None
+            finally:
+                self._builder = None
+        return WgpuDecode(self._gpu, step, self.rotary_table, warm_up_seconds=time.perf_counter() - started)
+
+    def _pool(self, layers: int, kv_heads: int, head_dim: int) -> KeyValuePool:
+        key = layers, kv_heads, head_dim
+        if key not in self._pools:
+            self._pools[key] = KeyValuePool(self._gpu, *key)
+        return self._pools[key]
+
+
+class _Unwritten(KeyValueStore):
+    """A store of a step that is only written down."""
+
+    length = 0
+
+    def reserve(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Not there."""
+        raise AssertionError(f"{rows} rows of a store were asked for while a step is written down")

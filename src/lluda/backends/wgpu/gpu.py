@@ -1,0 +1,190 @@
+"""A device made of an adapter: buffers, pipelines, submissions, and what goes wrong with them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import wgpu
+from numpy.typing import NDArray
+from wgpu.backends.wgpu_native import _api, ffi, lib
+
+from lluda.backends.wgpu.adapter import Adapter
+from lluda.backends.wgpu.wgsl.shader import Shader, Target
+from lluda.errors import OutOfMemory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_FEATURES = ("subgroup",)
+_LIMITS = (
+    "max-buffer-size",
+    "max-storage-buffer-binding-size",
+    "max-compute-workgroup-storage-size",
+    "max-compute-invocations-per-workgroup",
+    "max-compute-workgroup-size-x",
+    "max-storage-buffers-per-shader-stage",
+    "max-compute-workgroups-per-dimension",
+)
+_LARGEST_BUFFER = 1 << 30  # drivers have been wrong beyond, and nothing is gained by larger ones
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Buffer:
+    """Memory of the device; ``handle`` is wgpu's object."""
+
+    nbytes: int
+    handle: Any
+
+
+class Gpu:
+    """One device. Calls come from one thread at a time: ``lock`` is around each public operation of the backend.
+
+    ``checked`` leaves wgpu's bounds checks in the kernels (tests do). ``subgroups`` False compiles without them, and
+    ``matrix_bytes`` is the most that a kernel is given of a matrix at once, where less than the adapter allows.
+    """
+
+    def __init__(
+        self, adapter: Adapter, *, checked: bool = False, subgroups: bool = True, matrix_bytes: int | None = None
+    ) -> None:
+        self.adapter, self.checked, self.lock = adapter, checked, threading.RLock()
+        features = [name for name in _FEATURES if name in adapter.features]
+        limits = {name: adapter.limits[name] for name in _LIMITS if name in adapter.limits}
+        self._device = adapter.handle.request_device_sync(required_features=features, required_limits=limits)
+        self._queue = self._device.queue
+        most = min(limits["max-storage-buffer-binding-size"], limits["max-buffer-size"], _LARGEST_BUFFER)
+        self.binding_limit = most // 256 * 256
+        """Bytes of a buffer that a kernel can be given."""
+        self.matrix_bytes = min(self.binding_limit, matrix_bytes or self.binding_limit)
+        self.target = Target(adapter.subgroup[0] if subgroups and "subgroup" in features else 0)
+        self._pipelines: dict[Shader, Any] = {}
+        self._layouts: dict[str, Any] = {}
+        self.buffers_made = 0
+
+    def buffer(self, nbytes: int, *, readable: bool = False) -> Buffer:
+        """Zeros. ``readable``: for `read`, else for kernels."""
+        usage = wgpu.BufferUsage.COPY_DST
+        usage |= wgpu.BufferUsage.MAP_READ if readable else wgpu.BufferUsage.STORAGE | wgpu.BufferUsage.COPY_SRC
+        size = max(256, -(-nbytes // 16) * 16)
+        return Buffer(size, self._create(size, usage, mapped=False))
+
+    def filled(self, nbytes: int, pieces: Callable[[], Iterator[tuple[int, NDArray[np.uint8]]]]) -> Buffer:
+        """Memory with each of ``pieces`` at its offset (multiples of 4, lengths too but for the last)."""
+        size = max(256, -(-nbytes // 16) * 16)
+        made = self._create(size, wgpu.BufferUsage.STORAGE | wgpu.BufferUsage.COPY_SRC, mapped=True)
+        # Straight into the mapped memory: a write by the queue would copy everything once more.
+        for offset, piece in pieces():
+            made.write_mapped(piece, offset)
+        made.unmap()
+        return Buffer(size, made)
+
+    def write(self, buffer: Buffer, offset: int, data: NDArray[Any]) -> None:
+        """Before what is submitted next."""
+        self._queue.write_buffer(buffer.handle, offset, data)
+
+    def read(self, buffer: Buffer, nbytes: int) -> NDArray[np.uint8]:
+        """Wait, and copy out of a readable buffer."""
+        buffer.handle.map_sync(wgpu.MapMode.READ, 0, nbytes)
+        try:
+            return np.frombuffer(buffer.handle.read_mapped(0, nbytes, copy=True), np.uint8)
+        finally:
+            buffer.handle.unmap()
+
+    def download(self, buffer: Buffer, nbytes: int | None = None) -> NDArray[np.uint8]:
+        """Wait, and copy out of any buffer."""
+        return np.frombuffer(self._queue.read_buffer(buffer.handle), np.uint8)[:nbytes]
+
+    def copy(self, source: Buffer, target: Buffer, nbytes: int) -> None:
+        """Behind what was submitted before."""
+        encoder = self.encoder()
+        encoder.copy_buffer_to_buffer(source.handle, 0, target.handle, 0, nbytes)
+        self.submit(encoder.finish())
+
+    def submit(self, commands: Any) -> None:
+        """Start them behind what was submitted before."""
+        self._queue.submit([commands])
+
+    def encoder(self) -> Any:
+        """wgpu's command encoder."""
+        return self._device.create_command_encoder()
+
+    def wait(self) -> None:
+        """Until what was submitted is done."""
+        lib.wgpuDevicePoll(self._device._internal, True, ffi.NULL)
+
+    def pipeline(self, shader: Shader) -> Any:
+        """Compiled once."""
+        if shader not in self._pipelines:
+            _, layout = self._layout(shader.kinds)
+            stage = {"module": self._module(shader.code), "entry_point": "main"}
+            self._pipelines[shader] = self._device.create_compute_pipeline(layout=layout, compute=stage)
+        return self._pipelines[shader]
+
+    def group(self, shader: Shader, ranges: Sequence[tuple[Buffer, int, int]]) -> Any:
+        """The bindings of a kernel: buffers with offset and bytes."""
+        entries = [
+            {"binding": index, "resource": {"buffer": buffer.handle, "offset": offset, "size": nbytes}}
+            for index, (buffer, offset, nbytes) in enumerate(ranges)
+        ]
+        return self._device.create_bind_group(layout=self._layout(shader.kinds)[0], entries=entries)
+
+    def is_lost(self) -> bool:
+        """Whether the device answers no more."""
+        try:
+            self._queue.read_buffer(self.buffer(256).handle)
+        except Exception:  # whatever a driver makes of it
+            return True
+        return False
+
+    def _layout(self, kinds: str) -> tuple[Any, Any]:
+        if kinds not in self._layouts:
+            types = {"r": "read-only-storage", "w": "storage"}
+            entries = [
+                {"binding": index, "visibility": wgpu.ShaderStage.COMPUTE, "buffer": {"type": types[kind]}}
+                for index, kind in enumerate(kinds)
+            ]
+            group = self._device.create_bind_group_layout(entries=entries)
+            self._layouts[kinds] = group, self._device.create_pipeline_layout(bind_group_layouts=[group])
+        return self._layouts[kinds]  # type: ignore[no-any-return]
+
+    def _module(self, code: str) -> Any:
+        if self.checked:
+            return self._device.create_shader_module(code=code)
+        # Without bounds checks and loop counters, since the kernels are ours; only wgpu's C interface offers that.
+        text = code.encode()
+        held = ffi.new("char[]", text)
+        source = ffi.new("WGPUShaderSourceWGSL *")
+        source.chain.sType = lib.WGPUSType_ShaderSourceWGSL
+        source.code.data, source.code.length = held, len(text)
+        description = ffi.new("WGPUShaderModuleDescriptor *")
+        description.nextInChain = ffi.cast("WGPUChainedStruct *", source)
+        raw = lib.wgpuDeviceCreateShaderModuleTrusted(self._device._internal, description, 0)
+        assert raw != ffi.NULL, "wgpu refused a kernel"
+        return _api.GPUShaderModule("", raw, self._device)
+
+    def _create(self, size: int, usage: int, *, mapped: bool) -> Any:
+        with translated(f"{size:,} bytes on {self.adapter.name}"):
+            made = self._device.create_buffer(size=size, usage=usage, mapped_at_creation=mapped)
+        self.buffers_made += 1
+        return made
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """wgpu's error that memory did not suffice for ``what`` as OutOfMemory."""
+    try:
+        yield
+    except wgpu.GPUOutOfMemoryError as error:
+        raise OutOfMemory(
+            f"the GPU's memory does not hold {what}; load with a smaller max_context, take --weights packed, or place "
+            "fewer components on wgpu"
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that the device's memory did not suffice."""
+    return isinstance(error, OutOfMemory | wgpu.GPUOutOfMemoryError)

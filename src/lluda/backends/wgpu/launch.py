@@ -1,0 +1,66 @@
+"""A step as a list of launches, and their recording into wgpu's commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from wgpu.backends.wgpu_native import ffi, lib
+
+from lluda.backends.wgpu.gpu import Buffer, Gpu
+from lluda.backends.wgpu.wgsl.shader import Shader
+
+Range = tuple[Buffer, int, int]
+"""A buffer, the first byte of it, and how many."""
+
+LateRange = Callable[[], Range]
+"""One of a buffer that is replaced from time to time: looked up when commands are made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A kernel, what it is given, and its workgroups along x, y and z. It knows no objects of wgpu."""
+
+    shader: Shader
+    ranges: tuple[Range | LateRange, ...]
+    grid: tuple[int, int, int]
+
+
+class Commands:
+    """Launches one behind the other in one pass, then copies ``(from, to, bytes)``. What wgpu needs of each is made
+    once; `recorded` makes nothing for a launch, since commands cannot be used twice."""
+
+    def __init__(self, gpu: Gpu, launches: Sequence[Launch], copies: Sequence[tuple[Buffer, Buffer, int]]) -> None:
+        self._gpu, self._copies = gpu, copies
+        self._held = [(gpu.pipeline(each.shader), gpu.group(each.shader, _now(each.ranges))) for each in launches]
+        self._table = [
+            (pipeline._internal, group._internal, *each.grid)
+            for (pipeline, group), each in zip(self._held, launches, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def recorded(self) -> Any:
+        """wgpu's command buffer, for one submission."""
+        encoder = self._gpu.encoder()
+        compute = encoder.begin_compute_pass()
+        # Through the C library: wgpu-py's methods cost three times as much.
+        inner, nothing, last = compute._internal, ffi.NULL, None
+        set_pipeline, set_group = lib.wgpuComputePassEncoderSetPipeline, lib.wgpuComputePassEncoderSetBindGroup
+        dispatch = lib.wgpuComputePassEncoderDispatchWorkgroups
+        for pipeline, group, x, y, z in self._table:
+            if pipeline is not last:
+                set_pipeline(inner, pipeline)
+                last = pipeline
+            set_group(inner, 0, group, 0, nothing)
+            dispatch(inner, x, y, z)
+        compute.end()
+        for source, target, nbytes in self._copies:
+            encoder.copy_buffer_to_buffer(source.handle, 0, target.handle, 0, nbytes)
+        return encoder.finish()
+
+
+def _now(ranges: Sequence[Range | LateRange]) -> list[Range]:
+    return [each() if callable(each) else each for each in ranges]

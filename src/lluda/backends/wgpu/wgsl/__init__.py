@@ -1,0 +1,1 @@
+"""Kernels as WGSL text: one generator a family. Nothing here touches a device."""

@@ -1,0 +1,256 @@
+"""Decode attention: one new row of each sequence, over keys and values in BF16.
+
+Keys and values of a layer lie as ``[positions, kv_heads, head_dim]``; a sequence has a run of positions. The positions
+of a row are split among workgroups, each of which leaves the largest score, the sum of exponentials and the mixed
+values; `combine` puts the parts together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lluda.backends.wgpu.wgsl.shader import ROUNDED, Shader, Target, binding
+
+STATE = 4
+"""Words that say of a row: positions filled before it, where its run begins, its id, nothing."""
+
+WORKGROUP, BLOCK = 128, 64
+_LEAST = 64
+"""Positions that a split has at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Of a layer: query heads, key and value heads, the width of each; ``eps`` of the norms of queries and keys, None
+    where there are none; ``splits`` of a row's positions."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    eps: float | None
+    splits: int = 8
+
+    @property
+    def width(self) -> int:
+        """Of a row of queries, keys and values side by side."""
+        return (self.heads + 2 * self.kv_heads) * self.head_dim
+
+    @property
+    def part(self) -> int:
+        """Floats that a split leaves of each query head."""
+        return self.head_dim + 2
+
+
+def attention(heads: Heads, target: Target) -> Shader:
+    """For workgroups (kv_heads, splits, rows). Bindings: qkv float ``[rows, width]``; keys; values; ``fresh`` (BF16
+    ``[rows, 2, kv_heads, head_dim]``: the new keys and values, for the host); state u32 ``[rows, STATE]``; cosines and
+    sines float ``[rows, head_dim]``; parts float ``[rows, heads, splits, part]``; norms float ``[2, head_dim]``."""
+    norms = heads.eps is not None
+    kinds = "rwwwrrw" + ("r" if norms else "")
+    names = [("qkv", "f32"), ("keys", "vec4<u32>"), ("values", "vec4<u32>"), ("fresh", "vec4<u32>"), ("state", "u32")]
+    names += [("turn", "f32"), ("parts", "f32"), ("norms", "f32")]
+    bindings = [binding(i, kind, *names[i]) for i, kind in enumerate(kinds)]
+    text = [ROUNDED, *bindings, _head(heads, target), _queries(heads), _new_entry(heads)]
+    text += [_scores(heads, target), _mix(heads), _parts(heads), "}"]
+    return Shader("\n".join(text), kinds)
+
+
+def _lanes(heads: Heads) -> int:
+    """Threads that share a position, each with a 16-byte load."""
+    return heads.head_dim // 8
+
+
+def _head(heads: Heads, target: Target) -> str:
+    D, group, lanes = heads.head_dim, heads.heads // heads.kv_heads, _lanes(heads)
+    shared = 1 if target.shuffles(lanes) else group * WORKGROUP
+    return f"""var<workgroup> hs: array<f32, {(group + 2) * D}>;
+var<workgroup> sq: array<f32, {(group + 1) * 4}>;
+var<workgroup> red: array<f32, {shared}>;
+var<workgroup> sc: array<f32, {group * BLOCK}>;
+var<workgroup> mix: array<f32, {WORKGROUP // lanes * D}>;
+fn bits(v: f32) -> u32 {{ return bitcast<u32>(rounded(vec4(v)).x) >> 16u; }}
+@compute @workgroup_size({WORKGROUP}) fn main({target.builtins}) {{
+  {target.thread}
+  let head = wid.x; let split = wid.y; let row = wid.z;
+  let length = state[row * {STATE}u] + 1u;
+  let per = max((length + {heads.splits - 1}u) / {heads.splits}u, {_LEAST}u);
+  let begin = split * per; let end = min(begin + per, length);
+  if (begin >= length) {{ return; }}"""
+
+
+def _queries(heads: Heads) -> str:
+    """The group's query heads (0 to group - 1), the new key (group) and value: normed, rotated, rounded."""
+    D, group, half = heads.head_dim, heads.heads // heads.kv_heads, heads.head_dim // 2
+    scaled = [f"hs[h * {D}u + d]", f"hs[h * {D}u + d + {half}u]"]
+    scale = ""
+    if heads.eps is not None:
+        square = "(sq[h * 4u] + sq[h * 4u + 1u] + sq[h * 4u + 2u] + sq[h * 4u + 3u])"
+        scale = f"""let scale = inverseSqrt({square} / {float(D)} + {heads.eps});
+    let which = select(0u, {D}u, h == {group}u);"""
+        scaled = [f"{scaled[0]} * scale * norms[which + d]", f"{scaled[1]} * scale * norms[which + d + {half}u]"]
+    return f"""  for (var i = t; i < {(group + 2) * D}u; i += {WORKGROUP}u) {{
+    let h = i / {D}u; let d = i % {D}u;
+    let key = ({heads.heads}u + head) * {D}u; let value = ({heads.heads + heads.kv_heads}u + head) * {D}u;
+    let at = select(select(value, key, h == {group}u), (head * {group}u + h) * {D}u, h < {group}u);
+    hs[i] = qkv[row * {heads.width}u + at + d];
+  }}
+  workgroupBarrier();
+  for (var i = t; i < {(group + 1) * 4}u; i += {WORKGROUP}u) {{
+    var s = 0.0;
+    for (var d = 0u; d < {D // 4}u; d++) {{ let v = hs[i / 4u * {D}u + d * 4u + i % 4u]; s += v * v; }}
+    sq[i] = s;
+  }}
+  workgroupBarrier();
+  for (var i = t; i < {(group + 1) * half}u; i += {WORKGROUP}u) {{
+    let h = i / {half}u; let d = i % {half}u;
+    {scale}
+    let a = {scaled[0]}; let b = {scaled[1]};
+    let c = turn[row * {D}u + d]; let s = turn[row * {D}u + {half}u + d];
+    hs[h * {D}u + d] = rounded(vec4(a * c - b * s)).x;
+    hs[h * {D}u + d + {half}u] = rounded(vec4(b * c + a * s)).x;
+  }}
+  workgroupBarrier();"""
+
+
+def _new_entry(heads: Heads) -> str:
+    """The new key and value are used from registers, and stored by the split that has the last position."""
+    D, group, lanes = heads.head_dim, heads.heads // heads.kv_heads, _lanes(heads)
+    stride = heads.kv_heads * lanes
+    words = "\n".join(
+        f"  let {name} = vec4("
+        + ", ".join(
+            f"bits(hs[{first * D}u + l * 8u + {2 * j}u]) | (bits(hs[{first * D}u + l * 8u + {2 * j + 1}u]) << 16u)"
+            for j in range(4)
+        )
+        + ");"
+        for name, first in (("newk", group), ("newv", group + 1))
+    )
+    queries = "\n".join(
+        f"  let qe{g} = vec4({', '.join(f'hs[{g * D}u + l * 8u + {j}u]' for j in (0, 2, 4, 6))});\n"
+        f"  let qo{g} = vec4({', '.join(f'hs[{g * D}u + l * 8u + {j}u]' for j in (1, 3, 5, 7))});\n"
+        f"  var high{g} = -3.4e38; var total{g} = 0.0; var me{g} = vec4<f32>(0.0); var mo{g} = vec4<f32>(0.0);"
+        for g in range(group)
+    )
+    return f"""  let p = t / {lanes}u; let l = t % {lanes}u;
+  let base = state[row * {STATE}u + 1u] * {stride}u + head * {lanes}u + l;
+{words}
+  if (end == length && p == 0u) {{
+    keys[base + (length - 1u) * {stride}u] = newk; values[base + (length - 1u) * {stride}u] = newv;
+    fresh[(row * 2u * {heads.kv_heads}u + head) * {lanes}u + l] = newk;
+    fresh[(row * 2u * {heads.kv_heads}u + {heads.kv_heads}u + head) * {lanes}u + l] = newv;
+  }}
+{queries}"""
+
+
+def _entry(name: str, new: str, place: str, stride: int) -> str:
+    """A position's words, as two vec4 of even and odd columns."""
+    return f"""let stored = {name}[base + {place} * {stride}u];
+      let words = select(stored, {new}, vec4(place == length - 1u));
+      let lo = bitcast<vec4<f32>>(words << vec4(16u)); let hi = bitcast<vec4<f32>>(words & vec4(0xffff0000u));"""
+
+
+def _scores(heads: Heads, target: Target) -> str:
+    group, lanes = heads.heads // heads.kv_heads, _lanes(heads)
+    places, stride, each = WORKGROUP // lanes, heads.kv_heads * lanes, range(group)
+    products = "".join(f"var s{g} = (dot(lo, qe{g}) + dot(hi, qo{g})) * {heads.head_dim**-0.5};\n      " for g in each)
+    if target.shuffles(lanes):
+        steps = [1 << bit for bit in range(lanes.bit_length() - 1)]
+        sums = "".join(f"s{g} += subgroupShuffleXor(s{g}, {step}u);\n      " for step in steps for g in each)
+    else:
+        stores = "".join(f"red[{g * WORKGROUP}u + t] = s{g}; " for g in each)
+        adds = "".join(f"s{g} += red[{g * WORKGROUP}u + t + j]; " for g in each)
+        sums = f"""{stores} workgroupBarrier();
+      if (l == 0u) {{ for (var j = 1u; j < {lanes}u; j++) {{ {adds} }} }}
+      workgroupBarrier();"""
+    kept = "".join(f"sc[{g * BLOCK}u + i * {places}u + p] = select(s{g}, -3.4e38, place >= end); " for g in each)
+    peaks = "\n".join(
+        f"""    var peak{g} = high{g};
+    for (var i = 0u; i < {BLOCK}u; i++) {{ peak{g} = max(peak{g}, sc[{g * BLOCK}u + i]); }}
+    let shrink{g} = exp(high{g} - peak{g}); total{g} *= shrink{g}; me{g} *= shrink{g}; mo{g} *= shrink{g};
+    high{g} = peak{g};"""
+        for g in each
+    )
+    return f"""  for (var at = begin; at < end; at += {BLOCK}u) {{
+    for (var i = 0u; i < {BLOCK // places}u; i++) {{
+      let place = at + i * {places}u + p;
+      {_entry("keys", "newk", "min(place, end - 1u)", stride)}
+      {products}{sums}
+      if (l == 0u) {{ {kept} }}
+    }}
+    workgroupBarrier();
+{peaks}"""
+
+
+def _mix(heads: Heads) -> str:
+    group, lanes = heads.heads // heads.kv_heads, _lanes(heads)
+    places, stride = WORKGROUP // lanes, heads.kv_heads * lanes
+    adds = "\n      ".join(
+        f"let e{g} = exp(sc[{g * BLOCK}u + i * {places}u + p] - high{g}); total{g} += e{g}; "
+        f"me{g} += e{g} * lo; mo{g} += e{g} * hi;"
+        for g in range(group)
+    )
+    return f"""    for (var i = 0u; i < {BLOCK // places}u; i++) {{
+      let place = at + i * {places}u + p;
+      if (place < end) {{
+      {_entry("values", "newv", "place", stride)}
+      {adds}
+      }}
+    }}
+    workgroupBarrier();
+  }}"""
+
+
+def _parts(heads: Heads) -> str:
+    D, group, lanes = heads.head_dim, heads.heads // heads.kv_heads, _lanes(heads)
+    places, text = WORKGROUP // lanes, []
+    for g in range(group):
+        at = f"((row * {heads.heads}u + head * {group}u + {g}u) * {heads.splits}u + split) * {heads.part}u"
+        stores = " ".join(
+            f"mix[p * {D}u + l * 8u + {2 * j}u] = me{g}.{axis}; mix[p * {D}u + l * 8u + {2 * j + 1}u] = mo{g}.{axis};"
+            for j, axis in enumerate("xyzw")
+        )
+        text.append(f"""  {stores}
+  if (l == 0u) {{ sc[p] = total{g}; }}
+  workgroupBarrier();
+  for (var d = t; d < {D}u; d += {WORKGROUP}u) {{
+    var s = 0.0; for (var j = 0u; j < {places}u; j++) {{ s += mix[j * {D}u + d]; }}
+    parts[{at} + d] = s;
+  }}
+  if (t == 0u) {{
+    var s = 0.0; for (var j = 0u; j < {places}u; j++) {{ s += sc[j]; }}
+    parts[{at} + {D}u] = high{g}; parts[{at} + {D + 1}u] = s;
+  }}
+  workgroupBarrier();""")
+    return "\n".join(text)
+
+
+def combine(heads: Heads) -> Shader:
+    """For workgroups (heads, rows). Bindings: parts; state; out float ``[rows, heads * head_dim]``, rounded."""
+    D, splits = heads.head_dim, heads.splits
+    kinds = "rrw"
+    names = [("parts", "f32"), ("state", "u32"), ("out", "f32")]
+    bindings = [binding(i, kind, *names[i]) for i, kind in enumerate(kinds)]
+    code = f"""@compute @workgroup_size({D})
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) d: u32) {{
+  let length = state[wid.y * {STATE}u] + 1u;
+  let per = max((length + {splits - 1}u) / {splits}u, {_LEAST}u); let used = (length + per - 1u) / per;
+  let head = wid.y * {heads.heads}u + wid.x;
+  var high = -3.4e38; var total = 0.0; var mixed = 0.0;
+  for (var i = 0u; i < used; i++) {{
+    let at = (head * {splits}u + i) * {heads.part}u;
+    let its = parts[at + {D}u]; let peak = max(high, its);
+    let a = exp(high - peak); let b = exp(its - peak);
+    total = total * a + parts[at + {D + 1}u] * b; mixed = mixed * a + parts[at + d] * b; high = peak;
+  }}
+  out[head * {D}u + d] = rounded(vec4(mixed / total)).x;
+}}"""
+    return Shader("\n".join([ROUNDED, *bindings, code]), kinds)
+
+
+def takes(heads: Heads) -> bool:
+    """Whether there is a kernel for such heads: workgroup memory holds them, and lanes are a power of two."""
+    lanes, group = _lanes(heads), heads.heads // heads.kv_heads
+    powers = lanes in (1, 2, 4, 8, 16, 32) and heads.head_dim == 8 * lanes
+    places = WORKGROUP // max(lanes, 1)
+    floats = (group + 2) * heads.head_dim + group * (WORKGROUP + BLOCK + 4) + places * heads.head_dim
+    return powers and places <= BLOCK and 4 * floats <= 28 * 1024

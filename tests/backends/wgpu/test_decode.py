@@ -1,0 +1,193 @@
+"""Decode steps on the software driver against the reference, from prompts that run on the host."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lluda.backends.backend import Precision
+from lluda.backends.capture import ARGMAX
+from lluda.backends.reference.backend import ReferenceBackend
+from lluda.backends.weight import Parameters
+from lluda.config.model import ModelConfig
+from lluda.engine.kv_cache import CacheOptions
+from lluda.engine.runner import Runner
+from lluda.formats.packed_bf16 import PACKED_BF16
+from lluda.formats.q8_0 import Q8_0
+from lluda.formats.stored_tensor import StoredTensor
+from lluda.models.causal_lm import CausalLM, causal_lm_parameters
+from tests.conftest import TINY_MIXED, TINY_MOE, TINY_QWEN3, random_values, taken
+
+DENSE = TINY_QWEN3 | {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
+SPARSE = TINY_MOE | {"hidden_size": 128, "moe_intermediate_size": 128}
+CPU, STEPS = torch.device("cpu"), 32
+
+
+def config_of(raw):
+    """Of a raw config; ``shared``: its mixture blocks have an expert that all rows use, as the talker's have."""
+    config = ModelConfig.from_hf({key: value for key, value in raw.items() if key != "shared"}).text
+    shared = raw.get("shared", 0)
+    return replace(config, moe=replace(config.moe, shared_expert_intermediate_size=shared)) if shared else config
+
+
+def parameters(raw, backend, encode=None):
+    """Random tensors as a backend holds them; ``encode``: a format that its matrices are stored in."""
+    specs, values = [spec for spec in causal_lm_parameters(config_of(raw)) if not spec.tied_to], {}
+    tensors = random_values(specs, 0, torch.bfloat16)
+    for spec in specs:
+        tensor = tensors[spec.name]
+        coded = encode is not None and spec.role in ("matrix", "embedding") and spec.shape[-1] % 32 == 0
+        data = encode.encode(tensor) if coded else None
+        if data is None:
+            values[spec.name] = taken(backend, tensor, spec.role)
+        else:
+            values[spec.name] = backend.take(StoredTensor(encode, tuple(tensor.shape), data), spec.role)[0]
+    return Parameters(values)
+
+
+def runner_on(backend, raw, encode=None):
+    network = CausalLM(config_of(raw), parameters(raw, backend, encode), backend)
+    return Runner(network, CacheOptions(600, dtype={"bf16": "bf16", "f64": "f64"}[backend.precision.name]))
+
+
+def wgpu_backend(gpu, **options):
+    from lluda.backends.wgpu.backend import WgpuBackend
+
+    return WgpuBackend(gpu, Precision.of("bf16"), **options)
+
+
+def reference(dtype):
+    return ReferenceBackend(CPU, Precision.of(dtype))
+
+
+def prompt(length, seed=0):
+    return torch.randint(2, 512, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def forced(runner, tokens, length=20):
+    """Logits after a prompt and each of ``tokens``."""
+    cache = runner.new_cache()
+    rows = [runner.prefill(prompt(length), cache)]
+    return torch.stack([*rows, *(runner.step([token], [cache])[0] for token in tokens)]).double()
+
+
+def greedy(runner, count, length=20):
+    cache = runner.new_cache()
+    tokens = [int(runner.prefill(prompt(length), cache).argmax())]
+    while len(tokens) < count:
+        tokens += runner.greedy_step(tokens[-1:], [cache])
+    return tokens
+
+
+FORMS = {"bf16": (None, {}), "packed": (None, {"packed": True}), "packed-file": (PACKED_BF16, {}), "q8_0": (Q8_0, {})}
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_steps_are_as_near_to_float64_as_the_reference(gpu, form):
+    check_steps(gpu, SPARSE, form)
+
+
+@pytest.mark.parametrize("raw", [DENSE, TINY_MIXED, SPARSE | {"shared": 64}], ids=["dense", "mixed", "shared"])
+def test_other_models_are_as_near(one_gpu, raw):
+    check_steps(one_gpu, raw, "bf16")
+
+
+def check_steps(gpu, raw, form):
+    """Steps that are given the tokens of the float64 run."""
+    encode, options = FORMS[form]
+    exact_runner = runner_on(reference("f64"), raw, encode)
+    tokens = greedy(exact_runner, STEPS)
+    exact = forced(exact_runner, tokens)[1:]
+    plain = forced(runner_on(reference("bf16"), raw, encode), tokens)[1:]
+    backend = wgpu_backend(gpu, **options)
+    got = forced(runner_on(backend, raw, encode), tokens)[1:]
+    assert (got - exact).abs().mean() <= 1.1 * (plain - exact).abs().mean()
+    assert "without kernels" not in backend.describe()
+
+
+def test_sequences_get_together_what_they_get_alone(one_gpu):
+    runner = runner_on(wgpu_backend(one_gpu), DENSE)
+    lengths, next_tokens = [3, 40, 17, 8, 25], [7, 9, 11, 13, 15]
+
+    def prefilled():
+        caches = [runner.new_cache() for _ in lengths]
+        for seed, (length, cache) in enumerate(zip(lengths, caches, strict=True)):
+            runner.prefill(prompt(length, seed), cache)
+        return caches
+
+    caches = prefilled()
+    alone = [
+        torch.cat([runner.step([token], [cache]) for _ in range(2)])
+        for token, cache in zip(next_tokens, caches, strict=True)
+    ]
+    for count in (2, 3, 5):
+        caches = prefilled()
+        together = torch.stack([runner.step(next_tokens[:count], caches[:count]) for _ in range(2)], dim=1)
+        assert torch.equal(together, torch.stack(alone[:count]))
+
+
+def test_rows_of_the_device_and_of_the_host_follow_each_other(one_gpu):
+    """A prompt, steps, a shorter length, another prompt behind it, steps beyond what the cache held at first."""
+    ours, theirs = runner_on(wgpu_backend(one_gpu), DENSE), runner_on(reference("bf16"), DENSE)
+    rows = []
+    for runner in (ours, theirs):
+        cache = runner.new_cache(40)
+        runner.prefill(prompt(30), cache)
+        for token in prompt(6, 1):
+            runner.step([token], [cache])
+        cache.truncate(20)
+        runner.prefill(prompt(20) + prompt(12, 2), cache)
+        rows.append(torch.cat([runner.step([token], [cache]) for token in prompt(20, 3)]))
+        copy = runner.new_cache()
+        copy.copy_rows(cache, 50)
+        rows[-1] = torch.cat((rows[-1], runner.step([5], [copy]), runner.step([6], [cache])))
+        assert cache.capacity > 40
+    assert (rows[0] - rows[1]).abs().max() < 0.1 * rows[1].abs().max()
+
+
+def test_a_step_makes_no_memory(one_gpu):
+    runner = runner_on(wgpu_backend(one_gpu), DENSE)
+    cache = runner.new_cache()
+    runner.prefill(prompt(5), cache)
+    runner.greedy_step([3], [cache])
+    runner.step([3], [cache])
+    before = one_gpu.buffers_made
+    for _ in range(3):
+        runner.greedy_step([3], [cache])
+        runner.step([3], [cache])
+    assert one_gpu.buffers_made == before
+
+
+def test_the_host_chooses_where_a_row_is_sampled(one_gpu):
+    runner = runner_on(wgpu_backend(one_gpu), DENSE)
+    cache = runner.new_cache()
+    runner.prefill(prompt(5), cache)
+    graph = runner.model.backend.decode_graph(lambda *step: runner.model(*step, None), 2, torch.bfloat16, sampled=True)
+    graph.launch([3, 3], [5, 5], [cache, runner.new_cache()], [ARGMAX, ARGMAX._replace(temperature=0.5, top_k=20)])
+    ids, peaks = graph.result()
+    assert ids == [int(graph.logits[0].argmax()), -1]
+    assert peaks == graph.logits.max(-1).values.tolist()
+
+
+def test_a_largest_logit_that_is_no_number_is_told(one_gpu):
+    backend = wgpu_backend(one_gpu)
+    runner = runner_on(backend, DENSE)
+    cache = runner.new_cache()
+    runner.prefill(prompt(5), cache)
+    runner.model.decoder.norm.weight[3] = float("nan")
+    _, peaks = runner.argmax_step([3], [cache])
+    assert peaks[0] != peaks[0]
+
+
+def test_what_has_no_kernel_runs_on_the_host_and_is_told(one_gpu):
+    backend = wgpu_backend(one_gpu)
+    network = CausalLM(config_of(DENSE), parameters(DENSE, backend), backend)
+    runner = Runner(network, CacheOptions(600, dtype="f32"))
+    plain = runner_on(reference("bf16"), DENSE)
+    plain = Runner(plain.model, CacheOptions(600, dtype="f32"))
+    assert torch.equal(forced(runner, [3, 4]), forced(plain, [3, 4]))
+    assert not runner.launches_whole(1)
+    assert "steps without kernels for keys and values in float32" in backend.describe()
+    assert "on torch operations: attention" in backend.describe()
