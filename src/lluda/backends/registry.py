@@ -82,6 +82,9 @@ def select_backend(
         others = [other for other in _ENTRIES.values() if _holds(other, request)]
         needed = " or ".join(other.name for other in others) or "another"
         raise InvalidRequest(f"{weights} weights need the {needed} backend; leave out --backend {name}")
+    refusal = entry.refusal(request)
+    if refusal is not None and (request.foreign or entry.foreign):  # others see to it themselves
+        raise InvalidRequest(refusal)
     return entry.make(request, "")
 
 

@@ -161,3 +161,97 @@ def test_the_most_probable_experts(gpu, experts, top_k, normalise):
     assert got[:, :top_k].tolist() == order.indices[:, :top_k].tolist()
     np.testing.assert_allclose(got[:, top_k:-1].view(np.float32), weights, rtol=1e-5)
     assert (got[:, -1].view(np.float32) == logits[:, experts].numpy()).all()
+
+
+@pytest.mark.parametrize("norms", [True, False])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 128), (6, 2, 64), (2, 2, 16)])
+@pytest.mark.parametrize("lengths", [(1, 63), (300, 700)])
+def test_attention(gpu, heads, kv_heads, head_dim, lengths, norms):
+    """Two rows, whose positions lie in one pool behind each other."""
+    from lluda.backends.wgpu.wgsl.attention import STATE, Heads, attention, combine
+
+    shape = Heads(heads, kv_heads, head_dim, 1e-6 if norms else None)
+    generator = torch.Generator().manual_seed(7)
+    qkv = torch.randn(2, shape.width, generator=generator)
+    weights = 1 + 0.2 * torch.randn(2, head_dim, generator=generator)
+    capacity = sum(lengths) + 3
+    keys, values = (torch.randn(capacity, kv_heads, head_dim, generator=generator).bfloat16() for _ in range(2))
+    angles = torch.rand(2, head_dim // 2, generator=generator) * 6
+    turn = torch.cat((angles.cos(), angles.sin()), dim=1)
+    starts = [2, 2 + lengths[0]]
+    state = np.zeros((2, STATE), np.uint32)
+    state[:, 0], state[:, 1] = [length - 1 for length in lengths], starts
+    on_device = [words(gpu, each.view(torch.int16).numpy()) for each in (keys, values)]
+    fresh, parts = gpu.buffer(2 * 2 * kv_heads * head_dim * 2), gpu.buffer(4 * 2 * heads * shape.splits * shape.part)
+    out, given = gpu.buffer(4 * 2 * heads * head_dim), words(gpu, state)
+    ranges = [floats(gpu, qkv), *on_device, fresh, given, floats(gpu, turn), parts]
+    ranges += [floats(gpu, weights)] if norms else []
+    run(
+        gpu,
+        (attention(shape, gpu.target), map(whole, ranges), (kv_heads, shape.splits, 2)),
+        (combine(shape), map(whole, (parts, given, out)), (heads, 2, 1)),
+    )
+    got = torch.from_numpy(read(gpu, out, 2, heads, head_dim).copy()).double()
+    stored = torch.from_numpy(read(gpu, fresh, 2, 2, kv_heads, head_dim, dtype=np.int16).copy()).view(torch.bfloat16)
+    rows = qkv.double().view(2, -1, head_dim)
+    for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        turned = [
+            _turned(part, weights[which] if norms else None, turn[row])
+            for which, part in enumerate((rows[row, :heads], rows[row, heads : heads + kv_heads]))
+        ]
+        new_value = rounded(rows[row, heads + kv_heads :])
+        assert (stored[row, 0].double() - turned[1]).abs().max() <= 2**-7 * turned[1].abs().max()
+        assert (stored[row, 1].double() == new_value).all()
+        kept = [each[start : start + length].double() for each in (keys, values)]
+        kept[0][-1], kept[1][-1] = stored[row, 0].double(), new_value
+        for head in range(heads):
+            key, value = (each[:, head // (heads // kv_heads)] for each in kept)
+            want = (key @ turned[0][head] / head_dim**0.5).softmax(0) @ value
+            assert (got[row, head] - want).abs().max() <= 2**-7 * want.abs().max() + 0.01
+
+
+def _turned(part, weight, turn):
+    if weight is not None:
+        part = part * torch.rsqrt(part.square().mean(-1, keepdim=True) + 1e-6) * weight
+    first, second = part.chunk(2, dim=-1)
+    cos, sin = turn.double().chunk(2)
+    return rounded(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1))
+
+
+@pytest.mark.parametrize("form", ["bf16", "packed", "q8_0"])
+def test_rows_of_a_table(gpu, form):
+    from lluda.backends.wgpu.wgsl import embedding
+    from lluda.backends.wgpu.wgsl.attention import STATE
+
+    values = bf16(300, 256, seed=5)
+    values[7, :6] = torch.tensor([0.0, -0.0, 1e-30, -3e5, 2.0**-126, 5.0])
+    weight, exact = weight_of(form, values)
+    matrix = matrices_of(gpu, form).matrix((((weight,),),))
+    state = np.zeros((3, STATE), np.uint32)
+    state[:, 2] = ids = [7, 299, 120]
+    x, given = gpu.buffer(4 * 3 * 256), words(gpu, state)
+    for part in matrix.parts:
+        ranges = [(part.body, 0, part.nbytes), whole(given), whole(x), *([whole(part.side)] if part.side else [])]
+        run(gpu, (embedding.lookup(form, part.first, part.rows, 256), ranges, (2, 3, 1)))
+    assert (torch.from_numpy(read(gpu, x, 3, 256).copy()).double() == exact[ids]).all()
+
+
+def test_the_first_of_the_largest_logits(gpu):
+    from lluda.backends.wgpu.decode import _floats
+    from lluda.backends.wgpu.wgsl import argmax
+
+    logits = -torch.rand(4, 5000, generator=torch.Generator().manual_seed(2)) - 1
+    logits[0, [4999, 77]] = -0.5
+    logits[1, 4000] = float("inf")
+    logits[2, 3] = float("nan")
+    logits[3, :] = float("-inf")
+    found, chosen = gpu.buffer(8 * 4 * argmax.GROUPS), gpu.buffer(8 * 4)
+    run(
+        gpu,
+        (argmax.partial(5000), [whole(floats(gpu, logits)), whole(found)], (argmax.GROUPS, 4, 1)),
+        (argmax.final(), [whole(found), whole(chosen)], (1, 4, 1)),
+    )
+    got = read(gpu, chosen, 4, 2, dtype=np.uint32)
+    assert got[:, 1].tolist() == [77, 4000, 3, 0]
+    peaks = _floats(got[:, 0])
+    assert peaks[0] == -0.5 and peaks[1] == np.inf and np.isnan(peaks[2]) and peaks[3] == -np.inf
