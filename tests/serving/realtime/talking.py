@@ -62,10 +62,13 @@ class Talk:
     def append(self, samples: Any, pause: float = 0.0) -> None:
         """Samples at 24 kHz in pieces, one every ``pause`` seconds."""
         for start in range(0, len(samples), CHUNK):
-            data = pcm(samples[start : start + CHUNK])
-            self.send("input_audio_buffer.append", audio=base64.b64encode(data).decode())
+            self.send_pcm(pcm(samples[start : start + CHUNK]))
             if pause:
                 time.sleep(pause)
+
+    def send_pcm(self, data: bytes) -> None:
+        """Sound in the input format."""
+        self.send("input_audio_buffer.append", audio=base64.b64encode(data).decode())
 
     def ask(self, text: str, **response: Any) -> dict[str, Any]:
         """The answer to a text."""

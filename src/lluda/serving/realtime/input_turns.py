@@ -13,6 +13,7 @@ from lluda.engine.listening.turn_detector import (
     SpeechAwaited,
     SpeechEnded,
     SpeechPaused,
+    SpeechResumed,
     SpeechStarted,
     TurnDetector,
     TurnEvent,
@@ -185,6 +186,8 @@ class InputTurns:
             case SpeechPaused() if self._turn is not None:
                 self._push()
                 self._turn.spoken.expect_end(event.sample - self._turn.start)
+            case SpeechResumed() if self._turn is not None:
+                self._turn.spoken.expect_end(None)
             case SpeechEnded() if self._turn is not None:
                 number = self._turn.id
                 self._end(

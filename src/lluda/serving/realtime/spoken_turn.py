@@ -16,11 +16,11 @@ class SpokenTurn(Protocol):
     def push(self, samples: NDArray[np.float32]) -> None:
         """More of it, mono at 16 kHz; returns at once."""
 
-    def expect_end(self, sample: int) -> None:
-        """It may end before ``sample``; returns at once."""
+    def expect_end(self, sample: int | None) -> None:
+        """It may end before ``sample``; None: it goes on after all. Returns at once."""
 
     def finish(self, end: int) -> Any:
-        """It ends before sample ``end``: what stands for its sound in a message to the model."""
+        """It ends before sample ``end``: what stands for its sound in a message to the model. Returns at once."""
 
     def discard(self) -> None:
         """It was nothing."""
@@ -36,7 +36,7 @@ class RecordedTurn:
         """As `SpokenTurn` has it."""
         self._pieces.append(samples)
 
-    def expect_end(self, sample: int) -> None:
+    def expect_end(self, sample: int | None) -> None:
         """As `SpokenTurn` has it."""
 
     def finish(self, end: int) -> Any:
