@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -75,3 +76,16 @@ def test_a_gguf_is_listed_under_the_names_the_models_use(lluda, smollm2):
     assert rows["model.layers.29.mlp.down_proj.weight"]["dtype"] == "Q4_1"
     assert {row["file"] for row in document["tensors"]} == {smollm2.name}
     assert document["components"][-1]["parameters"] == 134_515_008
+
+
+def test_the_gpus_of_a_machine_are_listed(lluda, model):
+    pytest.importorskip("wgpu", reason="wgpu-py is not installed")
+    printed = lluda("inspect", "--device", "wgpu")
+    assert printed.code == 0
+    document = json.loads(lluda("inspect", "--device", "wgpu", "--json").out)
+    for each in document["adapters"]:
+        assert f"{each['device']} {each['name']} ({each['driver']}, {each['interface']}" in printed.out
+        assert each["limits"]["max-storage-buffer-binding-size"] > 0
+    assert document["adapters"] or "install a Vulkan driver" in printed.out
+    refused = lluda("inspect", model, "--device", "wgpu")
+    assert refused.code == 2 and "leave one of them out" in refused.err

@@ -1,12 +1,14 @@
-"""``lluda inspect``: every tensor of a checkpoint, without reading one, and without torch."""
+"""``lluda inspect``: every tensor of a checkpoint, without reading one, and without torch; or the GPUs of a machine."""
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from lluda.cli import options
+from lluda.cli.heavy_imports import heavy_imports
 from lluda.cli.report import add_report, publish, require_writable
 from lluda.errors import InvalidRequest
 from lluda.models.components import component_and_part
@@ -14,18 +16,24 @@ from lluda.weights.checkpoint import open_checkpoint
 from lluda.weights.entry import TensorEntry
 from lluda.weights.hub import resolve_model
 
+if TYPE_CHECKING:
+    from lluda.backends.wgpu.adapter import Adapter
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     options.add_model_argument(parser)
     parser.add_argument("--filter", default="*", metavar="PATTERN", help="only names that match, e.g. '*layers.0.*'")
     parser.add_argument("--totals", action="store_true", help="only the totals by component")
+    parser.add_argument("--device", choices=["wgpu"], help="instead of a model, the GPUs that the wgpu backend finds")
     add_report(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """List and add up."""
     require_writable(args.output)
+    if args.device:
+        return _list_adapters(args)
     checkpoint = open_checkpoint(resolve_model(options.model_argument(args)))
     entries = [entry for name, entry in checkpoint.entries.items() if fnmatch.fnmatchcase(name, args.filter)]
     if not entries:
@@ -38,6 +46,43 @@ def run(args: argparse.Namespace) -> int:
     document = {"path": str(checkpoint.path), "tensors": [_row(entry) for entry in tensors], "components": totals}
     publish(args, document, lambda: _print_checkpoint(tensors, totals))
     return 0
+
+
+def _list_adapters(args: argparse.Namespace) -> int:
+    """What a user can send when something is wrong with a GPU."""
+    if args.path or args.model:
+        raise InvalidRequest("--device lists GPUs and no model; leave one of them out")
+    with heavy_imports():
+        from lluda.backends.wgpu.adapter import adapters
+    found = adapters()
+    rows = [
+        {
+            "device": each.device,
+            "name": each.name,
+            "driver": each.driver,
+            "kind": each.kind,
+            "interface": each.interface,
+            "subgroup": list(each.subgroup),
+            "features": list(each.features),
+            "limits": each.limits,
+        }
+        for each in found
+    ]
+    publish(args, {"adapters": rows}, lambda: _print_adapters(found))
+    return 0
+
+
+def _print_adapters(found: Sequence[Adapter]) -> None:
+    for each in found:
+        print(each.describe())
+        fewest, most = each.subgroup
+        print(f"  {each.kind}, subgroups of {fewest} to {most} threads" if most else f"  {each.kind}, no subgroups")
+        print(f"  features: {', '.join(each.features)}")
+        for name, value in each.limits.items():
+            if "buffer" in name or "compute" in name:
+                print(f"  {name:<48}{value:>16,}")
+    if not found:
+        print("wgpu finds no adapter; install a Vulkan driver for the GPU")
 
 
 def _row(entry: TensorEntry) -> dict[str, object]:

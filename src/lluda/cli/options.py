@@ -132,7 +132,7 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
     """Where to load to, and what decides how much memory that takes."""
     group = parser.add_argument_group("memory")
     group.add_argument("--dtype", default="auto", metavar="T", help="auto (default: as released), bf16, f32 or f64")
-    group.add_argument("--device", default="cpu", metavar="D", help="cpu (default), cuda, cuda:1, …")
+    group.add_argument("--device", default="cpu", metavar="D", help="cpu (default), cuda, cuda:1, wgpu, wgpu:1, …")
     group.add_argument(
         "--place", default="", metavar="C=D,…",
         help="devices of single Omni components: thinker=cuda:0,code2wav=cpu; of any mixture of experts: experts=cpu",
@@ -161,7 +161,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         help="each answer is to the bit what it is alone, among others too",
     )
     group.add_argument(
-        "--backend", default="auto", metavar="B", help="auto (default: the fastest here), cpu or reference"
+        "--backend", default="auto", metavar="B", help="auto (default: the fastest here), cpu, cuda, wgpu or reference"
     )
     group.add_argument(
         "--weights", default="auto", metavar="F", help="auto (default), bf16, packed (12 bits, no loss), blocked"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from lluda.errors import InvalidRequest, MissingDependency
@@ -11,7 +13,7 @@ from lluda.errors import InvalidRequest, MissingDependency
 DEVICE = "wgpu"
 """Devices are called ``wgpu`` (the best real GPU), ``wgpu:1`` (by number) or ``wgpu:radv`` (by a part of the name)."""
 
-_BACKENDS = ("Vulkan", "Metal", "D3D12")
+_INTERFACES = ("Vulkan", "Metal", "D3D12")
 _BEST_FIRST = ("DiscreteGPU", "IntegratedGPU", "VirtualGPU", "Unknown", "CPU")
 
 
@@ -43,13 +45,7 @@ class Adapter:
 
 def adapters() -> list[Adapter]:
     """All that can compute, best first. MissingDependency: wgpu-py is not installed."""
-    try:
-        import wgpu
-    except ModuleNotFoundError as error:
-        if error.name != "wgpu":
-            raise
-        raise MissingDependency("the wgpu backend needs wgpu-py: pip install 'wgpu>=0.32,<0.33'") from None
-    found = [each for each in wgpu.gpu.enumerate_adapters_sync() if each.info["backend_type"] in _BACKENDS]
+    found = [each for each in _instance().enumerate_adapters_sync() if each.info["backend_type"] in _INTERFACES]
     found.sort(key=lambda each: _BEST_FIRST.index(_kind(each)))
     return [_adapter(number, each) for number, each in enumerate(found)]
 
@@ -79,6 +75,22 @@ def choose(device: str, among: Sequence[Adapter] | None = None) -> Adapter:
             f"faster, or name it: --device {DEVICE}:{found[0].number}"
         )
     raise InvalidRequest(f"device {device!r:.60} is no adapter that wgpu finds; there is {there}")
+
+
+@cache
+def _instance() -> Any:
+    """wgpu, with the interfaces that compute well."""
+    try:
+        import wgpu
+        from wgpu.backends.wgpu_native.extras import set_instance_extras
+    except ModuleNotFoundError as error:
+        if error.name != "wgpu":
+            raise
+        raise MissingDependency("the wgpu backend needs wgpu-py: pip install 'wgpu>=0.32,<0.33'") from None
+    # Mesa's layer that sorts adapters asks the desktop, and without one complains on stderr; they are sorted here.
+    os.environ.setdefault("NODEVICE_SELECT", "1")
+    set_instance_extras(backends=("Vulkan", "Metal", "DX12"))
+    return wgpu.gpu
 
 
 def _kind(handle: Any) -> str:
