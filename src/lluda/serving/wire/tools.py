@@ -45,7 +45,7 @@ ToolMode = Literal["none", "auto", "required"]
 
 def mode_or_object(value: object) -> str | None:
     """The tag of a ``tool_choice``."""
-    return "#mode" if isinstance(value, str) else "#object" if isinstance(value, dict) else None
+    return "#mode" if isinstance(value, str) else "#object" if isinstance(value, dict | WireModel) else None
 
 
 ToolChoice = Annotated[
