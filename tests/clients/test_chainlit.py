@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import time
@@ -65,7 +66,7 @@ def thinking(server: RunningServer) -> dict[str, Any]:
     }
 
 
-def test_chainlit(server: RunningServer, answer: str, tmp_path: Path) -> None:
+def test_chainlit_s_protocol(server: RunningServer, answer: str, tmp_path: Path) -> None:
     folder = require("chainlit")
     picture = tmp_path / "picture.png"
     Image.new("RGB", (64, 64), (200, 30, 30)).save(picture)
@@ -85,4 +86,23 @@ def test_chainlit(server: RunningServer, answer: str, tmp_path: Path) -> None:
     assert seen["messages"][0]["metadata"]["image_tokens"] > 0
     assert "".join(thought["llm"]).strip()
     assert json.loads(thought["messages"][0]["text"])["sum"] in (5, 6)
+    check_well(server)
+
+
+def test_chainlit_s_page_in_a_browser(server: RunningServer, answer: str, tmp_path: Path) -> None:
+    require("chainlit")
+    folder = require("browser")
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        pytest.skip("there is no chromium here: apt-get install chromium")
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(picture)
+    with running_app(server, tmp_path) as url:
+        command = [folder / "bin/python", HERE / "chainlit_page.py", url, picture, json.dumps(thinking(server))]
+        seen = json.loads(run(command, tmp_path))
+    assert seen["faults"] == []
+    assert seen["model"] == "tiny-omni"
+    assert seen["plain"].strip() == answer
+    assert seen["of_picture"].strip() and seen["pictures"] == 1
+    assert '"sum"' in seen["thoughtful"] and any(number in seen["thoughtful"] for number in "56")
+    assert "Thoughts" in seen["folded"] and len(seen["unfolded"]) > len(seen["folded"])
     check_well(server)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from lluda.serving.limits import Limits
 from tests.serving.asking import wait_for
-from tests.serving.oracle import check_well, descriptors, threads, wait_until_idle
+from tests.serving.oracle import check_well, counts, descriptors, threads, wait_until_idle
 from tests.serving.running import RunningServer, running_server
 from tests.serving.traffic import Elsewhere, Tally, closed_loop, mixed, open_loop
 
@@ -61,17 +62,16 @@ def test_ten_times_the_capacity_is_answered_429(elsewhere: Elsewhere) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_ten_times_the_capacity_for_five_minutes(elsewhere: Elsewhere) -> None:
-    """In five pieces, the capacity measured before each: others may use the machine, too."""
+    """In one piece, the capacity measured before and after: others may use the machine, too."""
     with running_server(limits=LIMITS) as server:
         capacity(elsewhere, server, USUAL, 2)
-        before, most, good = resident(), [], []
-        for _ in range(5):
-            most.append(capacity(elsewhere, server, USUAL, 10))
-            tally = elsewhere.run(open_loop, server.port, "/example", USUAL, 10 * most[-1], 60)
-            check_overload(server, tally)
-            good.append(tally.statuses[200] / 60)
-        print(f"capacity {most}, goodput {good} a second, {before:.0f} to {resident():.0f} MB")
-        assert sum(good) >= 0.9 * sum(most)
+        before, most = resident(), [capacity(elsewhere, server, USUAL, 15)]
+        tally = elsewhere.run(open_loop, server.port, "/example", USUAL, 10 * most[0], 300)
+        most.append(capacity(elsewhere, server, USUAL, 15))
+        check_overload(server, tally)
+        good = tally.statuses[200] / 300
+        print(f"capacity {most}, goodput {good} a second, {tally.statuses}, {before:.0f} to {resident():.0f} MB")
+        assert good >= 0.9 * sum(most) / 2
         assert resident() - before < 20
 
 
@@ -107,11 +107,17 @@ def test_mixed_traffic_leaves_nothing_behind(elsewhere: Elsewhere) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_mixed_traffic_for_five_minutes(elsewhere: Elsewhere) -> None:
+@pytest.mark.timeout(60 * 60 * 7)
+def test_mixed_traffic_for_minutes(elsewhere: Elsewhere) -> None:
+    """As many as the environment's SOAK_MINUTES (5): 20 of them are what a server with a request every other second
+    gets in a day."""
+    minutes = float(os.environ.get("SOAK_MINUTES", "5"))
     with running_server() as server:
-        megabytes = soak(elsewhere, server, 300, pieces=10)
-        steady = megabytes[3:]  # until then buffers grow to what the largest requests take
-        slope = float(np.polyfit(np.arange(len(steady)) / 2, steady, 1)[0])
-        print(f"{slope:.2f} MB a minute: {[round(one, 1) for one in megabytes]}")
-        assert slope < 0.5
+        megabytes = soak(elsewhere, server, 60 * minutes, pieces=max(10, round(2 * minutes)))
+        steady = megabytes[len(megabytes) // 3 :]  # until then buffers grow to what the largest requests take
+        times = np.linspace(0, minutes * 2 / 3, len(steady))
+        (slope, _), spread = np.polyfit(times, steady, 1, cov=True)
+        answered, stats = counts(server)[1], server.model.engine.stats()
+        print(f"{minutes:g} minutes, {answered:.0f} requests that were admitted, {stats}")
+        print(f"{slope:.3f} +- {spread[0, 0] ** 0.5:.3f} MB a minute: {[round(one, 1) for one in megabytes]}")
+        assert slope < 0.2
