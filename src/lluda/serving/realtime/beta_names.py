@@ -55,15 +55,15 @@ def to_ga(event: dict[str, Any]) -> dict[str, Any]:
             if isinstance(session, dict):
                 session = {"type": "transcription", **session}
             return {**event, "type": "session.update", "session": session}
-        case "session.update":
-            return {**event, "session": _fields(event.get("session"))}
+        case "session.update" if "session" in event:
+            return {**event, "session": _fields(event["session"])}
         case "response.create" if isinstance(wish := event.get("response"), dict):
             wish = _fields(wish)
             if isinstance(wish.get("input"), list):
                 wish = {**wish, "input": [_item(item) for item in wish["input"]]}
             return {**event, "response": wish}
-        case "conversation.item.create":
-            return {**event, "item": _item(event.get("item"))}
+        case "conversation.item.create" if "item" in event:
+            return {**event, "item": _item(event["item"])}
     return event
 
 
