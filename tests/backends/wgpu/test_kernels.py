@@ -237,7 +237,7 @@ def test_rows_of_a_table(gpu, form):
 
 
 def test_the_first_of_the_largest_logits(gpu):
-    from lluda.backends.wgpu.decode import _floats
+    from lluda.backends.wgpu.decode import floats_of
     from lluda.backends.wgpu.wgsl import argmax
 
     logits = -torch.rand(4, 5000, generator=torch.Generator().manual_seed(2)) - 1
@@ -253,5 +253,5 @@ def test_the_first_of_the_largest_logits(gpu):
     )
     got = read(gpu, chosen, 4, 2, dtype=np.uint32)
     assert got[:, 1].tolist() == [77, 4000, 3, 0]
-    peaks = _floats(got[:, 0])
+    peaks = floats_of(got[:, 0])
     assert peaks[0] == -0.5 and peaks[1] == np.inf and np.isnan(peaks[2]) and peaks[3] == -np.inf

@@ -8,7 +8,8 @@ when a step first needs them.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,24 +18,28 @@ from lluda.backends.backend import Precision
 from lluda.backends.batch import DeepStack, KeyValueStore, Segment
 from lluda.backends.blocks import Norm
 from lluda.backends.capture import Run
-from lluda.backends.components import DecoderLayers, Observer
+from lluda.backends.components import CodePredictorSteps, DecoderLayers, Observer
 from lluda.backends.executor.decoder import Step
 from lluda.backends.executor.executor import TorchExecutor
 from lluda.backends.executor.operations import RotaryTable
 from lluda.backends.executor.q8_weight import Q8Weight
 from lluda.backends.weight import DenseWeight, Weight
 from lluda.backends.wgpu.capabilities import CAPABILITIES
+from lluda.backends.wgpu.code_passes import CodePasses
 from lluda.backends.wgpu.decode import WgpuDecode
 from lluda.backends.wgpu.device import WgpuRuntime
 from lluda.backends.wgpu.gpu import Gpu, is_out_of_memory
 from lluda.backends.wgpu.key_values import KeyValuePool
 from lluda.backends.wgpu.matrices import Matrices
+from lluda.backends.wgpu.stack import STACK_ROWS, WgpuStack
 from lluda.backends.wgpu.step import StepBuilder
 from lluda.backends.wgpu.weight import NoKernel, PackedWeight, plain
 from lluda.formats.packed_bf16 import PACKED_BF16
 from lluda.formats.plain import plain_format
 from lluda.formats.q8_0 import Q8_0
 from lluda.formats.stored_tensor import StoredTensor
+
+Made = TypeVar("Made")
 
 
 class WgpuBackend(TorchExecutor):
@@ -51,6 +56,8 @@ class WgpuBackend(TorchExecutor):
         self._pools: dict[tuple[int, int, int], KeyValuePool] = {}
         self._builder: StepBuilder | None = None
         self._missing: dict[str, None] = {}
+        self._stacks: dict[tuple[DecoderLayers, int, torch.dtype], WgpuStack | None] = {}
+        self._passes: dict[tuple[CodePredictorSteps, int, torch.dtype], CodePasses | None] = {}
 
     def _description(self) -> str:
         """One line for people."""
@@ -125,28 +132,97 @@ class WgpuBackend(TorchExecutor):
         sampled: bool = False,  # noqa: ARG002
     ) -> WgpuDecode | None:
         """See `ComputeBackend.decode_graph`. None where a kernel is missing, which `describe` says."""
+        return self._where_there_are_kernels(lambda: self._decode(run, rows, kv_dtype))
+
+    def decoder_layers(self, x: Tensor, layers: DecoderLayers, step: Step) -> Tensor:
+        """Steps of one row of each sequence on the device, others on the host."""
+        stores = [segment.store for segment in step.segments]
+        stack = self._stack_of(layers, x, stores[0]) if len(stores) == len(x) else None
+        if stack is None:
+            return super().decoder_layers(x, layers, step)
+        return stack.run(x, (step.cos, step.sin), stores)
+
+    def predict_codes(
+        self,
+        x: Tensor,
+        passes: CodePredictorSteps,
+        stores: Sequence[KeyValueStore],
+        choose: Sequence[Callable[[Tensor], int]],
+        total: Tensor,
+    ) -> list[list[int]]:
+        codes: list[list[int]] = []
+        for begin in range(0, len(stores), STACK_ROWS[-1]):
+            part = slice(begin, begin + STACK_ROWS[-1])
+            run = self._passes_of(passes, x[part], stores[begin])
+            arguments = stores[part], choose[part], total[part]
+            if run is None:
+                codes += super().predict_codes(x[part], passes, *arguments)
+            else:
+                codes += run(x[part], self.code_table(passes), *arguments)
+        return codes
+
+    def _decode(self, run: Run, rows: int, kv_dtype: torch.dtype) -> WgpuDecode:
         started = time.perf_counter()
+        _require_bf16(kv_dtype)
         nowhere = torch.empty(rows, dtype=torch.int64, device="meta")
         segments = [Segment(row, 1, _Unwritten()) for row in range(rows)]
+        self._builder = builder = StepBuilder(self._gpu, self._matrices, self._pool, rows)
+        try:
+            vocabulary = run(nowhere, nowhere, segments).shape[1]
+        finally:
+            self._builder = None
+        step, logits = builder.finished(), builder.logits(vocabulary)
+        seconds = time.perf_counter() - started
+        return WgpuDecode(self._gpu, step, self.rotary_table, logits, vocabulary, warm_up_seconds=seconds)
+
+    def _stack_of(self, layers: DecoderLayers, x: Tensor, store: KeyValueStore) -> WgpuStack | None:
+        """Made once for each number of sequences; None where a kernel is missing."""
+        if len(x) > STACK_ROWS[-1]:
+            return None
+        rows = next(rows for rows in STACK_ROWS if rows >= len(x))
+        dtype = store.reserve(1)[0].dtype
+        key = layers, rows, dtype
+        if key not in self._stacks:
+            self._stacks[key] = self._where_there_are_kernels(lambda: self._stack(layers, rows, x.shape[1], dtype))
+        return self._stacks[key]
+
+    def _passes_of(self, passes: CodePredictorSteps, x: Tensor, store: KeyValueStore) -> CodePasses | None:
+        """The same of the code predictor."""
+        rows = next(rows for rows in STACK_ROWS if rows >= len(x))
+        dtype = store.reserve(1)[0].dtype
+        key = passes, rows, dtype
+
+        def make() -> CodePasses:
+            return CodePasses(self._stack(passes.layers, rows, x.shape[-1], dtype), passes, self.embedding)
+
+        if key not in self._passes:
+            self._passes[key] = self._where_there_are_kernels(make)
+        return self._passes[key]
+
+    def _stack(self, layers: DecoderLayers, rows: int, hidden: int, kv_dtype: torch.dtype) -> WgpuStack:
+        _require_bf16(kv_dtype)
+        builder = StepBuilder(self._gpu, self._matrices, self._pool, rows)
+        return WgpuStack(self._gpu, builder, layers, rows, hidden)
+
+    def _where_there_are_kernels(self, make: Callable[[], Made]) -> Made | None:
+        """None, and what is missing for `describe`, where there are not."""
         with self._gpu.lock:
             try:
-                if kv_dtype is not torch.bfloat16:
-                    raise NoKernel(f"keys and values in {str(kv_dtype).removeprefix('torch.')}")
-                self._builder = StepBuilder(self._gpu, self._matrices, self._pool, rows)
-                logits = run(nowhere, nowhere, segments)
-                step = self._builder.finished(logits.shape[1])
+                return make()
             except NoKernel as missing:
                 self._missing[str(missing)] = None
                 return None
-            finally:
-                self._builder = None
-        return WgpuDecode(self._gpu, step, self.rotary_table, warm_up_seconds=time.perf_counter() - started)
 
     def _pool(self, layers: int, kv_heads: int, head_dim: int) -> KeyValuePool:
         key = layers, kv_heads, head_dim
         if key not in self._pools:
             self._pools[key] = KeyValuePool(self._gpu, *key)
         return self._pools[key]
+
+
+def _require_bf16(kv_dtype: torch.dtype) -> None:
+    if kv_dtype is not torch.bfloat16:
+        raise NoKernel(f"keys and values in {str(kv_dtype).removeprefix('torch.')}")
 
 
 class _Unwritten(KeyValueStore):

@@ -18,6 +18,10 @@ LateRange = Callable[[], Range]
 """One of a buffer that is replaced from time to time: looked up when commands are made."""
 
 
+Copy = tuple[Buffer, Buffer, int]
+"""From, to, and how many bytes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
     """A kernel, what it is given, and its workgroups along x, y and z. It knows no objects of wgpu."""
@@ -28,10 +32,10 @@ class Launch:
 
 
 class Commands:
-    """Launches one behind the other in one pass, then copies ``(from, to, bytes)``. What wgpu needs of each is made
+    """Launches one behind the other in one pass, then copies. What wgpu needs of each is made
     once; `recorded` makes nothing for a launch, since commands cannot be used twice."""
 
-    def __init__(self, gpu: Gpu, launches: Sequence[Launch], copies: Sequence[tuple[Buffer, Buffer, int]]) -> None:
+    def __init__(self, gpu: Gpu, launches: Sequence[Launch], copies: Sequence[Copy]) -> None:
         self._gpu, self._copies = gpu, copies
         self._held = [(gpu.pipeline(each.shader), gpu.group(each.shader, _now(each.ranges))) for each in launches]
         self._table = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -51,18 +51,17 @@ class Layers:
 @dataclass(slots=True)
 class Step:
     """The launches of a step of ``rows`` rows, and what the host reads and writes: ``state`` (u32 ``[rows, STATE]``),
-    ``outputs`` (key and id of each row's largest logit, then each layer's new keys and values), ``logits``."""
+    ``x`` (float ``[rows, hidden]``), ``outputs`` (key and id of each row's largest logit, then, from byte ``fresh_at``
+    on, each layer's new keys and values)."""
 
     rows: int
     state: Buffer
+    x: Buffer
     turn: Turn
     layers: Layers
     outputs: Buffer
-    logits: Buffer
-    vocabulary: int
     fresh_at: int
-    """Byte of the outputs where the new keys and values begin."""
-    launches: list[Launch] = field(default_factory=list)
+    launches: list[Launch]
 
 
 class StepBuilder:
@@ -80,6 +79,7 @@ class StepBuilder:
         self._turn: Turn | None = None
         self._layers: Layers | None = None
         self._outputs: Buffer | None = None
+        self._width = 0
 
     def embed(self, table: Weight) -> Tensor:
         """Rows of ``table`` of the ids in the state."""
@@ -98,6 +98,7 @@ class StepBuilder:
         if self._layers is not None:
             raise NoKernel("a second decoder stack in one step")
         heads, count = self._heads_of(layers), len(layers.blocks)
+        self._width = x.shape[1]
         block = -(-self._rows * 2 * heads.kv_heads * heads.head_dim * 2 // _ALIGNMENT) * _ALIGNMENT
         self._layers = Layers(self._pool_of(count, heads.kv_heads, heads.head_dim), heads, count, block)
         self._turn = Turn(layers.rotary, self._gpu.buffer(4 * self._rows * heads.head_dim))
@@ -112,22 +113,41 @@ class StepBuilder:
 
     def head(self, x: Tensor, norm: Norm, weight: Weight) -> Tensor:
         """Logits, and the largest of each row."""
-        matrix, width = self._matrices.matrix((((weight,),),)), weight.out_features
-        logits, found = self._rows_of("logits", width), self._rows_of("found", 2 * argmax.GROUPS)
-        self._product(matrix, self._rows_of("x", x.shape[1]), logits, width, norm=norm)
+        width, found = weight.out_features, self._rows_of("found", 2 * argmax.GROUPS)
+        logits = self.add_logits(x, norm, weight)
         assert self._outputs is not None, "the head comes behind the layers"
         each = 4 * width * self._rows
         self._launch(argmax.partial(width), [(logits, 0, each), _all(found)], (argmax.GROUPS, self._rows, 1))
         self._launch(argmax.final(), [_all(found), (self._outputs, 0, self._chosen_bytes)], (1, self._rows, 1))
         return torch.empty(self._rows, width, device="meta")
 
-    def finished(self, vocabulary: int) -> Step:
+    def add_logits(self, x: Tensor, norm: Norm, weight: Weight) -> Buffer:
+        """A head alone: float ``[rows, out_features]``."""
+        logits = self.logits(weight.out_features)
+        matrix = self._matrices.matrix((((weight,),),))
+        self._product(matrix, self._rows_of("x", x.shape[1]), logits, weight.out_features, norm=norm)
+        return logits
+
+    def logits(self, width: int) -> Buffer:
+        """Where logits of that width are."""
+        return self._rows_of("logits", width)
+
+    def given_rows(self, width: int) -> Tensor:
+        """Hidden states that the host writes to the step's ``x``."""
+        return self._hidden(width)
+
+    def take_launches(self) -> list[Launch]:
+        """Those since the last time."""
+        taken, self._launches = self._launches, []
+        return taken
+
+    def finished(self) -> Step:
         """All of it."""
         assert self._turn and self._layers and self._outputs, "a step has layers"
-        logits = self._rows_of("logits", vocabulary)
+        x = self._rows_of("x", self._width)
         return Step(
-            self._rows, self._state, self._turn, self._layers, self._outputs, logits, vocabulary, self._chosen_bytes,
-            self._launches,
+            self._rows, self._state, x, self._turn, self._layers, self._outputs, self._chosen_bytes,
+            self.take_launches(),
         )  # fmt: skip
 
     @property

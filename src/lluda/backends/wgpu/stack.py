@@ -1,0 +1,91 @@
+"""A decoder stack between rows of the host: the talker's steps, and the passes of the code predictor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lluda.backends.batch import KeyValueStore
+from lluda.backends.blocks import Norm
+from lluda.backends.components import DecoderLayers
+from lluda.backends.executor.operations import RotaryTable
+from lluda.backends.weight import Weight
+from lluda.backends.wgpu.exchange import Exchange
+from lluda.backends.wgpu.gpu import Buffer, Gpu
+from lluda.backends.wgpu.launch import Launch
+from lluda.backends.wgpu.step import StepBuilder
+
+STACK_ROWS = (1, 2, 4, 8, 16, 32, 64)
+"""Sequences that a stack is made for; a step of fewer is filled up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What comes behind the layers, and what the host reads of it: float ``[rows, width]``. ``number`` is its own."""
+
+    number: int
+    launches: tuple[Launch, ...]
+    source: Buffer
+    target: Buffer
+    width: int
+
+
+class WgpuStack:
+    """One row of each of up to ``rows`` sequences, of ``hidden`` columns. NoKernel: there is none for the layers."""
+
+    def __init__(self, gpu: Gpu, builder: StepBuilder, layers: DecoderLayers, rows: int, hidden: int) -> None:
+        self._gpu, self._builder, self._rows = gpu, builder, rows
+        self._x = builder.add_layers(layers, builder.given_rows(hidden))
+        self._step = builder.finished()
+        self._exchange = Exchange(gpu, self._step)
+        heads = self._step.layers.heads
+        self._padding = _Padding(self._step.layers.count, heads.kv_heads, heads.head_dim)
+        self._endings = [Ending(0, (), self._step.x, gpu.buffer(self._step.x.nbytes, readable=True), hidden)]
+
+    def add_head(self, norm: Norm, weight: Weight) -> Ending:
+        """Logits behind the layers."""
+        logits = self._builder.add_logits(self._x, norm, weight)
+        launches = tuple(self._builder.take_launches())
+        same = [each.target for each in self._endings if each.source is logits]
+        target = same[0] if same else self._gpu.buffer(logits.nbytes, readable=True)
+        self._endings.append(Ending(len(self._endings), launches, logits, target, weight.out_features))
+        return self._endings[-1]
+
+    def run(
+        self, x: Tensor, table: RotaryTable, stores: Sequence[KeyValueStore], ending: Ending | None = None
+    ) -> Tensor:
+        """Rows ``[n, hidden]``, one for each store, at the angles ``table`` -> what the ending gives, or the rows after
+        all layers: float ``[n, width]``. The stores are not advanced."""
+        ending = ending or self._endings[0]
+        missing = self._rows - len(x)
+        cos, sin = (torch.cat((part, part[-1:].expand(missing, -1))) for part in table)
+        with self._gpu.lock:
+            self._gpu.write(self._step.x, 0, x.float().contiguous().numpy())
+            self._exchange.start(
+                [*stores, *[self._padding] * missing],
+                (cos, sin),
+                [*self._step.launches, *ending.launches],
+                [(ending.source, ending.target, ending.source.nbytes)],
+                way=ending.number,
+            )
+            self._exchange.finish()
+            raw = self._gpu.read(ending.target, 4 * len(x) * ending.width)
+        return torch.from_numpy(raw.view(np.float32).copy()).view(len(x), ending.width)
+
+
+class _Padding:
+    """Where the rows that fill up a step write."""
+
+    length = 0
+
+    def __init__(self, layers: int, kv_heads: int, head_dim: int) -> None:
+        self._memory = torch.zeros(layers, kv_heads, 1, head_dim, dtype=torch.bfloat16)
+
+    def reserve(self, rows: int) -> tuple[Tensor, Tensor]:
+        """The same memory for all."""
+        assert rows == 1, f"{rows} rows of padding"
+        return self._memory, self._memory
