@@ -29,6 +29,8 @@ RATE = 24_000
 TEXT = "Paris is the capital of France. It lies on the river Seine, and some two million people live in it."
 SECONDS = 60.0
 _LOUD, _SILENCE_MS = 0.02, 500
+_LEAD = 3.0
+"""Seconds of sound that a server is ahead of its listener: an answer that is longer goes on until it is interrupted."""
 
 
 @dataclass
@@ -145,7 +147,7 @@ class _Session:
         await self.send("conversation.item.input_audio_transcription.completed", **said, usage=usage)
 
     async def _answer(self) -> None:
-        """All of it is sent at once; the response is over when a client may have heard it."""
+        """All of it is sent at once."""
         self._response, self._item = self._name("resp"), self._name("item")
         await self.send("response.created", response=self._made("in_progress"))
         await asyncio.sleep(0.1)
@@ -172,6 +174,7 @@ class _Session:
             await self.send("response.output_audio_transcript.done", **at, transcript=self._script.text)
         else:
             await self.send("response.output_text.done", **at, text=self._script.text)
+        if not spoken or self._script.seconds <= _LEAD:
             await self.send("response.done", response=self._made("completed"))
             self._response = ""
 
