@@ -25,14 +25,14 @@ from lluda.backends.executor.operations import RotaryTable
 from lluda.backends.executor.q8_weight import Q8Weight
 from lluda.backends.weight import DenseWeight, Weight
 from lluda.backends.wgpu.capabilities import CAPABILITIES
-from lluda.backends.wgpu.code_passes import CodePasses
-from lluda.backends.wgpu.decode import WgpuDecode
 from lluda.backends.wgpu.device import WgpuRuntime
 from lluda.backends.wgpu.gpu import Gpu, is_out_of_memory
-from lluda.backends.wgpu.key_values import KeyValuePool
-from lluda.backends.wgpu.matrices import Matrices
-from lluda.backends.wgpu.stack import STACK_ROWS, WgpuStack
-from lluda.backends.wgpu.step import StepBuilder
+from lluda.backends.wgpu.memory.key_values import KeyValuePool
+from lluda.backends.wgpu.memory.matrices import Matrices
+from lluda.backends.wgpu.steps.code_passes import CodePasses
+from lluda.backends.wgpu.steps.decode import WgpuDecode
+from lluda.backends.wgpu.steps.stack import STACK_ROWS, WgpuStack
+from lluda.backends.wgpu.steps.step import StepBuilder
 from lluda.backends.wgpu.weight import NoKernel, PackedWeight, plain
 from lluda.formats.packed_bf16 import PACKED_BF16
 from lluda.formats.plain import plain_format

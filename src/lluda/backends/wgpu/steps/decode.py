@@ -13,9 +13,9 @@ from lluda.backends.batch import KeyValueStore
 from lluda.backends.capture import ARGMAX, RowSampling
 from lluda.backends.components import Rotary
 from lluda.backends.executor.operations import RotaryTable
-from lluda.backends.wgpu.exchange import Exchange
 from lluda.backends.wgpu.gpu import Buffer, Gpu
-from lluda.backends.wgpu.step import Step
+from lluda.backends.wgpu.steps.exchange import Exchange
+from lluda.backends.wgpu.steps.step import Step
 
 Angles = Callable[[Tensor, Rotary], RotaryTable]
 

@@ -13,9 +13,9 @@ from lluda.backends.blocks import AttentionBlock, MixtureBlock, Norm, SharedExpe
 from lluda.backends.components import DecoderLayers, Rotary
 from lluda.backends.weight import Weight
 from lluda.backends.wgpu.gpu import Buffer, Gpu
-from lluda.backends.wgpu.key_values import KeyValuePool
-from lluda.backends.wgpu.launch import LateRange, Launch, Range
-from lluda.backends.wgpu.matrices import Matrices, Matrix
+from lluda.backends.wgpu.memory.key_values import KeyValuePool
+from lluda.backends.wgpu.memory.matrices import Matrices, Matrix
+from lluda.backends.wgpu.steps.launch import LateRange, Launch, Range
 from lluda.backends.wgpu.weight import NoKernel
 from lluda.backends.wgpu.wgsl import argmax, attention, embedding, mixture
 from lluda.backends.wgpu.wgsl.attention import STATE, Heads

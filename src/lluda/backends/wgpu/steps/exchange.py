@@ -12,8 +12,8 @@ from torch import Tensor
 from lluda.backends.batch import KeyValueStore
 from lluda.backends.executor.operations import RotaryTable
 from lluda.backends.wgpu.gpu import Gpu
-from lluda.backends.wgpu.launch import Commands, Copy, Launch
-from lluda.backends.wgpu.step import Step
+from lluda.backends.wgpu.steps.launch import Commands, Copy, Launch
+from lluda.backends.wgpu.steps.step import Step
 from lluda.backends.wgpu.wgsl.attention import STATE
 
 

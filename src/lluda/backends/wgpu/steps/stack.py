@@ -14,10 +14,10 @@ from lluda.backends.blocks import Norm
 from lluda.backends.components import DecoderLayers
 from lluda.backends.executor.operations import RotaryTable
 from lluda.backends.weight import Weight
-from lluda.backends.wgpu.exchange import Exchange
 from lluda.backends.wgpu.gpu import Buffer, Gpu
-from lluda.backends.wgpu.launch import Launch
-from lluda.backends.wgpu.step import StepBuilder
+from lluda.backends.wgpu.steps.exchange import Exchange
+from lluda.backends.wgpu.steps.launch import Launch
+from lluda.backends.wgpu.steps.step import StepBuilder
 
 STACK_ROWS = (1, 2, 4, 8, 16, 32, 64)
 """Sequences that a stack is made for; a step of fewer is filled up."""

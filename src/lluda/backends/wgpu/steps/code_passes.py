@@ -11,7 +11,7 @@ from lluda.backends.batch import KeyValueStore
 from lluda.backends.components import CodePredictorSteps
 from lluda.backends.executor.operations import RotaryTable
 from lluda.backends.weight import Weight
-from lluda.backends.wgpu.stack import WgpuStack
+from lluda.backends.wgpu.steps.stack import WgpuStack
 
 Lookup = Callable[[Weight, Tensor], Tensor]
 

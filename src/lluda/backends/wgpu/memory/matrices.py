@@ -17,7 +17,7 @@ from torch import Tensor
 from lluda.backends.executor.q8_weight import Q8Weight
 from lluda.backends.weight import DenseWeight, Weight
 from lluda.backends.wgpu.gpu import Buffer, Gpu
-from lluda.backends.wgpu.packing import PackedRows, offset_of, pack_rows, packed_row_bytes, side_words
+from lluda.backends.wgpu.memory.packing import PackedRows, offset_of, pack_rows, packed_row_bytes, side_words
 from lluda.backends.wgpu.weight import NoKernel, form_name, plain
 from lluda.formats.q8_0 import BLOCK, BLOCK_BYTES
 

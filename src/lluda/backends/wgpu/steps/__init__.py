@@ -1,0 +1,1 @@
+"""Steps: written down as launches, recorded, exchanged with the host."""
