@@ -43,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--no-speech", action="store_true", help="answer in text alone; what speaks is not loaded (saves its memory)"
     )
+    group.add_argument(
+        "--max-realtime", type=int, metavar="N", help="realtime sessions at once (default 4; --limit realtime_sessions=N)"
+    )
     group.add_argument("--limit", action="append", default=[], metavar="NAME=N", help="change a limit (repeatable)")
     group.add_argument("--print-limits", action="store_true", help="print all limits, and end")
     group.add_argument(
@@ -64,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
         raise MissingDependency(
             f"lluda serve needs {error.name}; install it with: pip install 'lluda[serve]'"
         ) from None
-    limits = Limits().changed(args.limit)
+    sessions = [] if args.max_realtime is None else [f"realtime_sessions={args.max_realtime}"]
+    limits = Limits().changed([*args.limit, *sessions])
     if args.print_limits:
         print(limits.table())
         return 0

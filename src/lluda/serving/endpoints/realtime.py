@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,8 @@ from lluda.serving.realtime.session_settings import SessionSettings
 
 if TYPE_CHECKING:
     from lluda.serving.service import Service
+
+_log = logging.getLogger("lluda.serving.requests")
 
 _PROTOCOL = "realtime"
 _KEY_PROTOCOL = "openai-insecure-api-key."
@@ -66,7 +70,12 @@ async def realtime(socket: WebSocket) -> None:
             given = SessionFields(type="transcription")
         session = Session(service, socket, given, beta=beta, salt=admitted.salt)
         with service.sessions.place(session):
-            await session.run()
+            _log.info("%s began", session.id)
+            began = time.monotonic()
+            try:
+                await session.run()
+            finally:
+                _log.info("%s ended after %.1f s", session.id, time.monotonic() - began)
     except (WebSocketDisconnect, RuntimeError):  # the client has left
         return
     except Exception as error:

@@ -154,7 +154,7 @@ class SessionSettings:
 
 
 def _answer(fields: SessionFields, service: Service) -> AnswerSettings:
-    speaks = "audio" in fields.output_modalities and service.model.can_speak and fields.type == "realtime"
+    speaks = "audio" in fields.output_modalities and bool(service.voices.names) and fields.type == "realtime"
     voice = _voice(fields.audio)
     speaker = service.voices.resolve(voice, "session.audio.output.voice") if speaks else None
     most = fields.max_output_tokens
