@@ -243,7 +243,7 @@ class CudaBackend(TorchExecutor):
         if not self._fused or kv_dtype not in _KERNEL_TYPES or rows > _STEP_ROWS:
             return None
         on_gpu = self.device.type == "cuda"
-        choose = self.choose if sampled else self._take_largest
+        choose = self.choose if sampled else self.argmax
         return DecodeGraph(run, choose, rows, kv_dtype, self.device, sampled=sampled, capture=capture and on_gpu)
 
     def new_graph(self, body: Callable[[], None], *, capture: bool = True, state: Sequence[Tensor] = ()) -> Graph:
@@ -256,12 +256,9 @@ class CudaBackend(TorchExecutor):
         else:
             Graph.recording.break_for(work)
 
-    def argmax(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """First id of the largest of each row of ``[rows, count]``, and the largest (NaN if any is)."""
+    def argmax(self, logits: Tensor, *_: Tensor) -> Tensor:
+        """First id of the largest of each row of ``[rows, count]``, and the largest: see `triton_sampling.argmax`."""
         return triton_sampling.argmax(logits, pdl=self._pdl)
-
-    def _take_largest(self, logits: Tensor, *_: Tensor) -> Tensor:
-        return torch.stack([found.double() for found in self.argmax(logits)], dim=1)
 
     def choose(self, logits: Tensor, ids: Tensor, numbers: Tensor, addresses: Tensor) -> Tensor:
         """An id of each row by its own settings: see `triton_row_sampling.choose`."""

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from lluda.backends.cuda.triton_target import interpreted, launch_options, product, take_input
 
-_SPLITS, _BLOCK, _MIN_GROUP = 4 if interpreted() else 32, 64, 16
+_SPLITS, _MIN_GROUP = 4 if interpreted() else 32, 16
 _PROGRAMS = 2048  # of a launch, where that leaves one for each row and head
-_LEAST = 128  # positions for which it pays to ask another program, which somebody must add up
+_MANY_CELLS = 64  # rows times heads, from which on programs are smaller, so that more of them run at once
+_FEW, _MANY = (64, 4, 128), (32, 4, 128)
+"""Positions taken at once, warps, and positions for which it pays to ask another program, whose part must be added."""
+
 _EVERYTHING = 1 << 30
 _TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
@@ -233,10 +236,11 @@ def decode_attention(
     out = torch.empty(rows, heads * head_dim, dtype=compute, device=qkv.device)
     (q_norm, q_eps), (k_norm, k_eps) = norms or ((qkv, 0.0), (qkv, 0.0))
     splits = _splits(rows * kv_heads)
+    block, warps, least = _FEW if rows * kv_heads < _MANY_CELLS else _MANY
     _decode[(rows, kv_heads, splits)](
         qkv, q_norm, k_norm, *table, stores, out, scratch.parts, scratch.stats, scratch.counters, q_eps, k_eps, layer,
         window or _EVERYTHING, HEADS=heads, KV_HEADS=kv_heads, HALF=head_dim // 2, WIDE=_wide(head_dim), FRESH=fresh,
-        PADDED=max(_MIN_GROUP, triton.next_power_of_2(group)), BLOCK=_BLOCK, SPLITS=splits, LEAST=_LEAST,
-        NORM=norms is not None, CACHE=_TYPES[cache], **launch_options(pdl, 4),
+        PADDED=max(_MIN_GROUP, triton.next_power_of_2(group)), BLOCK=block, SPLITS=splits, LEAST=least,
+        NORM=norms is not None, CACHE=_TYPES[cache], **launch_options(pdl, warps),
     )  # fmt: skip
     return out

@@ -223,8 +223,10 @@ def choose_tiling(average: float) -> Tiling:
     the less of a tile stays empty."""
     if interpreted():
         return Tiling(16, Tile(128, 64, 4, 3), Tile(128, 64, 4, 3))
-    rows = 16 if average <= 12 else 32 if average <= 24 else 64 if average <= 96 else 128
-    if rows < 64:
+    if average <= 12:
+        return Tiling(16, Tile(32, 256, 4, 3), Tile(32, 128, 2, 4))
+    rows = 32 if average <= 24 else 64 if average <= 96 else 128
+    if rows == 32:
         return Tiling(rows, Tile(128, 64, 4, 3), Tile(128, 64, 4, 3))
     warps = 8 if rows == 128 else 4
     return Tiling(rows, Tile(64, 64, warps, 3), Tile(128, 64, warps, 3))

@@ -20,11 +20,14 @@ from lluda.backends.weight import Weight
 MAX_ROWS = 64
 """Rows of one call; more have a library's products."""
 
-_PROGRAMS = 256
+_PROGRAMS = 128
 """That a product should have at least, for a large GPU."""
 
-_LEAST_COLUMNS = 256
-"""Of the sum in one of its parts."""
+_LEAST_COLUMNS = 512
+"""Of the sum in one of its parts, a quarter where few outputs leave most of the GPU idle."""
+
+_FEW_OUTPUTS, _MANY_OUTPUTS = 512, 32768
+"""Of routers at most, and of heads at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +185,7 @@ def gated(x: Tensor, gate: Weight, up: Weight, *, pdl: bool, tile: Tile | None =
     assert rows <= MAX_ROWS and x.is_contiguous(), f"{rows} rows"
     count = gate.out_features
     out = torch.empty(rows, count, dtype=x.dtype, device=x.device)
-    tile = tile or choose_tile(2 * count, width, rows, whole_sums=True)
+    tile = tile or choose_tile(2 * count, width, whole_sums=True)
     _gated[(triton.cdiv(count, tile.outputs),)](
         x, place_of(gate), place_of(up), out, rows, N=count, WEIGHT=TYPES[compute_of(gate)],
         **tile.options(rows, width, pdl=pdl),
@@ -199,7 +202,7 @@ def _launch(
     assert x.is_contiguous() and out.is_contiguous(), "rows lie below each other"
     counts = [weight.out_features for weight in weights] + [0] * (3 - len(weights))
     places = [place_of(weight) for weight in weights] + [0] * (3 - len(weights))
-    tile = tile or choose_tile(sum(counts), width, rows)
+    tile = tile or choose_tile(sum(counts), width)
     blocks = sum(triton.cdiv(count, tile.outputs) for count in counts)
     options = tile.options(rows, width, pdl=pdl)
     parts = scratch.counters
@@ -214,14 +217,14 @@ def _launch(
     return out
 
 
-def choose_tile(outputs: int, width: int, rows: int, *, whole_sums: bool = False) -> Tile:
-    """Enough programs for a large GPU: of fewer outputs each, else of split sums."""
+def choose_tile(outputs: int, width: int, *, whole_sums: bool = False) -> Tile:
+    """The fastest of those tried on an H100, or near it (journal/11-gpu.md): enough programs for a large GPU, of fewer
+    outputs each or, unless ``whole_sums``, of split sums."""
     if interpreted():
         return Tile(32, 32, 1 if whole_sums else 2, 4, 1)
-    block = 128 if outputs >= 128 * _PROGRAMS else 32 if rows > 32 or outputs >= 32 * _PROGRAMS else 16
-    splits = 1
-    while not whole_sums and triton.cdiv(outputs, block) * splits * 2 <= _PROGRAMS * 3 // 2:
-        if width // (2 * splits) < _LEAST_COLUMNS:
-            break
+    block = 16 if outputs <= _FEW_OUTPUTS else 128 if outputs > _MANY_OUTPUTS else 32
+    blocks, splits = triton.cdiv(outputs, block), 1
+    least = _LEAST_COLUMNS if block > 16 else _LEAST_COLUMNS // 4
+    while not whole_sums and blocks * splits < _PROGRAMS and width // (2 * splits) >= least:
         splits *= 2
-    return Tile(block, 128 if rows <= 32 else 64, splits, 4, 4 if block < 128 else 3)
+    return Tile(block, 128, splits, 2 if block == 16 else 4, 4)

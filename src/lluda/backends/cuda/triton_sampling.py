@@ -35,7 +35,7 @@ def _part_maximum(logits_ptr, value_ptr, index_ptr, count, PARTS: tl.constexpr, 
 
 
 @triton.jit
-def _whole_maximum(value_ptr, index_ptr, out_ptr, peak_ptr, PARTS: tl.constexpr, PDL: tl.constexpr):
+def _whole_maximum(value_ptr, index_ptr, out_ptr, PARTS: tl.constexpr, PDL: tl.constexpr):
     r = tl.program_id(0)
     take_input(PDL)
     part = tl.arange(0, PARTS)
@@ -45,8 +45,8 @@ def _whole_maximum(value_ptr, index_ptr, out_ptr, peak_ptr, PARTS: tl.constexpr,
     peak = tl.max(value, 0)
     token = tl.min(tl.where(value == peak, index, 0x7FFFFFFF), 0)
     # Where nothing can be chosen the number is still one of the vocabulary: what reads it next must not fault.
-    tl.store(out_ptr + r, tl.where(bad | (token == 0x7FFFFFFF), 0, token).to(tl.int64))
-    tl.store(peak_ptr + r, tl.where(bad, float("nan"), peak))
+    tl.store(out_ptr + r * 2, tl.where(bad | (token == 0x7FFFFFFF), 0, token).to(tl.float64))
+    tl.store(out_ptr + r * 2 + 1, tl.where(bad, float("nan"), peak).to(tl.float64))
 
 
 @triton.jit
@@ -115,18 +115,17 @@ def _sample(logits_ptr, suppressed_ptr, seen_ptr, uniform_ptr, out_ptr, peak_ptr
         tl.store(seen_ptr + token, 1)
 
 
-def argmax(logits: Tensor, *, pdl: bool) -> tuple[Tensor, Tensor]:
-    """Of each row of ``logits [rows, count]`` the first id of the largest (int64), and the largest (float32, NaN if any
-    is)."""
+def argmax(logits: Tensor, *, pdl: bool) -> Tensor:
+    """Of each row of ``logits [rows, count]`` the first id of the largest, and the largest (NaN if any is): float64
+    ``[rows, 2]``."""
     rows, count = logits.shape
     values = torch.empty(rows, _PARTS, dtype=torch.float32, device=logits.device)
     places = torch.empty(rows, _PARTS, dtype=torch.int32, device=logits.device)
-    out = torch.empty(rows, dtype=torch.int64, device=logits.device)
-    peaks = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    out = torch.empty(rows, 2, dtype=torch.float64, device=logits.device)
     options = launch_options(pdl, 4)
     _part_maximum[(rows, _PARTS)](logits, values, places, count, PARTS=_PARTS, BLOCK=1024, **options)
-    _whole_maximum[(rows,)](values, places, out, peaks, PARTS=_PARTS, **options)
-    return out, peaks
+    _whole_maximum[(rows,)](values, places, out, PARTS=_PARTS, **options)
+    return out
 
 
 def sample(

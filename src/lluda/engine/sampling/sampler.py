@@ -94,6 +94,13 @@ class Sampler:
         self._bias = _Bias(bias, vocab) if bias else None
         always = suppress.union(params.suppress_tokens or (), (i for i, value in bias.items() if value == -MAX_BIAS))
         first = frozenset(params.begin_suppress_tokens or ())
+        top_k = (self._top_k or vocab) if self._temperature else 1
+        self._row: tuple[float, int, float, float, float, float, float] | None = None
+        if constraint is None and self._logprobs is None and min(top_k, vocab) <= MOST_KEPT:
+            self._row = (
+                self._temperature or 1.0, top_k, self._top_p, self._min_p, self._repetition, self._presence,
+                self._frequency,
+            )  # fmt: skip
         # Ids not to choose, each while fewer tokens than this have been chosen.
         self._suppressed = [
             (until, _suppressed(ids | always, vocab))
@@ -126,27 +133,24 @@ class Sampler:
     def on_device(self, device: torch.device) -> RowSampling | None:
         """What a captured step on ``device`` needs to choose as :meth:`sample` would; None where it must be given the
         logits: for a constraint or log-probabilities, or where top-k keeps too many."""
-        top_k = (self._top_k or self.vocab) if self._temperature else 1
-        if self._constraint is not None or self._logprobs is not None or min(top_k, self.vocab) > MOST_KEPT:
+        if self._row is None:
             return None
-        occurrences = fed = addends = 0
-        if self._seen is not None:
-            occurrences, fed = self._seen.table_on(device, self.vocab)
+        uniform = self._next_uniform() if self._temperature else 0.0
+        if self._seen is None and self._bias is None and not self._suppressed:
+            return RowSampling(*self._row, uniform)
+        occurrences, fed = self._seen.table_on(device, self.vocab) if self._seen is not None else (0, 0)
         active = [ids for until, ids in self._suppressed if self._count < until]
-        if active or self._bias is not None:
-            addends = self._addends_on(device, active).data_ptr()
-        return RowSampling(
-            self._temperature or 1.0, top_k, self._top_p, self._min_p, self._repetition, self._presence,
-            self._frequency, self._next_uniform() if self._temperature else 0.0, occurrences, addends, fed,
-        )  # fmt: skip
+        addends = self._addends_on(device, active).data_ptr() if active or self._bias is not None else 0
+        return RowSampling(*self._row, uniform, occurrences, addends, fed)
 
     def accept(self, choice: RowChoice) -> SampledToken:
         """The next token as a step gives it: chosen on the device by :meth:`on_device` or, without that, as the argmax
         of a sampler that :attr:`takes_argmax`; or from its logits (:meth:`sample`, whose errors these are)."""
-        if isinstance(choice, Tensor):
+        if not isinstance(choice, tuple):
             return self.sample(choice)
         token, peak = choice
-        _require_finite(peak)
+        if not math.isfinite(peak):
+            _require_finite(peak)
         self._remember(token)
         return SampledToken(token)
 
@@ -252,7 +256,8 @@ class Sampler:
     def _remember(self, token: int) -> None:
         self._count += 1
         if self._temperature:
-            self._next_uniform()
+            if not self._uniforms:
+                self._next_uniform()
             self._uniforms.pop()
         if self._seen is not None:
             self._seen.add(token)
