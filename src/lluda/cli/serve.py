@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-speech", action="store_true", help="answer in text alone; what speaks is not loaded (saves its memory)"
     )
     group.add_argument(
-        "--max-realtime", type=int, metavar="N", help="realtime sessions at once (default 4; --limit realtime_sessions=N)"
+        "--max-realtime", type=int, metavar="N", help="as --limit realtime_sessions=N (default 4)"
     )
     group.add_argument("--limit", action="append", default=[], metavar="NAME=N", help="change a limit (repeatable)")
     group.add_argument("--print-limits", action="store_true", help="print all limits, and end")

@@ -39,6 +39,9 @@ _PIECE_SECONDS = 0.1
 _LEAST_SECONDS = 0.1
 """A turn that a client commits is longer."""
 
+_RELISTENED_SECONDS = 8.0
+"""Of a turn, that are heard again behind a conversation that has changed: a window of the encoder."""
+
 _KEPT_SECONDS = 60.0
 """Of sound in which nobody speaks, that a client may still commit."""
 
@@ -118,6 +121,14 @@ class InputTurns:
         if self._detector is not None:
             self._detector.await_speech(int(1000 * after_seconds))
 
+    def listen_again(self) -> None:
+        """The conversation before the open turn has changed: hear it behind the new one. Of a long turn too much was
+        heard for that; it is read again when it is answered."""
+        turn = self._turn
+        if turn is not None and turn.pushed - turn.start < _RELISTENED_SECONDS * HEARD_RATE:
+            turn.spoken.discard()
+            turn.spoken, turn.pushed = self._listen(), turn.start
+
     async def append(self, data: bytes) -> None:
         """More sound, in the input format. ApiError 400: half a sample, or no room without a turn's end."""
         assert self._format is not None, "set by configure"
@@ -179,10 +190,12 @@ class InputTurns:
     def _take(self, event: TurnEvent) -> None:
         match event:
             case SpeechStarted():
-                self._open(event.padded_sample)
-                assert self._turn is not None and self._detection is not None, "just opened, by rules of turns"
-                told = StartedEvent(item_id=self._turn.id, audio_start_ms=_ms(event.padded_sample))
+                assert self._detection is not None, "found by rules of turns"
+                number = new_id("item")
+                told = StartedEvent(item_id=number, audio_start_ms=_ms(event.padded_sample))
+                # What is being answered may end here, and with it the conversation that the turn is heard behind.
                 self._begun(TurnBegun(told, self._detection.interrupt_response))
+                self._open(event.padded_sample, number)
             case SpeechPaused() if self._turn is not None:
                 self._push()
                 self._turn.spoken.expect_end(event.sample - self._turn.start)
@@ -207,8 +220,8 @@ class InputTurns:
         ended_at = self._buffer.arrival(max(0, sample - TAIL))
         self._over(Turn(item, self._detection.create_response, ended_at, told))
 
-    def _open(self, start: int) -> None:
-        self._turn = _OpenTurn(start, start, self._listen(), new_id("item"))
+    def _open(self, start: int, number: str | None = None) -> None:
+        self._turn = _OpenTurn(start, start, self._listen(), number or new_id("item"))
 
     def _push(self) -> None:
         turn = self._turn

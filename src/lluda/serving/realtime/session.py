@@ -143,6 +143,7 @@ class Session:
             case client.SessionUpdate():
                 self._settings = self._settings.updated(event.session)
                 self._turns.configure(self._settings)
+                self._turns.listen_again()
                 self._outbox.put(told.SessionUpdated(session=self._describe()))
             case client.Append():
                 await self._append(event.audio)
@@ -153,6 +154,7 @@ class Session:
                 self._outbox.put(told.Cleared())
             case client.ItemEvent():
                 await self._edits.take(event, self._settings.input_format)
+                self._turns.listen_again()
             case client.ResponseCreate():
                 await self._create(event.response)
             case client.ResponseCancel():
