@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -266,3 +268,15 @@ def test_more_ids_than_embedding_rows_names_both(tiny):
 def test_the_empty_tokenizer_has_no_text():
     empty = Tokenizer.empty()
     assert (empty.vocab_size, empty.decode([0, 5]), empty.special_ids) == (0, "", frozenset())
+
+
+def test_other_threads_run_while_a_long_text_is_encoded(qwen):
+    text = "one two three four five " * 50_000
+    turns = 0
+    with ThreadPoolExecutor(1) as thread:
+        encoding = thread.submit(qwen.encode, text, allow_special=False)
+        while not encoding.done():
+            time.sleep(0.001)
+            turns += 1
+    assert turns > 20, "the interpreter was stopped meanwhile"
+    assert encoding.result() == qwen._plain.encode(text, add_special_tokens=False).ids

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from lluda.serving.answers.head import AnswerHead
-from lluda.serving.answers.logprobs import chat_logprob
+from lluda.serving.answers.logprobs import ScoredToken, chat_logprob
 from lluda.serving.answers.spoken_answers import SECONDS
 from lluda.serving.answers.usage import PromptCounts, usage
 from lluda.serving.reading.marks import Vocabulary
@@ -49,10 +51,14 @@ class ChatChoice:
     content: list[str] = field(default_factory=list)
     thought: list[str] = field(default_factory=list)
     calls: dict[int, dict[str, Any]] = field(default_factory=dict)
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    logprobs: list[msgspec.Raw] = field(default_factory=list)
     sounds: list[NDArray[np.float32]] = field(default_factory=list)
     finish_reason: str = ""
     counts: AnswerCounts | None = None
+
+    def _scored(self, token: ScoredToken, count: int) -> msgspec.Raw:
+        """As JSON already: a long answer has hundreds of thousands of objects, which the garbage collector looks at."""
+        return msgspec.Raw(msgspec.json.encode(chat_logprob(token, self.view.vocabulary, count)))
 
     def add(self, piece: Piece) -> None:
         """What comes next."""
@@ -60,8 +66,7 @@ class ChatChoice:
             case Content(text, tokens):
                 self.content.append(text)
                 if self.view.logprobs is not None:
-                    count = self.view.logprobs
-                    self.logprobs += [chat_logprob(token, self.view.vocabulary, count) for token in tokens]
+                    self.logprobs += [self._scored(token, self.view.logprobs) for token in tokens]
             case Thought(text):
                 self.thought.append(text)
             case CallStarted(index, number, name):

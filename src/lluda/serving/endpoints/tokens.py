@@ -25,9 +25,7 @@ async def tokenize(request: Request) -> Response:
     body = await read_body(request, TokenizeRequest)
     if body.model is not None:
         service.check_model(body.model)
-    ids = await service.in_worker(_ids, service.model, body)
-    limit = service.model.runner.cache_options.max_length
-    return json_response({"tokens": ids, "count": len(ids), "max_model_len": limit})
+    return await service.in_worker(_tokenized, service.model, body)
 
 
 async def detokenize(request: Request) -> Response:
@@ -36,12 +34,7 @@ async def detokenize(request: Request) -> Response:
     body = await read_body(request, DetokenizeRequest)
     if body.model is not None:
         service.check_model(body.model)
-    size = service.model.config.text.vocab_size
-    for index, number in enumerate(body.tokens):
-        if not 0 <= number < size:
-            raise invalid(f"tokens[{index}] must be from 0 to {size - 1}, not {number}", f"tokens[{index}]")
-    text = await service.in_worker(service.model.tokenizer.decode, body.tokens, skip_special=False)
-    return json_response({"prompt": text})
+    return await service.in_worker(_detokenized, service.model, body)
 
 
 async def tokenizer_info(request: Request) -> Response:
@@ -59,6 +52,20 @@ async def tokenizer_info(request: Request) -> Response:
             "chat_template": template.source if template else None,
         }
     )
+
+
+def _tokenized(model: Model, body: TokenizeRequest) -> Response:
+    ids = _ids(model, body)
+    limit = model.runner.cache_options.max_length
+    return json_response({"tokens": ids, "count": len(ids), "max_model_len": limit})
+
+
+def _detokenized(model: Model, body: DetokenizeRequest) -> Response:
+    size = model.config.text.vocab_size
+    for index, number in enumerate(body.tokens):
+        if not 0 <= number < size:
+            raise invalid(f"tokens[{index}] must be from 0 to {size - 1}, not {number}", f"tokens[{index}]")
+    return json_response({"prompt": model.tokenizer.decode(body.tokens, skip_special=False)})
 
 
 def _ids(model: Model, body: TokenizeRequest) -> list[int]:
