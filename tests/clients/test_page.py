@@ -212,7 +212,7 @@ def test_lluda_is_spoken_to(use: Use, server: RunningServer) -> None:
 def test_lluda_is_written_to(use: Use, server: RunningServer) -> None:
     found = use(server.url, "typed")
     answers = [turn["text"] for turn in found["turns"] if turn["kind"].startswith("assistant")]
-    assert answers[0] and "plus three" in answers[1], "behind a picture, which means nothing to it, tiny-omni adds badly"
+    assert answers[0] and "plus three" in answers[1], "behind a picture tiny-omni adds badly"
     assert found["turns"][0]["pictures"] == [[1280, 427]]
     assert found["error"] == ""
     check_well(server)
