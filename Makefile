@@ -35,7 +35,7 @@ test-slow: $(VENV)/.test $(VENV)/.peers sanitize
 
 # Clients of the server that others wrote, unmodified, each in an environment of its own: 3 GB and minutes to install. `browser`
 # drives the chromium that the system has (apt-get install chromium).
-CLIENTS := agents aiperf browser chainlit lm_eval npm schemathesis
+CLIENTS := agents aiperf browser chainlit livekit lm_eval npm pipecat schemathesis
 test-clients: $(VENV)/.test $(CLIENTS:%=$(VENV)/clients/%/.ready)
 	$(BIN)/python -m pytest -m "not slow" tests/clients
 
