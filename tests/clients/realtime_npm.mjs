@@ -67,5 +67,4 @@ await until(() => of("response.done").length >= 5);
 found.called = of("response.done")[3].response.output;
 found.answered = of("response.done")[4].response.output;
 session.close();
-console.log(JSON.stringify(found));
-process.exit(0);
+process.stdout.write(JSON.stringify(found), () => process.exit(0));
