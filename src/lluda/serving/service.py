@@ -211,8 +211,9 @@ class Service:
         """Take no requests any more; give those that run ``drain_seconds`` to end, then end them with an error."""
         if self.state is not State.FAILED:
             self.state = State.DRAINING
-        await self.sessions.drain(self.limits.drain_seconds)
-        if not await self._all_ended(self.limits.drain_seconds):
+        seconds = self.limits.drain_seconds
+        _, all_ended = await asyncio.gather(self.sessions.drain(seconds), self._all_ended(seconds))
+        if not all_ended:
             self._interrupt(unavailable("draining", "the server was stopped before this request ended"))
             await self._all_ended(_LAST_WORDS_SECONDS)
 

@@ -219,6 +219,22 @@ def test_an_answer_as_it_is_wished(server: RunningServer) -> None:
         assert talk.ask("What is one plus two?")["output_modalities"] == ["audio"], "for that one alone"
 
 
+def test_what_a_response_does_not_say_is_the_sessions(server: RunningServer) -> None:
+    """Some clients write null for it."""
+    with talking(server) as talk:
+        talk.update(instructions="Answer in one word.", **TEXT)
+        unsaid = {"instructions": None, "output_modalities": None, "audio": {"output": {"voice": None, "format": None}}}
+        response = talk.ask("What is one plus two?", tools=None, metadata=None, **unsaid)
+        prompt = server.model.chat_prompt(
+            [
+                {"role": "system", "content": "Answer in one word."},
+                {"role": "user", "content": "What is one plus two?"},
+            ]
+        )
+        assert response["usage"]["input_tokens"] == len(prompt.ids)
+        assert response["output_modalities"] == ["text"]
+
+
 def test_of_a_long_conversation_the_beginning_is_forgotten(server: RunningServer) -> None:
     context = server.model.runner.cache_options.max_length
     with talking(server) as talk:

@@ -173,14 +173,21 @@ def _reading(instructions: str, items: Sequence[Item], limits: Limits) -> Readin
         paths.append("session.instructions")
     seen = _last_pictures(items, limits.images)
     for item in items:
-        if isinstance(item, CallItem) and item.status != "completed":
-            continue  # nobody was called
+        if _is_nothing(item):
+            continue
         if isinstance(item, CallItem) and messages and messages[-1]["role"] == "assistant":
             messages[-1].setdefault("tool_calls", []).append(item.as_call())
             continue
         messages.append(_message(item, seen, media))
         paths.append(f"item {item.id}")
     return Reading(messages, paths, media)
+
+
+def _is_nothing(item: Item) -> bool:
+    """A call that was cut off called nobody, and of an answer that was broken off at once nothing was heard."""
+    if isinstance(item, CallItem):
+        return item.status != "completed"
+    return isinstance(item, MessageItem) and item.role == "assistant" and not any(part.text for part in item.parts)
 
 
 def _message(item: Item, seen: set[int], media: list[Part]) -> dict[str, Any]:

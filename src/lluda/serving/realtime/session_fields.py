@@ -180,11 +180,22 @@ class ResponseAudio(Settings):
 
 
 class ResponseFields(_AnswerFields):
-    """One response: what it says replaces what the session says. ``input``: items in place of the conversation's
-    (checked when they are read); ``conversation`` ``none``: its items do not become part of it."""
+    """One response: what it says replaces what the session says; null says nothing. ``input``: items in place of the
+    conversation's (checked when they are read); ``conversation`` ``none``: its items do not become part of it."""
 
     audio: ResponseAudio = ResponseAudio()
     conversation: str | None = None
     metadata: dict[str, str] | None = Field(default=None, max_length=16)
     input: list[dict[str, Any]] | None = None
     model: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_default(cls, value: Any) -> Any:
+        return _without_null(value)
+
+
+def _without_null(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_null(one) for name, one in value.items() if one is not None}

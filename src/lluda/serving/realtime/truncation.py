@@ -16,6 +16,8 @@ _IDEOGRAPHS = "\u2e80"
 def heard_text(text: str, heard_seconds: float, seconds: float) -> str:
     """What was heard of ``text`` in the first ``heard_seconds`` of its ``seconds`` of sound, cut back to the end of a
     word."""
+    if heard_seconds <= 0:
+        return ""
     if heard_seconds >= seconds:
         return text
     count = int(len(text) * heard_seconds / seconds)
