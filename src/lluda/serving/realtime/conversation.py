@@ -173,7 +173,7 @@ def _reading(instructions: str, items: Sequence[Item], limits: Limits) -> Readin
         paths.append("session.instructions")
     seen = _last_pictures(items, limits.images)
     for item in items:
-        if _is_nothing(item):
+        if _is_nothing(item, seen):
             continue
         if isinstance(item, CallItem) and messages and messages[-1]["role"] == "assistant":
             messages[-1].setdefault("tool_calls", []).append(item.as_call())
@@ -183,11 +183,17 @@ def _reading(instructions: str, items: Sequence[Item], limits: Limits) -> Readin
     return Reading(messages, paths, media)
 
 
-def _is_nothing(item: Item) -> bool:
-    """A call that was cut off called nobody, and of an answer that was broken off at once nothing was heard."""
-    if isinstance(item, CallItem):
-        return item.status != "completed"
-    return isinstance(item, MessageItem) and item.role == "assistant" and not any(part.text for part in item.parts)
+def _is_nothing(item: Item, seen: set[int]) -> bool:
+    """A call that was cut off called nobody; of an answer that was broken off at once nothing was heard; pictures that
+    were followed by many are not seen any more."""
+    match item:
+        case CallItem():
+            return item.status != "completed"
+        case MessageItem(role="assistant"):
+            return not any(part.text for part in item.parts)
+        case MessageItem(role="user"):
+            return bool(item.parts) and not any(_is_read(part, seen) for part in item.parts)
+    return False
 
 
 def _message(item: Item, seen: set[int], media: list[Part]) -> dict[str, Any]:
