@@ -3,6 +3,7 @@ rest of the forms."""
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 
@@ -34,7 +35,11 @@ def field(name: bytes, value: bytes = b"x") -> bytes:
     ],
 )
 def test_bad_forms_are_refused(
-    server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: bytes
+    server: RunningServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    form: bytes,
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with watchdog(2):
@@ -42,6 +47,7 @@ def test_bad_forms_are_refused(
     check_error(response, 400)
     assert not list(tmp_path.iterdir()), "files are left"
     assert not Path("x").exists() and not Path("/x").exists()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING], "the log is no place for it"
     check_well(server)
 
 

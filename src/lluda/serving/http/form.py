@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.datastructures import UploadFile
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from lluda.serving.service import Service
 
 Form = TypeVar("Form", bound=FormModel)
+
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
+"""It warns of every malformed form, and the server's log has a line for each request already."""
 
 _FIELDS = 64
 _FIELD_BYTES = 64 << 10

@@ -104,9 +104,7 @@ def verbatim_sampling(wish: Wish, seconds: float) -> SamplingParams:
     )
 
 
-def verbatim_prompt(
-    model: Model, content: Sequence[Mapping[str, Any]]
-) -> tuple[PromptRows, Sequence[EncodedMedia]]:
+def verbatim_prompt(model: Model, content: Sequence[Mapping[str, Any]]) -> tuple[PromptRows, Sequence[EncodedMedia]]:
     """The rows of a message of sound and instruction, and its sound encoded; blocking. Without a thought, for a model
     that would begin with one; others are asked as they were trained."""
     message = {"role": "user", "content": content}
