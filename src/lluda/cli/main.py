@@ -29,6 +29,7 @@ VERBS = {
     "serve": "answer many callers over HTTP, as the OpenAI API",
     "speak": "read a text aloud with an Omni model's voice",
     "chat": "talk with a model, turn by turn",
+    "talk": "speak with an Omni model: microphone in, loudspeaker out",
     "inspect": "list every tensor of a checkpoint, with totals by component",
     "plan": "memory by component, before loading",
     "synth": "make a checkpoint with true names and shapes and seeded random values",
