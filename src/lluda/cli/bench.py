@@ -113,7 +113,7 @@ def _settings(args: argparse.Namespace) -> Settings:
             prompts=_numbers("--prompt", args.prompt),
             generate=args.gen,
             streams=_numbers("--streams", args.streams),
-            stream_steps=max(1, min(args.gen, _STREAM_STEPS)),
+            stream_steps=args.gen if args.synth else max(1, min(args.gen, _STREAM_STEPS)),
         ),
         repeat=args.repeat,
         threads=args.threads,
