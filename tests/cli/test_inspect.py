@@ -86,6 +86,7 @@ def test_the_gpus_of_a_machine_are_listed(lluda, model):
     for each in document["adapters"]:
         assert f"{each['device']} {each['name']} ({each['driver']}, {each['interface']}" in printed.out
         assert each["limits"]["max-storage-buffer-binding-size"] > 0
+        assert each["read_bytes_per_second"] > 0
     assert document["adapters"] or "install a Vulkan driver" in printed.out
     refused = lluda("inspect", model, "--device", "wgpu")
     assert refused.code == 2 and "leave one of them out" in refused.err

@@ -40,6 +40,10 @@ class DeviceRuntime:
         """Whether it computes nothing any more, in this process: a GPU after a fault in a kernel."""
         return False
 
+    def read_bandwidth(self) -> float | None:
+        """Bytes a second that it reads of its memory, measured by a kernel of its own; None: torch can measure it."""
+        return None
+
     def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Zeros on the host that the device can copy by itself."""
         return torch.zeros(tuple(shape), dtype=dtype)

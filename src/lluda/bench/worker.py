@@ -69,12 +69,10 @@ def samples(job: Job, opened: Callable[[Session | SpeechSession], None]) -> Iter
 
 def _release_memory(device: str) -> None:
     """What the text tests held may be most of a GPU's."""
-    import torch
-
-    from lluda.backends.device import runtime_of
+    from lluda.backends import device_runtime
 
     gc.collect()
-    runtime_of(torch.device(device)).release_memory()
+    device_runtime(device).release_memory()
 
 
 def die_with_parent() -> None:

@@ -53,8 +53,10 @@ def _list_adapters(args: argparse.Namespace) -> int:
     if args.path or args.model:
         raise InvalidRequest("--device lists GPUs and no model; leave one of them out")
     with heavy_imports():
+        from lluda.backends import device_runtime
         from lluda.backends.wgpu.adapter import adapters
     found = adapters()
+    rates = [device_runtime(each.device).read_bandwidth() for each in found]
     rows = [
         {
             "device": each.device,
@@ -65,16 +67,19 @@ def _list_adapters(args: argparse.Namespace) -> int:
             "subgroup": list(each.subgroup),
             "features": list(each.features),
             "limits": each.limits,
+            "read_bytes_per_second": rate,
         }
-        for each in found
+        for each, rate in zip(found, rates, strict=True)
     ]
-    publish(args, {"adapters": rows}, lambda: _print_adapters(found))
+    publish(args, {"adapters": rows}, lambda: _print_adapters(found, rates))
     return 0
 
 
-def _print_adapters(found: Sequence[Adapter]) -> None:
-    for each in found:
+def _print_adapters(found: Sequence[Adapter], rates: Sequence[float | None]) -> None:
+    for each, rate in zip(found, rates, strict=True):
         print(each.describe())
+        if rate is not None:
+            print(f"  reads {rate / 1e9:.1f} GB/s")
         fewest, most = each.subgroup
         print(f"  {each.kind}, subgroups of {fewest} to {most} threads" if most else f"  {each.kind}, no subgroups")
         print(f"  features: {', '.join(each.features)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from lluda.backends.device import DeviceRuntime
 from lluda.backends.wgpu.adapter import choose
 
 _CARDS = Path("/sys/class/drm")
+_READ_BYTES, _READS, _PASSES = 256 << 20, 4, 4
 
 
 class WgpuRuntime(DeviceRuntime):
@@ -29,6 +31,27 @@ class WgpuRuntime(DeviceRuntime):
         cards = [free for free in map(_free_of_card, sorted(_CARDS.glob("card?/device"))) if free is not None]
         amd = self._adapter.driver.lower().startswith("radv") or "amd" in self._adapter.name.lower()
         return max(cards) if cards and amd else super().memory_available()
+
+    def read_bandwidth(self) -> float:
+        """The best of several passes over more memory than caches hold."""
+        from lluda.backends.wgpu.gpu import Gpu
+        from lluda.backends.wgpu.steps.launch import Commands, Launch
+        from lluda.backends.wgpu.wgsl import bandwidth
+
+        gpu = Gpu(self._adapter)
+        nbytes = min(gpu.binding_limit, _READ_BYTES, self.memory_available() // 4)
+        source, word = gpu.buffer(nbytes), gpu.buffer(4)
+        shader, grid = bandwidth.read(nbytes)
+        launch = Launch(shader, ((source, 0, source.nbytes), (word, 0, word.nbytes)), grid)
+        commands = Commands(gpu, [launch] * _READS, [])
+        seconds = []
+        for _ in range(_PASSES):
+            gpu.wait()
+            begun = time.perf_counter()
+            gpu.submit(commands.recorded())
+            gpu.wait()
+            seconds.append(time.perf_counter() - begun)
+        return _READS * nbytes / min(seconds)
 
 
 def _free_of_card(device: Path) -> int | None:
