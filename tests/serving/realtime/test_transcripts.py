@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
 
-from tests.serving.realtime.conftest import silence
+from tests.serving.realtime.conftest import QUESTION, silence
 from tests.serving.realtime.talking import talking
 from tests.serving.running import RunningServer
 
@@ -31,6 +32,14 @@ def test_the_answer_does_not_wait_for_the_transcript(server: RunningServer, spok
         assert done["usage"]["type"] == "duration" and abs(done["usage"]["seconds"] - len(spoken) / 24000) < 0.8
         talk.send("conversation.item.retrieve", item_id=item)
         assert talk.until("conversation.item.retrieved")["item"]["content"][0]["transcript"] == done["transcript"]
+
+
+def test_a_question_is_written_down_and_not_answered(server: RunningServer, spoken: Any) -> None:
+    with talking(server) as talk:
+        talk.update(audio={"input": {"transcription": {}, "turn_detection": None}})
+        talk.append(spoken)
+        talk.send("input_audio_buffer.commit")
+        assert SequenceMatcher(None, talk.until(COMPLETED)["transcript"], QUESTION).ratio() > 0.9
 
 
 def test_nothing_is_written_down_unasked(server: RunningServer, spoken: Any) -> None:

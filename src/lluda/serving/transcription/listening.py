@@ -45,7 +45,7 @@ class Wish:
     @property
     def instruction(self) -> str:
         """The text beside the sound."""
-        text = "Write what you hear, and nothing else."
+        text = "Write what you hear."
         if self.translates:
             text = "Translate what you hear into English, and write nothing else."
         if self.language is not None:
