@@ -45,7 +45,7 @@ def test_an_answer_to_bytes_is_the_one_to_the_file_and_both_are_the_same_medium(
     messages = [[{"role": "user", "content": question(part | OPTIONS[kind])}] for part in parts]
     answers = [model.chat(each, **GREEDY, logprobs=3) for each in messages]
     assert len({answer.tokens for answer in answers}) == 1
-    assert len({tuple(model.chat_prompt(each).media_keys) for each in messages}) == 1
+    assert len({tuple(model.chat_prompt(each).block_keys.items()) for each in messages}) == 1
 
 
 def test_the_same_bytes_as_another_kind_or_with_other_options_are_another_medium():

@@ -79,13 +79,13 @@ def test_a_file_that_was_written_anew_is_read_anew(model, tmp_path, kind):
     ]
     assert found.token_ids == model.chat(messages, **GREEDY).token_ids
     said = keys(talk)
-    assert said == model.chat_prompt(messages).media_keys
-    assert len(set(said)) == 2
+    assert said == model.chat_prompt(messages).block_keys
+    assert len(set(said.values())) == 2
 
 
 def keys(talk):
     """Of the media that a conversation holds."""
-    return talk.model.chat_prompt(talk.messages).media_keys
+    return talk.model.chat_prompt(talk.messages).block_keys
 
 
 ARRAYS = {
@@ -109,7 +109,7 @@ def test_an_array_that_was_changed_in_place_is_read_anew(model, kind):
         {"role": "user", "content": question(part | {kind: make(2)})},
     ]
     assert found.token_ids == model.chat(messages, **GREEDY).token_ids
-    assert keys(talk) == model.chat_prompt(messages).media_keys
+    assert keys(talk) == model.chat_prompt(messages).block_keys
 
 
 def test_what_was_heard_stays_though_its_file_is_gone(model, tmp_path, monkeypatch):
@@ -184,7 +184,7 @@ def test_rows_are_shared_up_to_the_first_medium_of_another_content(model, tmp_pa
         return model.chat_prompt([{"role": "user", "content": [file_part("image", path) for path in paths]}])
 
     both, same, other = prompt(one, two), prompt(one, two), prompt(one, one)
-    starts = sorted(both.media_starts())
+    starts = sorted(both.block_keys)
     assert both.ids == other.ids
     assert both.shares_rows(same, 4096) == len(both)
     assert both.shares_rows(other, 4096) == starts[1]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lluda.config.audio import AUDIO_LIMITS, AudioLimits
 from lluda.errors import CorruptFile, InvalidRequest, LimitExceeded, LludaError
-from lluda.inputs.media.audio_features import LogMelStream, log_mel
+from lluda.inputs.media.audio_features import GrowingLogMel, log_mel
 from lluda.inputs.media.audio_file import AudioFile
 from tests.inputs.media.recordings import RATE, read_audio, sound, transcoded, write
 
@@ -168,10 +168,10 @@ def test_arrays_that_are_no_recording(samples, rate, words):
 def test_recordings_too_short_for_features(count):
     with pytest.raises(InvalidRequest, match="at least 201 at 16000 Hz"):
         log_mel([np.zeros(count, np.float32)])
-    stream = LogMelStream()
-    stream.push(np.zeros(count, np.float32))
+    growing = GrowingLogMel()
+    growing.push(np.zeros(count + 500, np.float32))
     with pytest.raises(InvalidRequest, match="too short"):
-        stream.finish()
+        growing.ending(count)
 
 
 @given(data=st.data())

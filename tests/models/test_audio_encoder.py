@@ -13,7 +13,7 @@ from lluda.backends import select_backend
 from lluda.config.audio import read_audio_encoder
 from lluda.config.reader import ConfigReader
 from lluda.convert.synth import distribution
-from lluda.models.audio_encoder import PREFIX, AudioEncoder, audio_encoder_parameters, sinusoids
+from lluda.models.audio_encoder import PREFIX, AudioEncoder, audio_encoder_parameters, sinusoids, sound_blocks
 from tests.models.omni_reference import placed_parameters
 
 RELEASED = {
@@ -143,25 +143,11 @@ def test_frames_of_one_block_do_not_reach_another(tiny):
     assert not torch.equal(tiny([frames])[104:], tiny([other])[104:])
 
 
-@pytest.mark.parametrize("piece", [1, 37, 100, 450, 1700])
-@pytest.mark.parametrize("frames", [40, 99, 100, 850, 1600, 1700])
-def test_a_pushed_stream_equals_the_whole(tiny, frames, piece):
-    whole, stream = recording(frames), tiny.stream()
-    closed = torch.cat([stream.push(part) for part in whole.split(piece)])
-    assert len(closed) == frames // 800 * 104
-    torch.testing.assert_close(torch.cat([closed, stream.open_rows()]), tiny([whole]), rtol=1e-10, atol=1e-10)
-
-
-def test_a_stream_encodes_only_its_open_block(tiny, monkeypatch):
-    stream, encoded = tiny.stream(), []
-    original = tiny.encode_block
-    monkeypatch.setattr(
-        tiny, "encode_block", lambda frames, **o: (encoded.append(len(frames)), original(frames, **o))[1]
-    )
-    for part in recording(2000).split(250):
-        stream.push(part)
-        stream.open_rows()
-    assert sum(encoded) == 2 * 800 + (250 + 500 + 750 + 200 + 450 + 700 + 150 + 400)
+@pytest.mark.parametrize("frames", [40, 99, 100, 801, 850, 1600, 8 * 800 + 30])
+def test_blocks_encoded_one_by_one_are_those_of_the_whole_to_the_bit(tiny, frames):
+    whole = recording(frames)
+    blocks = sound_blocks(whole, tiny.config)
+    assert torch.equal(torch.cat([tiny.encode_block(block) for block in blocks]), tiny([whole]))
 
 
 def test_observer_sees_every_stage(tiny):

@@ -11,9 +11,11 @@ from functools import cached_property, partial
 from typing import Any, TypeVar, cast
 
 from lluda.api.conversation import Conversation, Message
+from lluda.api.listening import open_listener
 from lluda.api.spoken_text import spoken_text
 from lluda.config.model import resolve_dtype
 from lluda.engine.engine import Engine
+from lluda.engine.listening.listener import Listener
 from lluda.engine.loading.loading import (
     LoadOptions,
     ModelFiles,
@@ -205,6 +207,18 @@ class Model:
         """``text`` spoken word for word: its tokens and SpeechChunks as they are made, last a SpeechCompletion."""
         request = self.say_request(text, params, speaker=speaker)
         return cast("Stream[Token | SpeechChunk | SpeechCompletion]", self.engine.submit(request))
+
+    def listen(
+        self, messages: Sequence[Message], *, spoken: bool = False, salt: bytes = b"", **options: Any
+    ) -> Listener:
+        """Hear the next turn of a conversation while it is being spoken. `Listener.finish` gives the audio of the
+        user's message that follows ``messages``. The answer, asked for with the same ``options`` (fields of
+        ChatOptions), then is what it is to the whole recording, only sooner. ``spoken``: it will be spoken too.
+        ``salt``: of the prompt (`PromptRows`).
+
+        InvalidRequest: the model does not hear. UnsupportedModel: ``spoken``, and it has no talker.
+        """
+        return open_listener(self, messages, _fields(ChatOptions(), options), spoken=spoken, salt=salt)
 
     def conversation(self, system: str | None = None, **options: Any) -> Conversation:
         """A multi-turn chat whose turns compute only what is new in them; ``options`` are the fields of ChatOptions for

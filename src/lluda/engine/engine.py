@@ -195,7 +195,7 @@ class Engine:
         spoken = request.speech
         captured = None
         stack = None
-        if spoken is not None:
+        if spoken is not None or request.captures:
             if self._speech is None:
                 raise InvalidRequest("this engine has nothing that speaks; load an Omni model that does")
             stack = self._speech()
@@ -257,7 +257,7 @@ class Engine:
             for number in step.numbers:
                 self._settle(self._jobs[number])
         self.heartbeat = time.monotonic()
-        if not step.is_empty:
+        if not step.is_empty or self._mailbox.calls:
             return 0.0
         self.turn_started = None
         return _DEADLINE_SECONDS if self.scheduler.has_deadlines else None
@@ -278,6 +278,8 @@ class Engine:
             call.run()
             if call.kind is not None:
                 self._reports.step(call.kind, time.perf_counter() - started, 1)
+            if self._jobs and not self._mailbox.closed:
+                break  # the others come after a step: answers that are under way do not wait for all of them
         while self._mailbox.submitted:
             job = self._mailbox.submitted.popleft()
             self._jobs[job.id] = job

@@ -86,10 +86,10 @@ class JobSteps:
         assert sequence is not None and sequence.slot is not None and runner is not None, "only these have prompts"
         if len(sequence.prompt) > (runner.few_rows or 0):  # else a longer prompt sums the same rows in another order
             sequence.slot.prompt_rows = sequence.slot.cache.length
+        if sequence.captured is not None:
+            sequence.slot.captured = sequence.captured.hidden
         if logits is None:
             return
-        if sequence.captured is not None:
-            sequence.slot.captured = dict(sequence.captured.hidden)
         if sequence.scores_prompt:
             job.channel.put(PromptLogprobs(sequence.index, tuple(sequence.prompt_logprobs)))
         if not sequence.max_tokens:

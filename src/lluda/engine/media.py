@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,7 @@ from lluda.inputs.media.audio_features import log_mel
 from lluda.inputs.media.audio_file import open_audio
 from lluda.inputs.media.image_file import open_image
 from lluda.inputs.media.media_parts import MediaPart
-from lluda.inputs.media.media_positions import AudioSpan, ImageSpan, Span, VideoSpan, media_positions
+from lluda.inputs.media.media_positions import AudioSpan, ImageSpan, Span, TextSpan, VideoSpan, media_positions
 from lluda.inputs.media.media_prompt import Layout, MediaPrompt, expand_placeholders
 from lluda.inputs.media.video_file import open_video
 from lluda.inputs.media.vision_patches import (
@@ -31,6 +33,7 @@ from lluda.inputs.media.vision_patches import (
     resized_image_patches,
     video_patches,
 )
+from lluda.models.audio_encoder import SoundBlock, sound_blocks
 from lluda.models.decoder import MultimodalEmbeddings
 from lluda.models.thinker import Thinker
 from lluda.models.vision_encoder import VisionOutput
@@ -43,28 +46,40 @@ if TYPE_CHECKING:
 _INEXACT_SECONDS = 0.5
 
 
+@dataclass(frozen=True, slots=True)
+class MediaBlock:
+    """``rows`` of a medium that depend on nothing but what ``key`` is the digest of, and on their place."""
+
+    rows: int
+    key: bytes
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedMedia:
     """One medium before its encoder: its ``span`` in the prompt, log-mel ``features [frames, mels]`` of what is heard,
-    ``patches`` of what is seen. ``key``: the digest of its content and of all that shaped the features."""
+    ``patches`` of what is seen. ``key``: the digest of its content and of all that shaped the features; ``blocks`` as
+    `EncodedMedia`."""
 
     key: bytes
     span: Span
     features: NDArray[np.float32] | None = field(default=None, repr=False)
     patches: VisionPatches | None = field(default=None, repr=False)
+    blocks: Sequence[MediaBlock] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedMedia:
     """One medium as rows for the decoder: ``heard [tokens, hidden]`` and what was ``seen``. Media of one ``key`` are
     the same. It may stand in a message in the place of its file or array, as what was heard then; ``model`` stands for
-    the model whose encoders made it, the only one that can take it."""
+    the model whose encoders made it, the only one that can take it. ``blocks``: of sound, its blocks of attention, in
+    order, by which a longer recording is known to begin as a shorter one; none: all its rows are one."""
 
     key: bytes = field(repr=False)
     span: Span
     heard: Tensor | None = field(repr=False)
     seen: VisionOutput | None = field(repr=False)
     model: object = field(default=None, repr=False)
+    blocks: Sequence[MediaBlock] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +141,8 @@ class MediaReader:
         key, room = key or self.key(part, max_tokens), room or Room(sys.maxsize, 0)
         if part.kind == "audio":
             features = self._features(part, room)
-            medium = PreparedMedia(key, AudioSpan(self._sound_tokens(len(features))), features)
+            blocks = tuple(block for block, _ in self.sound_blocks(features))
+            medium = PreparedMedia(key, AudioSpan(self._sound_tokens(len(features))), features, blocks=blocks)
         elif part.kind == "image":
             patches = self._picture(part, room)
             medium = PreparedMedia(key, ImageSpan(patches.grid), None, patches)
@@ -148,7 +164,35 @@ class MediaReader:
                 heard = self._thinker.audio_tower([torch.tensor(medium.features)])
             if medium.patches is not None:
                 seen = self._thinker.visual(medium.patches.values, [medium.patches.grid])
-        return EncodedMedia(medium.key, medium.span, heard, seen, self.model)
+        return EncodedMedia(medium.key, medium.span, heard, seen, self.model, medium.blocks)
+
+    def sound_blocks(self, features: NDArray[np.float32]) -> list[tuple[MediaBlock, SoundBlock]]:
+        """The blocks of a recording of these features: as they are known, and as they are encoded."""
+        config = self._thinker.omni.audio
+        blocks = sound_blocks(torch.from_numpy(features), config)
+        return [(MediaBlock(config.tokens(len(each.frames)), _block_key(each)), each) for each in blocks]
+
+    @torch.inference_mode()
+    def encode_block(self, block: SoundBlock) -> Tensor:
+        """Run the audio encoder over one block: its rows ``[rows, hidden]``."""
+        return self._thinker.audio_tower.encode_block(block)
+
+    def heard(self, blocks: Sequence[MediaBlock], rows: Sequence[Tensor]) -> EncodedMedia:
+        """The recording of these blocks, by the rows of each."""
+        tower = self._thinker.audio_tower
+        key = hashlib.sha256(b"".join(block.key for block in blocks)).digest()
+        span = AudioSpan(sum(block.rows for block in blocks))
+        return EncodedMedia(key, span, torch.cat([tower([]), *rows]), None, self.model, tuple(blocks))
+
+    @property
+    def mel(self) -> MelConfig:
+        """How sound becomes features."""
+        return self._mel
+
+    @property
+    def block_frames(self) -> int:
+        """Frames of features in a full block."""
+        return self._thinker.omni.audio.block_frames
 
     def prompt_rows(self, prompt: MediaPrompt, media: Sequence[EncodedMedia]) -> PromptRows:
         """The prompt with positions and the rows of its ``media``, in order."""
@@ -159,7 +203,7 @@ class MediaReader:
             return PromptRows(prompt.ids)
         rows = torch.tensor(positions, dtype=torch.float32)
         spans = list(zip(prompt.spans, prompt.counts, strict=True))
-        return PromptRows(prompt.ids, rows, self._injected(prompt.ids, media), spans, [each.key for each in media])
+        return PromptRows(prompt.ids, rows, self._injected(prompt.ids, media), spans, _block_keys(prompt, media))
 
     def _injected(self, ids: Sequence[int], media: Sequence[EncodedMedia]) -> MultimodalEmbeddings:
         tokens, device = self._layout.tokens, self._thinker.backend.device
@@ -255,10 +299,13 @@ def read_media(
     """The prompt's rows, and each medium encoded, in order. Those of ``known``, by `MediaReader.key`, and those that
     were given encoded are not read again. ``compute`` runs the encoders: `Engine.call`, where others compute too.
 
+    A part whose source is a Future of EncodedMedia (`Listener.finish`) is waited for.
+
     ContextExceeded: the prompt does not fit ``context`` positions; found before anything is encoded, and mostly before
-    anything is decoded. Else as `MediaReader.prepare` and `expand`.
+    anything is decoded. Else as `MediaReader.prepare` and `expand`, and what a Future raises.
     """
     require_own_threads()
+    parts = [replace(part, source=part.source.result()) if isinstance(part.source, Future) else part for part in parts]
     prepared: list[PreparedMedia | EncodedMedia] = []
     found: dict[bytes, PreparedMedia | EncodedMedia] = {
         **known,
@@ -279,3 +326,21 @@ def read_media(
             encoded[each.key] = each if isinstance(each, EncodedMedia) else compute(partial(reader.encode, each))
     media = [encoded[each.key] for each in prepared]
     return reader.prompt_rows(prompt, media), media
+
+
+def _block_keys(prompt: MediaPrompt, media: Sequence[EncodedMedia]) -> dict[int, bytes]:
+    keys, row, waiting = {}, 0, iter(media)
+    for span, count in zip(prompt.spans, prompt.counts, strict=True):
+        end = row + count
+        if not isinstance(span, TextSpan):
+            medium = next(waiting)
+            for block in medium.blocks or [MediaBlock(count, medium.key)] * (count > 0):
+                keys[row] = block.key
+                row += block.rows
+            assert row == end, f"blocks of {span} do not make up its rows"
+        row = end
+    return keys
+
+
+def _block_key(block: SoundBlock) -> bytes:
+    return hashlib.sha256(bytes([block.alone]) + block.frames.numpy().tobytes()).digest()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,15 +16,16 @@ from lluda.models.decoder import MultimodalEmbeddings
 class PromptRows:
     """``ids``; ``positions [3, rows]`` (time, height, width; spec section 5.2), or None for 0, 1, 2, …; ``injected``
     rows, ascending, that take the place of their ids' embeddings; ``spans`` of media and the text between, each with
-    its number of rows (none: text alone), and the ``media_keys`` of the media among them: digests of their content.
-    ``salt``: only prompts of one salt share rows, so that nobody learns from the time of an answer what others asked.
+    its number of rows (none: text alone). ``block_keys``: the first row of each block of media (a whole image or video;
+    of sound what attends to itself, 8 s), and a digest of all that its rows depend on. ``salt``:
+    only prompts of one salt share rows, so that nobody learns from the time of an answer what others asked.
     """
 
     ids: Sequence[int]
     positions: Tensor | None = None
     injected: MultimodalEmbeddings | None = None
     spans: Sequence[tuple[Span, int]] = ()
-    media_keys: Sequence[bytes] = ()
+    block_keys: Mapping[int, bytes] = field(default_factory=dict)
     salt: bytes = b""
 
     def __len__(self) -> int:
@@ -45,7 +46,7 @@ class PromptRows:
         after = torch.arange(len(self.ids), len(self.ids) + len(ids)) + self.position_offset
         positions = torch.cat((self.positions, after.to(self.positions.dtype).expand(3, -1)), dim=1)
         spans = [*self.spans, (TextSpan(len(ids)), len(ids))]
-        return PromptRows([*self.ids, *ids], positions, self.injected, spans, self.media_keys, self.salt)
+        return PromptRows([*self.ids, *ids], positions, self.injected, spans, self.block_keys, self.salt)
 
     def chunk(self, start: int, end: int, device: torch.device) -> tuple[Tensor, Tensor, MultimodalEmbeddings | None]:
         """Ids, positions and injected rows of the rows from ``start`` to ``end``, on ``device``."""
@@ -54,32 +55,41 @@ class PromptRows:
             positions = torch.arange(start, end, device=device)
         else:
             positions = self.positions[:, start:end].to(device)
-        return ids, positions, self._injected(start, end, device)
+        injected = self._injected(start, end)
+        return ids, positions, injected.to(device) if injected else None
 
     def shares_rows(self, other: PromptRows, limit: int) -> int:
-        """How many of the first ``limit`` rows are the same in both: same ids, and the same media (and so the same
-        positions). A medium that differs shares none of its rows; prompts of different salts share nothing."""
+        """How many of the first ``limit`` rows are the same in both: same ids, and the same blocks of media (and so the
+        same positions). A block that differs shares none of its rows; prompts of different salts share nothing."""
         if self.salt != other.salt:
             return 0
+        for each in (self, other):
+            assert each.block_keys or each.injected is None, "rows without a key could be taken for others"
         shared = 0
         limit = min(limit, len(self.ids), len(other.ids))
         while shared < limit and self.ids[shared] == other.ids[shared]:
             shared += 1
-        mine, theirs = self.media_starts(), other.media_starts()
+        mine, theirs = self.block_keys, other.block_keys
         differing = [row for row in mine.keys() | theirs.keys() if mine.get(row) != theirs.get(row)]
         return min(shared, *differing) if differing else shared
 
-    def media_starts(self) -> dict[int, bytes]:
-        """The first row of each medium, and its key."""
-        starts, row, keys = {}, 0, iter(self.media_keys)
-        for span, count in self.spans:
-            if not isinstance(span, TextSpan):
-                starts[row] = next(keys)
-            row += count
-        assert starts or self.injected is None, "rows without a key could be taken for others"
-        return starts
+    def head(self, rows: int) -> PromptRows:
+        """The first ``rows`` rows, to be computed before the others are known. Its media have no ``spans``, since one
+        may be cut."""
+        positions = None if self.positions is None else self.positions[:, :rows]
+        keys = {row: key for row, key in self.block_keys.items() if row < rows}
+        return PromptRows(self.ids[:rows], positions, self._injected(0, rows), block_keys=keys, salt=self.salt)
 
-    def _injected(self, start: int, end: int, device: torch.device) -> MultimodalEmbeddings | None:
+    def rows_of_last_medium(self) -> tuple[int, int]:
+        """Its first row, and the one behind its last."""
+        end = len(self.ids)
+        for span, count in reversed(self.spans):
+            if not isinstance(span, TextSpan):
+                return end - count, end
+            end -= count
+        raise AssertionError("a prompt without media")
+
+    def _injected(self, start: int, end: int) -> MultimodalEmbeddings | None:
         injected = self.injected
         if injected is None:
             return None
@@ -87,9 +97,7 @@ class PromptRows:
         deep_rows, deepstack = _between(injected.deepstack_rows, injected.deepstack, start, end)
         if not len(rows) and not len(deep_rows):
             return None
-        return MultimodalEmbeddings(
-            rows.to(device), embeddings[0].to(device), deep_rows.to(device), [part.to(device) for part in deepstack]
-        )
+        return MultimodalEmbeddings(rows, embeddings[0], deep_rows, deepstack)
 
 
 def _between(rows: Tensor, parts: Sequence[Tensor], start: int, end: int) -> tuple[Tensor, list[Tensor]]:

@@ -120,7 +120,9 @@ class Request:
     spoken too. ``text``: ids of a text to be spoken as it stands, each with its text, in place of an answer of the
     model; the prompt is then the talker's. ``reuse``: None is ``prompt`` in deterministic mode, else ``any``.
     ``priority``: lower goes first; ``deadline``: of ``time.monotonic()``, after which a request that still waits is
-    refused. ``index`` tells the events of several requests of one stream apart.
+    refused. ``index`` tells the events of several requests of one stream apart. ``prefill_only``: no token is wanted;
+    the prompt's rows are computed for a later prompt that begins with them, and with ``captures`` what a talker needs
+    of its media, for a later answer that is spoken.
     """
 
     prompt: PromptRows
@@ -133,6 +135,8 @@ class Request:
     priority: int = 0
     deadline: float | None = None
     index: int = 0
+    prefill_only: bool = False
+    captures: bool = False
 
 
 class Status(Enum):

@@ -34,7 +34,7 @@ class Sequence:
         require_valid(request.prompt, vocabulary)
         params = request.sampling
         self.index, self.prompt = request.index, request.prompt
-        self.max_tokens = tokens_at_most(len(self.prompt), params, limit)
+        self.max_tokens = tokens_at_most(len(self.prompt), params, limit, prefill_only=request.prefill_only)
         self.captured = captured
         self.stop_ids = frozenset(params.stop_token_ids).union(() if params.ignore_eos else request.end_ids)
         ends = frozenset(token for token in self.stop_ids if token < vocabulary)
@@ -90,7 +90,7 @@ class Sequence:
             self.prompt_logprobs.append(with_logprobs(own, token, self._alternatives))
 
     def end_without_tokens(self) -> None:
-        """Where only the prompt's log-probabilities were asked for."""
+        """Where only the prompt's rows or log-probabilities were asked for."""
         self._first_token = time.perf_counter()
         self.finish_reason = "length"
 
@@ -145,10 +145,10 @@ def require_valid(prompt: PromptRows, vocabulary: int) -> None:
         raise InvalidRequest(f"the prompt holds token id {outside}; ids go from 0 to {vocabulary - 1}")
 
 
-def tokens_at_most(prompt: int, params: SamplingParams, limit: int) -> int:
+def tokens_at_most(prompt: int, params: SamplingParams, limit: int, *, prefill_only: bool = False) -> int:
     """How many tokens may follow ``prompt`` tokens in a context of ``limit``. ContextExceeded: none, or fewer than
     max_tokens."""
-    if params.max_tokens == 0 and prompt <= limit:
+    if (params.max_tokens == 0 or prefill_only) and prompt <= limit:
         return 0
     if prompt >= limit:
         raise ContextExceeded(f"the prompt has {prompt} tokens but the context holds {limit}; shorten it")

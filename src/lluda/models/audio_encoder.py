@@ -1,7 +1,7 @@
 """The audio encoder: three convolutions over chunks of a second, then a bidirectional transformer over blocks of eight.
 
 Spec sections 3.2 to 3.4. No chunk is convolved with its neighbour and no block attends to another, so a recording of
-any length is encoded block by block, and an open stream encodes only its open block again.
+any length is encoded block by block, and while it is still coming in all but its last block are known already.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ system and are cleared page by page each time, which takes longer than the first
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
+class SoundBlock:
     """Up to ``block_frames`` log-mel frames ``[frames, mels]`` that attend to each other. ``alone``: they are a whole
     recording of less than a chunk, convolved at its own length; any other's last chunk is filled with zeros."""
 
@@ -73,23 +73,20 @@ class AudioEncoder:
             rows, self.config.output_dim, dtype=self._backend.precision.compute, device=self._backend.device
         )
         end = 0
-        for part in self._encode(_blocks(recordings, self.config), observe):
+        blocks = (block for recording in recordings for block in sound_blocks(recording, self.config))
+        for part in self._encode(blocks, observe):
             start, end = end, end + len(part)
             out[start:end] = part
         assert end == rows, f"{end} rows were made of {rows}"
         return out
 
-    def stream(self) -> AudioStream:
-        """A recording that is still being received."""
-        return AudioStream(self)
+    def encode_block(self, block: SoundBlock) -> Tensor:
+        """The rows that the block has in its recording: ``[config.tokens(frames), output_dim]``."""
+        return next(self._encode([block], None))
 
-    def encode_block(self, frames: Tensor, *, alone: bool) -> Tensor:
-        """Rows of up to ``block_frames`` frames of one recording; ``alone`` as in AudioStream."""
-        return next(self._encode([_Block(frames, alone)], None))
-
-    def _encode(self, blocks: Iterable[_Block], observe: Observer | None) -> Iterator[Tensor]:
+    def _encode(self, blocks: Iterable[SoundBlock], observe: Observer | None) -> Iterator[Tensor]:
         """Rows of consecutive groups of blocks."""
-        for group in _groups(blocks):
+        for group in _groups(blocks, self.config.block_frames):
             parts = [self._convolve(block) for block in group]
             x, lengths = torch.cat(parts), [len(part) for part in parts]
             if observe:
@@ -100,7 +97,7 @@ class AudioEncoder:
                 observe("output", x)
             yield x
 
-    def _convolve(self, block: _Block) -> Tensor:
+    def _convolve(self, block: SoundBlock) -> Tensor:
         """Residual rows ``[tokens, d_model]`` of a block, with their positions, which begin again in every chunk."""
         config, count = self.config, len(block.frames)
         width = count if block.alone else config.chunk_frames
@@ -109,38 +106,6 @@ class AudioEncoder:
         rows = torch.cat([self._backend.conv_stem(self._stem, part) for part in torch.split(chunks, CHUNKS_AT_ONCE)])
         # The rows of the padding are behind the last chunk's.
         return rows[: config.tokens(count)]
-
-
-class AudioStream:
-    """A recording pushed in pieces. Rows of closed blocks are final; those of the open one (at most ``block_tokens``)
-    change while it grows, since a block attends to itself in both directions."""
-
-    def __init__(self, encoder: AudioEncoder) -> None:
-        self._encoder = encoder
-        config = encoder.config
-        self._open = torch.empty(0, config.num_mel_bins)
-        self.frames = 0
-
-    def push(self, frames: Tensor) -> Tensor:
-        """Take ``[n, num_mel_bins]`` log-mel frames; the rows of the blocks they close, perhaps none."""
-        size = self._encoder.config.block_frames
-        self.frames += len(frames)
-        self._open = torch.cat([self._open, frames])
-        closed = []
-        while len(self._open) >= size:
-            closed.append(self._encoder.encode_block(self._open[:size], alone=False))
-            self._open = self._open[size:].clone()
-        return torch.cat(closed) if closed else self._empty()
-
-    def open_rows(self) -> Tensor:
-        """The rows of the open block as they are if the recording ends here: ``[at most block_tokens, output_dim]``.
-        All rows pushed out before and these are what the encoder makes of the whole recording."""
-        if not len(self._open):
-            return self._empty()
-        return self._encoder.encode_block(self._open, alone=self.frames < self._encoder.config.chunk_frames)
-
-    def _empty(self) -> Tensor:
-        return self._encoder([])
 
 
 class _Builder:
@@ -172,19 +137,21 @@ class _Builder:
         )
 
 
-def _blocks(recordings: Iterable[Tensor], config: AudioEncoderConfig) -> Iterator[_Block]:
-    for recording in recordings:
-        alone = len(recording) < config.chunk_frames
-        yield from (_Block(frames, alone) for frames in torch.split(recording, config.block_frames) if len(frames))
+def sound_blocks(recording: Tensor, config: AudioEncoderConfig) -> list[SoundBlock]:
+    """The blocks of a whole recording ``[frames, mels]``; all but the last are full."""
+    alone = len(recording) < config.chunk_frames
+    return [SoundBlock(frames, alone) for frames in torch.split(recording, config.block_frames) if len(frames)]
 
 
-def _groups(blocks: Iterable[_Block]) -> Iterator[list[_Block]]:
-    group: list[_Block] = []
+def _groups(blocks: Iterable[SoundBlock], full: int) -> Iterator[list[SoundBlock]]:
+    """A block that is not full goes alone: beside others its few rows could be summed in another order than where it
+    is all there is to encode, and the rest of its recording is known."""
+    group: list[SoundBlock] = []
     for block in blocks:
-        group.append(block)
-        if len(group) == BLOCKS_AT_ONCE:
+        if group and (len(group) == BLOCKS_AT_ONCE or len(block.frames) < full or len(group[-1].frames) < full):
             yield group
             group = []
+        group.append(block)
     if group:
         yield group
 

@@ -36,6 +36,13 @@ class MultimodalEmbeddings:
     deepstack_rows: Tensor
     deepstack: Sequence[Tensor] = ()
 
+    def to(self, device: torch.device) -> MultimodalEmbeddings:
+        """The same on ``device``."""
+        deepstack = [part.to(device) for part in self.deepstack]
+        return MultimodalEmbeddings(
+            self.rows.to(device), self.embeddings.to(device), self.deepstack_rows.to(device), deepstack
+        )
+
 
 class DecoderStack:
     """``config.num_hidden_layers`` layers and the final norm, over parameters named as in the checkpoint, below

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lluda.config.audio import RELEASED_MEL
-from lluda.inputs.media.audio_features import LogMelStream, log_mel, mel_filters
+from lluda.inputs.media.audio_features import GrowingLogMel, log_mel, mel_filters
 from tests.inputs.media.recordings import RATE, read_audio, sound, voice, write
 
 BAR = 1e-5
@@ -70,32 +70,41 @@ def test_features_of_stereo_tones_equal_transformers(extractor, tmp_path, second
     assert np.abs(log_mel([samples]) - expected_features(extractor, samples)).max() <= BAR
 
 
-@pytest.mark.parametrize("size", [160, 1601, 20000])
-def test_a_pushed_stream_equals_the_whole_where_the_peak_is_known(size):
-    samples = sound(2.37)
+GROWING = {
+    "even": sound(2.37),
+    "loud at last": np.concatenate([1e-4 * sound(1.5), sound(0.6)]),
+    "silence first": np.concatenate([np.zeros(RATE + 31, np.float32), sound(1)]),
+}
+
+
+@pytest.mark.parametrize("size", [37, 160, 1601, 20000])
+@pytest.mark.parametrize("signal", GROWING)
+def test_a_growing_recording_has_the_features_of_the_whole_to_the_bit(signal, size):
+    samples, growing = GROWING[signal], GrowingLogMel()
+    for piece in pieces(samples, size):
+        growing.push(piece)
+    np.testing.assert_array_equal(growing.ending(len(samples)), log_mel([samples]))
+
+
+@pytest.mark.parametrize("end", [201, 300, 16000, 16199, 16200, 31999, 32000, 33300])
+def test_a_recording_may_end_before_what_was_pushed(end):
+    growing = GrowingLogMel()
+    growing.push(GROWING["loud at last"])
+    np.testing.assert_array_equal(growing.ending(end), log_mel([GROWING["loud at last"][:end]]))
+
+
+def test_frames_are_known_as_the_whole_would_have_them_if_nothing_louder_comes():
+    samples, growing = GROWING["loud at last"], GrowingLogMel()
     whole = log_mel([samples])
-    stream = LogMelStream(peak=float(whole.max()) * 4 - 4)
-    found = np.concatenate([*(stream.push(piece) for piece in pieces(samples, size)), stream.finish()])
-    np.testing.assert_allclose(found, whole, atol=2e-6)
+    growing.push(samples[:24000])
+    assert len(growing.known(1000)) == growing.frames_after(24000) == 100
+    assert not np.array_equal(growing.known(100), whole[:100])
+    growing.push(samples[24000:])
+    assert len(growing.known(1000)) == growing.frames_after(len(samples)) == 200
+    np.testing.assert_array_equal(growing.known(150), whole[:150])
 
 
-def test_an_open_stream_differs_only_below_the_floor_of_the_whole():
-    """The one unavoidable difference: quiet frames before a louder one keep what the whole recording cuts off."""
-    samples = np.concatenate([1e-4 * sound(1), sound(1)])
-    whole, stream = log_mel([samples]), LogMelStream()
-    found = np.concatenate([*(stream.push(piece) for piece in pieces(samples, 1600)), stream.finish()])
-    floor = whole.max() - 2  # 8 in log10, a quarter of that once scaled
-    above = whole > floor + 1e-4
-    np.testing.assert_allclose(found[above], whole[above], atol=2e-6)
-    assert 0.1 < np.abs(found - whole)[~above].max() <= 2.0
-    assert (found <= whole + 2e-6).all()
-    after = whole.max(axis=1).argmax() + 10  # the push that brought the peak is over
-    np.testing.assert_allclose(found[after:], whole[after:], atol=2e-6)
-
-
-def test_frames_come_as_soon_as_their_samples_do():
-    stream, samples = LogMelStream(), sound(1)
-    assert len(stream.push(samples[:200])) == 0
-    assert len(stream.push(samples[200:360])) == 2
-    assert len(stream.push(samples[360:])) == 97
-    assert len(stream.finish()) == 1
+def test_nothing_is_known_of_a_recording_that_has_hardly_begun():
+    growing = GrowingLogMel()
+    growing.push(sound(1)[:900])
+    assert growing.known(10).shape == (0, 128)

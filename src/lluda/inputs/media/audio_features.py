@@ -2,7 +2,7 @@
 
 Short-time Fourier transform of a centred periodic Hann window, ends mirrored, the last frame left out; power, Slaney's
 mel bands (Auditory Toolbox 1998), log10 with a floor of 1e-10, then everything more than 8 below the recording's
-largest value raised to there, and ``(x + 4) / 4``. That largest value is known only at the end: see LogMelStream.
+largest value raised to there, and ``(x + 4) / 4``. That largest value is known only at the end: see GrowingLogMel.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 _FLOOR = 1e-10
 _RANGE = 8.0  # in log10: what is 80 dB below the loudest value counts as silence
-_FRAMES_AT_ONCE = 1024
+_FRAMES_AT_ONCE = 100
+"""Transformed together, counted from a recording's first: however it comes in, all is summed in the same order."""
 
 # Slaney's mel scale: linear up to 1 kHz (3 mel for 200 Hz), then 27 mel for a factor of 6.4.
 _LINEAR_HZ, _KNEE_HZ, _OCTAVES, _OCTAVE_MEL = 200.0 / 3.0, 1000.0, 6.4, 27.0
@@ -42,48 +43,73 @@ def log_mel(blocks: Iterable[NDArray[np.float32]], config: MelConfig = RELEASED_
     return _normalise(features, peak)
 
 
-class LogMelStream:
-    """Features of audio that is still coming in.
+class GrowingLogMel:
+    """Features of a recording that is still coming in: to the bit those that `log_mel` gives.
 
-    Values more than 8 (in log10) below the recording's largest are raised to there; of an open stream the largest value
-    so far is known, so frames before a louder one keep a lower floor than :func:`log_mel` gives them. All values above
-    the floor are the same. With ``peak``, the largest log10 value to expect, streamed and whole features are equal.
+    Values more than 8 (in log10) below the recording's largest are raised to there, so features are of what a recording
+    holds: a louder moment later changes those of quiet ones before it. Samples and frames are kept, 115 KB a second.
     """
 
-    def __init__(self, config: MelConfig = RELEASED_MEL, peak: float | None = None) -> None:
+    def __init__(self, config: MelConfig = RELEASED_MEL) -> None:
+        self._config = config
         self._spectrum = _Spectrum(config)
-        self._config, self._fixed = config, peak
-        self.peak = float("-inf") if peak is None else peak
+        self._samples, self._log_mel = bytearray(), bytearray()
 
-    def push(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The frames ``[n, num_mel_bins]`` that mono ``samples`` complete, perhaps none."""
-        return self._features(self._spectrum.push(samples))
+    def frames_after(self, samples: int) -> int:
+        """Frames that are known after so many samples, whatever follows them."""
+        half, hop = self._config.n_fft // 2, self._config.hop_length
+        frames = (samples - half) // hop + 1 if samples > half else 0
+        return frames - frames % _FRAMES_AT_ONCE
 
-    def finish(self) -> NDArray[np.float32]:
-        """The last frames, whose window reaches over the end. InvalidRequest: shorter than ``min_samples``."""
-        return self._features(self._spectrum.finish())
-
-    def _features(self, frames: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+    def push(self, samples: NDArray[np.float32]) -> None:
+        """More of it, mono at ``config.sampling_rate``."""
         import numpy as np
 
-        found = [*frames]
-        if self._fixed is None:
-            self.peak = max([self.peak, *(float(part.max()) for part in found)])
-        return _normalise(np.concatenate([np.empty((0, self._config.num_mel_bins), np.float32), *found]), self.peak)
+        self._samples += np.ascontiguousarray(samples, np.float32).data
+        for frames in self._spectrum.push(samples):
+            self._log_mel += frames.data
+
+    def known(self, frames: int) -> NDArray[np.float32]:
+        """The first ``frames`` frames (fewer where so many are not known yet) ``[frames, num_mel_bins]``, if nothing
+        louder comes than there was so far."""
+        import numpy as np
+
+        known = self._known()
+        return _normalise(known[:frames].copy(), float(known.max(initial=np.log10(_FLOOR))))
+
+    def ending(self, samples: int) -> NDArray[np.float32]:
+        """All frames of the recording that ends before sample ``samples`` of those that came. InvalidRequest: shorter
+        than ``config.min_samples``."""
+        import numpy as np
+
+        config = self._config
+        assert samples <= len(self._samples) // 4, "the end is yet to come"
+        first = self.frames_after(samples)
+        rest = _Spectrum(config, first)
+        begin = max(0, first * config.hop_length - config.n_fft // 2)
+        heard = np.frombuffer(self._samples, np.float32)[begin:samples]
+        frames = np.concatenate([self._known()[:first], *rest.frames([heard])])
+        return _normalise(frames, float(frames.max()))
+
+    def _known(self) -> NDArray[np.float32]:
+        import numpy as np
+
+        return np.frombuffer(self._log_mel, np.float32).reshape(-1, self._config.num_mel_bins)
 
 
 class _Spectrum:
-    """log10 mel powers of windows as soon as all their samples are there."""
+    """log10 mel powers of windows, in groups, as soon as all their samples are there. ``first``: the frame to begin
+    with, a group's first; what is pushed then begins half a window before its middle."""
 
-    def __init__(self, config: MelConfig) -> None:
+    def __init__(self, config: MelConfig, first: int = 0) -> None:
         import numpy as np
         import torch
 
         self._config = config
         self._half = config.n_fft // 2
         self._buffer = np.empty(0, np.float32)  # what later windows need: from the next frame's first sample on
-        self._started = False
-        self._samples = self._frames = 0
+        self._started, self._frames = first > 0, first
+        self._samples = max(0, first * config.hop_length - self._half)
         # torch's own float32 window and transform, as in Whisper: 80 dB below a loud tone, rounding is the feature.
         self._window = torch.hann_window(config.n_fft).numpy()
         self._filters = mel_filters(config).astype(np.float32)
@@ -103,7 +129,8 @@ class _Spectrum:
             self._buffer = np.concatenate([self._buffer[self._half : 0 : -1], self._buffer])
             self._started = True
         if self._started:
-            yield from self._transform((len(self._buffer) - self._config.n_fft) // self._config.hop_length + 1)
+            count = max(0, (len(self._buffer) - self._config.n_fft) // self._config.hop_length + 1)
+            yield from self._transform(count - count % _FRAMES_AT_ONCE)
 
     def finish(self) -> Iterator[NDArray[np.float32]]:
         import numpy as np
