@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lluda.engine.request import SpeechChunk, Token
 from lluda.engine.sampling.sampling_params import SamplingParams
@@ -63,6 +63,12 @@ async def answering(
         found = await _fitting(service, read, settings, constraint)
         cost.prompt, cost.media = len(found.requests[0].prompt.ids), found.media
         yield _pieces(service, ticket, found, cost)
+
+
+def chat_options(settings: AnswerSettings) -> dict[str, Any]:
+    """Fields of ChatOptions with which an answer's prompt is written, as `engine_requests` chooses them."""
+    thinking = False if settings.tools.must_call and settings.thinking is None else settings.thinking
+    return {"enable_thinking": thinking, "tools": settings.tools.for_template}
 
 
 def _question(reading: Reading, settings: AnswerSettings) -> ChatQuestion:

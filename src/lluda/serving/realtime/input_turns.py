@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lluda.engine.listening.turn_detector import (
     TAIL,
@@ -28,9 +28,9 @@ from lluda.serving.realtime.session_fields import SemanticVad, ServerVad
 from lluda.serving.realtime.session_settings import SessionSettings, SoundFormat
 from lluda.serving.realtime.sound_buffer import SoundBuffer
 from lluda.serving.realtime.sound_format import HEARD_RATE, SoundDecoder
-from lluda.serving.realtime.spoken_turn import SpokenTurn
 
 if TYPE_CHECKING:
+    from lluda.engine.listening.listener import Listener
     from lluda.serving.limits import Limits
 
 _PIECE_SECONDS = 0.1
@@ -52,7 +52,7 @@ class _OpenTurn:
 
     start: int
     pushed: int
-    spoken: SpokenTurn
+    spoken: Listener
     id: str
 
 
@@ -82,7 +82,7 @@ class InputTurns:
         self,
         settings: SessionSettings,
         limits: Limits,
-        listen: Callable[[], SpokenTurn],
+        listen: Callable[[], Listener],
         begun: Callable[[TurnBegun], object],
         over: Callable[[Turn], object],
     ) -> None:
@@ -120,6 +120,10 @@ class InputTurns:
         """An answer is over, and sounds for so long yet: from then on the user is waited for."""
         if self._detector is not None:
             self._detector.await_speech(int(1000 * after_seconds))
+
+    def close(self) -> None:
+        """Nobody speaks any more."""
+        self._forget_turn()
 
     def listen_again(self) -> None:
         """The conversation before the open turn has changed: hear it behind the new one. Of a long turn too much was
@@ -234,7 +238,7 @@ class InputTurns:
         self._push()
         turn, self._turn = self._turn, None
         assert turn is not None, "a turn is open"
-        source: Any = turn.spoken.finish(end - turn.start)
+        source = turn.spoken.finish(end - turn.start)
         samples = self._buffer.between(turn.start, end)
         self._buffer.forget(end)
         return MessageItem("user", [user_sound(samples, source)], turn.id)

@@ -10,6 +10,7 @@ from lluda.serving.http.errors import ApiError, from_error, invalid
 from lluda.serving.media.data_url import from_base64
 from lluda.serving.realtime import client_events as client
 from lluda.serving.realtime import server_events as told
+from lluda.serving.realtime.answering import chat_options
 from lluda.serving.realtime.beta_names import is_beta, to_beta, to_ga
 from lluda.serving.realtime.client_items import MOST_SOUND_BYTES
 from lluda.serving.realtime.conversation import Conversation
@@ -21,12 +22,12 @@ from lluda.serving.realtime.responder import Responder
 from lluda.serving.realtime.responses import Response
 from lluda.serving.realtime.session_fields import ResponseFields, SessionFields
 from lluda.serving.realtime.session_settings import SessionSettings
-from lluda.serving.realtime.spoken_turn import RecordedTurn
 from lluda.serving.realtime.transcripts import Transcripts
 
 if TYPE_CHECKING:
     from starlette.websockets import WebSocket
 
+    from lluda.engine.listening.listener import Listener
     from lluda.serving.service import Service
 
 _QUICK_CHARACTERS = 64 << 10
@@ -44,7 +45,7 @@ class Session:
         self, service: Service, socket: WebSocket, given: SessionFields | None, *, beta: bool, salt: bytes
     ) -> None:
         """ApiError 400: ``given`` cannot be."""
-        self._service, self._socket, self._beta = service, socket, beta
+        self._service, self._socket, self._beta, self._salt = service, socket, beta, salt
         self.id = new_id("sess")
         self._expires = time.time() + service.limits.realtime_session_seconds
         self._settings = SessionSettings(service)
@@ -55,7 +56,7 @@ class Session:
         self._responder = Responder(service, self._outbox, self._conversation, self._settled, self._first_sound, salt)
         self._edits = ConversationEdits(service, self._outbox, self._conversation, self._responder)
         self._transcripts = Transcripts(service, self._outbox, self._conversation, self._responder.quiet, salt)
-        self._turns = InputTurns(self._settings, service.limits, RecordedTurn, self._turn_begun, self._turn_over)
+        self._turns = InputTurns(self._settings, service.limits, self._listen, self._turn_begun, self._turn_over)
         self._close: tuple[int, str] | None = None
         self._ended = asyncio.Event()
 
@@ -92,6 +93,7 @@ class Session:
             clock.cancel()
             for task in tasks[1:]:
                 task.cancel()
+            self._turns.close()
             await self._responder.close()
             await self._leave(sending)
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -182,6 +184,13 @@ class Session:
         wish = wish or ResponseFields()
         given = await self._edits.input_of(wish, self._settings.input_format)
         self._responder.create(self._settings, wish, given)
+
+    def _listen(self) -> Listener:
+        """What the user says next, behind the conversation as it stands."""
+        settings = self._settings.answer()
+        messages = self._conversation.reading(settings.instructions).messages
+        spoken = settings.speaker is not None
+        return self._service.model.listen(messages, spoken=spoken, salt=self._salt, **chat_options(settings))
 
     def _turn_begun(self, turn: TurnBegun) -> None:
         began = time.monotonic()
