@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 pytest.importorskip("triton", reason="the kernels of the cuda backend are Triton's: pip install triton")
 
 from lluda.backends.backend import Precision
-from lluda.backends.capture import ARGMAX, MOST_KEPT, SAMPLING_NUMBERS
+from lluda.backends.capture import ARGMAX, MOST_KEPT, SAMPLING_NUMBERS, SAMPLING_WIDTH
 from lluda.backends.cuda.backend import CudaBackend
 from lluda.backends.cuda.triton_target import interpreted
 from lluda.engine.sampling.sampler import Sampler, SamplingParams
@@ -40,10 +41,9 @@ def samplers(vocab, settings, prompt=(3, 4, 5, 5)):
 
 
 def choose(backend, logits, fed, rows):
-    numbers = torch.tensor([row[:SAMPLING_NUMBERS] for row in rows], dtype=torch.float64)
-    addresses = torch.tensor([row[SAMPLING_NUMBERS:] for row in rows], dtype=torch.int64)
-    given = (part.to(DEVICE) for part in (torch.tensor(fed), numbers, addresses))
-    chosen = backend.choose(logits.to(DEVICE), *given).cpu()
+    packed = [struct.pack(f"={SAMPLING_NUMBERS}d{SAMPLING_WIDTH - SAMPLING_NUMBERS}q", *row) for row in rows]
+    sampling = torch.frombuffer(bytearray(b"".join(packed)), dtype=torch.int64).view(len(rows), SAMPLING_WIDTH)
+    chosen = backend.choose(logits.to(DEVICE), torch.tensor(fed).to(DEVICE), sampling.to(DEVICE)).cpu()
     return [(int(token), peak) for token, peak in chosen.tolist()]
 
 

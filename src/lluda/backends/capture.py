@@ -17,8 +17,8 @@ Run = Callable[[Tensor, Tensor, Sequence[Segment]], Tensor]
 """A network's step: ids (int64 ``[rows]``), positions ``[rows]``, segments -> logits ``[rows, vocab]``."""
 
 
-SAMPLING_NUMBERS, SAMPLING_ADDRESSES = 8, 3
-"""Of a `RowSampling`: the numbers before the addresses (float64), and the rest (int64)."""
+SAMPLING_NUMBERS, SAMPLING_WIDTH = 8, 11
+"""Of a `RowSampling`: how many come before the addresses (as float64), and how many there are (the rest as int64)."""
 
 MOST_KEPT = 64
 """Largest top-k that a captured step chooses by."""

@@ -260,9 +260,9 @@ class CudaBackend(TorchExecutor):
         """First id of the largest of each row of ``[rows, count]``, and the largest: see `triton_sampling.argmax`."""
         return triton_sampling.argmax(logits, pdl=self._pdl)
 
-    def choose(self, logits: Tensor, ids: Tensor, numbers: Tensor, addresses: Tensor) -> Tensor:
+    def choose(self, logits: Tensor, ids: Tensor, sampling: Tensor) -> Tensor:
         """An id of each row by its own settings: see `triton_row_sampling.choose`."""
-        return triton_row_sampling.choose(logits, ids, numbers, addresses, pdl=self._pdl)
+        return triton_row_sampling.choose(logits, ids, sampling, pdl=self._pdl)
 
     def sample(self, logits: Tensor, uniform: Tensor, out: Tensor, peak: Tensor, **settings: Any) -> None:
         """Choose an id on the device: see `triton_sampling.sample`."""

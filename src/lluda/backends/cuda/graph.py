@@ -7,8 +7,10 @@ the host wants of it in another; in between the host is not asked.
 from __future__ import annotations
 
 import gc
+import struct
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -16,8 +18,8 @@ from torch import Tensor
 
 from lluda.backends.batch import KeyValueStore, Segment
 from lluda.backends.capture import (
-    SAMPLING_ADDRESSES,
     SAMPLING_NUMBERS,
+    SAMPLING_WIDTH,
     STORE_WIDTH,
     DeviceStore,
     RowSampling,
@@ -121,8 +123,8 @@ class DecodeGraph:
 
     Args:
         run: the network's step.
-        choose: float logits ``[rows, vocab]``, ids ``[rows]``, and of each row's `RowSampling` the numbers (float64)
-            and addresses (int64), each ``[rows, n]`` -> float64 ``[rows, 2]``: ids, and the largest logits or scores.
+        choose: float logits ``[rows, vocab]``, ids ``[rows]`` and the rows' `RowSampling` (as bytes, int64 ``[rows,
+            SAMPLING_WIDTH]``) -> float64 ``[rows, 2]``: ids, and the largest logits or scores.
         kv_dtype: of the stores it will be given.
         sampled: whether rows are chosen by settings of their own.
     """
@@ -130,7 +132,7 @@ class DecodeGraph:
     def __init__(
         self,
         run: Run,
-        choose: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+        choose: Callable[[Tensor, Tensor, Tensor], Tensor],
         rows: int,
         kv_dtype: torch.dtype,
         device: torch.device,
@@ -139,14 +141,15 @@ class DecodeGraph:
         capture: bool = True,
     ) -> None:
         self.rows, self._run, self._choose, self._device, self._capture = rows, run, choose, device, capture
-        numbers, addresses = (SAMPLING_NUMBERS, SAMPLING_ADDRESSES) if sampled else (0, 0)
-        widths = (STORE_WIDTH, 1, 1, numbers, addresses)
+        # Stores, ids, positions, and how each row is sampled: written by one call, copied by another.
+        widths = (STORE_WIDTH, 1, 1, SAMPLING_WIDTH if sampled else 0)
+        settings = f"{SAMPLING_NUMBERS}d{SAMPLING_WIDTH - SAMPLING_NUMBERS}q" * rows if sampled else ""
+        self._format = struct.Struct(f"={rows * (STORE_WIDTH + 1)}q{rows}d{settings}")
         self._host = pinned((rows * sum(widths),), torch.int64, device)
+        self._bytes = self._host.numpy().data.cast("B")
         self._inputs = torch.zeros_like(self._host, device=device)
-        # Stores, ids, positions, and how each row is sampled.
-        here, there = (_tables(block, rows, widths) for block in (self._host, self._inputs))
-        self._stores, self._ids, self._positions, self._numbers, self._addresses = (part.numpy() for part in here)
-        self._parts = there
+        parts = torch.split(self._inputs, [rows * width for width in widths])
+        self._parts = [part.view(rows, width) for part, width in zip(parts, widths, strict=True)]
         stores = (DeviceStore(self._parts[0], row, kv_dtype) for row in range(rows))
         self._segments = [Segment(row, 1, store) for row, store in enumerate(stores)]
         self._chosen = pinned((rows, 2), torch.float64, device)
@@ -166,12 +169,8 @@ class DecodeGraph:
         sampling: Sequence[RowSampling] = (),
     ) -> None:
         """See `CapturedDecode.launch`."""
-        self._stores[:] = [store_row(store) for store in stores]
-        self._ids[:, 0] = ids
-        self._positions.view("float64")[:, 0] = positions
-        if sampling:
-            self._numbers.view("float64")[:] = [row[:SAMPLING_NUMBERS] for row in sampling]
-            self._addresses[:] = [row[SAMPLING_NUMBERS:] for row in sampling]
+        places = chain.from_iterable(map(store_row, stores))
+        self._format.pack_into(self._bytes, 0, *places, *ids, *positions, *chain.from_iterable(sampling))
         if self._graph is None:
             self._graph = Graph(self._body, self._device, capture=self._capture)
         self._graph.launch()
@@ -190,17 +189,10 @@ class DecodeGraph:
 
     def _body(self) -> None:
         self._inputs.copy_(self._host, non_blocking=True)
-        _, ids, positions, numbers, addresses = self._parts
+        _, ids, positions, sampling = self._parts
         ids = ids[:, 0]
         self._logits = self._run(ids, positions[:, 0].view(torch.float64), self._segments).float()
-        chosen = self._choose(self._logits, ids, numbers.view(torch.float64), addresses)
-        self._chosen.copy_(chosen, non_blocking=True)
-
-
-def _tables(block: Tensor, rows: int, widths: Sequence[int]) -> list[Tensor]:
-    """``[rows, width]`` each, one behind the other in ``block``."""
-    parts = torch.split(block, [rows * width for width in widths])
-    return [part.view(rows, width) for part, width in zip(parts, widths, strict=True)]
+        self._chosen.copy_(self._choose(self._logits, ids, sampling), non_blocking=True)
 
 
 class PrefillGraph:

@@ -12,20 +12,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.capture import SAMPLING_ADDRESSES, SAMPLING_NUMBERS
+from lluda.backends.capture import SAMPLING_NUMBERS, SAMPLING_WIDTH
 from lluda.backends.cuda.triton_target import launch_options, take_input
 
 _PARTS, _LEAST_PART, _CHUNK = 256, 16, 64
 _SELECTED, _CANDIDATES = 128, 256
-_NUMBERS, _ADDRESSES, _BLOCK = tl.constexpr(SAMPLING_NUMBERS), tl.constexpr(SAMPLING_ADDRESSES), tl.constexpr(32)
+_NUMBERS, _WIDTH, _BLOCK = tl.constexpr(SAMPLING_NUMBERS), tl.constexpr(SAMPLING_WIDTH), tl.constexpr(32)
 
 
 @triton.jit
-def _score(logits_ptr, ids_ptr, numbers_ptr, addresses_ptr, score_ptr, chunk_ptr, part_ptr, count,
+def _score(logits_ptr, ids_ptr, numbers_ptr, sampling_ptr, score_ptr, chunk_ptr, part_ptr, count,
            CHUNKS: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Scores of one part of one row (written where they are not the logits), its maximum (NaN or infinity where a logit
     is) and those of its chunks."""
     r, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    numbers, addresses = numbers_ptr + r * _WIDTH, sampling_ptr + r * _WIDTH + _NUMBERS
     take_input(PDL)
     chunk = tl.arange(0, CHUNKS)
     i = part * (CHUNKS * CHUNK) + chunk[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
@@ -33,17 +34,17 @@ def _score(logits_ptr, ids_ptr, numbers_ptr, addresses_ptr, score_ptr, chunk_ptr
     at = r.to(tl.int64) * count + i
     raw = tl.load(logits_ptr + at, mask=inside, other=float("-inf"))
     score = tl.where(raw != raw, float("-inf"), raw)
-    occurrences = tl.load(addresses_ptr + r * _ADDRESSES)
-    addends = tl.load(addresses_ptr + r * _ADDRESSES + 1)
+    occurrences = tl.load(addresses)
+    addends = tl.load(addresses + 1)
     if occurrences != 0:
         place = occurrences.to(tl.pointer_type(tl.int32)) + i
         is_fed = i == tl.load(ids_ptr + r)
-        fed = tl.load(addresses_ptr + r * _ADDRESSES + 2).to(tl.int32)
+        fed = tl.load(addresses + 2).to(tl.int32)
         code = tl.where(is_fed, fed, tl.load(place, mask=inside, other=0))
         tl.store(place, code, mask=inside & is_fed)
-        repetition = tl.load(numbers_ptr + r * _NUMBERS + 4).to(tl.float32)
-        presence = tl.load(numbers_ptr + r * _NUMBERS + 5).to(tl.float32)
-        frequency = tl.load(numbers_ptr + r * _NUMBERS + 6).to(tl.float32)
+        repetition = tl.load(numbers + 4).to(tl.float32)
+        presence = tl.load(numbers + 5).to(tl.float32)
+        frequency = tl.load(numbers + 6).to(tl.float32)
         times = (code >> 1).to(tl.float32)
         lower = tl.where(score < 0, score * repetition, tl.div_rn(score, repetition))
         lower = lower - frequency * times - tl.where(times > 0, presence, 0.0)
@@ -86,13 +87,13 @@ def _weight_before(mine, scores_ptr, weights_ptr, count, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _choose(logits_ptr, score_ptr, numbers_ptr, addresses_ptr, chunk_ptr, part_ptr, list_ptr, id_ptr, kept_ptr,
+def _choose(logits_ptr, score_ptr, numbers_ptr, sampling_ptr, chunk_ptr, part_ptr, list_ptr, id_ptr, kept_ptr,
             weight_ptr, out_ptr, count,
             PARTS: tl.constexpr, PADDED_PARTS: tl.constexpr, CHUNKS: tl.constexpr, PADDED_CHUNKS: tl.constexpr,
             CHUNK: tl.constexpr, SELECTED: tl.constexpr, CANDIDATES: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     r = tl.program_id(0)
     take_input(PDL)
-    numbers = numbers_ptr + r * _NUMBERS
+    numbers, addresses = numbers_ptr + r * _WIDTH, sampling_ptr + r * _WIDTH + _NUMBERS
     temperature, top_k, top_p = tl.load(numbers), tl.load(numbers + 1).to(tl.int32), tl.load(numbers + 2)
     min_p, uniform = tl.load(numbers + 3), tl.load(numbers + 7)
     # The least that top-k may keep, from the parts.
@@ -117,7 +118,7 @@ def _choose(logits_ptr, score_ptr, numbers_ptr, addresses_ptr, chunk_ptr, part_p
     chunk = tl.load(list_ptr + r * SELECTED + s, mask=s < selected, other=0)
     i = chunk[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
     inside = (s < selected)[:, None] & (i < count)
-    changed = (tl.load(addresses_ptr + r * _ADDRESSES) != 0) | (tl.load(addresses_ptr + r * _ADDRESSES + 1) != 0)
+    changed = (tl.load(addresses) != 0) | (tl.load(addresses + 1) != 0)
     at = r.to(tl.int64) * count + i
     score = tl.load(score_ptr + at, mask=inside & changed, other=float("-inf"))
     score = tl.where(changed, score, tl.load(logits_ptr + at, mask=inside & (changed == 0), other=float("-inf")))
@@ -154,13 +155,15 @@ def _choose(logits_ptr, score_ptr, numbers_ptr, addresses_ptr, chunk_ptr, part_p
     tl.store(out_ptr + r * 2 + 1, tl.where(is_nan, float("nan"), peak).to(tl.float64))
 
 
-def choose(logits: Tensor, ids: Tensor, numbers: Tensor, addresses: Tensor, *, pdl: bool) -> Tensor:
+def choose(logits: Tensor, ids: Tensor, sampling: Tensor, *, pdl: bool) -> Tensor:
     """Of each row of float32 ``logits [rows, count]`` the token chosen and the largest score (NaN or infinity where a
     logit is): float64 ``[rows, 2]``. A token of -1: the host must choose.
 
     ``ids`` (int64 ``[rows]``): the tokens of this step, which occurred once more than the tables of occurrences say.
-    ``numbers`` (float64) and ``addresses`` (int64) are the rows' `capture.RowSampling`.
+    ``sampling`` (int64 ``[rows, SAMPLING_WIDTH]``) holds the bytes of the rows' `capture.RowSampling`.
     """
+    assert sampling.is_contiguous(), "a row's settings lie side by side"
+    numbers = sampling.view(torch.float64)
     rows, count = logits.shape
     device = logits.device
     width = max(_LEAST_PART, triton.next_power_of_2(triton.cdiv(count, _PARTS)))
@@ -170,7 +173,7 @@ def choose(logits: Tensor, ids: Tensor, numbers: Tensor, addresses: Tensor, *, p
     chunk_maxima = torch.empty(rows, parts * per, dtype=torch.float32, device=device)
     part_maxima = torch.empty(rows, parts, dtype=torch.float32, device=device)
     _score[(rows, parts)](
-        logits, ids, numbers, addresses, scores, chunk_maxima, part_maxima, count, CHUNKS=per, CHUNK=chunk,
+        logits, ids, numbers, sampling, scores, chunk_maxima, part_maxima, count, CHUNKS=per, CHUNK=chunk,
         enable_fp_fusion=False, **launch_options(pdl, 4),
     )  # fmt: skip
     selected = torch.empty(rows, _SELECTED, dtype=torch.int32, device=device)
@@ -179,7 +182,7 @@ def choose(logits: Tensor, ids: Tensor, numbers: Tensor, addresses: Tensor, *, p
     weights = torch.empty(rows, _CANDIDATES, dtype=torch.float64, device=device)
     out = torch.empty(rows, 2, dtype=torch.float64, device=device)
     _choose[(rows,)](
-        logits, scores, numbers, addresses, chunk_maxima, part_maxima, selected, found, kept, weights, out, count,
+        logits, scores, numbers, sampling, chunk_maxima, part_maxima, selected, found, kept, weights, out, count,
         PARTS=parts, PADDED_PARTS=triton.next_power_of_2(parts), CHUNKS=parts * per,
         PADDED_CHUNKS=triton.next_power_of_2(parts * per), CHUNK=chunk, SELECTED=_SELECTED, CANDIDATES=_CANDIDATES,
         **launch_options(pdl, 8),
