@@ -8,7 +8,7 @@ import numpy as np
 
 from tests.serving.realtime.conftest import silence
 from tests.serving.realtime.talking import pcm, talking
-from tests.serving.running import RunningServer
+from tests.serving.running import SECONDS, RunningServer
 
 TURN = [
     "input_audio_buffer.speech_started",
@@ -68,6 +68,21 @@ def test_the_answer_is_that_of_the_model_to_the_same_sound(server: RunningServer
     heard = np.frombuffer(pcm(spoken[::2]), "<i2").astype(np.float32) / 32768
     message = {"role": "user", "content": [{"type": "audio", "audio": heard, "sampling_rate": 16000}]}
     assert answer == server.model.chat([message]).text
+
+
+def test_a_turn_is_heard_before_it_is_known_to_be_over(server: RunningServer, spoken: Any) -> None:
+    """At the first pause all is made ready: then the answer has its own first row to compute."""
+    with talking(server) as talk:
+        talk.update(instructions="Be brief.")
+        for _ in range(2):
+            talk.append(np.concatenate([spoken, silence(0.25)]))
+            talk.until("input_audio_buffer.speech_started")
+            talk.refused("conversation.item.retrieve", item_id="none")  # by now all was heard
+            (session,) = server.service.sessions._open
+            assert session._turns._turn.spoken.settled(SECONDS)  # type: ignore[attr-defined]
+            talk.append(silence(0.7))
+            usage = talk.answer()["usage"]
+            assert usage["input_token_details"]["cached_tokens"] == usage["input_tokens"] - 1
 
 
 def test_push_to_talk(server: RunningServer, spoken: Any) -> None:
