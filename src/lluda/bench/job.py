@@ -18,6 +18,9 @@ ENGINE_TESTS = ("callers",)
 OMNI_TESTS = ("speech", "audio", "turn")
 """Families for Omni models alone, run after the others and only if asked for."""
 
+LISTENING_TESTS = ("listen",)
+"""Families of a whole Omni model, with its tokenizer and template; of lluda alone, last and only if asked for."""
+
 CALLERS_POSITIONS = 2064
 """Of the longest sequence of the ``callers`` tests."""
 
@@ -37,7 +40,7 @@ class Plan:
     stream_steps: int = 32
 
     def __post_init__(self) -> None:
-        known = TESTS + ENGINE_TESTS + OMNI_TESTS
+        known = TESTS + ENGINE_TESTS + OMNI_TESTS + LISTENING_TESTS
         unknown = [test for test in self.tests if test not in known]
         if unknown or not self.tests:
             raise InvalidRequest(f"test {(unknown or [''])[0]!r:.40} does not exist; choose from {', '.join(known)}")

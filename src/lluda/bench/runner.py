@@ -11,7 +11,7 @@ from statistics import mean
 from lluda.backends import device_runtime, memory_available, usable_device
 from lluda.bench.engines import ENGINES, PEERS, require_peer
 from lluda.bench.formats import format_name
-from lluda.bench.job import OMNI_TESTS, Job, Plan
+from lluda.bench.job import LISTENING_TESTS, OMNI_TESTS, Job, Plan
 from lluda.bench.machine import available_cores, read_machine
 from lluda.bench.peer_files import prepare_files, warm_page_cache
 from lluda.bench.random_weights import require_memory
@@ -175,6 +175,8 @@ def _find(model: str, settings: Settings) -> tuple[Path, ModelConfig]:
 
 def _for_random_weights(config: ModelConfig, settings: Settings) -> Settings:
     """Without tests that the model has nothing for. InvalidRequest, OutOfMemory: the device cannot run it."""
+    if set(LISTENING_TESTS) & set(settings.plan.tests):
+        raise InvalidRequest("listen needs a tokenizer and a template: give -m a folder, which lluda synth can make")
     tests = tuple(test for test in settings.plan.tests if _has(config, test))
     speaks = bool({"speech", "turn"} & set(tests))
     device = str(usable_device(settings.device))
@@ -187,6 +189,8 @@ def _for_random_weights(config: ModelConfig, settings: Settings) -> Settings:
 def _has(config: ModelConfig, test: str) -> bool:
     """Whether a model has what a test is of."""
     omni = config.omni
+    if test in LISTENING_TESTS:
+        return omni is not None
     return test not in OMNI_TESTS or (omni is not None and (test == "audio" or omni.speech is not None))
 
 

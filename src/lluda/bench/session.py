@@ -26,6 +26,14 @@ RELEASED_SAMPLING = SamplingParams(temperature=0.6, top_k=20, top_p=0.95, seed=0
 """What the released Qwen3 models' generation_config.json asks for, and so what a user gets who asks for nothing."""
 
 
+class HasInfo(Protocol):
+    """A session of any kind."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What was opened; asked for only after the load has been timed."""
+
+
 class Session(Protocol):
     """A loaded model that can be timed. Nothing stops at an end-of-text token."""
 

@@ -19,10 +19,10 @@ from importlib import import_module
 from json import dumps
 
 from lluda.bench.engines import ENGINES
-from lluda.bench.job import Job, Sample
+from lluda.bench.job import LISTENING_TESTS, Job, Sample
 from lluda.bench.measurements import measure
-from lluda.bench.session import Session
-from lluda.bench.speech import SpeechSession, measure_speech
+from lluda.bench.session import HasInfo
+from lluda.bench.speech import measure_speech
 from lluda.errors import LludaError
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -36,7 +36,7 @@ def main() -> int:
     rows = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
-    def opened(session: Session | SpeechSession) -> None:
+    def opened(session: HasInfo) -> None:
         print(dumps({"info": asdict(session.info)}), file=rows)
 
     die_with_parent()
@@ -54,7 +54,7 @@ def main() -> int:
     return 0
 
 
-def samples(job: Job, opened: Callable[[Session | SpeechSession], None]) -> Iterator[Sample]:
+def samples(job: Job, opened: Callable[[HasInfo], None]) -> Iterator[Sample]:
     """All samples of a job, as they are known; ``opened`` gets the open session."""
     engine = ENGINES[job.engine]
     if job.plan.text_tests:
@@ -65,6 +65,12 @@ def samples(job: Job, opened: Callable[[Session | SpeechSession], None]) -> Iter
         once = (lambda _session: None) if job.plan.text_tests else opened
         _release_memory(job.device)
         yield from measure_speech(job, import_module(engine.speech).open_session, once)
+    if set(LISTENING_TESTS) & set(job.plan.tests):
+        from lluda.bench.listening import measure_listening
+
+        first = not (job.plan.text_tests or job.plan.omni_tests)
+        _release_memory(job.device)
+        yield from measure_listening(job, opened if first else lambda _session: None)
 
 
 def _release_memory(device: str) -> None:

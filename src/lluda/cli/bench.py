@@ -32,7 +32,8 @@ _DEVICE_HELP = "cpu, cuda, cuda:1, … for lluda and transformers (default cpu, 
 _MODEL_TESTS = ("load", "ttft", "pp", "tg", "memory", "streams")
 _TESTS_HELP = (
     f"which (default {','.join(_MODEL_TESTS)}, with --synth pp,tg and, of an Omni model, speech,audio,turn; callers: "
-    "requests to the engine that arrive one after the other)"
+    "requests to the engine that arrive one after the other; listen: how soon an Omni model answers what it heard "
+    "while it was spoken, and what is sent at once)"
 )
 
 
