@@ -56,6 +56,17 @@ def test_an_answer_is_interrupted(said, tmp_path: Path, capsys: pytest.CaptureFi
     assert rate == RATE and 1.0 < len(samples) / RATE < 6.0
 
 
+def test_an_answer_is_not_interrupted(said, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is said into it is not heard, as an answer's own sound from a loudspeaker is not to be."""
+    microphone = recording(tmp_path / "said.wav", 0.5, said[LONG], 2.0, said[SHORT], 0.5)
+    assert talk("--microphone", microphone, "-o", str(tmp_path / "heard.wav"), "--no-interrupting") == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("Elephant is spelled E") and len(printed.out.splitlines()) == 1
+    assert "interrupted after" not in printed.err
+    samples, rate = soundfile.read(tmp_path / "heard.wav")
+    assert len(samples) / rate > 2.5, "it is heard to its end"
+
+
 def test_ctrl_c(said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """In the midst of a turn, with an answer under way before it."""
 

@@ -18,7 +18,10 @@ EAGERNESS = ("low", "medium", "high")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.epilog = "Speak to interrupt an answer. Ctrl-C ends."
+    parser.epilog = (
+        "Speak to interrupt an answer; Ctrl-C ends. Nothing takes the loudspeaker's sound out of the microphone's: use "
+        "headphones, or --no-interrupting."
+    )
     options.add_model(parser, required=False)
     group = parser.add_argument_group("sound")
     group.add_argument("--microphone", metavar="FILE", help="a recording in place of the microphone; it ends the talk")
@@ -28,6 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--eagerness", choices=EAGERNESS, default="medium", help="how soon a pause ends your turn (default medium)"
     )
+    group.add_argument(
+        "--no-interrupting", dest="interrupts", action="store_false",
+        help="do not listen while an answer is made or sounds: for loudspeakers, which the microphone hears too",
+    )  # fmt: skip
     add_chat_options(parser)
     add_speech(parser)
     options.add_sampling(parser)
@@ -52,11 +59,12 @@ def run(args: argparse.Namespace) -> int:
 
     from lluda.cli.talk_session import TalkOptions, TalkSession
 
-    how = TalkOptions(params, speech, args.speaker, asked)
+    how = TalkOptions(params, speech, args.speaker, asked, args.interrupts)
 
     with Player(open_audio_sink(args.output, stack.sample_rate, args.encoding), stack.sample_rate) as player:
         session = TalkSession(model, player, how, system=args.system, eagerness=args.eagerness)
-        say("speak now; speak to interrupt, Ctrl-C ends")
+        interrupting = "speak to interrupt (with headphones)" if args.interrupts else "an answer is not interrupted"
+        say(f"speak now; {interrupting}; Ctrl-C ends")
         with session, closing(blocks):
             try:
                 for block in blocks:

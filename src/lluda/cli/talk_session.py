@@ -43,23 +43,26 @@ MAX_WORDS = 200
 
 @dataclass(frozen=True, slots=True)
 class TalkOptions:
-    """How answers are made: their text, their speech and its ``speaker``; ``chat``: fields of ChatOptions."""
+    """How answers are made: their text, their speech and its ``speaker``; ``chat``: fields of ChatOptions.
+    ``interrupts``: whether the microphone is heard while an answer is made or sounds."""
 
     sampling: SamplingParams
     speech: SpeechParams
     speaker: str | None = None
     chat: Mapping[str, Any] = field(default_factory=dict)
+    interrupts: bool = True
 
 
 class _Answer:
-    """One that is being made: ``text`` and ``samples`` so far; ``over`` ends it at its next event."""
+    """One that is being made: ``text`` and ``samples`` so far, until it ``is_spoken``; ``over`` ends it at its next
+    event."""
 
     def __init__(self, asked_at: float) -> None:
         self.asked_at = asked_at
         """When the user had said the last word, by the monotonic clock."""
         self.text = ""
         self.samples = 0
-        self.over = False
+        self.over = self.is_spoken = False
         self.error: BaseException | None = None
         self.thread: threading.Thread | None = None
 
@@ -89,6 +92,8 @@ class TalkSession:
     def hear(self, block: NDArray[np.float32]) -> None:
         """The next samples of the microphone, mono at 16 kHz."""
         self._check()
+        if not self._how.interrupts and self._is_answering():
+            block = block * 0
         self._turns.speaking_back = self._player.is_playing
         self._recent.append(block)
         if self._listener is not None:
@@ -113,6 +118,10 @@ class TalkSession:
             self._listener.discard()
         self._end_answer()
         self._player.flush()
+
+    def _is_answering(self) -> bool:
+        answer = self._answer
+        return self._player.is_playing or (answer is not None and answer.thread is not None and not answer.is_spoken)
 
     def _check(self) -> None:
         for error in (self._player.error, self._answer.error if self._answer else None):
@@ -156,8 +165,10 @@ class TalkSession:
         """On a thread of its own: the answer, then in writing what it was to, until it is over."""
         try:
             self._speak(answer, sound)
+            answer.is_spoken = True
             self._write_down(answer, sound)
         except LludaError as error:  # of this turn: the next may be another
+            answer.is_spoken = True
             say(str(error))
         except BaseException as error:
             answer.error = error
