@@ -69,11 +69,12 @@ def test_the_unit(tmp_path: Path) -> None:
     """As systemd takes it: ${NAME} is put in, $NAME becomes words; TERM ends it with 0."""
     (tmp_path / "keys").write_text("secret\n")
     (line,) = re.findall(r"^ExecStart=(.*)$", (ROOT / "contrib/lluda-serve.service").read_text(), re.MULTILINE)
-    line = line.replace("${CREDENTIALS_DIRECTORY}", str(tmp_path)).replace("$LLUDA_OPTIONS", "--port 0")
+    line = line.replace("${CREDENTIALS_DIRECTORY}", str(tmp_path)).replace("$LLUDA_OPTIONS", "--port 0 --no-speech")
     program, verb, *options = shlex.split(line)
     assert program.endswith("/bin/lluda") and verb == "serve" and "$" not in line
     with serving(*options) as server:
         assert "with an API key" in server.wait_for("listening on")
+        assert "--no-speech" in server.wait_for("voices: none")
         server.wait_for("ready after")
         assert server.get("/v1/models").status_code == 401
         server.signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""A server that was started with --no-speech."""
+"""A server that was started with --no-speech (the option itself: test_documented_commands.py)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from tests.serving.oracle import check_error, check_well
-from tests.serving.processes import serving
 from tests.serving.running import RunningServer, running_server
 
 ASKED = {"model": "tiny-omni", "messages": [{"role": "user", "content": "What is one plus two?"}], "max_tokens": 8}
@@ -35,8 +34,3 @@ def test_speech_is_refused_in_words(silent: RunningServer) -> None:
         assert "--no-speech" in error["message"]
     assert silent.model._speech_stack is None
     check_well(silent)
-
-
-def test_the_option() -> None:
-    with serving("--port", "0", "--no-speech") as server:
-        assert "--no-speech" in server.wait_for("voices: none")

@@ -109,15 +109,13 @@ def test_mixed_traffic_leaves_nothing_behind(elsewhere: Elsewhere) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(60 * 60 * 7)
 def test_mixed_traffic_for_minutes(elsewhere: Elsewhere) -> None:
-    """As many as the environment's SOAK_MINUTES (5): 20 of them are what a server with a request every other second
-    gets in a day."""
+    """As many as the environment's SOAK_MINUTES says (5)."""
     minutes = float(os.environ.get("SOAK_MINUTES", "5"))
     with running_server() as server:
         megabytes = soak(elsewhere, server, 60 * minutes, pieces=max(10, round(2 * minutes)))
-        steady = megabytes[len(megabytes) // 3 :]  # until then buffers grow to what the largest requests take
-        times = np.linspace(0, minutes * 2 / 3, len(steady))
-        (slope, _), spread = np.polyfit(times, steady, 1, cov=True)
+        slope = float(np.polyfit(np.linspace(0, minutes, len(megabytes)), megabytes, 1)[0])
         answered, stats = counts(server)[1], server.model.engine.stats()
         print(f"{minutes:g} minutes, {answered:.0f} requests that were admitted, {stats}")
-        print(f"{slope:.3f} +- {spread[0, 0] ** 0.5:.3f} MB a minute: {[round(one, 1) for one in megabytes]}")
-        assert slope < 0.2
+        print(f"{slope:.3f} MB a minute: {[round(one, 1) for one in megabytes]}")
+        third, half = len(megabytes) // 3, len(megabytes) // 2  # until then buffers grow to what large requests take
+        assert max(megabytes[half:]) < max(megabytes[third:half]) + 2
