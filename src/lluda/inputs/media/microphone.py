@@ -75,5 +75,5 @@ def _device() -> Generator[NDArray[np.float32]]:
                 yield heard.get()
     except sounddevice.PortAudioError as error:
         raise LludaError(
-            f"the microphone cannot be used: {error}; is one connected? or --microphone FILE.wav"
+            f"the microphone cannot be used: {error}; connect one, or --microphone FILE.wav"
         ) from None
