@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from websockets.client import ClientProtocol
 from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
+from websockets.uri import parse_uri
 
 from tests.serving.realtime.event_types import check_event
 from tests.serving.running import SECONDS, RunningServer
@@ -113,6 +117,18 @@ def talking(server: RunningServer, path: str = "?model=tiny-omni", **options: An
         talk.until("session.created")
         talk.until("conversation.created")
         yield talk
+
+
+@contextmanager
+def mute_connection(server: RunningServer, *subprotocols: str) -> Iterator[tuple[socket.socket, ClientProtocol]]:
+    """A session whose client answers nothing by itself, no ping and no close; what it reads goes into the protocol."""
+    uri = parse_uri(f"ws://127.0.0.1:{server.port}/v1/realtime")
+    protocol = ClientProtocol(uri, subprotocols=[Subprotocol(one) for one in ("realtime", *subprotocols)])
+    protocol.send_request(protocol.connect())
+    with socket.create_connection(("127.0.0.1", server.port), timeout=1) as connection:
+        connection.sendall(b"".join(protocol.data_to_send()))
+        protocol.receive_data(connection.recv(1000))
+        yield connection, protocol
 
 
 def user_text(text: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from websockets.sync.client import connect
 from lluda.serving.http.keys import Keys
 from lluda.serving.limits import Limits
 from tests.serving.oracle import check_error
-from tests.serving.realtime.talking import eventually, talking
+from tests.serving.realtime.talking import eventually, mute_connection, talking
 from tests.serving.running import SECONDS, RunningServer, running_server
 
 KEY = "key-of-this-test"
@@ -129,10 +129,8 @@ def test_sessions_end_with_the_server() -> None:
 
 def test_a_peer_that_does_not_answer_pings_is_given_up(guarded: RunningServer) -> None:
     eventually(lambda: not len(guarded.service.sessions))
-    with talking(guarded, additional_headers=BEARER) as talk:
-        # Half open: nothing is read, so nothing is answered.
-        talk.connection.recv_messages.pause()
-        talk.connection.protocol.receive_data = lambda _: None  # type: ignore[method-assign]
+    with mute_connection(guarded, f"openai-insecure-api-key.{KEY}"):
+        eventually(lambda: len(guarded.service.sessions) == 1)
         eventually(lambda: not len(guarded.service.sessions))
 
 

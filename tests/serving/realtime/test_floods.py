@@ -6,17 +6,14 @@ import base64
 import json
 import random
 import resource
-import socket
 from contextlib import suppress
 from typing import Any
 
 import pytest
-from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed
-from websockets.uri import parse_uri
 
 from lluda.serving.limits import Limits
-from tests.serving.realtime.talking import eventually, talking, user_text
+from tests.serving.realtime.talking import eventually, mute_connection, talking, user_text
 from tests.serving.running import RunningServer, running_server
 
 JUNK = (
@@ -169,12 +166,8 @@ def test_silence_for_long_takes_no_memory(server: RunningServer) -> None:
 def test_a_client_that_reads_nothing_is_closed() -> None:
     """More waits for it than may: the session ends, and its answers with it."""
     with running_server(limits=Limits(realtime_unread_bytes=300_000, write_stall_seconds=2)) as running:
-        protocol = ClientProtocol(parse_uri(f"ws://127.0.0.1:{running.port}/v1/realtime"))
-        protocol.send_request(protocol.connect())
-        with socket.create_connection(("127.0.0.1", running.port), timeout=1) as connection:
-            connection.sendall(b"".join(protocol.data_to_send()))
+        with mute_connection(running) as (connection, protocol):
             eventually(lambda: len(running.service.sessions) == 1)
-            protocol.receive_data(connection.recv(1000))
             text = json.dumps({"type": "conversation.item.create", "item": user_text("a" * 20_000)}).encode()
             with suppress(OSError):  # by then the server does not read either
                 for _ in range(1000):
