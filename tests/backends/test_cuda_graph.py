@@ -35,7 +35,7 @@ from lluda.models.decoder import mixture_parameters
 from lluda.models.talker import Talker, talker_parameters
 from tests.cli.omni import write_speaking_omni
 from tests.conftest import placed, random_tensors
-from tests.engine.asking import ask
+from tests.engine.asking import ask, engine_of
 from tests.engine.speech.test_spoken_conversation import GREEDY as GREEDY_TURN
 from tests.engine.speech.test_spoken_conversation import HEARD, SPEECH, speech_of
 from tests.models.omni_reference import placed_parameters, random_parameters
@@ -108,6 +108,11 @@ def test_answers_are_the_reference_s():
     ]
     assert answers[0] == answers[1]
     assert ours._graph(2) is ours._graph(2)
+
+
+def test_a_prompt_is_not_split_for_those_who_decode():
+    assert engine_of(generator(DENSE, cuda_backend())).scheduler.least_rows == CudaBackend.flat_rows > 1000
+    assert engine_of(generator(DENSE, ReferenceBackend(DEVICE, Precision.of("f32")))).scheduler.least_rows < 10
 
 
 def test_sampled_answers_are_the_reference_s_and_no_logits_leave_the_device(monkeypatch):

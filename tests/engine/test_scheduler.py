@@ -18,6 +18,17 @@ def scheduler(*entries, max_running=8, chunk=512, **options):
     return made
 
 
+def test_a_chunk_is_never_smaller_than_what_takes_as_long():
+    made = Scheduler(8, 512, least_rows=200)
+    made.add(Entry(1, running=True, decoding=True))
+    made.add(waiting := Entry(2, running=True, prompt_left=500))
+    for left in (500, 300, 100):
+        waiting.prompt_left = left
+        step = made.step(0.0)
+        assert step.prefill == ((2, min(200, left)),) and step.decode == (1,)
+        made.measured(step, 0.001, 0.1)
+
+
 def test_nothing_to_do_is_an_empty_step():
     assert scheduler().step(0.0).is_empty
     assert scheduler(running(1, decoding=True, stalled=True)).step(0.0).is_empty

@@ -83,6 +83,8 @@ class ComputeBackend(ABC):
     few_rows: int | None = None
     """Rows of a step up to which sums are in another order than of more, where the rows beside it change nothing else
     about a row's numbers; None: they may."""
+    flat_rows = 1
+    """Rows of a prompt up to which fewer take about as long, so that a prompt is not split into less."""
     captures = False
     """Whether steps can be captured and launched as one (:meth:`decode_graph`, :meth:`new_graph`)."""
 

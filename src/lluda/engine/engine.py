@@ -25,7 +25,7 @@ from lluda.engine.mailbox import Call, Mailbox
 from lluda.engine.observer import EngineObserver, Reports, StepKind
 from lluda.engine.request import Request, SpeechEvent, Status
 from lluda.engine.runner import Runner
-from lluda.engine.scheduler import Entry, Scheduler
+from lluda.engine.scheduler import LEAST_ROWS, Entry, Scheduler
 from lluda.engine.sequence import Sequence as TokenSequence
 from lluda.engine.speech.speech import Speech, SpeechStack
 from lluda.engine.speech.talker_prompt import CapturedHiddenStates
@@ -85,7 +85,10 @@ class Engine:
         self._submitted = self._steps = self._reused = 0
         chunk = runner.prefill_chunk if runner else 1
         whole = runner is not None and runner.deterministic and runner.few_rows is None
-        self.scheduler = Scheduler(max_running, chunk, whole, runner.rows_together if runner else 0)
+        self.scheduler = Scheduler(max_running, chunk, whole)
+        if runner is not None:
+            self.scheduler.rows_together = runner.rows_together
+            self.scheduler.least_rows = max(LEAST_ROWS, runner.model.backend.flat_rows)
         self.pool = CachePool(runner.new_cache, kv_positions, retained_positions) if runner else None
         self.error: BaseException | None = None
         """The fault that broke the engine, after which nothing is accepted."""

@@ -84,12 +84,14 @@ class Step:
 class Scheduler:
     """``max_running`` requests at once; ``chunk``: rows of prompts in one step where nothing else waits. ``whole``: a
     chunk is never made smaller, since the numbers depend on where it begins (deterministic mode of some backends).
-    ``rows_together``: rows of a step that cost about as much as fewer; a prompt takes those that decoding leaves."""
+    ``rows_together``: rows of a step that cost about as much as fewer; a prompt takes those that decoding leaves.
+    ``least_rows``: of a chunk, where there are so many, however long others wait for it."""
 
     max_running: int
     chunk: int
     whole: bool = False
     rows_together: int = 0
+    least_rows: int = LEAST_ROWS
     _entries: dict[int, Entry] = field(default_factory=dict)
     _decode_seconds: float = 0.0
     _rows_beside: float = FIRST_ROWS
@@ -190,7 +192,7 @@ class Scheduler:
             left -= rows
 
     def _beside_others(self) -> int:
-        return min(max(int(self._rows_beside), LEAST_ROWS), self.chunk)
+        return min(max(int(self._rows_beside), self.least_rows), self.chunk)
 
 
 def _adapted(before: float, rows: int, change: float) -> float:

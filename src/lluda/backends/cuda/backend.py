@@ -72,6 +72,7 @@ class CudaBackend(TorchExecutor):
     name = "cuda"
     CAPABILITIES = CAPABILITIES
     has_kernels = True
+    flat_rows = _MOST_CAPTURED  # what is not a sequence's first rows goes out launch by launch, for which the GPU waits
 
     def __init__(
         self, device: torch.device, precision: Precision, *, packed: bool = False, q8_0_rows: bool = False

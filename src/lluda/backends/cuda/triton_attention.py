@@ -15,7 +15,7 @@ from lluda.backends.cuda.triton_target import interpreted, launch_options, produ
 _SPLITS, _MIN_GROUP = 4 if interpreted() else 32, 16
 _PROGRAMS = 2048  # of a launch, where that leaves one for each row and head
 _MANY_CELLS = 128  # rows times heads, from which on programs are smaller, so that more of them run at once
-_FEW, _MANY = (64, 4, 128), (32, 4, 128)
+_FEW, _MANY = (64, 4, 128), (32, 4, 256)
 """Positions taken at once, warps, and positions for which it pays to ask another program, whose part must be added."""
 
 _EVERYTHING = 1 << 30
