@@ -145,7 +145,20 @@ async def with_key(page):
     await chat(page)
 
 
-DEEDS = {one.__name__: one for one in (interrupted, asked, held, typed, muted, tool, chat, refused, with_key)}
+async def snapshot(page):
+    """A picture is taken with the camera, another and taken out again, and one is sent without a word."""
+    for _ in range(2):
+        await page.click("#snap")
+        await page.wait_for_selector("#camera[open]")
+        await page.wait_for_timeout(1500)
+        await page.click("#shoot")
+        await page.wait_for_selector("#camera:not([open])", state="attached")
+    await page.click("#tray button >> nth=0")
+    await page.click("#send")
+    await page.wait_for_selector("#log .assistant p")
+
+
+DEEDS = {one.__name__: one for one in (interrupted, asked, held, typed, muted, tool, chat, refused, with_key, snapshot)}
 
 
 async def seen(page):

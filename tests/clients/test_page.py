@@ -140,6 +140,16 @@ def test_typing_with_a_picture(use: Use) -> None:
     assert script.of("response.create")[1]["at"] >= ended[0]
 
 
+def test_a_picture_of_the_camera(use: Use) -> None:
+    """Chromium's fake camera has what it is asked for."""
+    script = Script()
+    with scripted_server(script) as url:
+        found = use(url, "snapshot")
+    (created,) = script.of("conversation.item.create")
+    assert [part["type"] for part in created["item"]["content"]] == ["input_image"]
+    assert found["turns"][0]["pictures"] == [[1280, 720]]
+
+
 def test_muted_and_settings_that_stay(use: Use) -> None:
     script = Script()
     with scripted_server(script) as url:

@@ -74,6 +74,4 @@ def _device() -> Generator[NDArray[np.float32]]:
             while True:
                 yield heard.get()
     except sounddevice.PortAudioError as error:
-        raise LludaError(
-            f"the microphone cannot be used: {error}; connect one, or --microphone FILE.wav"
-        ) from None
+        raise LludaError(f"the microphone cannot be used: {error}; connect one, or --microphone FILE.wav") from None
