@@ -7,6 +7,7 @@ largest value raised to there, and ``(x + 4) / 4``. That largest value is known 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,8 @@ class GrowingLogMel:
         self._config = config
         self._spectrum = _Spectrum(config)
         self._samples, self._log_mel = bytearray(), bytearray()
+        self.peak = math.log10(_FLOOR)
+        """The largest log10 value that is known, from which the floor of all is counted."""
 
     def frames_after(self, samples: int) -> int:
         """Frames that are known after so many samples, whatever follows them."""
@@ -67,15 +70,13 @@ class GrowingLogMel:
 
         self._samples += np.ascontiguousarray(samples, np.float32).data
         for frames in self._spectrum.push(samples):
+            self.peak = max(self.peak, float(frames.max()))
             self._log_mel += frames.data
 
     def known(self, frames: int) -> NDArray[np.float32]:
         """The first ``frames`` frames (fewer where so many are not known yet) ``[frames, num_mel_bins]``, if nothing
         louder comes than there was so far."""
-        import numpy as np
-
-        known = self._known()
-        return _normalise(known[:frames].copy(), float(known.max(initial=np.log10(_FLOOR))))
+        return _normalise(self._known()[:frames].copy(), self.peak)
 
     def ending(self, samples: int) -> NDArray[np.float32]:
         """All frames of the recording that ends before sample ``samples`` of those that came. InvalidRequest: shorter
@@ -179,8 +180,6 @@ def mel_filters(config: MelConfig) -> NDArray[np.float64]:
 
 
 def _mel(hz: float) -> float:
-    import math
-
     if hz < _KNEE_HZ:
         return hz / _LINEAR_HZ
     return _KNEE_HZ / _LINEAR_HZ + math.log(hz / _KNEE_HZ) * (_OCTAVE_MEL / math.log(_OCTAVES))
