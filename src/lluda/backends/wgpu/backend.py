@@ -1,4 +1,4 @@
-"""The wgpu backend: decode steps as kernels on any GPU, all else as the reference defines it, on the host.
+"""The wgpu backend: decoders as kernels on any GPU, all else as the reference defines it, on the host.
 
 Host tensors outside, device buffers inside: torch knows nothing of the device, so that components on it and on the CPU
 go together without copying code. Weights stay where the host reads them (the memory map) and are copied to the device
@@ -31,6 +31,9 @@ from lluda.backends.wgpu.memory.key_values import KeyValuePool
 from lluda.backends.wgpu.memory.matrices import Matrices
 from lluda.backends.wgpu.steps.code_passes import CodePasses
 from lluda.backends.wgpu.steps.decode import WgpuDecode
+from lluda.backends.wgpu.steps.exchange import next_places
+from lluda.backends.wgpu.steps.given_rows import WgpuHead, WgpuTable
+from lluda.backends.wgpu.steps.prompt import PROMPT_ROWS, PromptBuilder
 from lluda.backends.wgpu.steps.stack import STACK_ROWS, WgpuStack
 from lluda.backends.wgpu.steps.step import StepBuilder
 from lluda.backends.wgpu.weight import NoKernel, PackedWeight, plain
@@ -57,14 +60,16 @@ class WgpuBackend(TorchExecutor):
         self._builder: StepBuilder | None = None
         self._missing: dict[str, None] = {}
         self._stacks: dict[tuple[DecoderLayers, int, torch.dtype], WgpuStack | None] = {}
+        self._heads: dict[tuple[Norm, Weight, int], WgpuHead | None] = {}
+        self._tables: dict[PackedWeight, WgpuTable | None] = {}
         self._passes: dict[tuple[CodePredictorSteps, int, torch.dtype], CodePasses | None] = {}
 
     def _description(self) -> str:
         """One line for people."""
         forms = " and ".join(sorted(self._matrices.forms - {"f32"})) or "no"
         text = f"wgpu backend (experimental) on {self._gpu.adapter.describe()}, {forms} matrices there so far"
-        missing = f", steps without kernels for {'; '.join(self._missing)}" if self._missing else ""
-        return f"{text}; prompts on the host{missing}"
+        missing = f"; no kernels for {', '.join(self._missing)}" if self._missing else ""
+        return text + missing
 
     # Parameters
 
@@ -94,13 +99,19 @@ class WgpuBackend(TorchExecutor):
     # Operations
 
     def embedding(self, table: Weight, ids: Tensor) -> Tensor:
-        return super().embedding(plain(table), ids) if self._builder is None else self._builder.embed(table)
+        if self._builder is not None:
+            return self._builder.embed(table)
+        look_up = self._table_of(table) if isinstance(table, PackedWeight) else None
+        return super().embedding(plain(table), ids) if look_up is None else look_up(ids)
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         return super().linear(x, plain(weight), bias)
 
     def head(self, x: Tensor, norm: Norm, weight: Weight) -> Tensor:
-        return super().head(x, norm, weight) if self._builder is None else self._builder.head(x, norm, weight)
+        if self._builder is not None:
+            return self._builder.head(x, norm, weight)
+        head = self._head_of(norm, weight, len(x)) if 0 < len(x) <= STACK_ROWS[-1] else None
+        return super().head(x, norm, weight) if head is None else head(x)
 
     def run_layers(
         self,
@@ -135,12 +146,16 @@ class WgpuBackend(TorchExecutor):
         return self._where_there_are_kernels(lambda: self._decode(run, rows, kv_dtype))
 
     def decoder_layers(self, x: Tensor, layers: DecoderLayers, step: Step) -> Tensor:
-        """Steps of one row of each sequence on the device, others on the host."""
-        stores = [segment.store for segment in step.segments]
-        stack = self._stack_of(layers, x, stores[0]) if len(stores) == len(x) else None
+        """Rows of the host, on the device where there are kernels."""
+        stores, table = [segment.store for segment in step.segments], (step.cos, step.sin)
+        if not stores:
+            return super().decoder_layers(x, layers, step)
+        alone = len(stores) == len(x) <= STACK_ROWS[-1]
+        rows = next(rows for rows in STACK_ROWS if rows >= len(x)) if alone else PROMPT_ROWS
+        stack = self._stack_of(layers, rows, x.shape[1], stores[0])
         if stack is None:
             return super().decoder_layers(x, layers, step)
-        return stack.run(x, (step.cos, step.sin), stores)
+        return stack.run(x, table, next_places(stores)) if alone else stack.run_prompt(x, table, step.segments)
 
     def predict_codes(
         self,
@@ -166,7 +181,7 @@ class WgpuBackend(TorchExecutor):
         _require_bf16(kv_dtype)
         nowhere = torch.empty(rows, dtype=torch.int64, device="meta")
         segments = [Segment(row, 1, _Unwritten()) for row in range(rows)]
-        self._builder = builder = StepBuilder(self._gpu, self._matrices, self._pool, rows)
+        self._builder = builder = self._steps(rows)
         try:
             vocabulary = run(nowhere, nowhere, segments).shape[1]
         finally:
@@ -175,15 +190,12 @@ class WgpuBackend(TorchExecutor):
         seconds = time.perf_counter() - started
         return WgpuDecode(self._gpu, step, self.rotary_table, logits, vocabulary, warm_up_seconds=seconds)
 
-    def _stack_of(self, layers: DecoderLayers, x: Tensor, store: KeyValueStore) -> WgpuStack | None:
-        """Made once for each number of sequences; None where a kernel is missing."""
-        if len(x) > STACK_ROWS[-1]:
-            return None
-        rows = next(rows for rows in STACK_ROWS if rows >= len(x))
+    def _stack_of(self, layers: DecoderLayers, rows: int, hidden: int, store: KeyValueStore) -> WgpuStack | None:
+        """Made once for each number of rows; None where a kernel is missing."""
         dtype = store.reserve(1)[0].dtype
         key = layers, rows, dtype
         if key not in self._stacks:
-            self._stacks[key] = self._where_there_are_kernels(lambda: self._stack(layers, rows, x.shape[1], dtype))
+            self._stacks[key] = self._where_there_are_kernels(lambda: self._stack(layers, rows, hidden, dtype))
         return self._stacks[key]
 
     def _passes_of(self, passes: CodePredictorSteps, x: Tensor, store: KeyValueStore) -> CodePasses | None:
@@ -201,8 +213,31 @@ class WgpuBackend(TorchExecutor):
 
     def _stack(self, layers: DecoderLayers, rows: int, hidden: int, kv_dtype: torch.dtype) -> WgpuStack:
         _require_bf16(kv_dtype)
-        builder = StepBuilder(self._gpu, self._matrices, self._pool, rows)
+        kind = PromptBuilder if rows == PROMPT_ROWS else StepBuilder
+        builder = kind(self._gpu, self._matrices, self._pool, rows)
         return WgpuStack(self._gpu, builder, layers, rows, hidden)
+
+    def _head_of(self, norm: Norm, weight: Weight, count: int) -> WgpuHead | None:
+        """The same of a head."""
+        rows = next(rows for rows in STACK_ROWS if rows >= count)
+        key = norm, weight, rows
+        if key not in self._heads:
+            self._heads[key] = self._where_there_are_kernels(
+                lambda: WgpuHead(self._gpu, self._steps(rows), norm, weight)
+            )
+        return self._heads[key]
+
+    def _table_of(self, table: PackedWeight) -> WgpuTable | None:
+        """The same of a table."""
+        if table not in self._tables:
+            rows = STACK_ROWS[-1]
+            self._tables[table] = self._where_there_are_kernels(
+                lambda: WgpuTable(self._gpu, self._steps(rows), table, rows)
+            )
+        return self._tables[table]
+
+    def _steps(self, rows: int) -> StepBuilder:
+        return StepBuilder(self._gpu, self._matrices, self._pool, rows)
 
     def _where_there_are_kernels(self, make: Callable[[], Made]) -> Made | None:
         """None, and what is missing for `describe`, where there are not."""

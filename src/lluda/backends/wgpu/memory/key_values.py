@@ -48,19 +48,19 @@ class KeyValuePool:
         """Of the keys, or the values, of one layer."""
         return self._capacity * self._row * 2
 
-    def place(self, stores: Sequence[KeyValueStore]) -> list[int]:
-        """Where each store's positions begin, with all its rows there and space for one more, which the caller's step
-        stores. LimitExceeded: more positions than a kernel can be given."""
-        held = [store.reserve(1) for store in stores]
+    def place(self, stores: Sequence[KeyValueStore], rows: Sequence[int]) -> list[int]:
+        """Where each store's positions begin, with all its rows there and space for so many ``rows`` more, which the
+        caller's step stores. LimitExceeded: more positions than a kernel can be given."""
+        held = [store.reserve(count) for store, count in zip(stores, rows, strict=True)]
         for store, (keys, _) in zip(stores, held, strict=True):
             run = self._runs.get(store)
             if run is None or run.capacity < keys.shape[2]:
                 self._runs.pop(store, None)
                 self._runs[store] = self._free_run(keys.shape[2])
-        for store, (keys, values) in zip(stores, held, strict=True):
+        for store, count, (keys, values) in zip(stores, rows, held, strict=True):
             run = self._runs[store]
             self._copy_in(run, keys, values, store.length)
-            run.valid = store.length + 1
+            run.valid = store.length + count
         return [self._runs[store].start for store in stores]
 
     def wrote(self, store: KeyValueStore) -> None:

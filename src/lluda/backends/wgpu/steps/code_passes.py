@@ -11,6 +11,7 @@ from lluda.backends.batch import KeyValueStore
 from lluda.backends.components import CodePredictorSteps
 from lluda.backends.executor.operations import RotaryTable
 from lluda.backends.weight import Weight
+from lluda.backends.wgpu.steps.exchange import next_places
 from lluda.backends.wgpu.steps.stack import WgpuStack
 
 Lookup = Callable[[Weight, Tensor], Tensor]
@@ -34,11 +35,11 @@ class CodePasses:
         """See `ComputeBackend.predict_codes`; ``angles`` of all positions of a frame."""
         codes: list[list[int]] = [[] for _ in stores]
         # The first pass has two rows of each sequence; of the first only its keys and values are wanted.
-        self._stack.run(x[:, 0], _of_position(angles, 0, len(x)), stores)
+        self._stack.run(x[:, 0], _of_position(angles, 0, len(x)), next_places(stores))
         _advance(stores)
         rows = x[:, 1]
         for place, (head, table) in enumerate(zip(self._heads, self._tables, strict=True), start=1):
-            logits = self._stack.run(rows, _of_position(angles, place, len(x)), stores, head)
+            logits = self._stack.run(rows, _of_position(angles, place, len(x)), next_places(stores), head)
             _advance(stores)
             for chosen, pick, row in zip(codes, choose, logits, strict=True):
                 chosen.append(pick(row))

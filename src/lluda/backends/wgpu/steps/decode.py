@@ -14,7 +14,7 @@ from lluda.backends.capture import ARGMAX, RowSampling
 from lluda.backends.components import Rotary
 from lluda.backends.executor.operations import RotaryTable
 from lluda.backends.wgpu.gpu import Buffer, Gpu
-from lluda.backends.wgpu.steps.exchange import Exchange
+from lluda.backends.wgpu.steps.exchange import Exchange, next_places
 from lluda.backends.wgpu.steps.step import Step
 
 Angles = Callable[[Tensor, Rotary], RotaryTable]
@@ -53,7 +53,7 @@ class WgpuDecode:
         self._logits = None
         with self._gpu.lock:
             table = self._angles(torch.tensor(positions), self._step.turn.rotary)
-            self._exchange.start(stores, table, self._step.launches, (), ids=ids)
+            self._exchange.start(next_places(stores), table, self._step.launches, (), ids=ids)
 
     def result(self) -> tuple[list[int], list[float]]:
         """Wait; of each row the id of the largest logit, or -1 where the host chooses, and that logit (NaN where any

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,18 @@ from lluda.backends.wgpu.gpu import Gpu
 from lluda.backends.wgpu.steps.launch import Commands, Copy, Launch
 from lluda.backends.wgpu.steps.step import Step
 from lluda.backends.wgpu.wgsl.attention import STATE
+
+
+class Place(NamedTuple):
+    """Of a row: the store of its sequence, and its position in it."""
+
+    store: KeyValueStore
+    position: int
+
+
+def next_places(stores: Iterable[KeyValueStore]) -> list[Place]:
+    """Of one row for each store, behind what it holds."""
+    return [Place(store, store.length) for store in stores]
 
 
 class Exchange:
@@ -31,7 +44,7 @@ class Exchange:
 
     def start(
         self,
-        stores: Sequence[KeyValueStore],
+        places: Sequence[Place],
         table: RotaryTable,
         launches: Sequence[Launch],
         copies: Sequence[Copy],
@@ -39,16 +52,21 @@ class Exchange:
         ids: Sequence[int] | int = 0,
         way: int = 0,
     ) -> None:
-        """Start the step for the next row of each store, which is given the angles ``table [rows, head_dim / 2]``. The
+        """Start the step for rows at ``places``, which are given the angles ``table [rows, head_dim / 2]``. Their
         stores are not advanced. ``way`` names launches and copies, of which commands are made once."""
         step = self.step
-        starts = step.layers.pool.place(stores)
-        self._numbers[:, 0] = [store.length for store in stores]
-        self._numbers[:, 1], self._numbers[:, 2] = starts, ids
+        rows = {place.store: 0 for place in places}
+        for store, position in places:
+            rows[store] = max(rows[store], position + 1 - store.length)
+        starts = dict(zip(rows, step.layers.pool.place(list(rows), list(rows.values())), strict=True))
+        self._numbers[:, 0] = [place.position for place in places]
+        self._numbers[:, 1] = [starts[place.store] for place in places]
+        self._numbers[:, 2] = ids
         self._gpu.write(step.state, 0, self._numbers)
         self._gpu.write(step.turn.buffer, 0, torch.cat(table, dim=1).float().numpy())
         self._gpu.submit(self._made(launches, copies, way).recorded())
-        self._written = [(*store.reserve(1), store.length) for store in stores]
+        buffers = {store: store.reserve(count) for store, count in rows.items()}
+        self._written = [(*buffers[place.store], place.position) for place in places]
 
     def finish(self) -> NDArray[np.uint8]:
         """Wait, and write the new keys and values into the stores on the host. The outputs."""

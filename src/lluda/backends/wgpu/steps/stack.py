@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lluda.backends.batch import KeyValueStore
+from lluda.backends.batch import Segment
 from lluda.backends.blocks import Norm
 from lluda.backends.components import DecoderLayers
 from lluda.backends.executor.operations import RotaryTable
 from lluda.backends.weight import Weight
 from lluda.backends.wgpu.gpu import Buffer, Gpu
-from lluda.backends.wgpu.steps.exchange import Exchange
+from lluda.backends.wgpu.steps.exchange import Exchange, Place
 from lluda.backends.wgpu.steps.launch import Launch
 from lluda.backends.wgpu.steps.step import StepBuilder
 
@@ -35,7 +35,8 @@ class Ending:
 
 
 class WgpuStack:
-    """One row of each of up to ``rows`` sequences, of ``hidden`` columns. NoKernel: there is none for the layers."""
+    """Up to ``rows`` rows of ``hidden`` columns: one of each sequence, or where the builder's are a prompt's, any.
+    NoKernel: there is none for the layers."""
 
     def __init__(self, gpu: Gpu, builder: StepBuilder, layers: DecoderLayers, rows: int, hidden: int) -> None:
         self._gpu, self._builder, self._rows = gpu, builder, rows
@@ -55,18 +56,28 @@ class WgpuStack:
         self._endings.append(Ending(len(self._endings), launches, logits, target, weight.out_features))
         return self._endings[-1]
 
-    def run(
-        self, x: Tensor, table: RotaryTable, stores: Sequence[KeyValueStore], ending: Ending | None = None
-    ) -> Tensor:
-        """Rows ``[n, hidden]``, one for each store, at the angles ``table`` -> what the ending gives, or the rows after
-        all layers: float ``[n, width]``. The stores are not advanced."""
+    def run_prompt(self, x: Tensor, table: RotaryTable, segments: Sequence[Segment]) -> Tensor:
+        """Rows of ``segments``, several of each, in as many steps as they take."""
+        with self._gpu.lock:
+            # All at once, so that nothing is moved between the steps: the host does not know yet what they store.
+            self._step.layers.pool.place([each.store for each in segments], [each.rows for each in segments])
+        places = [Place(each.store, each.store.length + row) for each in segments for row in range(each.rows)]
+        parts = []
+        for begin in range(0, len(x), self._rows):
+            part = slice(begin, begin + self._rows)
+            parts.append(self.run(x[part], (table[0][part], table[1][part]), places[part]))
+        return torch.cat(parts)
+
+    def run(self, x: Tensor, table: RotaryTable, places: Sequence[Place], ending: Ending | None = None) -> Tensor:
+        """Rows ``[n, hidden]`` at ``places`` and the angles ``table`` -> what the ending gives, or the rows after all
+        layers: float ``[n, width]``. The places' stores are not advanced."""
         ending = ending or self._endings[0]
         missing = self._rows - len(x)
         cos, sin = (torch.cat((part, part[-1:].expand(missing, -1))) for part in table)
         with self._gpu.lock:
             self._gpu.write(self._step.x, 0, x.float().contiguous().numpy())
             self._exchange.start(
-                [*stores, *[self._padding] * missing],
+                [*places, *[Place(self._padding, 0)] * missing],
                 (cos, sin),
                 [*self._step.launches, *ending.launches],
                 [(ending.source, ending.target, ending.source.nbytes)],
@@ -85,7 +96,6 @@ class _Padding:
     def __init__(self, layers: int, kv_heads: int, head_dim: int) -> None:
         self._memory = torch.zeros(layers, kv_heads, 1, head_dim, dtype=torch.bfloat16)
 
-    def reserve(self, rows: int) -> tuple[Tensor, Tensor]:
-        """The same memory for all."""
-        assert rows == 1, f"{rows} rows of padding"
+    def reserve(self, rows: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """The same memory for all ``rows``."""
         return self._memory, self._memory

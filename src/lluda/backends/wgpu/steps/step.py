@@ -75,7 +75,8 @@ class StepBuilder:
             raise NoKernel(f"a step of {rows} rows")
         self._launches: list[Launch] = []
         self._scratch: dict[tuple[str, int], Buffer] = {}
-        self._state = gpu.buffer(4 * STATE * rows)
+        self.state = gpu.buffer(4 * STATE * rows)
+        """Of each row what `wgsl.attention.STATE` says."""
         self._turn: Turn | None = None
         self._layers: Layers | None = None
         self._outputs: Buffer | None = None
@@ -86,8 +87,8 @@ class StepBuilder:
         matrix, columns = self._matrices.matrix((((table,),),)), table.in_features
         for part in matrix.parts:
             shader = embedding.lookup(matrix.form, part.first, part.rows, columns)
-            ranges = [(part.body, 0, part.nbytes), _all(self._state), _all(self._rows_of("x", columns))]
-            ranges += [_all(part.side)] if part.side else []
+            ranges = [(part.body, 0, part.nbytes), whole(self.state), whole(self._rows_of("x", columns))]
+            ranges += [whole(part.side)] if part.side else []
             self._launch(shader, ranges, (-(-columns // embedding.WORKGROUP), self._rows, 1))
         return self._hidden(columns)
 
@@ -117,8 +118,8 @@ class StepBuilder:
         logits = self.add_logits(x, norm, weight)
         assert self._outputs is not None, "the head comes behind the layers"
         each = 4 * width * self._rows
-        self._launch(argmax.partial(width), [(logits, 0, each), _all(found)], (argmax.GROUPS, self._rows, 1))
-        self._launch(argmax.final(), [_all(found), (self._outputs, 0, self._chosen_bytes)], (1, self._rows, 1))
+        self._launch(argmax.partial(width), [(logits, 0, each), whole(found)], (argmax.GROUPS, self._rows, 1))
+        self._launch(argmax.final(), [whole(found), (self._outputs, 0, self._chosen_bytes)], (1, self._rows, 1))
         return torch.empty(self._rows, width, device="meta")
 
     def add_logits(self, x: Tensor, norm: Norm, weight: Weight) -> Buffer:
@@ -136,6 +137,10 @@ class StepBuilder:
         """Hidden states that the host writes to the step's ``x``."""
         return self._hidden(width)
 
+    def x(self, width: int) -> Buffer:
+        """Where hidden states of that width are."""
+        return self._rows_of("x", width)
+
     def take_launches(self) -> list[Launch]:
         """Those since the last time."""
         taken, self._launches = self._launches, []
@@ -146,7 +151,7 @@ class StepBuilder:
         assert self._turn and self._layers and self._outputs, "a step has layers"
         x = self._rows_of("x", self._width)
         return Step(
-            self._rows, self._state, x, self._turn, self._layers, self._outputs, self._chosen_bytes,
+            self._rows, self.state, x, self._turn, self._layers, self._outputs, self._chosen_bytes,
             self.take_launches(),
         )  # fmt: skip
 
@@ -163,14 +168,21 @@ class StepBuilder:
         joined = (block.q_proj.weight, block.k_proj.weight, block.v_proj.weight)
         self._product(self._matrices.matrix(((joined,),)), x, qkv, heads.width, norm=block.norm)
         fresh = self._outputs, self._chosen_bytes + layer * self._layers.block_bytes, self._layers.block_bytes
-        ranges: list[Range | LateRange] = [_all(qkv)]
+        ranges: list[Range | LateRange] = [whole(qkv)]
         ranges += [lambda: (pool.keys[layer], 0, pool.layer_bytes), lambda: (pool.values[layer], 0, pool.layer_bytes)]
-        ranges += [fresh, _all(self._state), _all(self._turn.buffer), _all(parts)]
+        ranges += [fresh, whole(self.state), whole(self._turn.buffer), whole(parts)]
         if block.q_norm is not None and block.k_norm is not None:
-            ranges.append(_all(self._matrices.vectors(block.q_norm.weight, block.k_norm.weight)))
-        self._launch(_attention_of(heads, self._gpu.target), ranges, (heads.kv_heads, heads.splits, rows))
-        self._launch(attention.combine(heads), [_all(parts), _all(self._state), _all(attended)], (heads.heads, rows, 1))
+            ranges.append(whole(self._matrices.vectors(block.q_norm.weight, block.k_norm.weight)))
+        self._attend(heads, ranges)
+        self._launch(
+            attention.combine(heads), [whole(parts), whole(self.state), whole(attended)], (heads.heads, rows, 1)
+        )
         self._product(self._matrices.matrix((((block.o_proj.weight,),),)), attended, x, hidden, mode="add")
+
+    def _attend(self, heads: Heads, ranges: Sequence[Range | LateRange]) -> None:
+        """Each row is of another sequence: one kernel makes its key, stores it and looks at it."""
+        shader = _attention_of(heads, self._gpu.target)
+        self._launch(shader, ranges, (heads.kv_heads, heads.splits, self._rows))
 
     def _swiglu(self, block: SwiGLUBlock, hidden: int) -> None:
         if block.scale is not None:
@@ -193,7 +205,7 @@ class StepBuilder:
         router = self._matrices.matrix((((self._matrices.stacked(*tensors),),),))
         self._product(router, x, logits, width, norm=block.norm)
         routing = mixture.route(count, k, normalise=block.normalise, shared=shared is not None)
-        self._launch(routing, [_all(logits), _all(choice)], (self._rows, 1, 1))
+        self._launch(routing, [whole(logits), whole(choice)], (self._rows, 1, 1))
         gates = self._matrices.matrix(tuple(((e.gate_proj,), (e.up_proj,)) for e in block.experts))
         self._product(gates, x, acts, inner, norm=block.norm, mode="experts", choice=choice, top_k=k)
         if shared is not None:
@@ -233,10 +245,10 @@ class StepBuilder:
                 top_k, scaled=mode == "add" and choice is not None,
             )  # fmt: skip
             shader, (along_x, along_y) = _gemv_of(product, self._gpu.target)
-            ranges = [(part.body, 0, part.nbytes), _all(x), _all(y)]
-            ranges += [_all(self._matrices.vectors(norm.weight))] if norm else []
-            ranges += [_all(part.side)] if part.side else []
-            ranges += [_all(choice)] if choice else []
+            ranges = [(part.body, 0, part.nbytes), whole(x), whole(y)]
+            ranges += [whole(self._matrices.vectors(norm.weight))] if norm else []
+            ranges += [whole(part.side)] if part.side else []
+            ranges += [whole(choice)] if choice else []
             self._launch(shader, ranges, (along_x, along_y, layers))
 
     def _launch(self, shader: Shader, ranges: Sequence[Range | LateRange], grid: tuple[int, int, int]) -> None:
@@ -247,6 +259,12 @@ class StepBuilder:
         if (name, width) not in self._scratch:
             self._scratch[name, width] = self._gpu.buffer(4 * self._rows * width)
         return self._scratch[name, width]
+
+    def _bytes_of(self, name: str, nbytes: int) -> Buffer:
+        """The step's memory of that name, for what is used up at once."""
+        if (name, nbytes) not in self._scratch:
+            self._scratch[name, nbytes] = self._gpu.buffer(nbytes)
+        return self._scratch[name, nbytes]
 
     def _hidden(self, width: int) -> Tensor:
         return torch.empty(self._rows, width, device="meta")
@@ -262,7 +280,8 @@ class StepBuilder:
         return heads
 
 
-def _all(buffer: Buffer) -> Range:
+def whole(buffer: Buffer) -> Range:
+    """All of a buffer."""
     return buffer, 0, buffer.nbytes
 
 

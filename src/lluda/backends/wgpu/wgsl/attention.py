@@ -7,6 +7,7 @@ values; `combine` puts the parts together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lluda.backends.wgpu.wgsl.shader import ROUNDED, Shader, Target, binding
@@ -41,18 +42,27 @@ class Heads:
         return self.head_dim + 2
 
 
-def attention(heads: Heads, target: Target) -> Shader:
-    """For workgroups (kv_heads, splits, rows). Bindings: qkv float ``[rows, width]``; keys; values; ``fresh`` (BF16
+def attention(heads: Heads, target: Target, *, stored: bool = False) -> Shader:
+    """For workgroups (kv_heads, splits, rows). ``stored``: `store` has put the rows' keys and values away, so that rows
+    of one sequence see each other. Bindings: qkv float ``[rows, width]``; keys; values; ``fresh`` (BF16
     ``[rows, 2, kv_heads, head_dim]``: the new keys and values, for the host); state u32 ``[rows, STATE]``; cosines and
     sines float ``[rows, head_dim]``; parts float ``[rows, heads, splits, part]``; norms float ``[2, head_dim]``."""
-    norms = heads.eps is not None
-    kinds = "rwwwrrw" + ("r" if norms else "")
+    wanted = None if stored else "end == length && p == 0u"
+    text = [_head(heads, target), _queries(heads), _new_entry(heads, wanted)]
+    return _shader(heads, [*text, _scores(heads, target), _mix(heads), _parts(heads)])
+
+
+def store(heads: Heads, target: Target) -> Shader:
+    """For workgroups (kv_heads, 1, rows): keys and values of the rows alone. Bindings as of `attention`."""
+    return _shader(heads, [_head(heads, target), _queries(heads), _new_entry(heads, "p == 0u")])
+
+
+def _shader(heads: Heads, text: Sequence[str]) -> Shader:
+    kinds = "rwwwrrw" + ("" if heads.eps is None else "r")
     names = [("qkv", "f32"), ("keys", "vec4<u32>"), ("values", "vec4<u32>"), ("fresh", "vec4<u32>"), ("state", "u32")]
     names += [("turn", "f32"), ("parts", "f32"), ("norms", "f32")]
     bindings = [binding(i, kind, *names[i]) for i, kind in enumerate(kinds)]
-    text = [ROUNDED, *bindings, _head(heads, target), _queries(heads), _new_entry(heads)]
-    text += [_scores(heads, target), _mix(heads), _parts(heads), "}"]
-    return Shader("\n".join(text), kinds)
+    return Shader("\n".join([ROUNDED, *bindings, *text, "}"]), kinds)
 
 
 def _lanes(heads: Heads) -> int:
@@ -112,8 +122,8 @@ def _queries(heads: Heads) -> str:
   workgroupBarrier();"""
 
 
-def _new_entry(heads: Heads) -> str:
-    """The new key and value are used from registers, and stored by the split that has the last position."""
+def _new_entry(heads: Heads, wanted: str | None) -> str:
+    """The new key and value are used from registers, and stored by the threads for which ``wanted`` holds."""
     D, group, lanes = heads.head_dim, heads.heads // heads.kv_heads, _lanes(heads)
     stride = heads.kv_heads * lanes
     words = "\n".join(
@@ -131,14 +141,15 @@ def _new_entry(heads: Heads) -> str:
         f"  var high{g} = -3.4e38; var total{g} = 0.0; var me{g} = vec4<f32>(0.0); var mo{g} = vec4<f32>(0.0);"
         for g in range(group)
     )
-    return f"""  let p = t / {lanes}u; let l = t % {lanes}u;
-  let base = state[row * {STATE}u + 1u] * {stride}u + head * {lanes}u + l;
-{words}
-  if (end == length && p == 0u) {{
+    stores = f"""  if ({wanted}) {{
     keys[base + (length - 1u) * {stride}u] = newk; values[base + (length - 1u) * {stride}u] = newv;
     fresh[(row * 2u * {heads.kv_heads}u + head) * {lanes}u + l] = newk;
     fresh[(row * 2u * {heads.kv_heads}u + {heads.kv_heads}u + head) * {lanes}u + l] = newv;
-  }}
+  }}"""
+    return f"""  let p = t / {lanes}u; let l = t % {lanes}u;
+  let base = state[row * {STATE}u + 1u] * {stride}u + head * {lanes}u + l;
+{words}
+{stores if wanted else ""}
 {queries}"""
 
 

@@ -39,13 +39,17 @@ fn value(id: u32, c: u32) -> f32 {
 _VALUE = {"bf16": _BF16, "packed": _PACKED, "q8_0": _Q8}
 
 
+def value_of(form: str, rows: int, columns: int) -> str:
+    """The function ``value(row, column)`` of a matrix in ``w: array<u32>``, with what lies beside it in ``side``."""
+    return _VALUE[form].replace("COLUMNS", str(columns)).replace("ROWS", str(rows))
+
+
 def lookup(form: str, first: int, count: int, columns: int) -> Shader:
     """For workgroups (columns / WORKGROUP, rows): x ``[rows, columns]`` of the rows whose ids are among the ``count``
     of this part of the table, from ``first`` on. Bindings: w, state, x, and where the form has one side."""
     kinds, names = "rrw", [("w", "u32"), ("state", "u32"), ("x", "f32")]
     if form != "bf16":
         kinds, names = kinds + "r", [*names, ("side", "u32")]
-    value = _VALUE[form].replace("COLUMNS", str(columns)).replace("ROWS", str(count))
     bindings = [binding(i, kind, *names[i]) for i, kind in enumerate(kinds)]
     main = f"""@compute @workgroup_size({WORKGROUP})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) t: u32) {{
@@ -54,4 +58,4 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     x[wid.y * {columns}u + c] = value(id - {first}u, c);
   }}
 }}"""
-    return Shader("\n".join([*bindings, value, main]), kinds)
+    return Shader("\n".join([*bindings, value_of(form, count, columns), main]), kinds)

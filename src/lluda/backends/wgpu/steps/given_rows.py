@@ -1,0 +1,58 @@
+"""Heads and tables by themselves: of a prompt, whose layers run elsewhere or in steps of their own."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lluda.backends.blocks import Norm
+from lluda.backends.weight import Weight
+from lluda.backends.wgpu.gpu import Gpu
+from lluda.backends.wgpu.steps.launch import Commands
+from lluda.backends.wgpu.steps.step import StepBuilder
+from lluda.backends.wgpu.wgsl.attention import STATE
+
+
+class WgpuHead:
+    """Logits of up to the builder's rows, which the host gives."""
+
+    def __init__(self, gpu: Gpu, builder: StepBuilder, norm: Norm, weight: Weight) -> None:
+        hidden = weight.in_features
+        self._gpu, self._width = gpu, weight.out_features
+        logits = builder.add_logits(builder.given_rows(hidden), norm, weight)
+        self._x, self._result = builder.x(hidden), gpu.buffer(logits.nbytes, readable=True)
+        self._commands = Commands(gpu, builder.take_launches(), [(logits, self._result, logits.nbytes)])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rows ``[n, hidden]`` -> float logits ``[n, out_features]``."""
+        with self._gpu.lock:
+            self._gpu.write(self._x, 0, x.float().contiguous().numpy())
+            self._gpu.submit(self._commands.recorded())
+            raw = self._gpu.read(self._result, 4 * len(x) * self._width)
+        return torch.from_numpy(raw.view(np.float32).copy()).view(len(x), self._width)
+
+
+class WgpuTable:
+    """Up to ``rows`` rows of a table at once."""
+
+    def __init__(self, gpu: Gpu, builder: StepBuilder, table: Weight, rows: int) -> None:
+        self._gpu, self._rows, self._width = gpu, rows, table.in_features
+        builder.embed(table)
+        x = builder.x(table.in_features)
+        self._state, self._result = builder.state, gpu.buffer(x.nbytes, readable=True)
+        self._commands = Commands(gpu, builder.take_launches(), [(x, self._result, x.nbytes)])
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Rows ``ids`` (int64 ``[n]``), float ``[n, width]``."""
+        parts = [self._some(part) for part in torch.split(ids, self._rows)]
+        return torch.cat(parts) if parts else torch.empty(0, self._width)
+
+    def _some(self, ids: Tensor) -> Tensor:
+        numbers = np.zeros((self._rows, STATE), np.uint32)
+        numbers[: len(ids), 2] = ids.numpy()
+        with self._gpu.lock:
+            self._gpu.write(self._state, 0, numbers)
+            self._gpu.submit(self._commands.recorded())
+            raw = self._gpu.read(self._result, 4 * len(ids) * self._width)
+        return torch.from_numpy(raw.view(np.float32).copy()).view(len(ids), self._width)
