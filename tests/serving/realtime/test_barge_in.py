@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -194,6 +195,20 @@ def test_sound_is_not_sent_far_ahead(slow_speech: None) -> None:
     found = asyncio.run(leads())
     assert max(found) <= 0.3
     assert max(found) > 0.25, "as far ahead as it may be"
+
+
+def test_a_listener_who_had_to_wait_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def waited(seconds: float) -> float:
+        pace, now = SpeechPace(), 100.0
+        monkeypatch.setattr("lluda.serving.realtime.speech_pace.time", SimpleNamespace(monotonic=lambda: now))
+        await pace.take(0.2)
+        now += seconds
+        await pace.take(0.2)
+        assert pace.lead == pytest.approx(0.2 if seconds > 0.2 else 0.4 - seconds)
+        return pace.waited
+
+    assert asyncio.run(waited(0.1)) == 0
+    assert asyncio.run(waited(1.0)) == pytest.approx(0.8)
 
 
 def test_an_event_holds_little_sound(server: RunningServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from lluda.serving.realtime.conversation import Conversation
     from lluda.serving.realtime.outbox import Outbox
     from lluda.serving.service import Service
+
+_log = logging.getLogger(__name__)
+
+_NOTED_SECONDS = 0.5
+"""Of waiting in one answer, from which on it is said once a session that the machine is slow."""
 
 _ASIDE = 16
 """Answers beside the conversation's that may be under way."""
@@ -45,6 +51,7 @@ class Responder:
         self._aside: set[Response] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._pending: Callable[[], None] | None = None
+        self._is_slow = False
 
     @property
     def is_idle(self) -> bool:
@@ -126,6 +133,10 @@ class Responder:
 
     def _is_over(self, response: Response) -> None:
         self._aside.discard(response)
+        if response.pace.waited > _NOTED_SECONDS and not self._is_slow:
+            self._is_slow = True
+            waited = response.pace.waited
+            _log.warning("speech is made slower than it is played: a listener had to wait for %.1f s of it", waited)
         if response is self.active:
             self.active = None
             self.quiet.set()

@@ -10,10 +10,11 @@ LEAD_SECONDS = 3.0
 
 
 class SpeechPace:
-    """A listener plays from the first sound on. ``sent`` seconds were handed out so far."""
+    """A listener plays from the first sound on. ``sent`` seconds were handed out so far; ``waited`` is how long the
+    listener had nothing to play meanwhile."""
 
     def __init__(self) -> None:
-        self.sent = 0.0
+        self.sent = self.waited = 0.0
         self._began: float | None = None
 
     @property
@@ -26,7 +27,8 @@ class SpeechPace:
         now = time.monotonic()
         if self._began is None:
             self._began = now
-        elif self._began + self.sent < now:  # the listener had to wait
+        elif self._began + self.sent < now:
+            self.waited += now - self.sent - self._began
             self._began = now - self.sent
         ahead = self.lead + seconds - LEAD_SECONDS
         if ahead > 0:
