@@ -23,7 +23,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 OPTIONS_OF_OTHERS = {
     *{"--revision", "--include", "--exclude", "--local-dir"},  # hf download
-    *{"--porcelain", "--short", "--untracked-files"},  # git
+    *{"--abbrev", "--always", "--dirty", "--no-optional-locks", "--porcelain", "--short", "--untracked-files"},  # git
     "--no-deps",  # pip
     "--kl-divergence",  # llama-perplexity
 }
