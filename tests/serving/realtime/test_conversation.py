@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from lluda.serving.http.errors import ApiError
 from lluda.serving.limits import Limits
 from lluda.serving.realtime.conversation import Conversation, user_sound
 from lluda.serving.realtime.items import CallItem, CallOutputItem, MessageItem, Part
@@ -20,6 +22,27 @@ def test_samples_of_the_latest_turns_are_kept() -> None:
         conversation.add(item)
     assert [item.parts[0].samples is not None for item in items] == [False, False, True, True]
     assert all(item.parts[0].source is not None for item in items), "the model reads all of them"
+
+
+def test_more_sound_than_may_be_heard_is_forgotten() -> None:
+    conversation = Conversation(Limits(audio_seconds=3))
+    parts = []
+    for _ in range(5):
+        parts.append(user_sound(np.zeros(16000, np.float32)))
+        conversation.add(MessageItem("user", parts[-1:]))
+        assert sum(part.source is not None for part in parts) <= 3
+    assert parts[-1].source is not None
+
+
+def test_text_is_bounded() -> None:
+    conversation = Conversation(Limits(text_bytes=10))
+    conversation.add(user("12345"))
+    conversation.add(CallOutputItem("call", "1234"))
+    with pytest.raises(ApiError, match="at most 10") as refused:
+        conversation.add(user("ab"))
+    assert refused.value.code == "conversation_full" and len(conversation) == 2
+    conversation.remove("12345")
+    conversation.add(user("ab"))
 
 
 def test_the_earlier_half_is_forgotten() -> None:
@@ -56,6 +79,7 @@ def test_the_last_pictures_are_seen() -> None:
     conversation = Conversation(Limits(images=2))
     for number in range(3):
         conversation.add(MessageItem("user", [Part("input_image", source=b"%d" % number)]))
+    assert [item.parts[0].source for item in conversation if isinstance(item, MessageItem)] == [None, b"1", b"2"]
     messages = conversation.reading("").messages
     assert [message["content"] for message in messages] == [
         [{"type": "image", "image": b"1"}],

@@ -70,11 +70,12 @@ class Conversation:
         if len(self._items) >= self._limits.realtime_items:
             words = f"the conversation has {len(self._items)} items, which is all it may have; delete some"
             raise invalid(words, "item", "conversation_full")
+        self._require_room(item)
         place = len(self._items) if after is None else self._behind(after)
         self._items.insert(place, item)
         self._by_id[item.id] = item
         self._first += place < self._first
-        self._let_go_of_sound()
+        self._let_go_of_media()
         return self._items[place - 1].id if place else None
 
     def before(self, item: Item) -> str | None:
@@ -129,15 +130,30 @@ class Conversation:
             raise invalid(words, "previous_item_id", "item_create_invalid_previous_item_id")
         return self._items.index(item) + 1
 
-    def _let_go_of_sound(self) -> None:
-        """Samples are kept for whoever asks for them, of the latest turns."""
-        left = int(self._limits.realtime_buffer_seconds * HEARD_RATE)
+    def _require_room(self, item: Item) -> None:
+        """ApiError 400: with ``item`` there is more text than a conversation may have. Of more sound than the model may
+        hear at once, it forgets the beginning."""
+        size = sum(_text_bytes(one) for one in (*self._items, item))
+        if size > self._limits.text_bytes:
+            words = f"with this item the conversation has {size:,} bytes of text; at most {self._limits.text_bytes:,}"
+            raise invalid(words, "item", "conversation_full")
+        while sum(_seconds_to_hear(one) for one in (*self._items, item)) > self._limits.audio_seconds:
+            if not self.forget():
+                break
+
+    def _let_go_of_media(self) -> None:
+        """Samples are kept for whoever asks for them, of the latest turns; pictures while the model sees them."""
+        left, pictures = int(self._limits.realtime_buffer_seconds * HEARD_RATE), self._limits.images
         for item in reversed(self._items):
             for part in item.parts if isinstance(item, MessageItem) else ():
                 if part.samples is not None:
                     left -= len(part.samples)
                     if left < 0:
                         part.samples = None
+                if part.kind == "input_image":
+                    pictures -= 1
+                    if pictures < 0:
+                        part.source = None
 
 
 def user_sound(samples: NDArray[np.float32], source: Any = None) -> Part:
@@ -145,6 +161,21 @@ def user_sound(samples: NDArray[np.float32], source: Any = None) -> Part:
     kept = np.rint(samples.clip(-1, 1) * 32767).astype(np.int16)
     seconds = len(samples) / HEARD_RATE
     return Part("input_audio", source=samples if source is None else source, samples=kept, seconds=seconds)
+
+
+def _text_bytes(item: Item) -> int:
+    match item:
+        case MessageItem():
+            return sum(len((part.text or "").encode("utf-8", "replace")) for part in item.parts)
+        case CallItem():
+            return len(item.arguments.encode("utf-8", "replace"))
+        case CallOutputItem():
+            return len(item.output.encode("utf-8", "replace"))
+
+
+def _seconds_to_hear(item: Item) -> float:
+    parts = item.parts if isinstance(item, MessageItem) else []
+    return sum(part.seconds for part in parts if part.kind == "input_audio" and part.source is not None)
 
 
 def with_sound(item: MessageItem, sound: SoundFormat) -> dict[str, Any]:
