@@ -37,9 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--conditions", nargs="*", help="e.g. clean white-10 babble-5; default: all")
     parser.add_argument("--smart-turn", type=Path, help="smart-turn-v3.2-cpu.onnx")
     parser.add_argument("--thinker", help="a checkpoint that judges by its first token")
-    parser.add_argument(
-        "--json", type=Path, help="where the rows go; three files NAME.json, NAME-alone.json, NAME-vad.json"
-    )
+    parser.add_argument("--json", type=Path, help="where the rows go; beside it NAME-alone.json and NAME-cost.json")
     chosen = parser.parse_args(arguments)
     ways = [*_plain_ways(), *_judged_ways(_judges(chosen))]
     spoken = recordings(chosen.count, chosen.seed)
@@ -65,16 +63,14 @@ def _plain_ways() -> list[Way]:
 def _judges(chosen: argparse.Namespace) -> Iterator[tuple[str, SoundJudge, int]]:
     """Name, judge, and the milliseconds that its answer takes."""
     if chosen.smart_turn:
-        from lluda.engine.listening.smart_turn import SmartTurn
+        from tools.turns.smart_turn import SmartTurn
 
         yield "Smart Turn", SmartTurn(chosen.smart_turn).probability, 60
     if chosen.thinker:
         import lluda
         from tools.turns.judges import ThinkerJudge
 
-        model = lluda.load(chosen.thinker)
-        for kind in ("answered", "certain"):
-            yield f"thinker {kind}", ThinkerJudge(model, kind), 60
+        yield "thinker", ThinkerJudge(lluda.load(chosen.thinker)), 60
 
 
 def _judged_ways(judges: Iterator[tuple[str, SoundJudge, int]]) -> Iterator[Way]:

@@ -57,12 +57,18 @@ class Spoken:
 
 def recordings(count: int, seed: int) -> list[Spoken]:
     """``count`` complete questions and as many with a pause, all different."""
-    texts = [turn.question for turn in held_out_turns(20 * count, seed) if 5 <= len(turn.question.split()) <= 14]
+    texts = [turn.question for turn in held_out_turns(20 * count, seed) if _is_open_to_its_end(turn.question)]
     chances = [random.Random(f"{seed} {number}") for number in range(2 * count)]
     with ThreadPoolExecutor(2) as pool:
         whole = pool.map(_whole, texts, chances[:count])
         paused = pool.map(_paused, texts[count:], chances[count:], [PAUSES[n % len(PAUSES)] for n in range(count)])
         return [*whole, *paused]
+
+
+def _is_open_to_its_end(text: str) -> bool:
+    """Whether no pause inside can be taken for the end: nothing is to be repeated, no courtesy follows."""
+    words = text.rstrip(".?").lower().split()
+    return 5 <= len(words) <= 14 and text.endswith("?") and words[-1] not in ("please", "you", "can")
 
 
 def _whole(text: str, chance: random.Random) -> Spoken:

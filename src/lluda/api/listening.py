@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lluda.api.unclear_answer import FIRST_TOKEN
 from lluda.engine.listening.listener import Listener
 from lluda.engine.media import EncodedMedia
 from lluda.engine.prompt_rows import PromptRows
@@ -37,7 +38,7 @@ class TurnPrompt:
 
 
 def open_listener(
-    model: Model, messages: Sequence[Mapping[str, Any]], chat: ChatOptions, *, spoken: bool, salt: bytes
+    model: Model, messages: Sequence[Mapping[str, Any]], chat: ChatOptions, *, spoken: bool, judged: bool, salt: bytes
 ) -> Listener:
     """As `Model.listen`."""
     if model.media is None:
@@ -48,4 +49,8 @@ def open_listener(
     def request(prompt: PromptRows) -> Request:
         return model.request(prompt, SamplingParams(), prefill_only=True, captures=spoken, priority=AHEAD)
 
-    return Listener(model.engine, model.media, TurnPrompt(model, list(messages), chat, salt), request)
+    def first_token(prompt: PromptRows) -> Request:
+        return model.request(prompt, FIRST_TOKEN, captures=spoken, priority=AHEAD)
+
+    prompt = TurnPrompt(model, list(messages), chat, salt)
+    return Listener(model.engine, model.media, prompt, request, first_token if judged else None)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 from lluda.api.conversation import Conversation, Message
 from lluda.api.listening import open_listener
 from lluda.api.spoken_text import spoken_text
+from lluda.api.unclear_answer import find_unclear_answer
 from lluda.config.model import resolve_dtype
 from lluda.engine.engine import Engine
 from lluda.engine.listening.listener import Listener
@@ -209,16 +210,22 @@ class Model:
         return cast("Stream[Token | SpeechChunk | SpeechCompletion]", self.engine.submit(request))
 
     def listen(
-        self, messages: Sequence[Message], *, spoken: bool = False, salt: bytes = b"", **options: Any
+        self,
+        messages: Sequence[Message],
+        *,
+        spoken: bool = False,
+        judged: bool = False,
+        salt: bytes = b"",
+        **options: Any,
     ) -> Listener:
         """Hear the next turn of a conversation while it is being spoken. `Listener.finish` gives the audio of the
         user's message that follows ``messages``. The answer, asked for with the same ``options`` (fields of
         ChatOptions), then is what it is to the whole recording, only sooner. ``spoken``: it will be spoken too.
-        ``salt``: of the prompt (`PromptRows`).
+        ``judged``: `Listener.first_token` is found where an end is expected. ``salt``: of the prompt (`PromptRows`).
 
         InvalidRequest: the model does not hear. UnsupportedModel: ``spoken``, and it has no talker.
         """
-        return open_listener(self, messages, _fields(ChatOptions(), options), spoken=spoken, salt=salt)
+        return open_listener(self, messages, _fields(ChatOptions(), options), spoken=spoken, judged=judged, salt=salt)
 
     def conversation(self, system: str | None = None, **options: Any) -> Conversation:
         """A multi-turn chat whose turns compute only what is new in them; ``options`` are the fields of ChatOptions for
@@ -298,6 +305,12 @@ class Model:
         """The names of its voices, the first of which speaks where none is named."""
         omni = self.config.omni
         return tuple(omni.speech.talker.speakers) if omni and omni.speech else ()
+
+    @cached_property
+    def unclear_answer(self) -> Token | None:
+        """What its answers begin with where it understood nothing (`find_unclear_answer`); asked once, and None too
+        where it does not hear."""
+        return find_unclear_answer(self) if self.can_hear else None
 
     @cached_property
     def grammars(self) -> Grammars:

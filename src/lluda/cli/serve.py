@@ -43,9 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--no-speech", action="store_true", help="answer in text alone; what speaks is not loaded (saves its memory)"
     )
-    group.add_argument(
-        "--max-realtime", type=int, metavar="N", help="as --limit realtime_sessions=N (default 4)"
-    )
+    group.add_argument("--max-realtime", type=int, metavar="N", help="as --limit realtime_sessions=N (default 4)")
     group.add_argument("--limit", action="append", default=[], metavar="NAME=N", help="change a limit (repeatable)")
     group.add_argument("--print-limits", action="store_true", help="print all limits, and end")
     group.add_argument(
@@ -102,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
         for warning in model.warnings:
             say(f"warning: {warning}")
         say(service.voices.describe())
+        if model.can_hear:
+            say(f"semantic turns end by {_judge(model)}")
         say(f"model names: {', '.join(service.names.served)}")
         say(f"ready after {time.monotonic() - started:.1f} s; stop with Ctrl-C")
 
@@ -113,6 +113,13 @@ def run(args: argparse.Namespace) -> int:
         "all: --print-limits"
     )
     return server.run()
+
+
+def _judge(model: Model) -> str:
+    """What tells that a turn is over."""
+    if model.unclear_answer is None:
+        return "silence alone: the model has no one answer to what it does not understand"
+    return f"what would be answered: {model.unclear_answer.text.strip()!r} begins what was not understood"
 
 
 def _who(host: str, has_keys: bool) -> str:

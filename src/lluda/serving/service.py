@@ -110,6 +110,7 @@ class Service:
             self.voices = Voices(tuple(omni.speech.talker.speakers))
         if model.media is not None:
             self.limits.bound(model.media)
+            await self.in_worker(lambda: model.unclear_answer)  # asked once, before anybody speaks
         engine = model.engine
         engine.observer = EngineMetrics(self.metrics)
         self.metrics.watch(

@@ -327,3 +327,32 @@ def test_a_turn_has_an_end(fast, monkeypatch):
 def test_listening_needs_a_model_that_hears_and_speaking_one_that_speaks(fast):
     with pytest.raises(lluda.errors.UnsupportedModel):
         fast.listen([SYSTEM], spoken=True)
+
+
+def test_an_expected_end_tells_what_the_answer_would_begin_with(model):
+    samples = sound(5)
+    with model.listen([SYSTEM], judged=True) as listener:
+        listener.push(samples)
+        listener.expect_end(3 * RATE)
+        assert listener.settled(PATIENCE)
+        first = listener.first_token
+        listener.expect_end(None)
+        assert listener.first_token is None
+        listener.expect_end(5 * RATE)
+        assert listener.settled(PATIENCE)
+        last = listener.first_token
+        source = listener.finish(5 * RATE)
+        answer = next(iter(model.chat_stream([SYSTEM, message(source)], **GREEDY)))
+    whole = [SYSTEM, message(samples)], [SYSTEM, message(samples[: 3 * RATE])]
+    expected = [next(iter(model.chat_stream(messages, **GREEDY, logprobs=20))) for messages in whole]
+    assert [(token.id, token.top) for token in (last, first)] == [(token.id, token.top) for token in expected]
+    assert answer.id == last.id
+
+
+def test_nothing_is_asked_of_a_listener_that_is_not_judged(model):
+    with model.listen([]) as listener:
+        listener.push(sound(1))
+        listener.expect_end(RATE)
+        assert listener.settled(PATIENCE)
+        assert listener.prefilled
+        assert listener.first_token is None

@@ -16,7 +16,7 @@ from lluda.engine.listening.turn_detector import (
     TurnDetector,
     TurnSettings,
 )
-from lluda.engine.listening.turn_end import WAITS, silence_ms
+from lluda.engine.listening.turn_end import WAITS, likely_over, silence_ms
 from lluda.engine.listening.vad import CHUNK, RATE
 from lluda.errors import InvalidRequest
 from tools.silero_vad import sample_sound
@@ -170,7 +170,7 @@ def test_a_judge_may_take_its_time():
 def test_a_judge_that_never_answers_does_not_keep_a_turn_open():
     detector = TurnDetector(TurnSettings(eagerness="medium"), lambda _: None)
     events = found(detector, (LOUD, 5), (QUIET, 200))
-    assert events[-1] == (5 + frames_of(WAITS["medium"].undecided), SpeechEnded(5 * CHUNK + TAIL))
+    assert events[-1] == (5 + frames_of(WAITS["medium"].unjudged), SpeechEnded(5 * CHUNK + TAIL))
 
 
 def test_a_server_vad_asks_no_judge():
@@ -182,6 +182,23 @@ def test_more_eager_is_never_later():
     for probability in (None, *np.linspace(0, 1, 101)):
         waits = [silence_ms(eagerness, probability) for eagerness in ("high", "medium", "low")]
         assert waits == sorted(waits)
+
+
+@pytest.mark.parametrize("eagerness", ["low", "medium", "high"])
+def test_more_likely_over_is_never_later(eagerness):
+    waits = [silence_ms(eagerness, probability) for probability in np.linspace(0, 1, 101)]
+    assert waits == sorted(waits, reverse=True)
+    assert waits[0] > silence_ms(eagerness, None) > waits[-1]
+
+
+def test_what_the_first_token_says():
+    unclear, others = 7, range(100, 119)
+    spread = [(number, math.log(1 / 20)) for number in (unclear, *others)]
+    assert likely_over([(1, 0.0), *((number, -math.inf) for number in others)], unclear) == 1
+    assert likely_over([(unclear, 0.0), (1, -60.0)], unclear) < 1e-6
+    assert likely_over(spread, unclear) < 1e-6
+    half = [(1, math.log(0.5)), (2, math.log(0.5))]
+    assert 0.5 < likely_over(half, unclear) < likely_over([(1, math.log(0.9)), (2, math.log(0.1))], unclear) < 1
 
 
 @pytest.mark.parametrize("probability", [LOUD, BETWEEN])

@@ -20,7 +20,7 @@ from torch import Tensor
 from lluda.engine.engine import Engine
 from lluda.engine.media import EncodedMedia, MediaBlock, MediaReader
 from lluda.engine.prompt_rows import PromptRows
-from lluda.engine.request import Completion, Request
+from lluda.engine.request import Completion, Request, Token
 from lluda.engine.stream import Stream
 from lluda.errors import InvalidRequest, LimitExceeded
 from lluda.inputs.media.audio_features import GrowingLogMel
@@ -38,6 +38,7 @@ class Listener:
     Args:
         prompt: the prompt that ends with a recording, and what opens the answer to it.
         request: the request that computes and retains the rows of a prompt.
+        first_token: the same, and makes the first token of the answer: asked where an end is expected.
     """
 
     def __init__(
@@ -46,12 +47,15 @@ class Listener:
         reader: MediaReader,
         prompt: Callable[[EncodedMedia], PromptRows],
         request: Callable[[PromptRows], Request],
+        first_token: Callable[[PromptRows], Request] | None = None,
     ) -> None:
         self.error: Exception | None = None
         """Why nothing more is computed ahead; whoever asks for the answer is told the same, if it lasts."""
         self.prefilled = 0
         """Rows of the prompt that were computed ahead."""
         self._engine, self._reader, self._prompt, self._request = engine, reader, prompt, request
+        self._ask_first_token = first_token
+        self._token: tuple[int, Token] | None = None  # of the end that was expected
         self._mel = GrowingLogMel(reader.mel)
         self._rows: dict[bytes, Tensor] = {}
         self._changed = threading.Condition()
@@ -105,6 +109,13 @@ class Listener:
             self._stop_prefill()
             self._incoming.clear()
         self._result.cancel()
+
+    @property
+    def first_token(self) -> Token | None:
+        """What the answer would begin with if the recording ended where it is expected to, once that is known."""
+        with self._changed:
+            found = self._token
+            return found[1] if found is not None and found[0] == self._expected else None
 
     def settled(self, timeout: float | None = None) -> bool:
         """Wait until all that can be done by now is done; whether it is, within ``timeout`` seconds."""
@@ -179,7 +190,10 @@ class Listener:
                     self._ready = heard.key
             elif expected >= self._reader.mel.min_samples:
                 prompt = self._prompt(self._encoded(self._mel.ending(expected)))
-                self._prefill(prompt.head(len(prompt) - 1))  # whoever answers computes the last one in any case
+                if self._ask_first_token is None:
+                    self._prefill(prompt.head(len(prompt) - 1))  # whoever answers computes the last one in any case
+                else:
+                    self._ask(self._ask_first_token(prompt), expected)
         except Exception as error:  # the recording is there in any case, and is heard at its end
             self.error = error
 
@@ -197,9 +211,20 @@ class Listener:
         return self._reader.heard(blocks, [rows[block.key] for block in blocks])
 
     def _prefill(self, prompt: PromptRows) -> None:
+        stream = self._submit(self._request(prompt))
+        if any(isinstance(event, Completion) and event.finish_reason != "cancelled" for event in stream or ()):
+            self.prefilled = len(prompt)
+
+    def _ask(self, request: Request, expected: int) -> None:
+        for event in self._submit(request) or ():
+            if isinstance(event, Token):
+                self._token = expected, event
+                self.prefilled = len(request.prompt)
+
+    def _submit(self, request: Request) -> Stream[SpeechEvent] | None:
+        """None: the recording is over, and nothing is to be done ahead any more."""
         with self._changed:
             if self._end is not None or self._over:
-                return
-            self._stream = self._engine.submit(self._request(prompt))
-        if any(isinstance(event, Completion) and event.finish_reason != "cancelled" for event in self._stream):
-            self.prefilled = len(prompt)
+                return None
+            self._stream = self._engine.submit(request)
+            return self._stream

@@ -250,9 +250,7 @@ class TurnDetector:
         eagerness = self.settings.eagerness
         if eagerness is None:
             return self.settings.silence_duration_ms
-        if self._judge is None:
-            return WAITS[eagerness].unjudged
-        if self._paused and self._probability is None:
+        if self._judge is not None and self._paused and self._probability is None:
             self._probability = self._judge(end)
         return silence_ms(eagerness, self._probability)
 

@@ -19,6 +19,7 @@ from lluda.engine.listening.turn_detector import (
     TurnEvent,
     TurnSettings,
 )
+from lluda.engine.listening.turn_end import likely_over
 from lluda.serving.http.errors import invalid
 from lluda.serving.realtime.conversation import user_sound
 from lluda.serving.realtime.items import MessageItem, new_id
@@ -41,6 +42,9 @@ _LEAST_SECONDS = 0.1
 
 _RELISTENED_SECONDS = 8.0
 """Of a turn, that are heard again behind a conversation that has changed: a window of the encoder."""
+
+_DISCARDED, _BEHIND_SECONDS = 4, 0.01
+"""Turns that were nothing, and are still being worked on: with more of them a client that makes such turns waits."""
 
 _KEPT_SECONDS = 60.0
 """Of sound in which nobody speaks, that a client may still commit."""
@@ -76,7 +80,9 @@ class TurnBegun:
 
 
 class InputTurns:
-    """`append` what comes; ``begun`` and ``over`` are told of turns that were found in it. ``listen`` opens a turn."""
+    """`append` what comes; ``begun`` and ``over`` are told of turns that were found in it. ``listen`` opens a turn.
+    ``unclear``: the id that the model's answers begin with where it understood nothing (None: it has none), by which
+    it is judged whether a turn is over."""
 
     def __init__(
         self,
@@ -85,10 +91,14 @@ class InputTurns:
         listen: Callable[[], Listener],
         begun: Callable[[TurnBegun], object],
         over: Callable[[Turn], object],
+        unclear: int | None = None,
     ) -> None:
         self._limits, self._listen, self._begun, self._over = limits, listen, begun, over
+        self._unclear = unclear
         self._buffer = SoundBuffer()
         self._turn: _OpenTurn | None = None
+        self._discarded: list[Listener] = []
+        self._is_outdated = False
         self._format: SoundFormat | None = None
         self._detection: ServerVad | SemanticVad | None = None
         self._detector: TurnDetector | None = None
@@ -104,12 +114,8 @@ class InputTurns:
             self._forget_turn()
             self._detector = None
             if self._detection is not None:
-                self._detector = TurnDetector(_turn_settings(self._detection), first_sample=self._buffer.end)
-
-    @property
-    def is_speaking(self) -> bool:
-        """Whether the user is in the middle of a turn that was found."""
-        return self._detector is not None and self._turn is not None
+                judge = self._judge if self._unclear is not None else None
+                self._detector = TurnDetector(_turn_settings(self._detection), judge, first_sample=self._buffer.end)
 
     def answering(self, sounding: bool) -> None:
         """Whether an answer of ours sounds at the user's."""
@@ -126,12 +132,15 @@ class InputTurns:
         self._forget_turn()
 
     def listen_again(self) -> None:
-        """The conversation before the open turn has changed: hear it behind the new one. Of a long turn too much was
-        heard for that; it is read again when it is answered."""
-        turn = self._turn
-        if turn is not None and turn.pushed - turn.start < _RELISTENED_SECONDS * HEARD_RATE:
-            turn.spoken.discard()
-            turn.spoken, turn.pushed = self._listen(), turn.start
+        """The conversation before the open turn has changed: it is heard behind the new one when more of it comes. Of a
+        long turn too much was heard for that; it is read again when it is answered."""
+        self._is_outdated = self._turn is not None
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether turns that were nothing are still being worked on: nobody should begin more of them."""
+        self._discarded = [spoken for spoken in self._discarded if not spoken.settled(0)]
+        return len(self._discarded) > _DISCARDED
 
     async def append(self, data: bytes) -> None:
         """More sound, in the input format. ApiError 400: half a sample, or no room without a turn's end."""
@@ -152,6 +161,8 @@ class InputTurns:
         for start in range(0, len(data), step):
             if start:
                 await asyncio.sleep(0)
+            while self.is_behind:
+                await asyncio.sleep(_BEHIND_SECONDS)
             self._hear(data[start : start + step])
 
     def commit(self) -> Turn:
@@ -180,6 +191,7 @@ class InputTurns:
     def _hear(self, data: bytes) -> None:
         samples = self._decoder.push(data)
         self._buffer.add(samples)
+        self._refresh()
         if self._detector is None:
             if self._turn is None and self._buffer.end > self._buffer.start:
                 self._open(self._buffer.start)
@@ -190,6 +202,11 @@ class InputTurns:
                 kept = self._buffer.end - int(_KEPT_SECONDS * HEARD_RATE)
                 self._buffer.forget(min(kept, self._detector.needed_from))
         self._push()
+
+    def _judge(self, _: int) -> float | None:
+        """How likely the open turn is over at its pause, which its listener was told of."""
+        token = self._turn.spoken.first_token if self._turn is not None else None
+        return None if token is None or self._unclear is None else likely_over(token.top, self._unclear)
 
     def _take(self, event: TurnEvent) -> None:
         match event:
@@ -227,6 +244,18 @@ class InputTurns:
     def _open(self, start: int, number: str | None = None) -> None:
         self._turn = _OpenTurn(start, start, self._listen(), number or new_id("item"))
 
+    def _refresh(self) -> None:
+        """Hear the open turn behind the conversation as it is now, if that has changed."""
+        turn = self._turn
+        if self._is_outdated and turn is not None and turn.pushed - turn.start < _RELISTENED_SECONDS * HEARD_RATE:
+            self._discard(turn.spoken)
+            turn.spoken, turn.pushed = self._listen(), turn.start
+        self._is_outdated = False
+
+    def _discard(self, spoken: Listener) -> None:
+        spoken.discard()
+        self._discarded.append(spoken)
+
     def _push(self) -> None:
         turn = self._turn
         if turn is not None and turn.pushed < self._buffer.end:
@@ -245,7 +274,7 @@ class InputTurns:
 
     def _forget_turn(self) -> None:
         if self._turn is not None:
-            self._turn.spoken.discard()
+            self._discard(self._turn.spoken)
             self._turn = None
 
 

@@ -20,7 +20,7 @@ from lluda.serving.realtime.items import new_id
 from lluda.serving.realtime.outbox import Outbox
 from lluda.serving.realtime.responder import Responder
 from lluda.serving.realtime.responses import Response
-from lluda.serving.realtime.session_fields import ResponseFields, SessionFields
+from lluda.serving.realtime.session_fields import ResponseFields, SemanticVad, SessionFields
 from lluda.serving.realtime.session_settings import SessionSettings
 from lluda.serving.realtime.transcripts import Transcripts
 
@@ -56,7 +56,15 @@ class Session:
         self._responder = Responder(service, self._outbox, self._conversation, self._settled, self._first_sound, salt)
         self._edits = ConversationEdits(service, self._outbox, self._conversation, self._responder)
         self._transcripts = Transcripts(service, self._outbox, self._conversation, self._responder.quiet, salt)
-        self._turns = InputTurns(self._settings, service.limits, self._listen, self._turn_begun, self._turn_over)
+        unclear = service.model.unclear_answer
+        self._turns = InputTurns(
+            self._settings,
+            service.limits,
+            self._listen,
+            self._turn_begun,
+            self._turn_over,
+            unclear.id if unclear else None,
+        )
         self._close: tuple[int, str] | None = None
         self._ended = asyncio.Event()
 
@@ -190,7 +198,10 @@ class Session:
         settings = self._settings.answer()
         messages = self._conversation.reading(settings.instructions).messages
         spoken = settings.speaker is not None
-        return self._service.model.listen(messages, spoken=spoken, salt=self._salt, **chat_options(settings))
+        judged = isinstance(self._settings.turn_detection, SemanticVad)
+        return self._service.model.listen(
+            messages, spoken=spoken, judged=judged, salt=self._salt, **chat_options(settings)
+        )
 
     def _turn_begun(self, turn: TurnBegun) -> None:
         began = time.monotonic()
@@ -206,7 +217,8 @@ class Session:
             self._outbox.put(turn.stopped)
         self._outbox.put(told.Committed(item_id=turn.item.id, previous_item_id=self._conversation.last_id))
         self._edits.add(turn.item)
-        self._service.metrics.realtime_turns.labels("found" if turn.stopped is not None else "committed").inc()
+        if isinstance(turn.stopped, told.SpeechStopped):
+            self._service.metrics.vad_turns.inc()
         wish = self._settings.transcription
         if wish is not None:
             self._transcripts.ask(turn.item, wish)
