@@ -44,7 +44,7 @@ class Metrics:
         self.time_to_first_audio = self._histogram("time_to_first_audio_seconds", "From admission to the first sound")
         self.real_time_factor = self._histogram("real_time_factor", "Seconds that a second of speech took")
         self.realtime_sessions = self._gauge("realtime_sessions", "Open realtime sessions")
-        self.realtime_turns = self._counter("realtime_turns", "Turns of users, found in the sound or committed", "end")
+        self.vad_turns = self._counter("vad_turns", "Turns of users that were found in their sound")
         self.barge_ins = self._counter("barge_ins", "Answers that the user broke off by speaking")
         self.barge_in_stop = self._histogram("barge_in_stop_seconds", "From the start of speech to the answer's end")
         self.first_sound = self._histogram("first_sound_seconds", "From the end of a user's turn to the answer's sound")

@@ -13,6 +13,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from lluda.serving.http.errors import unavailable
 from lluda.serving.http.keys import Keys
 from lluda.serving.limits import Limits
 from tests.serving.oracle import check_error
@@ -125,6 +126,16 @@ def test_sessions_end_with_the_server() -> None:
         with pytest.raises(ConnectionClosed) as end:
             talk.receive()
         assert end.value.rcvd is not None and end.value.rcvd.code == 1001
+
+
+def test_sessions_are_told_that_the_engine_is_dead(server: RunningServer) -> None:
+    with talking(server) as talk, pytest.raises(ConnectionClosed) as end:
+        loop, error = server.server._loop, unavailable("engine_dead", "the engine has failed", retry=False)
+        assert loop is not None
+        loop.call_soon_threadsafe(server.service.sessions.end_all, 1011, error)
+        assert talk.until("error")["error"]["code"] == "engine_dead"
+        talk.receive()
+    assert end.value.rcvd is not None and end.value.rcvd.code == 1011
 
 
 def test_a_peer_that_does_not_answer_pings_is_given_up(guarded: RunningServer) -> None:

@@ -6,6 +6,7 @@ import base64
 import json
 import random
 import resource
+import threading
 from contextlib import suppress
 from typing import Any
 
@@ -140,6 +141,24 @@ def test_many_tiny_appends_take_no_memory(server: RunningServer) -> None:
         assert talk.ask("What is one plus two?")["status"] == "completed"
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         assert grown < 60_000, f"{grown} kB"
+
+
+@pytest.mark.parametrize("end", ["clear", "commit"])
+def test_turns_without_end_take_no_threads(server: RunningServer, end: str) -> None:
+    """Each is heard while it is spoken."""
+    sound = json.dumps({"type": "input_audio_buffer.append", "audio": base64.b64encode(bytes(9600)).decode()})
+    with talking(server) as talk:
+        talk.update(audio={"input": {"turn_detection": None}})
+        most = 0
+        for _ in range(80):
+            talk.connection.send(sound)
+            talk.send(f"input_audio_buffer.{end}")
+            most = max(most, sum(thread.name == "lluda listener" for thread in threading.enumerate()))
+        for _ in range(80):
+            talk.until("input_audio_buffer.cleared" if end == "clear" else "input_audio_buffer.committed")
+            most = max(most, sum(thread.name == "lluda listener" for thread in threading.enumerate()))
+        assert 0 < most <= 12
+        assert talk.ask("What is one plus two?", input=[user_text("What is one plus two?")])["status"] == "completed"
 
 
 def test_items_without_end_are_refused() -> None:

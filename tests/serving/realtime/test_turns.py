@@ -32,12 +32,17 @@ SPOKEN_END = [
 ]
 
 
+def found_turns(server: RunningServer) -> float:
+    return server.service.metrics.registry.get_sample_value("lluda_vad_turns_total") or 0.0
+
+
 def test_a_turn_that_is_found_is_answered(server: RunningServer, spoken: Any) -> None:
     """INPUT idle -> speaking -> idle; OUTPUT none -> queued -> streaming -> none."""
     with talking(server) as talk:
-        start = len(talk.events)
+        start, turns = len(talk.events), found_turns(server)
         talk.append(np.concatenate([silence(0.5), spoken, silence(0.9)]))
         response = talk.answer()
+        assert found_turns(server) == turns + 1
         kinds = talk.types(start)
         assert kinds[: len(TURN)] == TURN
         assert kinds[-len(SPOKEN_END) :] == SPOKEN_END

@@ -43,8 +43,8 @@ _LEAST_SECONDS = 0.1
 _RELISTENED_SECONDS = 8.0
 """Of a turn, that are heard again behind a conversation that has changed: a window of the encoder."""
 
-_DISCARDED, _BEHIND_SECONDS = 4, 0.01
-"""Turns that were nothing, and are still being worked on: with more of them a client that makes such turns waits."""
+_LEAVING, _BEHIND_SECONDS = 4, 0.01
+"""Turns that are over and still being worked on: with more of them a client that makes so many waits."""
 
 _KEPT_SECONDS = 60.0
 """Of sound in which nobody speaks, that a client may still commit."""
@@ -97,7 +97,7 @@ class InputTurns:
         self._unclear = unclear
         self._buffer = SoundBuffer()
         self._turn: _OpenTurn | None = None
-        self._discarded: list[Listener] = []
+        self._leaving: list[Listener] = []
         self._is_outdated = False
         self._format: SoundFormat | None = None
         self._detection: ServerVad | SemanticVad | None = None
@@ -138,9 +138,9 @@ class InputTurns:
 
     @property
     def is_behind(self) -> bool:
-        """Whether turns that were nothing are still being worked on: nobody should begin more of them."""
-        self._discarded = [spoken for spoken in self._discarded if not spoken.settled(0)]
-        return len(self._discarded) > _DISCARDED
+        """Whether many turns that are over are still being worked on: nobody should begin more of them."""
+        self._leaving = [spoken for spoken in self._leaving if not spoken.settled(0)]
+        return len(self._leaving) > _LEAVING
 
     async def append(self, data: bytes) -> None:
         """More sound, in the input format. ApiError 400: half a sample, or no room without a turn's end."""
@@ -254,7 +254,7 @@ class InputTurns:
 
     def _discard(self, spoken: Listener) -> None:
         spoken.discard()
-        self._discarded.append(spoken)
+        self._leaving.append(spoken)
 
     def _push(self) -> None:
         turn = self._turn
@@ -268,6 +268,7 @@ class InputTurns:
         turn, self._turn = self._turn, None
         assert turn is not None, "a turn is open"
         source = turn.spoken.finish(end - turn.start)
+        self._leaving.append(turn.spoken)
         samples = self._buffer.between(turn.start, end)
         self._buffer.forget(end)
         return MessageItem("user", [user_sound(samples, source)], turn.id)
