@@ -33,8 +33,8 @@ test: $(VENV)/.test test-native
 test-slow: $(VENV)/.test $(VENV)/.peers sanitize
 	$(BIN)/python -m pytest -m slow -rs --ignore tests/clients
 
-# Clients of the server that others wrote, unmodified, each in an environment of its own: 3 GB and minutes to install. `browser`
-# drives the chromium that the system has (apt-get install chromium).
+# Clients of the server that others wrote, unmodified, each in an environment of its own: 3 GB and minutes to install.
+# `browser` drives the chromium that the system has (apt-get install chromium).
 CLIENTS := agents aiperf browser chainlit livekit lm_eval npm pipecat schemathesis
 test-clients: $(VENV)/.test $(CLIENTS:%=$(VENV)/clients/%/.ready)
 	$(BIN)/python -m pytest -m "not slow" tests/clients
