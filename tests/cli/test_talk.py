@@ -58,7 +58,7 @@ def test_an_answer_is_interrupted(said, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_an_answer_is_not_interrupted(said, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is said into it is not heard, as an answer's own sound from a loudspeaker is not to be."""
-    microphone = recording(tmp_path / "said.wav", 0.5, said[LONG], 2.0, said[SHORT], 0.5)
+    microphone = recording(tmp_path / "said.wav", 0.5, said[LONG], 1.0, said[SHORT], 0.5)
     assert talk("--microphone", microphone, "-o", str(tmp_path / "heard.wav"), "--no-interrupting") == 0
     printed = capsys.readouterr()
     assert printed.out.startswith("Elephant is spelled E") and len(printed.out.splitlines()) == 1

@@ -46,10 +46,10 @@ class SmartTurn:
         try:
             self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise CorruptFile(f"{file}: ONNX Runtime cannot load it: {error}") from None
+            raise CorruptFile(file, f"ONNX Runtime cannot load it: {error}") from None
         shapes = [(one.name, *one.shape[1:]) for one in (*self._session.get_inputs(), *self._session.get_outputs())]
         if shapes != [("input_features", _MEL.num_mel_bins, _FRAMES), ("logits", 1)]:
-            raise CorruptFile(f"{file}: no Smart Turn v3: it takes and gives {shapes}")
+            raise CorruptFile(file, f"no Smart Turn v3: it takes and gives {shapes}")
 
     def probability(self, samples: NDArray[np.float32]) -> float:
         """How likely the turn is over: ``samples [n]``, mono float32 at 16 kHz, the turn until its pause."""

@@ -19,6 +19,7 @@ from lluda.engine.listening.turn_detector import (
     TurnDetector,
     TurnSettings,
 )
+from lluda.engine.listening.turn_end import likely_over
 from lluda.engine.request import SpeechChunk, Token
 from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.errors import LludaError
@@ -82,7 +83,9 @@ class TalkSession:
     ) -> None:
         self.conversation = model.conversation(system, **how.chat)
         self._model, self._player, self._how, self._rate = model, player, how, model.speech_stack().sample_rate
-        self._turns = TurnDetector(TurnSettings(eagerness=eagerness))
+        self._unclear = model.unclear_answer
+        judge = self._judge if self._unclear is not None else None
+        self._turns = TurnDetector(TurnSettings(eagerness=eagerness), judge)
         self._recent: list[NDArray[np.float32]] = []
         self._recent_from = 0
         self._listener: Listener | None = None
@@ -142,11 +145,16 @@ class TalkSession:
             case SpeechEnded():
                 self._end_turn(event.sample)
 
+    def _judge(self, _: int) -> float | None:
+        """How likely the open turn is over at its pause, which its listener was told of."""
+        token = self._listener.first_token if self._listener is not None else None
+        return None if token is None or self._unclear is None else likely_over(token.top, self._unclear.id)
+
     def _begin_turn(self, first: int) -> None:
         """Listen from sample ``first`` on, which was heard already."""
         import numpy as np
 
-        self._listener = self._model.listen(self.conversation.messages, spoken=True, **self._how.chat)
+        self._listener = self._model.listen(self.conversation.messages, spoken=True, judged=True, **self._how.chat)
         self._turn_from = first
         self._listener.push(np.concatenate(self._recent)[first - self._recent_from :])
 

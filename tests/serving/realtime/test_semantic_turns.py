@@ -12,6 +12,7 @@ import pytest
 
 from lluda.engine.listening.turn_detector import TAIL
 from lluda.engine.listening.turn_end import WAITS
+from lluda.engine.request import SpeechChunk
 from lluda.serving.limits import Limits
 from lluda.serving.realtime.input_turns import InputTurns
 from lluda.serving.realtime.session_fields import SemanticVad, ServerVad
@@ -60,7 +61,9 @@ class ScriptedListener:
 @pytest.fixture(scope="module")
 def words(server: RunningServer) -> Any:
     """What somebody says before he stops to think."""
-    return np.concatenate([event.samples for event in server.model.say("What is the") if hasattr(event, "samples")])
+    return np.concatenate(
+        [event.samples for event in server.model.say("What is the") if isinstance(event, SpeechChunk)]
+    )
 
 
 def silence_until_over(words: Any, detection: Any, token: int | None, unclear: int | None) -> float:
