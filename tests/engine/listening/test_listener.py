@@ -224,8 +224,9 @@ def test_only_blocks_under_a_floor_that_rose_are_encoded_again(fast):
     first, second = np.concatenate([noise(8), np.float32(1e-4) * steady(9)]), np.float32(3) * noise(2)
     with fast.listen([SYSTEM]) as listener:
         hear(listener, first, len(first))
-        listener.push(second)
         encoded = count_blocks(fast)
+        hear(listener, second)
+        assert len(encoded) == 1, "while it is spoken"
         found = listener.finish().result(PATIENCE)
     whole = np.concatenate([first, second])
     _, (expected,) = fast.read_prompt([message(whole)], fast.chosen(None, {})[0])

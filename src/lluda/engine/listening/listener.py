@@ -65,7 +65,8 @@ class Listener:
         self._end: int | None = None
         self._over = self._working = False
         self._ready = b""  # the full blocks whose rows were computed
-        self._done: tuple[int, int | None] | None = None  # blocks that were full, and the end that was expected
+        self._looked_at = (-1, 0.0)  # full blocks, and what their floor is counted from
+        self._done: tuple[int, int | None] | None = None  # frames that were known, and the end that was expected
         self._stream: Stream[SpeechEvent] | None = None
         self._result: Future[EncodedMedia] = Future()
         self._work()
@@ -134,9 +135,9 @@ class Listener:
 
     @property
     def _wanted(self) -> tuple[int, int | None]:
-        """What is to be ready: so many full blocks, or all for an expected end."""
+        """What is to be ready: the full blocks of so many frames, or all for an expected end."""
         heard = self._pushed if self._expected is None else self._expected
-        return self._mel.frames_after(heard) // self._reader.block_frames, self._expected
+        return self._mel.frames_after(heard), self._expected
 
     def _work(self) -> None:
         """Let the thread begin, where there is something to do and it does not run."""
@@ -179,15 +180,11 @@ class Listener:
         except BaseException as error:
             self._result.set_exception(error)
 
-    def _prepare(self, blocks: int, expected: int | None) -> None:
+    def _prepare(self, frames: int, expected: int | None) -> None:
         """Rows of a prompt, up to the last full block, or as they are if the recording ends as expected."""
         try:
             if expected is None:
-                heard = self._encoded(self._mel.known(blocks * self._reader.block_frames))
-                if heard.key != self._ready:  # else the turn goes on in the block in which it was expected to end
-                    prompt = self._prompt(heard)
-                    self._prefill(prompt.head(prompt.rows_of_last_medium()[1]))
-                    self._ready = heard.key
+                self._prepare_blocks(frames // self._reader.block_frames)
             elif expected >= self._reader.mel.min_samples:
                 prompt = self._prompt(self._encoded(self._mel.ending(expected)))
                 if self._ask_first_token is None:
@@ -196,6 +193,17 @@ class Listener:
                     self._ask(self._ask_first_token(prompt), expected)
         except Exception as error:  # the recording is there in any case, and is heard at its end
             self.error = error
+
+    def _prepare_blocks(self, blocks: int) -> None:
+        """Rows up to the last full block; again where a floor that rose changes one of them."""
+        if self._looked_at == (blocks, self._mel.peak):
+            return
+        self._looked_at = blocks, self._mel.peak
+        heard = self._encoded(self._mel.known(blocks * self._reader.block_frames))
+        if heard.key != self._ready:
+            prompt = self._prompt(heard)
+            self._prefill(prompt.head(prompt.rows_of_last_medium()[1]))
+            self._ready = heard.key
 
     def _encoded(self, features: NDArray[np.float32]) -> EncodedMedia:
         """The recording of these features; blocks that were encoded before are not again."""
