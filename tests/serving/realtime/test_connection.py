@@ -138,6 +138,20 @@ def test_sessions_are_told_that_the_engine_is_dead(server: RunningServer) -> Non
     assert end.value.rcvd is not None and end.value.rcvd.code == 1011
 
 
+def test_a_fault_of_the_session_itself_ends_it(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(_: Any) -> None:
+        raise ValueError("a secret of the server")
+
+    monkeypatch.setattr("lluda.serving.realtime.transcripts.Transcripts.run", broken)
+    with connect(f"ws://127.0.0.1:{server.port}/v1/realtime") as connection, pytest.raises(ConnectionClosed) as end:
+        errors = []
+        while True:
+            event = json.loads(connection.recv(timeout=SECONDS))
+            errors += [event["error"]] if event["type"] == "error" else []
+    assert [error["code"] for error in errors] == ["internal_error"] and "secret" not in errors[0]["message"]
+    assert end.value.rcvd is not None and end.value.rcvd.code == 1011
+
+
 def test_a_peer_that_does_not_answer_pings_is_given_up(guarded: RunningServer) -> None:
     eventually(lambda: not len(guarded.service.sessions))
     with mute_connection(guarded, f"openai-insecure-api-key.{KEY}"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import WebSocketRoute
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
 from lluda.serving.http.body import read_body
 from lluda.serving.http.connection import WEBSOCKET_PATHS
@@ -21,7 +21,7 @@ from lluda.serving.http.json_response import json_response
 from lluda.serving.http.route import ApiRoute
 from lluda.serving.realtime.client_secrets import SECONDS, ClientSecretBody, ExpiresAfter, described
 from lluda.serving.realtime.items import new_id
-from lluda.serving.realtime.refusal import refuse
+from lluda.serving.realtime.refusal import GONE, refuse
 from lluda.serving.realtime.session import Session
 from lluda.serving.realtime.session_fields import SessionFields
 from lluda.serving.realtime.session_settings import SessionSettings
@@ -76,7 +76,7 @@ async def realtime(socket: WebSocket) -> None:
                 await session.run()
             finally:
                 _log.info("%s ended after %.1f s", session.id, time.monotonic() - began)
-    except (WebSocketDisconnect, RuntimeError):  # the client has left
+    except GONE:
         return
     except Exception as error:
         await refuse(socket, from_error(error), service.limits)

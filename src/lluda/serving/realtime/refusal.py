@@ -18,15 +18,18 @@ if TYPE_CHECKING:
     from lluda.serving.http.errors import ApiError
     from lluda.serving.limits import Limits
 
-POLICY_VIOLATION, INTERNAL_ERROR, TRY_AGAIN_LATER = 1008, 1011, 1013
+UNSUPPORTED_DATA, POLICY_VIOLATION, INTERNAL_ERROR, TRY_AGAIN_LATER = 1003, 1008, 1011, 1013
 """Codes of RFC 6455 section 7.4.1 and of IANA's list."""
+
+GONE = (WebSocketDisconnect, RuntimeError)
+"""What starlette raises where the client has left."""
 
 
 async def refuse(socket: WebSocket, error: ApiError, limits: Limits) -> None:
     """Tell ``error`` and close an accepted connection."""
     found = ErrorObject(type=error.type, message=error.message, code=error.code, param=error.param)
     event = ErrorEvent(event_id=new_id("event"), error=found)
-    with suppress(TimeoutError, WebSocketDisconnect, RuntimeError):
+    with suppress(TimeoutError, *GONE):
         async with asyncio.timeout(limits.write_stall_seconds):
             await socket.send_text(msgspec.json.encode(event).decode())
             await socket.close(close_code(error), error.code[:100])

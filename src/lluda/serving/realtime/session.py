@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from lluda.serving.http.errors import ApiError, from_error, invalid
@@ -18,6 +19,7 @@ from lluda.serving.realtime.conversation_edits import ConversationEdits
 from lluda.serving.realtime.input_turns import InputTurns, Turn, TurnBegun
 from lluda.serving.realtime.items import new_id
 from lluda.serving.realtime.outbox import Outbox
+from lluda.serving.realtime.refusal import GONE, INTERNAL_ERROR, POLICY_VIOLATION, UNSUPPORTED_DATA
 from lluda.serving.realtime.responder import Responder
 from lluda.serving.realtime.responses import Response
 from lluda.serving.realtime.session_fields import ResponseFields, SemanticVad, SessionFields
@@ -73,7 +75,7 @@ class Session:
         """Whether nothing is being answered."""
         return self._responder.is_idle
 
-    def end(self, code: int, error: Exception) -> None:
+    def end(self, code: int, error: BaseException) -> None:
         """Tell the client ``error``, and close with ``code``."""
         if self._close is None:
             found = from_error(error)
@@ -96,7 +98,11 @@ class Session:
             *(loop.create_task(one) for one in (self._receive(), self._ended.wait(), self._transcripts.run())),
         ]
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                error = task.exception()
+                if error is not None and not isinstance(error, GONE):
+                    self.end(INTERNAL_ERROR, error)
         finally:
             clock.cancel()
             for task in tasks[1:]:
@@ -109,21 +115,16 @@ class Session:
     async def _leave(self, sending: asyncio.Task[None]) -> None:
         """Send what is left and close, if the client is still there."""
         if self._outbox.overflow.is_set():
-            self._close = (1008, "unread output")
+            self._close = (POLICY_VIOLATION, "unread output")
         elif self._close is not None and not sending.done():
-            await asyncio.wait(
-                {sending, asyncio.ensure_future(self._outbox.emptied())},
-                timeout=_LAST_WORDS_SECONDS,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                    await self._outbox.emptied()
         sending.cancel()
         if self._close is not None:
-            code, reason = self._close
-            try:
+            with suppress(TimeoutError, *GONE):  # it reads nothing, or has left
                 async with asyncio.timeout(_LAST_WORDS_SECONDS):
-                    await self._socket.close(code, reason)
-            except (TimeoutError, RuntimeError):  # it reads nothing, or has left
-                pass
+                    await self._socket.close(*self._close)
 
     async def _receive(self) -> None:
         while True:
@@ -132,7 +133,7 @@ class Session:
                 return
             text = message.get("text")
             if text is None:
-                self._close = (1003, "text frames only")
+                self._close = (UNSUPPORTED_DATA, "text frames only")
                 return
             await self._handle(text)
 

@@ -20,7 +20,7 @@ class Open(Protocol):
     def is_idle(self) -> bool:
         """Whether nothing is being answered."""
 
-    def end(self, code: int, error: Exception) -> None:
+    def end(self, code: int, error: BaseException) -> None:
         """Tell the client ``error``, and close with ``code``."""
 
 
