@@ -160,6 +160,8 @@ def test_a_step_makes_no_memory(one_gpu):
         runner.greedy_step([3], [cache])
         runner.step([3], [cache])
     assert one_gpu.buffers_made == before
+    layers = DENSE["num_hidden_layers"]
+    assert runner._graph(1).launches == 1 + 6 * layers + 3  # a row of the table; the head and its two of argmax
 
 
 def test_the_host_chooses_where_a_row_is_sampled(one_gpu):

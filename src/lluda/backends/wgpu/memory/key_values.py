@@ -1,6 +1,6 @@
 """Keys and values on the device: a copy of what the host's stores hold.
 
-A store's tensors on the host stay the truth, since prompts run on the host: rows that are new there are copied to the
+A store's tensors on the host stay the truth, since some rows are made there: those that are new are copied to the
 device before a step, and those that a step makes come back with its result. All sequences share one pool of positions;
 each has a run of them.
 """

@@ -76,10 +76,6 @@ class WgpuDecode:
             self._logits = torch.from_numpy(raw.view(np.float32).reshape(self.rows, -1).copy())
         return self._logits
 
-    def recorded(self) -> object:
-        """The step's commands, recorded anew and not submitted (to measure)."""
-        return self._exchange.recorded()
-
 
 def floats_of(keys: NDArray[np.uint32]) -> NDArray[np.float32]:
     """The logits that `wgsl.argmax` made keys of."""

@@ -83,10 +83,6 @@ class Exchange:
             values[:, :, length] = fresh[:, row, 1]
         return outputs
 
-    def recorded(self) -> object:
-        """The first way's commands, recorded anew and not submitted (to measure)."""
-        return self._commands[0].recorded()
-
     def _made(self, launches: Sequence[Launch], copies: Sequence[Copy], way: int) -> Commands:
         """Made anew when the pool's buffers are others."""
         generation = self.step.layers.pool.generation

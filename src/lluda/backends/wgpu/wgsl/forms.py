@@ -148,18 +148,12 @@ class Q8(Form):
         return f"{fragment} * 2u + {load}u"
 
     def accumulate(self, r: int, batch: int, fragment: str, columns: int) -> Lines:
-        lines = [f"let g_{r} = row_{r} * {columns // 32}u + {fragment}; let d_{r} = {scale_at(f'g_{r}')};"]
+        lines = [f"let g_{r} = row_{r} * {columns // 32}u + {fragment}; let d_{r} = half_at(g_{r});"]
         lines += [f"var s_{r}_{b} = vec4<f32>(0.0);" for b in range(batch)]
         for k in range(8):
             lines.append(f"let v_{r}_{k} = vec4<f32>(unpack4xI8(w_{r}_{k // 4}.{'xyzw'[k % 4]}));")
             lines += [f"s_{r}_{b} = fma(v_{r}_{k}, x{k}_{b}, s_{r}_{b});" for b in range(batch)]
         return lines + [f"a_{r}_{b} = fma(vec4(d_{r}), s_{r}_{b}, a_{r}_{b});" for b in range(batch)]
-
-
-def scale_at(index: str) -> str:
-    """The ``index``-th float16 of ``side``, by integers: whether ``unpack2x16float`` keeps subnormal ones is the
-    driver's choice."""
-    return f"half_at({index})"
 
 
 HALF_AT = """fn half_at(index: u32) -> f32 {
@@ -169,6 +163,7 @@ HALF_AT = """fn half_at(index: u32) -> f32 {
   let exponent = select(magnitude + 0x1c000u, 0x3fc00u | (magnitude & 0x3ffu), magnitude >= 0x7c00u);
   return bitcast<f32>(((h >> 15u) << 31u) | (exponent << 13u));
 }"""
-"""Declared where a Q8_0 matrix is bound."""
+"""The ``index``-th float16 of ``side``, by integers: whether ``unpack2x16float`` keeps subnormal ones is the driver's
+choice. Declared where a Q8_0 matrix is bound."""
 
 FORMS: dict[str, Form] = {form.name: form for form in (Bf16(), F32(), Packed(), Q8())}

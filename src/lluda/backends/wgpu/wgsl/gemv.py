@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lluda.backends.wgpu.wgsl.forms import FORMS, HALF_AT, Form, Lines
+from lluda.backends.wgpu.wgsl.forms import FORMS, HALF_AT, Lines
 from lluda.backends.wgpu.wgsl.shader import GRID_X, ROUNDED, Shader, Target, binding
 
 MAX_BATCH = 4
@@ -251,8 +251,3 @@ class _Writer:
                     lines.append(f"{at} {'=' if product.mode == 'store' else '+='} {value};")
             lines.append("}")
         return lines
-
-
-def form_of(name: str) -> Form:
-    """The form of a name."""
-    return FORMS[name]
