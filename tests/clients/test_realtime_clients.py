@@ -43,7 +43,8 @@ def check_session(found: dict[str, Any]) -> None:
     assert found["errors"] == []
     assert transcript(found["turn"]) == ANSWER
     assert transcript(found["after"])
-    assert found["turn"]["status"] == found["after"]["status"] == "completed"
+    assert found["turn"]["status"] == "completed"
+    assert found["after"]["status"] in ("completed", "incomplete")  # it may go on until it is cut
     assert found["sound"] > RATE
     assert len(found["truncated"]) == 1
     assert [item["type"] for item in found["called"]] == ["function_call"]
