@@ -17,6 +17,8 @@ _SAME = {
     "kiev": "kyiv",
     "ok": "okay",
     "neighs": "nays",
+    "bye": "buy",
+    "passed": "past",
     "honor": "honour",
 }
 """Spellings of the judge for spellings of the world that sound the same."""
