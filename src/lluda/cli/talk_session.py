@@ -24,7 +24,7 @@ from lluda.engine.request import SpeechChunk, Token
 from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.errors import LludaError
 from lluda.inputs.media.microphone import RATE
-from lluda.serving.realtime.truncation import heard_text, likely_seconds
+from lluda.serving.realtime.conversation.truncation import heard_text, likely_seconds
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lluda.engine.stream import Channel
-from lluda.serving.realtime.speech_pace import SpeechPace
+from lluda.serving.realtime.answers.speech_pace import SpeechPace
 from tests.serving.realtime.conftest import silence
 from tests.serving.realtime.talking import Talk, eventually, talking
 from tests.serving.running import RunningServer
@@ -21,7 +21,7 @@ LONG = "What is the capital of France? What is one plus two? Which day comes aft
 @pytest.fixture
 def slow_speech(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only so much sound is sent ahead, and made, that an answer goes on for a while."""
-    monkeypatch.setattr("lluda.serving.realtime.speech_pace.LEAD_SECONDS", 0.3)
+    monkeypatch.setattr("lluda.serving.realtime.answers.speech_pace.LEAD_SECONDS", 0.3)
     monkeypatch.setattr(Channel, "is_full", property(lambda channel: len(channel._events) >= 4))
 
 
@@ -200,7 +200,7 @@ def test_sound_is_not_sent_far_ahead(slow_speech: None) -> None:
 def test_a_listener_who_had_to_wait_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     async def waited(seconds: float) -> float:
         pace, now = SpeechPace(), 100.0
-        monkeypatch.setattr("lluda.serving.realtime.speech_pace.time", SimpleNamespace(monotonic=lambda: now))
+        monkeypatch.setattr("lluda.serving.realtime.answers.speech_pace.time", SimpleNamespace(monotonic=lambda: now))
         await pace.take(0.2)
         now += seconds
         await pace.take(0.2)

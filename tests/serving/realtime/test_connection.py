@@ -142,7 +142,7 @@ def test_a_fault_of_the_session_itself_ends_it(server: RunningServer, monkeypatc
     async def broken(_: Any) -> None:
         raise ValueError("a secret of the server")
 
-    monkeypatch.setattr("lluda.serving.realtime.transcripts.Transcripts.run", broken)
+    monkeypatch.setattr("lluda.serving.realtime.conversation.transcripts.Transcripts.run", broken)
     with connect(f"ws://127.0.0.1:{server.port}/v1/realtime") as connection, pytest.raises(ConnectionClosed) as end:
         errors = []
         while True:

@@ -7,8 +7,8 @@ import pytest
 
 from lluda.serving.http.errors import ApiError
 from lluda.serving.limits import Limits
-from lluda.serving.realtime.conversation import Conversation, user_sound
-from lluda.serving.realtime.items import CallItem, CallOutputItem, MessageItem, Part
+from lluda.serving.realtime.conversation.conversation import Conversation, user_sound
+from lluda.serving.realtime.conversation.items import CallItem, CallOutputItem, MessageItem, Part
 
 
 def user(text: str) -> MessageItem:

@@ -217,13 +217,13 @@ def test_errors_of_ours_end_no_session(server: RunningServer, monkeypatch: pytes
     with talking(server) as talk:
         if where == "answering":
             with monkeypatch.context() as patch:
-                patch.setattr("lluda.serving.realtime.answering.engine_requests", broken)
+                patch.setattr("lluda.serving.realtime.answers.answering.engine_requests", broken)
                 details = talk.ask("What is one plus two?")["status_details"]
             assert details["type"] == "failed"
             error = details["error"]
         else:
             with monkeypatch.context() as patch:
-                patch.setattr("lluda.serving.realtime.conversation_edits.client_item", broken)
+                patch.setattr("lluda.serving.realtime.conversation.conversation_edits.client_item", broken)
                 error = talk.refused("conversation.item.create", item=user_text("a"))
         assert error["code"] == "internal_error" and "secret" not in error["message"]
         assert talk.ask("What is one plus two?")["status"] == "completed"

@@ -39,7 +39,7 @@ def script(monkeypatch: pytest.MonkeyPatch, *pieces: Piece | Exception) -> None:
 
         yield play()
 
-    monkeypatch.setattr("lluda.serving.realtime.responses.answering", answering)
+    monkeypatch.setattr("lluda.serving.realtime.answers.responses.answering", answering)
 
 
 def answer(server: RunningServer, **response: Any) -> tuple[list[str], dict[str, Any]]:

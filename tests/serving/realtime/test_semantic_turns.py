@@ -14,9 +14,9 @@ from lluda.engine.listening.turn_detector import TAIL
 from lluda.engine.listening.turn_end import WAITS
 from lluda.engine.request import SpeechChunk
 from lluda.serving.limits import Limits
-from lluda.serving.realtime.input_turns import InputTurns
-from lluda.serving.realtime.session_fields import SemanticVad, ServerVad
+from lluda.serving.realtime.events.session_fields import SemanticVad, ServerVad
 from lluda.serving.realtime.session_settings import SoundFormat
+from lluda.serving.realtime.turns.input_turns import InputTurns
 from tests.serving.realtime.conftest import silence
 from tests.serving.realtime.talking import pcm
 from tests.serving.running import RunningServer

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lluda.errors import InvalidRequest
-from lluda.serving.realtime.sound_format import RATES, SAMPLE_BYTES, SoundDecoder, SoundEncoder
+from lluda.serving.realtime.turns.sound_format import RATES, SAMPLE_BYTES, SoundDecoder, SoundEncoder
 
 FORMATS = [(name, rate) for name, rates in RATES.items() for rate in rates]
 

@@ -67,7 +67,7 @@ def test_what_cannot_be_written_down_is_told(server: RunningServer, spoken: Any,
     def broken(*_: Any) -> Any:
         raise RuntimeError("a secret of the server")
 
-    monkeypatch.setattr("lluda.serving.realtime.transcripts.verbatim_prompt", broken)
+    monkeypatch.setattr("lluda.serving.realtime.conversation.transcripts.verbatim_prompt", broken)
     with talking(server) as talk:
         talk.update(audio={"input": {"transcription": {}, "turn_detection": None}})
         talk.append(spoken)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lluda.serving.realtime.truncation import heard_text, likely_seconds
+from lluda.serving.realtime.conversation.truncation import heard_text, likely_seconds
 
 
 @pytest.mark.parametrize(

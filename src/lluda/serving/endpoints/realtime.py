@@ -20,10 +20,10 @@ from lluda.serving.http.guard import check_origin, error_response
 from lluda.serving.http.json_response import json_response
 from lluda.serving.http.route import ApiRoute
 from lluda.serving.realtime.client_secrets import SECONDS, ClientSecretBody, ExpiresAfter, described
-from lluda.serving.realtime.items import new_id
+from lluda.serving.realtime.conversation.items import new_id
+from lluda.serving.realtime.events.session_fields import SessionFields
 from lluda.serving.realtime.refusal import GONE, refuse
 from lluda.serving.realtime.session import Session
-from lluda.serving.realtime.session_fields import SessionFields
 from lluda.serving.realtime.session_settings import SessionSettings
 
 if TYPE_CHECKING:

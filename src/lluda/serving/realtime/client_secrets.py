@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from lluda.serving.realtime.session_fields import SessionFields
+from lluda.serving.realtime.events.session_fields import SessionFields
 from lluda.serving.wire.wire_model import WireModel
 
 _MOST = 1024

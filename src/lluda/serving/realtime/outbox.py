@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from starlette.websockets import WebSocket
 
     from lluda.serving.limits import Limits
-    from lluda.serving.realtime.server_events import ServerEvent
+    from lluda.serving.realtime.events.server_events import ServerEvent
 
 
 class _Waiting(msgspec.Struct):

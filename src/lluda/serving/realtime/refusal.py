@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import msgspec
 from starlette.websockets import WebSocketDisconnect
 
-from lluda.serving.realtime.items import new_id
-from lluda.serving.realtime.server_events import ErrorEvent, ErrorObject
+from lluda.serving.realtime.conversation.items import new_id
+from lluda.serving.realtime.events.server_events import ErrorEvent, ErrorObject
 
 if TYPE_CHECKING:
     from starlette.websockets import WebSocket

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from lluda.serving.http.errors import ApiError, from_error, invalid
 from lluda.serving.media.data_url import from_base64
-from lluda.serving.realtime import client_events as client
-from lluda.serving.realtime import server_events as told
-from lluda.serving.realtime.answering import chat_options
-from lluda.serving.realtime.beta_names import is_beta, to_beta, to_ga
-from lluda.serving.realtime.client_items import MOST_SOUND_BYTES
-from lluda.serving.realtime.conversation import Conversation
-from lluda.serving.realtime.conversation_edits import ConversationEdits
-from lluda.serving.realtime.input_turns import InputTurns, Turn, TurnBegun
-from lluda.serving.realtime.items import new_id
+from lluda.serving.realtime.answers.answering import chat_options
+from lluda.serving.realtime.answers.responder import Responder
+from lluda.serving.realtime.answers.responses import Response
+from lluda.serving.realtime.conversation.conversation import Conversation
+from lluda.serving.realtime.conversation.conversation_edits import ConversationEdits
+from lluda.serving.realtime.conversation.items import new_id
+from lluda.serving.realtime.conversation.transcripts import Transcripts
+from lluda.serving.realtime.events import client_events as client
+from lluda.serving.realtime.events import server_events as told
+from lluda.serving.realtime.events.beta_names import is_beta, to_beta, to_ga
+from lluda.serving.realtime.events.client_items import MOST_SOUND_BYTES
+from lluda.serving.realtime.events.session_fields import ResponseFields, SemanticVad, SessionFields
 from lluda.serving.realtime.outbox import Outbox
 from lluda.serving.realtime.refusal import GONE, INTERNAL_ERROR, POLICY_VIOLATION, UNSUPPORTED_DATA
-from lluda.serving.realtime.responder import Responder
-from lluda.serving.realtime.responses import Response
-from lluda.serving.realtime.session_fields import ResponseFields, SemanticVad, SessionFields
 from lluda.serving.realtime.session_settings import SessionSettings
-from lluda.serving.realtime.transcripts import Transcripts
+from lluda.serving.realtime.turns.input_turns import InputTurns, Turn, TurnBegun
 
 if TYPE_CHECKING:
     from starlette.websockets import WebSocket

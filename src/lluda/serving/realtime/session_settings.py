@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lluda.serving.questions.tool_use import ToolUse, tool_use
-from lluda.serving.realtime.session_fields import (
+from lluda.serving.realtime.events.session_fields import (
     Audio,
     G711Format,
     PcmFormat,

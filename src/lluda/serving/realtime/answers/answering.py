@@ -16,7 +16,7 @@ from lluda.serving.questions.chat_question import ChatQuestion, Speech
 from lluda.serving.questions.engine_requests import EngineRequests, compiled, engine_requests
 from lluda.serving.reading.answer_reader import AnswerReader
 from lluda.serving.reading.pieces import CallBroken, Finished, Piece
-from lluda.serving.realtime.conversation import Reading
+from lluda.serving.realtime.conversation.conversation import Reading
 from lluda.serving.realtime.session_settings import AnswerSettings
 
 if TYPE_CHECKING:

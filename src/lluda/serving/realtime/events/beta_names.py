@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from lluda.serving.realtime.server_events import ItemDone, ServerEvent
+from lluda.serving.realtime.events.server_events import ItemDone, ServerEvent
 
 _EVENTS = {
     "response.output_audio.delta": "response.audio.delta",

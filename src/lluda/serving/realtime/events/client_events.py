@@ -11,8 +11,8 @@ from lluda.errors import CorruptFile
 from lluda.files.json_file import parse_json
 from lluda.serving.http.body import checked
 from lluda.serving.http.errors import invalid
-from lluda.serving.realtime.item_fields import ItemFields, ItemId
-from lluda.serving.realtime.session_fields import ResponseFields, SessionFields
+from lluda.serving.realtime.events.item_fields import ItemFields, ItemId
+from lluda.serving.realtime.events.session_fields import ResponseFields, SessionFields
 from lluda.serving.wire.wire_model import WireModel
 
 MOST_ID = 512

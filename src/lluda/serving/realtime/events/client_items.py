@@ -10,10 +10,10 @@ from lluda.errors import LludaError
 from lluda.inputs.media.audio_file import open_audio
 from lluda.serving.http.errors import ApiError, from_error, invalid
 from lluda.serving.media.data_url import from_base64, from_data_url
-from lluda.serving.realtime import item_fields as fields
-from lluda.serving.realtime.conversation import user_sound
-from lluda.serving.realtime.items import CallItem, CallOutputItem, Item, MessageItem, Part, new_id
-from lluda.serving.realtime.sound_format import HEARD_RATE, SoundDecoder
+from lluda.serving.realtime.conversation.conversation import user_sound
+from lluda.serving.realtime.conversation.items import CallItem, CallOutputItem, Item, MessageItem, Part, new_id
+from lluda.serving.realtime.events import item_fields as fields
+from lluda.serving.realtime.turns.sound_format import HEARD_RATE, SoundDecoder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

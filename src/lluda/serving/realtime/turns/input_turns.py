@@ -21,14 +21,14 @@ from lluda.engine.listening.turn_detector import (
 )
 from lluda.engine.listening.turn_end import likely_over
 from lluda.serving.http.errors import invalid
-from lluda.serving.realtime.conversation import user_sound
-from lluda.serving.realtime.items import MessageItem, new_id
-from lluda.serving.realtime.server_events import ServerEvent, SpeechStopped, TimeoutTriggered
-from lluda.serving.realtime.server_events import SpeechStarted as StartedEvent
-from lluda.serving.realtime.session_fields import SemanticVad, ServerVad
+from lluda.serving.realtime.conversation.conversation import user_sound
+from lluda.serving.realtime.conversation.items import MessageItem, new_id
+from lluda.serving.realtime.events.server_events import ServerEvent, SpeechStopped, TimeoutTriggered
+from lluda.serving.realtime.events.server_events import SpeechStarted as StartedEvent
+from lluda.serving.realtime.events.session_fields import SemanticVad, ServerVad
 from lluda.serving.realtime.session_settings import SessionSettings, SoundFormat
-from lluda.serving.realtime.sound_buffer import SoundBuffer
-from lluda.serving.realtime.sound_format import HEARD_RATE, SoundDecoder
+from lluda.serving.realtime.turns.sound_buffer import SoundBuffer
+from lluda.serving.realtime.turns.sound_format import HEARD_RATE, SoundDecoder
 
 if TYPE_CHECKING:
     from lluda.engine.listening.listener import Listener

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lluda.serving.http.errors import ApiError, from_error
 from lluda.serving.reading.pieces import CallArguments, CallEnded, CallStarted, Content, Finished, Piece, Sound
-from lluda.serving.realtime.answering import Cost, Read, answering
-from lluda.serving.realtime.items import new_id
-from lluda.serving.realtime.output_items import Output, OutputCall, OutputMessage
-from lluda.serving.realtime.server_events import ResponseCreated, ResponseDone, ServerEvent
+from lluda.serving.realtime.answers.answering import Cost, Read, answering
+from lluda.serving.realtime.answers.output_items import Output, OutputCall, OutputMessage
+from lluda.serving.realtime.answers.speech_pace import SpeechPace
+from lluda.serving.realtime.conversation.items import new_id
+from lluda.serving.realtime.conversation.truncation import heard_text, likely_seconds
+from lluda.serving.realtime.events.server_events import ResponseCreated, ResponseDone, ServerEvent
 from lluda.serving.realtime.session_settings import AnswerSettings
-from lluda.serving.realtime.sound_format import SPOKEN_RATE, SoundEncoder
-from lluda.serving.realtime.speech_pace import SpeechPace
-from lluda.serving.realtime.truncation import heard_text, likely_seconds
+from lluda.serving.realtime.turns.sound_format import SPOKEN_RATE, SoundEncoder
 
 if TYPE_CHECKING:
-    from lluda.serving.realtime.conversation import Conversation
+    from lluda.serving.realtime.conversation.conversation import Conversation
     from lluda.serving.realtime.outbox import Outbox
     from lluda.serving.service import Service
 

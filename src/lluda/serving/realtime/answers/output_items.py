@@ -6,8 +6,8 @@ import base64
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lluda.serving.realtime.items import CallItem, Item, MessageItem, Part, Status
-from lluda.serving.realtime.server_events import (
+from lluda.serving.realtime.conversation.items import CallItem, Item, MessageItem, Part, Status
+from lluda.serving.realtime.events.server_events import (
     ArgumentsDelta,
     ArgumentsDone,
     AudioDelta,
@@ -26,7 +26,7 @@ from lluda.serving.realtime.server_events import (
 )
 
 if TYPE_CHECKING:
-    from lluda.serving.realtime.conversation import Conversation
+    from lluda.serving.realtime.conversation.conversation import Conversation
 
 
 class Tell(Protocol):

@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 from lluda.serving.http.body import checked
 from lluda.serving.http.errors import ApiError, invalid
-from lluda.serving.realtime import client_events as client
-from lluda.serving.realtime import server_events as told
-from lluda.serving.realtime.client_items import client_item, has_media
-from lluda.serving.realtime.conversation import with_sound
-from lluda.serving.realtime.item_fields import InputItems, ItemReference
-from lluda.serving.realtime.items import Item, MessageItem
-from lluda.serving.realtime.truncation import heard_text
+from lluda.serving.realtime.conversation.conversation import with_sound
+from lluda.serving.realtime.conversation.items import Item, MessageItem
+from lluda.serving.realtime.conversation.truncation import heard_text
+from lluda.serving.realtime.events import client_events as client
+from lluda.serving.realtime.events import server_events as told
+from lluda.serving.realtime.events.client_items import client_item, has_media
+from lluda.serving.realtime.events.item_fields import InputItems, ItemReference
 
 if TYPE_CHECKING:
-    from lluda.serving.realtime.conversation import Conversation
+    from lluda.serving.realtime.answers.responder import Responder
+    from lluda.serving.realtime.conversation.conversation import Conversation
+    from lluda.serving.realtime.events.session_fields import ResponseFields
     from lluda.serving.realtime.outbox import Outbox
-    from lluda.serving.realtime.responder import Responder
-    from lluda.serving.realtime.session_fields import ResponseFields
     from lluda.serving.realtime.session_settings import SoundFormat
     from lluda.serving.service import Service
 

@@ -10,17 +10,17 @@ import numpy as np
 
 from lluda.engine.request import Completion, Token
 from lluda.serving.http.errors import from_error
-from lluda.serving.realtime.items import MessageItem, Part
-from lluda.serving.realtime.server_events import TranscriptionCompleted, TranscriptionDelta, TranscriptionFailed
-from lluda.serving.realtime.session_fields import Transcription
-from lluda.serving.realtime.sound_format import HEARD_RATE
+from lluda.serving.realtime.conversation.items import MessageItem, Part
+from lluda.serving.realtime.events.server_events import TranscriptionCompleted, TranscriptionDelta, TranscriptionFailed
+from lluda.serving.realtime.events.session_fields import Transcription
+from lluda.serving.realtime.turns.sound_format import HEARD_RATE
 from lluda.serving.transcription.languages import LANGUAGES
 from lluda.serving.transcription.listening import Wish, verbatim_prompt, verbatim_sampling
 
 if TYPE_CHECKING:
     from lluda.api.model import Model
     from lluda.engine.request import Request
-    from lluda.serving.realtime.conversation import Conversation
+    from lluda.serving.realtime.conversation.conversation import Conversation
     from lluda.serving.realtime.outbox import Outbox
     from lluda.serving.service import Service
 

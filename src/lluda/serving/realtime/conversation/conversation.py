@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lluda.serving.http.errors import invalid
-from lluda.serving.realtime.items import CallItem, CallOutputItem, Item, MessageItem, Part, new_id
-from lluda.serving.realtime.sound_format import HEARD_RATE, SPOKEN_RATE, SoundEncoder
+from lluda.serving.realtime.conversation.items import CallItem, CallOutputItem, Item, MessageItem, Part, new_id
+from lluda.serving.realtime.turns.sound_format import HEARD_RATE, SPOKEN_RATE, SoundEncoder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

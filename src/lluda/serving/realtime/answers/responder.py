@@ -9,14 +9,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lluda.serving.http.errors import invalid
-from lluda.serving.realtime.conversation import Reading
-from lluda.serving.realtime.items import Item
-from lluda.serving.realtime.responses import Asked, CancelReason, Response
-from lluda.serving.realtime.session_fields import ResponseFields
+from lluda.serving.realtime.answers.responses import Asked, CancelReason, Response
+from lluda.serving.realtime.conversation.conversation import Reading
+from lluda.serving.realtime.conversation.items import Item
+from lluda.serving.realtime.events.session_fields import ResponseFields
 from lluda.serving.realtime.session_settings import SessionSettings
 
 if TYPE_CHECKING:
-    from lluda.serving.realtime.conversation import Conversation
+    from lluda.serving.realtime.conversation.conversation import Conversation
     from lluda.serving.realtime.outbox import Outbox
     from lluda.serving.service import Service
 

@@ -1,0 +1,1 @@
+"""The output side: one response at a time, and its events."""

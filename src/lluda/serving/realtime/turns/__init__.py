@@ -1,0 +1,1 @@
+"""The input side: sound that comes in, cut into turns."""
