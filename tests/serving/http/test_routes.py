@@ -8,7 +8,6 @@ import re
 import pytest
 
 from lluda.serving.http.keys import Keys
-from lluda.source_commit import source_commit
 from tests.serving.oracle import check_error, check_well
 from tests.serving.running import RunningServer, running_server
 
@@ -136,7 +135,7 @@ def test_ready_makes_a_step(server: RunningServer) -> None:
 def test_version(server: RunningServer) -> None:
     version = server.get("/version").json()
     assert version["model"] == "tiny-omni" and version["backend"] in ("cpu", "reference")
-    assert version["commit"] == source_commit()
+    assert version["commit"] == server.service.commit  # at the server's start: tests/test_source_commit.py
 
 
 def test_tokens_there_and_back(server: RunningServer) -> None:
