@@ -13,20 +13,18 @@ Q8_0: int8 ``q [rows, columns]``, then float16 scales ``[rows, columns / 32]``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lluda.backends.exponent_codes import CODES, best_offset, coded_parts, exponent_counts, joined
 from lluda.formats import packed_bf16, q8_0
 from lluda.formats.stored_tensor import StoredTensor
 
 PACKED, Q8_0 = packed_bf16.PACKED_BF16.name, q8_0.Q8_0.name
 HEADER, BLOCK_WEIGHTS, PACKED_BYTES = 64, packed_bf16.BLOCK, packed_bf16.BLOCK_BYTES
 
-_CODES = 15
-_HIGHEST = 205  # exponent from which on 2^(offset - 64) nears the end of float32; larger weights are escapes
 _AT_ONCE = 1 << 24  # weights, so that what is needed beside them stays small
 
 
@@ -50,11 +48,11 @@ def pack(values: Tensor) -> CodedWeight:
     rows, columns = values.shape
     blocks = -(-columns // BLOCK_WEIGHTS)
     pieces = torch.split(values, max(1, _AT_ONCE // columns))
-    counts = torch.stack([torch.bincount(_exponents(piece).flatten(), minlength=256) for piece in pieces]).sum(0)
+    counts = torch.stack([exponent_counts(piece) for piece in pieces]).sum(0)
     zeros = torch.stack([(piece == 0).sum() for piece in pieces]).sum()
     *used, zero = torch.cat((counts, zeros[None])).tolist()
-    offset = _offset(used)
-    escapes = rows * columns - sum(used[max(offset, 0) + 1 : offset + _CODES + 1]) - zero
+    offset = best_offset(used)
+    escapes = rows * columns - sum(used[max(offset, 0) + 1 : offset + CODES + 1]) - zero
     end = HEADER + rows * blocks * PACKED_BYTES
     entries = end + -(-(rows + 1) * 4 // 8) * 8
     data = torch.zeros(entries + 8 * escapes, dtype=torch.uint8, device=values.device)
@@ -87,33 +85,14 @@ def split_q8_0(stored: StoredTensor) -> CodedWeight:
     return CodedWeight(data, Q8_0, rows, columns)
 
 
-def _bits(values: Tensor) -> Tensor:
-    return values.contiguous().view(torch.int16).to(torch.int32) & 0xFFFF
-
-
-def _exponents(values: Tensor) -> Tensor:
-    return (_bits(values) >> 7) & 255
-
-
-def _offset(counts: Sequence[int]) -> int:
-    """What a code lacks to its exponent: such that as many weights as can be have a code."""
-    covered = [sum(counts[max(top - _CODES, 0) + 1 : top + 1]) for top in range(_HIGHEST + 1)]
-    return covered.index(max(covered)) - _CODES
-
-
 def _pack_rows(values: Tensor, offset: int, body: Tensor) -> tuple[Tensor, Tensor]:
     """Write rows into ``body [rows, blocks, 192]``; of each row how many escapes it has, and all of them."""
-    bits = _bits(values)
-    code = ((bits >> 7) & 255) - offset
-    code = torch.where((code >= 1) & (code <= _CODES) & (code + offset > 0), code, 0)
-    escaped = (code == 0) & ((bits & 0x7FFF) != 0)
-    kept = torch.where(escaped, 0, ((bits >> 8) & 128) | (bits & 127))
-    kept, code = (_in_blocks(part.to(torch.uint8), body.shape[1]) for part in (kept, code))
-    half = BLOCK_WEIGHTS // 2
+    parts = coded_parts(values, offset)
+    kept, codes = (_in_blocks(part, body.shape[1]) for part in (parts.kept, parts.codes))
     body[..., :BLOCK_WEIGHTS] = kept
-    body[..., BLOCK_WEIGHTS:] = code[..., :half] | (code[..., half:] << 4)
-    row, column = escaped.nonzero(as_tuple=True)
-    return torch.bincount(row, minlength=len(values)).to(torch.int32), (column << 32) | bits[row, column]
+    body[..., BLOCK_WEIGHTS:] = joined(codes)
+    row, column = parts.escaped.nonzero(as_tuple=True)
+    return torch.bincount(row, minlength=len(values)).to(torch.int32), (column << 32) | parts.bits[row, column]
 
 
 def _in_blocks(values: Tensor, blocks: int) -> Tensor:
