@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,13 +39,8 @@ def test_what_cannot_be_served_is_one_line(
 def test_extra_that_is_not_installed_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = builtins.__import__
-
-    def without(name: str, *arguments: object, **options: object) -> object:
-        if name == "lluda.serving.http.keys":
-            raise ModuleNotFoundError("No module named 'starlette'", name="starlette")
-        return found(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "starlette", None)
     assert main(["serve"]) == 1
-    assert "lluda serve needs starlette; install it with: pip install 'lluda[serve]'" in capsys.readouterr().err
+    assert "lluda serve needs starlette, which is not installed; get it with: pip install 'lluda[serve]'" in (
+        capsys.readouterr().err
+    )

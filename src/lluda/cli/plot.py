@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lluda.errors import InvalidRequest, MissingDependency
+from lluda.errors import InvalidRequest
+from lluda.extras import missing
 from lluda.files.atomic_file import atomic_file
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def require_plot(path: Path) -> None:
     try:
         import matplotlib as _  # noqa: F401
     except ImportError:
-        raise MissingDependency("--plot needs matplotlib; get it with: pip install 'lluda[validate]'") from None
+        raise missing("--plot", "matplotlib") from None
 
 
 def plot_validation(validation: Validation, path: Path) -> None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from lluda.cli import options
 from lluda.cli.console import byte_progress, say
 from lluda.cli.heavy_imports import heavy_imports
-from lluda.errors import InvalidRequest, MissingDependency
+from lluda.errors import InvalidRequest
+from lluda.extras import require
 
 if TYPE_CHECKING:
     from lluda.api.model import Model
@@ -56,15 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Listen, load, serve until a signal."""
-    try:
-        from lluda.serving.http.keys import VARIABLE, Keys
-        from lluda.serving.http.listener import addresses, listen
-        from lluda.serving.limits import Limits
-        from lluda.serving.settings import Settings
-    except ModuleNotFoundError as error:
-        raise MissingDependency(
-            f"lluda serve needs {error.name}; install it with: pip install 'lluda[serve]'"
-        ) from None
+    require("lluda serve", "serve", "media")
+    from lluda.serving.http.keys import VARIABLE, Keys
+    from lluda.serving.http.listener import addresses, listen
+    from lluda.serving.limits import Limits
+    from lluda.serving.settings import Settings
+
     sessions = [] if args.max_realtime is None else [f"realtime_sessions={args.max_realtime}"]
     limits = Limits().changed([*args.limit, *sessions])
     if args.print_limits:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lluda.errors import LludaError, MissingDependency, UnsupportedModel
+from lluda.errors import LludaError, UnsupportedModel
 from lluda.evaluation.trace import Observe, Step
+from lluda.extras import missing
 from lluda.weights.checkpoint import is_gguf
 
 _GGML_TYPE_F32 = 0
@@ -76,7 +77,5 @@ def require_llama_cpp(path: Path) -> Any:
     try:
         import llama_cpp
     except ImportError as error:
-        raise MissingDependency(
-            f"llama-cpp-python, the reference, cannot be imported ({error}); get it with: pip install llama-cpp-python"
-        ) from None
+        raise missing("the reference", "llama_cpp", reason=f"cannot be imported ({error})") from None
     return llama_cpp

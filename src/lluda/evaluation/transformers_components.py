@@ -29,6 +29,7 @@ from lluda.evaluation.transformers_loading import (
     load_text_model,
     require_transformers,
 )
+from lluda.extras import require
 from lluda.inputs.media.media_positions import VideoSpan
 from lluda.models.causal_lm import EMBEDDING, HEAD
 from lluda.models.components import BY_NAME
@@ -142,6 +143,7 @@ class TransformersComponents:
 
     def pixels(self, pictures: Sequence[Any], config: VisionInputConfig) -> Tensor:
         """Patches of pictures, uint8 ``[height, width, 3]``, below each other."""
+        require("the reference's vision", "media")
         from PIL import Image
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 

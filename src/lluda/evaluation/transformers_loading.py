@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lluda.errors import LludaError, MissingDependency, UnsupportedModel
+from lluda.errors import LludaError, UnsupportedModel
+from lluda.extras import missing
 from lluda.weights.checkpoint import is_gguf
 from lluda.weights.saved_names import missing_prefix, released_name
 
@@ -36,9 +37,7 @@ def require_transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise MissingDependency(
-            f"transformers, the reference, cannot be imported ({error}); get it with: pip install 'lluda[validate]'"
-        ) from None
+        raise missing("the reference", "transformers", reason=f"cannot be imported ({error})") from None
     return transformers
 
 

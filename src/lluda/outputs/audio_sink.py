@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from lluda.errors import InvalidRequest, LludaError, MissingDependency
+from lluda.extras import missing, require
 from lluda.files.system_errors import remedy_for
 from lluda.outputs.wav_header import pcm16, wav_header
 
@@ -54,8 +55,8 @@ def open_audio_sink(target: str, rate: int, encoding: str = "pcm16") -> AudioSin
     """The sink that ``target`` names: ``-`` standard output (wav), ``speakers`` the default sound device, else a file
     ending in .wav or .flac. ``rate`` in Hz; ``encoding`` pcm16 or float (not in flac).
 
-    InvalidRequest: an ending or encoding that there is not, or a file that cannot be made. MissingDependency,
-    LludaError: no sounddevice package, or no device.
+    InvalidRequest: an ending or encoding that there is not, or a file that cannot be made. MissingDependency: files
+    without soundfile (``lluda[media]``), the device without sounddevice (``lluda[speakers]``). LludaError: no device.
     """
     if encoding not in ENCODINGS:
         raise InvalidRequest(f"encoding {encoding!r:.40} is not one of {', '.join(ENCODINGS)}")
@@ -79,6 +80,7 @@ class _FileSink(AudioSink):
             raise InvalidRequest(f"{path}: speech is written as {' or '.join(_CONTAINERS)}; choose such a name")
         if container == "FLAC" and encoding == "float":
             raise InvalidRequest(f"{path}: flac stores no floats; choose .wav, or the encoding pcm16")
+        require(f"writing {path}", "media", otherwise=f"name {STDOUT}, for a wav on standard output")
         _require_writable(path)
         self._path = path
         self._format = {"samplerate": rate, "channels": 1, "subtype": ENCODINGS[encoding], "format": container}
@@ -162,9 +164,7 @@ class _DeviceSink(AudioSink):
         try:
             import sounddevice
         except ImportError:
-            raise MissingDependency(
-                "playing sound needs the sounddevice package: pip install 'lluda[speakers]'; or write to a file"
-            ) from None
+            raise missing("playing sound", "sounddevice", otherwise="write to a file") from None
         except OSError:  # its wheels for Linux are without the library
             raise MissingDependency(
                 "playing sound needs the PortAudio library (on Debian: apt install libportaudio2); or write to a file"

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lluda.errors import InvalidRequest
+from lluda.extras import require
 from lluda.outputs.wav_header import pcm16, wav_header
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ class RecordingEncoder:
     a wav header then has its true sizes, else the largest there are. One thread at a time may call it; what it holds
     is released with the object, also where a recording is left unfinished.
 
-    InvalidRequest: a ``format`` that is not one of `FORMATS` (or ``pcm16``).
+    InvalidRequest: a ``format`` that is not one of `FORMATS` (or ``pcm16``). MissingDependency: a compressed one
+    without PyAV (``lluda[media]``).
     """
 
     def __init__(self, format: str, sample_rate: int, samples: int | None = None) -> None:
@@ -118,6 +120,7 @@ class _Plain:
 
 class _Compressed:
     def __init__(self, compression: _Compression, rate: int) -> None:
+        require(f"sound as {compression.container}", "media")
         import av
 
         self._rate, self._lossless = rate, compression.lossless

@@ -46,7 +46,7 @@ def test_without_wgpu_the_package_is_named(monkeypatch):
     code = "import sys; sys.modules['wgpu'] = None\nfrom lluda.backends import select_backend\n"
     code += "select_backend('auto', 'wgpu', 'bf16')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "MissingDependency" in done.stderr and "pip install 'wgpu>=0.32,<0.33'" in done.stderr
+    assert "MissingDependency" in done.stderr and "pip install 'lluda[wgpu]'" in done.stderr
 
 
 def test_its_device_is_asked_by_name(adapter):

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from lluda.errors import InvalidRequest, MissingDependency
+from lluda.errors import InvalidRequest
+from lluda.extras import missing
 
 DEVICE = "wgpu"
 """Devices are called ``wgpu`` (the best real GPU), ``wgpu:1`` (by number) or ``wgpu:radv`` (by a part of the name)."""
@@ -86,7 +87,7 @@ def _instance() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "wgpu":
             raise
-        raise MissingDependency("the wgpu backend needs wgpu-py: pip install 'wgpu>=0.32,<0.33'") from None
+        raise missing("the wgpu backend", "wgpu") from None
     # Mesa's layer that sorts adapters asks the desktop, and without one complains on stderr; they are sorted here.
     os.environ.setdefault("NODEVICE_SELECT", "1")
     set_instance_extras(backends=("Vulkan", "Metal", "DX12"))

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lluda.engine.sampling.constraint import Constraint, ConstraintState
-from lluda.errors import InvalidRequest, MissingDependency
+from lluda.errors import InvalidRequest
+from lluda.extras import missing
 from lluda.inputs.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -189,5 +190,5 @@ def _library() -> Any:
     try:
         import llguidance
     except ImportError:
-        raise MissingDependency("grammars need llguidance: pip install 'lluda[serve]'") from None
+        raise missing("a grammar", "llguidance") from None
     return llguidance

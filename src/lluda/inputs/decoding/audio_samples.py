@@ -7,10 +7,11 @@ librosa.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lluda.config.audio import AUDIO_LIMITS, AudioLimits
 from lluda.errors import InvalidRequest, LimitExceeded
+from lluda.extras import require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,11 +32,11 @@ def convert(
     """Blocks ``[samples, channels]`` at ``source_rate`` as mono blocks ``[samples]`` at ``rate`` (both Hz).
 
     InvalidRequest: no sample at all, one that is not finite, or far beyond full scale. LimitExceeded: too long.
+    MissingDependency: the rates differ, and soxr is not installed (``lluda[media]``).
     """
     import numpy as np
-    import soxr
 
-    stream = soxr.ResampleStream(source_rate, rate, 1, dtype="float32") if source_rate != rate else None
+    stream = _resampler(where, source_rate, rate) if source_rate != rate else None
     count = 0
     for block in blocks:
         mono = _checked(block, count / source_rate, where, limits).mean(axis=1, dtype=np.float32)
@@ -48,6 +49,13 @@ def convert(
         raise InvalidRequest(f"{where}: the recording holds no sound; it needs at least one sample")
     if stream is not None and len(rest := stream.resample_chunk(np.zeros(0, np.float32), last=True)):
         yield rest
+
+
+def _resampler(where: str, source_rate: int, rate: int) -> Any:
+    require(f"{where}: converting {source_rate} samples a second to {rate}", "media")
+    import soxr
+
+    return soxr.ResampleStream(source_rate, rate, 1, dtype="float32")
 
 
 def _checked(block: NDArray[np.float32], seconds: float, where: str, limits: AudioLimits) -> NDArray[np.float32]:

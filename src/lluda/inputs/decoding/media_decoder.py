@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lluda import errors
 from lluda.errors import CorruptFile, LimitExceeded, LludaError
+from lluda.extras import require
 from lluda.inputs.child.child_messages import framed
 from lluda.inputs.child.child_process import ChildFailed, ChildProcess
 from lluda.inputs.decoding import media_worker
@@ -47,8 +48,10 @@ class MediaDecoder:
     def open(self, kind: str, file: MediaFile, **request: Any) -> DecodingJob:
         """Begin to decode ``file`` as ``kind``, a function of `media_jobs`, which is given ``request``.
 
-        Raises the errors of decoding, and CorruptFile if the decoder crashed.
+        Raises the errors of decoding, CorruptFile if the decoder crashed, and MissingDependency without the libraries
+        that decode (``lluda[media]``).
         """
+        require(f"reading {file.path}", "media")
         return DecodingJob(self, self._worker(), kind, file, request)
 
     def close(self) -> None:

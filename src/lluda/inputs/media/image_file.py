@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lluda.config.vision import VISION_LIMITS, VisionLimits
 from lluda.errors import InvalidRequest
+from lluda.extras import require
 from lluda.inputs.decoding.image_limits import check_size
 from lluda.inputs.decoding.media_decoder import DECODER
 from lluda.inputs.decoding.media_file import MediaFile
@@ -74,12 +75,14 @@ def read_image(source: Any, *, where: str = "image", limits: VisionLimits = VISI
 
 
 def resized(pixels: NDArray[np.uint8], size: Size | None) -> NDArray[np.uint8]:
-    """Pixels ``[height, width, 3]`` in another size, as Pillow resizes: bicubic with antialiasing."""
+    """Pixels ``[height, width, 3]`` in another size, as Pillow resizes: bicubic with antialiasing.
+    MissingDependency: Pillow is not installed (``lluda[media]``)."""
+    if size is None or pixels.shape[:2] == tuple(size):
+        return pixels
+    require("resizing an image", "media")
     import numpy as np
     from PIL import Image
 
-    if size is None or pixels.shape[:2] == tuple(size):
-        return pixels
     return np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC))
 
 

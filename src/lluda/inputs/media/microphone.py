@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lluda.errors import InvalidRequest, LludaError, MissingDependency
+from lluda.extras import missing, require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +41,7 @@ def _in_real_time(samples: NDArray[np.float32]) -> Generator[NDArray[np.float32]
 
 
 def _samples(path: Path) -> NDArray[np.float32]:
+    require(f"reading {path}", "media")
     import soundfile
     import soxr
 
@@ -56,9 +58,7 @@ def _device() -> Generator[NDArray[np.float32]]:
     try:
         import sounddevice
     except ImportError:
-        raise MissingDependency(
-            "the microphone needs the sounddevice package: pip install 'lluda[speakers]'; or --microphone FILE.wav"
-        ) from None
+        raise missing("the microphone", "sounddevice", otherwise="--microphone FILE.wav") from None
     except OSError:  # its wheels for Linux are without the library
         raise MissingDependency(
             "the microphone needs the PortAudio library (Debian: apt install libportaudio2); or --microphone FILE.wav"
