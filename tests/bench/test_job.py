@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lluda.bench.job import TESTS, Job, Plan
+from lluda.bench.job import PRODUCT_TESTS, TESTS, Job, Plan
 from lluda.errors import InvalidRequest
 
 
@@ -53,7 +53,8 @@ def test_a_plan_out_of_its_range_is_refused(wrong: dict[str, tuple[str, ...]]) -
 
 
 def test_all_families_of_text_are_run_by_default() -> None:
-    assert Plan().tests == Plan().text_tests == TESTS
+    assert Plan().text_tests == TESTS
+    assert Plan().tests == TESTS + PRODUCT_TESTS
     assert Plan().omni_tests == ()
 
 

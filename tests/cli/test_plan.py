@@ -193,3 +193,42 @@ def test_media_that_cannot_be_planned(lluda, model, arguments, message):
     printed = lluda("plan", model, *arguments)
     assert (printed.code, printed.out) == (2, "")
     assert message in printed.err
+
+
+def test_speed_is_predicted_for_a_machine_that_is_named(lluda, model):
+    def decoding(*options):
+        document = json.loads(lluda("plan", model, "--json", *options).out)
+        return {name: rows[0]["value"] for name, rows in document["speed"].items()}
+
+    slow, fast = decoding("--bandwidth", 1, "--flops", 1), decoding("--bandwidth", 2, "--flops", 1)
+    assert list(slow) == ["BF16", "packed", "Q8_0"]
+    assert all(slow[name] < fast[name] for name in slow)
+    assert "speed" not in json.loads(lluda("plan", model, "--json").out)
+    text = lluda("plan", model, "--bandwidth", 1, "--flops", 1).out
+    assert "speed, predicted (for the machine named)" in text
+    assert "tokens a second" in text
+
+
+def test_speed_is_predicted_by_products_measured_here(lluda, model, monkeypatch):
+    for name, value in {"OUT": 256, "IN": 128, "_TOTAL_BYTES": 1 << 18}.items():
+        monkeypatch.setattr(f"lluda.bench.products.{name}", value)
+    document = json.loads(lluda("plan", model, "--json", "--speed").out)
+    assert [row["test"] for row in document["speed"]["BF16"]] == ["tg128", "pp128", "pp512"]
+    assert all(row["value"] > 0 for rows in document["speed"].values() for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--bandwidth", 5), "--bandwidth and --flops go together"),
+        (("--flops", 5), "--bandwidth and --flops go together"),
+        (("--bandwidth", 0, "--flops", 1), "must be above 0, not 0 and 1"),
+        (("--bandwidth", "inf", "--flops", 1), "must be above 0, not inf and 1"),
+        (("--bandwidth", "nan", "--flops", 1), "must be above 0, not nan and 1"),
+        (("--speed", "--place", "experts=cpu"), "leave --place out"),
+    ],
+)
+def test_half_a_machine_is_refused(lluda, model, options, complaint):
+    printed = lluda("plan", model, *options)
+    assert printed.code == 2
+    assert complaint in printed.err

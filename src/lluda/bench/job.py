@@ -21,6 +21,9 @@ OMNI_TESTS = ("speech", "audio", "turn")
 LISTENING_TESTS = ("listen",)
 """Families of a whole Omni model, with its tokenizer and template; of lluda alone, last and only if asked for."""
 
+PRODUCT_TESTS = ("products",)
+"""Families of lluda's backend alone, behind all others; with them rows have a prediction (`lluda.bench.prediction`)."""
+
 CALLERS_POSITIONS = 2064
 """Of the longest sequence of the ``callers`` tests."""
 
@@ -33,14 +36,14 @@ class Plan:
     """What to measure in one process: test families, prompt lengths in tokens, decode steps, streams decoding together
     and decode steps of a test with streams."""
 
-    tests: tuple[str, ...] = TESTS
+    tests: tuple[str, ...] = TESTS + PRODUCT_TESTS
     prompts: tuple[int, ...] = (128, 512)
     generate: int = 128
     streams: tuple[int, ...] = (1, 2, 4, 8)
     stream_steps: int = 32
 
     def __post_init__(self) -> None:
-        known = TESTS + ENGINE_TESTS + OMNI_TESTS + LISTENING_TESTS
+        known = TESTS + ENGINE_TESTS + OMNI_TESTS + LISTENING_TESTS + PRODUCT_TESTS
         unknown = [test for test in self.tests if test not in known]
         if unknown or not self.tests:
             raise InvalidRequest(f"test {(unknown or [''])[0]!r:.40} does not exist; choose from {', '.join(known)}")

@@ -16,7 +16,8 @@ class Row:
 
     ``roofline_fraction`` (rows of decoding, talker and code predictor): bytes of weights read a second over the
     machine's streaming bandwidth around the same turn (it moves, where a host is shared), of which the median; None
-    where no count of bytes is sure.
+    where no count of bytes is sure. ``predicted``: the median that `lluda.bench.prediction` expects from the products
+    measured in the same run; None of peers, of tests that it knows nothing of, and without the test ``products``.
     """
 
     engine: str
@@ -28,6 +29,7 @@ class Row:
     unit: str
     roofline_fraction: float | None
     samples: tuple[float, ...]
+    predicted: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

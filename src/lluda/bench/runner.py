@@ -10,10 +10,12 @@ from statistics import mean
 
 from lluda.backends import device_runtime, memory_available, usable_device
 from lluda.bench.engines import ENGINES, PEERS, require_peer
-from lluda.bench.formats import format_name
+from lluda.bench.formats import BYTES_PER_WEIGHT, format_name
 from lluda.bench.job import LISTENING_TESTS, OMNI_TESTS, Job, Plan
 from lluda.bench.machine import available_cores, read_machine
 from lluda.bench.peer_files import prepare_files, warm_page_cache
+from lluda.bench.prediction import Prediction
+from lluda.bench.products import Products
 from lluda.bench.random_weights import require_memory
 from lluda.bench.report import Bandwidth, Conditions, EngineState, MeasuredModel, Report, Row, make_row
 from lluda.bench.session import EngineInfo
@@ -162,7 +164,7 @@ def run_bench(model: str, settings: Settings, progress: Progress | None = None) 
         bandwidth=bandwidth,
         other_load=other_load,
         engines=tuple(entrant.state() for entrant in entrants),
-        rows=tuple(row for entrant in entrants for row in _rows(entrant, config.text)),
+        rows=tuple(row for entrant in entrants for row in _predicted(_rows(entrant, config.text), entrant, config)),
     )
 
 
@@ -289,6 +291,17 @@ def _rows(entrant: _Entrant, text: DecoderConfig) -> list[Row]:
         )
         for test, samples in entrant.samples.items()
     ]
+
+
+def _predicted(rows: list[Row], entrant: _Entrant, config: ModelConfig) -> list[Row]:
+    """The same rows, with what was to be expected of them where products were measured."""
+    products, info = Products.of_samples({row.test: row.median for row in rows}), entrant.info
+    if products is None or info is None:
+        return rows
+    bytes_per_weight = info.bytes_per_weight or BYTES_PER_WEIGHT[entrant.job.format]
+    prediction, plan = Prediction(config, products, bytes_per_weight, info.backend), entrant.job.plan
+    expected = {row.test: row.value for row in prediction.rows(plan.prompts, plan.generate)}
+    return [replace(row, predicted=expected.get(row.test)) for row in rows]
 
 
 def _bytes_per_token(test: str, text: DecoderConfig, info: EngineInfo | None) -> float | None:

@@ -14,12 +14,13 @@ from lluda.engine.sampling.sampling_params import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What was opened: the weights' ``format``, bytes that one weight takes on average (what decoding reads), and the
-    settings worth knowing in one line."""
+    """What was opened: the weights' ``format``, bytes that one weight takes on average (what decoding reads), the
+    settings worth knowing in one line, and the name of lluda's ``backend``."""
 
     format: str
     bytes_per_weight: float
     settings: str
+    backend: str = ""
 
 
 RELEASED_SAMPLING = SamplingParams(temperature=0.6, top_k=20, top_p=0.95, seed=0)

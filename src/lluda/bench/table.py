@@ -21,7 +21,8 @@ def print_report(report: Report) -> None:
 
 
 def render(report: Report) -> RenderableType:
-    """Tests down, engines inside each; after each of lluda's rows, how many times better it is than each peer."""
+    """Tests down, engines inside each; after each of lluda's rows, what was to be expected of it and how many
+    times better it is than each peer."""
     peers = list(dict.fromkeys(row.engine for row in report.rows if row.engine != "lluda"))
     table = Table(title=escape(report.title), title_justify="left", title_style="bold")
     table.add_column("test", no_wrap=True)
@@ -31,13 +32,17 @@ def render(report: Report) -> RenderableType:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("unit")
     table.add_column("of bandwidth", justify="right")
+    is_predicted = any(row.predicted is not None for row in report.rows)
+    if is_predicted:
+        table.add_column("predicted", justify="right", no_wrap=True)
     for peer in peers:
         table.add_column(f"x {peer}", justify="right")
     ratios = {(ratio.format, ratio.test, ratio.against): ratio.times_better for ratio in report.ratios}
     for test in dict.fromkeys(row.test for row in report.rows):
         for row in (row for row in report.rows if row.test == test):
             times = [ratios.get((row.format, test, peer)) if row.engine == "lluda" else None for peer in peers]
-            table.add_row(*_cells(row), *(f"{value:.2f}" if value is not None else "" for value in times))
+            predicted = [_number(row.predicted) if row.predicted is not None else ""] if is_predicted else []
+            table.add_row(*_cells(row), *predicted, *(f"{value:.2f}" if value is not None else "" for value in times))
         table.add_section()
     return Group(table, *(escape(line) for line in _notes(report)))
 

@@ -19,7 +19,7 @@ from importlib import import_module
 from json import dumps
 
 from lluda.bench.engines import ENGINES
-from lluda.bench.job import LISTENING_TESTS, Job, Sample
+from lluda.bench.job import LISTENING_TESTS, PRODUCT_TESTS, Job, Sample
 from lluda.bench.measurements import measure
 from lluda.bench.session import HasInfo
 from lluda.bench.speech import measure_speech
@@ -71,6 +71,13 @@ def samples(job: Job, opened: Callable[[HasInfo], None]) -> Iterator[Sample]:
         first = not (job.plan.text_tests or job.plan.omni_tests)
         _release_memory(job.device)
         yield from measure_listening(job, opened if first else lambda _session: None)
+    if set(PRODUCT_TESTS) & set(job.plan.tests) and job.engine == "lluda":
+        from lluda.bench.products import measure_products
+        from lluda.bench.source import open_source
+
+        _release_memory(job.device)
+        source = open_source(job)
+        yield from measure_products(source.backend("thinker"), source.format).samples()
 
 
 def _release_memory(device: str) -> None:

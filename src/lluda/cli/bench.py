@@ -29,11 +29,12 @@ _SYNTH_HELP = (
     "(--cache-dir does not apply; --against transformers alone)"
 )
 _DEVICE_HELP = "cpu, cuda, cuda:1, … for lluda and transformers (default cpu, with --synth cuda)"
-_MODEL_TESTS = ("load", "ttft", "pp", "tg", "memory", "streams")
+_MODEL_TESTS = ("load", "ttft", "pp", "tg", "memory", "streams", "products")
 _TESTS_HELP = (
-    f"which (default {','.join(_MODEL_TESTS)}, with --synth pp,tg and, of an Omni model, speech,audio,turn; callers: "
-    "requests to the engine that arrive one after the other; listen: how soon an Omni model answers what it heard "
-    "while it was spoken, and what is sent at once)"
+    f"which (default {','.join(_MODEL_TESTS)}, with --synth pp,tg,products and, of an Omni model, speech,audio,turn; "
+    "products: how fast lluda multiplies, by which other rows are predicted; callers: requests to the engine that "
+    "arrive one after the other; listen: how soon an Omni model answers what it heard while it was spoken, and what is "
+    "sent at once)"
 )
 
 
@@ -102,7 +103,9 @@ def _settings(args: argparse.Namespace) -> Settings:
 
     tests = _MODEL_TESTS if args.tests is None else _names(args.tests)
     if args.synth and args.tests is None:
-        tests = ("pp", "tg", "audio") if args.no_speech else ("pp", "tg", "speech", "audio", "turn")
+        tests = ("pp", "tg", "audio", "products")
+        if not args.no_speech:
+            tests += ("speech", "turn")
     return Settings(
         random=args.synth is not None,
         against=_names(args.against),

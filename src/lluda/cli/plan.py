@@ -1,4 +1,4 @@
-"""``lluda plan``: what a model will take, by component, before anything is loaded."""
+"""``lluda plan``: what a model will take, by component, and how fast it would be, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from lluda.cli import options
+from lluda.cli import options, plan_speed
 from lluda.cli.heavy_imports import heavy_imports
 from lluda.cli.report import add_report, publish, require_writable
 from lluda.errors import InvalidRequest
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COMPONENT",
         help="count one component by itself: thinker, vision_encoder (or thinker.visual), talker, code2wav, …",
     )
+    plan_speed.add_speed(parser)
     add_report(parser)
     options.add_memory(parser)
     options.add_rope_scaling(parser)
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan; exit 2 (OutOfMemory) if it does not fit what is available."""
     require_writable(args.output)
+    predicts = plan_speed.is_wanted(args)
     path = options.find_model(options.model_argument(args), args, weights=False)
     with heavy_imports():
         from lluda.engine.loading.loading import LoadOptions, ModelFiles
@@ -50,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if args.only is not None:
         plan = _only(plan, args.only)
     totals = {"parameters": plan.parameters, "weight_bytes": plan.weight_bytes, "total": plan.total}
+    speeds = plan_speed.predict(args, files) if predicts else {}
     document = {
         "model": str(files.path),
         "max_context": files.config.text.max_context,
@@ -57,10 +60,19 @@ def run(args: argparse.Namespace) -> int:
         **totals,
         "fits": plan.fits,
     }
+    if speeds:
+        document["speed"] = {name: [asdict(row) for row in rows] for name, rows in speeds.items()}
     text, devices = files.config.text, ", ".join(plan.available)
     longest = f"up to {text.max_context} positions{text.rope.describe()}"
     heading = f"{files.name}: {files.config.model_type}, {plan.dtype} on {devices}, {longest}"
-    publish(args, document, lambda: _print_table(plan, heading))
+
+    def show() -> None:
+        _print_table(plan, heading)
+        if speeds:
+            measured = f"measured on {devices}" if args.bandwidth is None else "for the machine named"
+            plan_speed.print_speeds(speeds, measured)
+
+    publish(args, document, show)
     plan.require_fit()
     return 0
 

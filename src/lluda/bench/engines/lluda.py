@@ -31,7 +31,8 @@ class LludaSession(SteppingSession):
         # An Omni model's decoder has the names of a text model's after its thinker's.
         sizes = {name.removeprefix(THINKER_PREFIX): size for name, size in tensors.items()}
         bytes_per_weight = bytes_per_step(text, sizes) / weights_per_step(text)
-        self._info = EngineInfo(source.format, bytes_per_weight, self._runner.model.backend.describe())
+        backend = self._runner.model.backend
+        self._info = EngineInfo(source.format, bytes_per_weight, backend.describe(), backend.name)
         self._caches: list[KVCache] = []
         self._samplers: list[Sampler] = []
 

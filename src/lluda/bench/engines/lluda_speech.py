@@ -34,8 +34,8 @@ from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.request import Request, SpeechCompletion, SpokenAnswer
 from lluda.engine.runner import Runner
 from lluda.engine.sampling.sampling_params import SamplingParams
-from lluda.engine.speech.frame_graph import GraphFrames
 from lluda.engine.speech.frames import FrameGenerator, feed, next_codes
+from lluda.engine.speech.graph_frames import GraphFrames
 from lluda.engine.speech.speech import SpeechStack
 from lluda.engine.speech.speech_graphs import CodesStream
 from lluda.engine.speech.speech_params import SpeechParams
@@ -78,7 +78,8 @@ class LludaSpeech(StreamingSession):
     @property
     def info(self) -> EngineInfo:
         """See ``SpeechSession``."""
-        return EngineInfo(self._source.format, 0.0, self._source.backend("talker").describe())
+        backend = self._source.backend("talker")
+        return EngineInfo(self._source.format, 0.0, backend.describe(), backend.name)
 
     @property
     def traffic(self) -> SpeechTraffic:
@@ -151,7 +152,7 @@ class LludaSpeech(StreamingSession):
         width, stack, longest = self._speech.talker.decoder.hidden_size, self._stack, rows + 2 * FRAMES
         backend = stack.talker.backend
         prompt = prompt_rows(rows + 1, width).to(backend.device, backend.precision.residual)
-        stack.graphs.give_back(self._params, self._frames, None)
+        stack.graphs.give_back(self._frames, None)
         self._frames = stack.graphs.frames(self._params, longest) or FrameGenerator(
             stack.talker, stack.code_predictor, self._params, max_rows=longest, kv_dtype=stack.kv_dtype
         )
