@@ -35,7 +35,11 @@ EXPECTED = {
     "streams1_sampled": "tok/s",
     "streams2": "tok/s",
     "streams2_sampled": "tok/s",
+    "products1": "GB/s",
+    "products512": "GFLOP/s",
 }
+OWN = ("_sampled", "products1", "products512")
+"""Endings of what is measured of lluda alone: sampling of an engine's own, and its products."""
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +62,7 @@ def test_every_test_has_a_row_for_every_engine(report: Report) -> None:
         report.engines
     )
     for engine in engines:
-        # Sampling is measured of engines that have their own.
-        expected = {test: unit for test, unit in EXPECTED.items() if engine == "lluda" or not test.endswith("_sampled")}
+        expected = {test: unit for test, unit in EXPECTED.items() if engine == "lluda" or not test.endswith(OWN)}
         assert {row.test: row.unit for row in report.rows if row.engine == engine} == expected
     assert all(row.min <= row.median <= row.max and row.min > 0 for row in report.rows)
 
