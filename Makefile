@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-NATIVE := $(shell find native -name "*.cpp" -o -name "*.hpp" -o -name "*.h" -o -name CMakeLists.txt)
+NATIVE := $(shell find native -name "*.cpp" -o -name "*.map" -o -name "*.hpp" -o -name "*.h" -o -name CMakeLists.txt)
 
 COMMA := ,
 # $(1): the build's folder; $(2): its sanitizers

@@ -121,7 +121,8 @@ void ThreadPool::await_job(std::uint64_t seen) {
     }
     std::unique_lock<std::mutex> lock(sleep_mutex_);
     sleepers_.fetch_add(1, std::memory_order_seq_cst);
-    wake_.wait(lock, changed);
+    // pthread's own: std::condition_variable::wait is newer than the libstdc++ of manylinux_2_28.
+    while (!changed()) pthread_cond_wait(wake_.native_handle(), lock.mutex()->native_handle());
     sleepers_.fetch_sub(1, std::memory_order_relaxed);
 }
 
