@@ -22,6 +22,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "prometheus-client": "prometheus_client",
             "python-multipart": "python_multipart",
         },
+        "ray": {"ray": "ray"},
         "wgpu": {"wgpu": "wgpu"},
         "validate": {
             "transformers": "transformers",

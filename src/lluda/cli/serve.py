@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -19,6 +20,8 @@ from lluda.extras import require
 if TYPE_CHECKING:
     from lluda.api.model import Model
     from lluda.serving.service import Service
+    from lluda.serving.settings import Settings
+    from lluda.weights.checkpoint import ModelSource
 
 _MAX_PORT = 65535
 
@@ -44,6 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--no-speech", action="store_true", help="answer in text alone; what speaks is not loaded (saves its memory)"
     )
+    group.add_argument(
+        "--replicas", metavar="N",
+        help="so many copies of the model behind one address, by Ray Serve (docs/scaling.md); 1:4 follows the load",
+    )  # fmt: skip
     group.add_argument("--max-realtime", type=int, metavar="N", help="as --limit realtime_sessions=N (default 4)")
     group.add_argument("--limit", action="append", default=[], metavar="NAME=N", help="change a limit (repeatable)")
     group.add_argument("--print-limits", action="store_true", help="print all limits, and end")
@@ -84,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
     sockets = listen(args.host, args.port)
     logging.basicConfig(stream=sys.stderr, level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     started = time.monotonic()
+    if args.replicas is not None:
+        return _serve_replicas(args, settings, source, sockets)
     with heavy_imports():
         from lluda import load
         from lluda.serving.server import Server
@@ -111,6 +120,33 @@ def run(args: argparse.Namespace) -> int:
         "all: --print-limits"
     )
     return server.run()
+
+
+def _serve_replicas(
+    args: argparse.Namespace, settings: Settings, source: ModelSource, sockets: list[socket.socket]
+) -> int:
+    """Behind Ray's own sockets, at the address that was free."""
+    from lluda.serving.http.listener import addresses
+    from lluda.serving.replicas.plan import on_this_machine
+
+    require("lluda serve --replicas", "ray")
+    with heavy_imports():
+        from lluda.serving.replicas.local_ray import serve_here
+    plan = on_this_machine(os.fspath(source), settings, options.load_options(args), args.replicas)
+    where, port = addresses(sockets), sockets[0].getsockname()[1]
+    say(
+        f"starting Ray, then {args.replicas} replicas of {args.model} with {plan.cpus:g} CPU and {plan.gpus:g} GPU each"
+    )
+    for one in sockets:
+        one.close()
+    started = time.monotonic()
+
+    def ready() -> None:
+        who = _who(args.host, settings.keys.are_required)
+        say(f"ready on {' and '.join(where)} ({who}) after {time.monotonic() - started:.1f} s; stop with Ctrl-C")
+        say(f"kill -USR1 {os.getpid()} restarts the replicas one after the other")
+
+    return serve_here(plan, args.host, port, ready)
 
 
 def _judge(model: Model) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from enum import Enum
@@ -56,7 +56,7 @@ class Service:
         self.admission = Admission(self.limits)
         self.voices = Voices(())
         self.spoken_answers = SpokenAnswers()
-        self.sessions, self.client_secrets = Sessions(self.limits), ClientSecrets()
+        self.sessions, self.client_secrets = Sessions(self.limits), ClientSecrets(settings.replica)
         self.fetcher = Fetcher(settings.media_domains, self.limits.fetch_bytes, self.limits.fetch_seconds)
         self.fingerprint = ""
         """What computes the answers, as they say it."""
@@ -66,6 +66,8 @@ class Service:
         self.started = int(time.time())
         self.ended = asyncio.Event()
         """Set when the last request has ended while none is taken any more."""
+        self.exposition: Callable[[], Awaitable[bytes]] = self._own_metrics
+        """What Prometheus reads: of several replicas, all their counters."""
         self.held_bytes = 0
         self.closing: threading.Thread | None = None
         """Waits for the engine to end its last step."""
@@ -245,6 +247,9 @@ class Service:
             clock.cancel()
             if watch is not None:
                 watch.cancel()
+
+    async def _own_metrics(self) -> bytes:
+        return self.metrics.render()
 
     def _too_long(self) -> ApiError:
         message = f"the request took more than {self.limits.request_seconds:g} s; ask for fewer tokens"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lluda import __version__
+from lluda.serving.replicas.affinity import made_by
 
 if TYPE_CHECKING:
     from lluda.api.model import Model
@@ -16,11 +17,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class AnswerHead:
     """``prefix`` is of the id; ``model`` the name under which the model was asked for; ``fingerprint`` says what
-    computed."""
+    computed; ``replica`` as in `Settings`."""
 
     prefix: str
     model: str
     fingerprint: str
+    replica: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
     random: str = field(default_factory=lambda: secrets.token_hex(12))
 
@@ -32,7 +34,7 @@ class AnswerHead:
     @property
     def audio_id(self) -> str:
         """The id of its sound."""
-        return f"audio_{self.random}"
+        return f"audio_{made_by(self.replica, self.random)}"
 
     def object(self, kind: str) -> dict[str, Any]:
         """The first fields of an object of ``kind``."""

@@ -31,7 +31,7 @@ async def chat_completions(request: Request) -> Response:
     body = await read_body(request, ChatBody)
     service.check_model(body.model)
     question = await service.in_worker(chat_question, body, service.limits, service.voices, service.spoken_answers)
-    head = AnswerHead("chatcmpl-", service.names.first, service.fingerprint)
+    head = AnswerHead("chatcmpl-", service.names.first, service.fingerprint, service.settings.replica)
     if not body.stream:
         return await _whole(service, request, question, head)
     with_usage = bool(body.stream_options and body.stream_options.include_usage)

@@ -57,7 +57,7 @@ async def version(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """For Prometheus."""
     service: Service = request.app.state.service
-    return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    return Response(await service.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
 async def openapi(request: Request) -> Response:

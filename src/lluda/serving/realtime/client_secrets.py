@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from lluda.serving.realtime.events.session_fields import SessionFields
+from lluda.serving.replicas.affinity import made_by
 from lluda.serving.wire.wire_model import WireModel
 
 _MOST = 1024
@@ -44,15 +45,15 @@ class ClientSecret:
 
 
 class ClientSecrets:
-    """The keys that were given out, as hashes."""
+    """The keys that were given out, as hashes; ``replica`` as in `Settings`."""
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
+    def __init__(self, replica: str = "", clock: Callable[[], float] = time.time) -> None:
+        self._replica, self._clock = replica, clock
         self._known: OrderedDict[bytes, ClientSecret] = OrderedDict()
 
     def issue(self, session: SessionFields | None, seconds: int = SECONDS) -> tuple[str, ClientSecret]:
         """A new key, and what is known of it."""
-        value = f"ek_{secrets.token_urlsafe(32)}"
+        value = f"ek_{made_by(self._replica, secrets.token_urlsafe(32))}"
         secret = ClientSecret(int(self._clock()) + seconds, session)
         self._known[_digest(value)] = secret
         while len(self._known) > _MOST:
