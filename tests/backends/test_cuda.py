@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="the kernels of the cuda backend are Triton
 from lluda.backends.backend import Precision
 from lluda.backends.batch import Segment
 from lluda.backends.blocks import AttentionBlock, MixtureBlock, Norm, Projection, SharedExpert, SwiGLU, SwiGLUBlock
-from lluda.backends.capture import DeviceStore, store_row
+from lluda.backends.capture import DeviceStore, PromptStore, SaidCodes, store_row
 from lluda.backends.components import Rotary
 from lluda.backends.cpu.native_library import NativeContext
 from lluda.backends.cpu.packing import pack_matrix
@@ -399,9 +399,9 @@ def test_codes_are_those_of_the_host_s_sampler(settings, rounded):
         masks[0][list(suppressed)], masks[1][seen] = 1, 1
         not_said, said = (mask.to(DEVICE) for mask in masks)
         out, peak = torch.zeros(1, dtype=torch.int64).to(DEVICE), torch.zeros(1).to(DEVICE)
-        options = {"top_k": 0, "top_p": 1.0, **settings}
-        backend.sample(logits.to(DEVICE), uniform.reshape(1).to(DEVICE), out, peak, **options, repetition=1.3,
-                       suppressed=not_said, seen=said)  # fmt: skip
+        options, marks = {"top_k": 0, "top_p": 1.0, **settings}, SaidCodes(said[None], torch.zeros_like(out))
+        backend.sample(logits[None].to(DEVICE), uniform.reshape(1).to(DEVICE), out, peak, **options, repetition=1.3,
+                       suppressed=not_said, seen=marks, embedded=None)  # fmt: skip
         assert out.item() == expected
         assert said[expected] == 1
 
@@ -423,7 +423,7 @@ def test_sampling_shows_nan_and_stays_in_the_vocabulary():
     logits = torch.full((300,), float("nan")).to(DEVICE)
     settings = {"temperature": 1.0, "top_k": 50, "top_p": 0.8, "min_p": 0.0, "repetition": 1.0}
     uniform = torch.zeros(1, dtype=torch.float64).to(DEVICE)
-    backend.sample(logits, uniform, out, peak, **settings, suppressed=None, seen=None)
+    backend.sample(logits[None], uniform, out, peak, **settings, suppressed=None, seen=None, embedded=None)
     assert peak.isnan().item()
     assert 0 <= out.item() < 300
 

@@ -266,9 +266,8 @@ def test_frames_are_those_of_the_reference(temperature):
     for _ in range(3 if DEVICE.type == "cuda" else 1):  # a captured frame, and a captured prompt, serve again
         ours = graphs.frames(params, 64)
         assert spoken(ours, rows, text, count) == expected
-        graphs.give_back(params, ours, None)
-    assert len(graphs._free) == 1
-    assert [len(free) for free in graphs._free.values()] == [1]
+        graphs.give_back(ours, None)
+    assert [len(made) for made in graphs.made.values()] == [1]
 
 
 def test_samples_are_those_of_the_whole():
@@ -283,8 +282,8 @@ def test_samples_are_those_of_the_whole():
         got = torch.cat([stream.push(codes[:, :1].T.tolist()), stream.push(codes[:, 1:].T.tolist())])
         # SnakeBeta makes more of the last digits that the order of a sum decides: the bar against transformers.
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
-        graphs.give_back(SpeechParams(), None, stream)
-    assert [len(free) for free in graphs._free.values()] == [1]
+        graphs.give_back(None, stream)
+    assert [len(made) for made in graphs.made.values()] == [1]
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="nothing is captured without a GPU")

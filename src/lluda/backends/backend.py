@@ -24,7 +24,7 @@ from torch import Tensor
 from lluda.backends.batch import DeepStack, KeyValueStore, Segment, VocoderState
 from lluda.backends.blocks import MixtureBlock, Norm
 from lluda.backends.capabilities import Capabilities
-from lluda.backends.capture import CapturedDecode, CapturedStep, Run
+from lluda.backends.capture import CapturedDecode, CapturedStep, Run, StreamRows
 from lluda.backends.components import (
     CodePredictorSteps,
     ConvStem,
@@ -226,11 +226,18 @@ class ComputeBackend(ABC):
         raise AssertionError(f"the {self.name} backend captures no steps")
 
     def sample(self, logits: Tensor, uniform: Tensor, out: Tensor, peak: Tensor, **settings: Any) -> None:  # noqa: ARG002
-        """Inside a captured step, choose an id of ``logits [1, vocab]`` by the number ``uniform [1]`` (float64 in
-        [0, 1)): the id to ``out [1]``, the largest logit to ``peak [1]``. ``settings`` as of the engine's sampler:
-        temperature, top_k, top_p, min_p, repetition, and masks ``suppressed`` and ``seen`` (uint8 ``[vocab]``). Only
-        where ``captures``."""
+        """Inside a captured step, choose an id of each row of ``logits [rows, vocab]`` by its number of ``uniform
+        [rows]`` (float64 in [0, 1)): the ids to ``out [rows]``, the largest logits to ``peak [rows]``. ``settings`` as
+        of the engine's sampler: temperature, top_k, top_p, min_p, repetition; what is ``suppressed`` (uint8
+        ``[vocab]``) and ``seen`` (`SaidCodes`), and where the ids' rows of a table go, ``embedded`` (`CodeRows`), each
+        of the three or None. Only where ``captures``."""
         raise AssertionError(f"the {self.name} backend does not choose tokens on its device")
+
+    def vocode_together(self, vocoder: Vocoder, codes: Tensor, rows: StreamRows) -> Tensor:  # noqa: ARG002
+        """Inside a captured step, the next frame of several streams at once: int64 ``codes [codebooks, rows]`` -> what
+        :meth:`vocode` makes of each, float32 ``[rows, samples of a frame]``; where a stream has no samples yet, what
+        stands there means nothing. Only where ``captures``."""
+        raise AssertionError(f"the {self.name} backend captures no frames")
 
     # Decoders
 

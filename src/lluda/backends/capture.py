@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lluda.backends.batch import KeyValueStore, Segment
+from lluda.backends.weight import Weight
 
 STORE_WIDTH = 4
 """Numbers that say where a sequence's keys and values lie: addresses of both, positions filled, capacity."""
@@ -51,6 +53,24 @@ ARGMAX = RowSampling(1.0, 1, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)
 RowChoice = tuple[int, float] | Tensor
 """A token chosen on the device and the row's largest score (NaN or infinity where a logit is); or the float logits
 ``[vocab]`` to choose from."""
+
+
+class SaidCodes(NamedTuple):
+    """Which codes each of several answers has said, uint8 ``[answers, codes]``, and whose each row of a step is (int64
+    ``[rows]``)."""
+
+    marks: Tensor
+    answers: Tensor
+
+
+class CodeRows(NamedTuple):
+    """Where the rows of ``table`` go that a step's codes choose: to ``rows [rows, width]`` (float32, of any row
+    stride), and added to ``total [rows, width]`` (float32), which they are the first of where it ``begins``."""
+
+    table: Weight
+    rows: Tensor
+    total: Tensor
+    begins: bool
 
 
 class CapturedStep(Protocol):
@@ -111,6 +131,40 @@ class DeviceStore:
     def reserve(self, rows: int) -> tuple[Tensor, Tensor]:
         """Not known to the host."""
         raise AssertionError(f"{rows} rows of a device store were asked for by an operation that runs on the host")
+
+
+class PromptStore(DeviceStore):
+    """The same of one sequence whose next rows are a prompt's; behind its place in ``table`` (int64 ``[1, STORE_WIDTH +
+    1]``) stands how many of the step's rows are real: others fill up a captured step and are not stored."""
+
+
+class StreamContexts:
+    """What the convolutions of up to ``streams`` streams of a vocoder keep of their past, in places that do not
+    change: of each convolution twice, one that a frame reads and one that it writes, which are the other way round for
+    the next frame."""
+
+    def __init__(self, streams: int) -> None:
+        self.streams = streams
+        self._contexts: dict[object, Tensor] = {}
+
+    def of(self, convolution: object, like: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+        """Of its last ``count`` input rows ``[2, streams, count, channels]``, with the channels and device of
+        ``like``."""
+        if convolution not in self._contexts:
+            shape = 2, self.streams, count, like.shape[-1]
+            self._contexts[convolution] = torch.zeros(shape, dtype=dtype, device=like.device)
+        return self._contexts[convolution]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamRows:
+    """Whose next frames a step of the vocoder makes: for each row the number of its stream and how many frames of it
+    went before (int64 ``[rows]``, on the device), and where its decoder's keys and values lie."""
+
+    streams: Tensor
+    frames: Tensor
+    segments: Sequence[Segment]
+    contexts: StreamContexts
 
 
 def store_row(store: KeyValueStore, rows: int = 1) -> tuple[int, int, int, int]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lluda.backends.backend import CacheLayout, ComputeBackend
 from lluda.backends.blocks import LayerNorm, Projection, ResidualUnit
+from lluda.backends.capture import StreamRows
 from lluda.backends.components import (
     CausalConvolution,
     ConvNeXtBlock,
@@ -193,9 +194,11 @@ class Code2Wav:
                     samples[index].append(part)
         return [torch.cat(own) for own in samples]
 
-    def frame(self, codes: Tensor, state: Code2WavState) -> Tensor:
-        """As :meth:`push` of one frame, with codes that are on the device and were checked."""
-        return self._vocode([codes], [state], None)[0]
+    def frames_together(self, codes: Tensor, rows: StreamRows) -> Tensor:
+        """Inside a captured step, the next frame of several streams: int64 ``codes [num_quantizers, streams]``, which
+        are on the device and were checked -> float32 ``[streams, samples_per_frame]``, of which those are the last
+        that the frame completes (:meth:`push_all`)."""
+        return self.backend.vocode_together(self._vocoder, codes, rows)
 
     def _vocode(
         self, codes: Sequence[Tensor], states: Sequence[Code2WavState], observe: Observer | None

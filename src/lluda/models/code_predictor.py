@@ -9,7 +9,7 @@ from torch import Tensor
 from lluda.backends.backend import ComputeBackend
 from lluda.backends.batch import KeyValueStore, Segment
 from lluda.backends.components import CodePredictorSteps, Observer
-from lluda.backends.weight import Parameters
+from lluda.backends.weight import Parameters, Weight
 from lluda.config.talker import TalkerConfig
 from lluda.models.components import BY_NAME
 from lluda.models.decoder import DecoderStack, stack_parameters
@@ -39,6 +39,10 @@ class CodePredictor:
         tables = [embedding.weight for embedding in self._embeddings]
         self._whole = CodePredictorSteps(self.decoder.layers, self.decoder.norm, self._heads, tables)
 
+    def table(self, group: int) -> Weight:
+        """The embeddings of codebook ``group`` (from 1), ``[codes, hidden]``."""
+        return self._embeddings[group - 1].weight
+
     def embed(self, group: int, codes: Tensor) -> Tensor:
         """Residual rows ``[n, hidden]`` of int64 ``codes [n]`` of codebook ``group`` (from 1)."""
         return self._embeddings[group - 1](codes)
@@ -57,10 +61,13 @@ class CodePredictor:
     ) -> Tensor:
         """Rows ``[n, hidden]`` (may be changed in place) at int64 positions ``[n]`` -> logits ``[segments, vocab]`` of
         codebook ``group`` (from 1) after the last row of each segment."""
-        last = [segment.start + segment.rows - 1 for segment in segments]
+        counts = {segment.rows for segment in segments}
         rows = self.decoder.run(x, positions, segments, observe)
-        # A slice, where it is one row: a list of rows would go to a GPU by way of the host.
-        rows = rows[last[0] : last[0] + 1] if len(last) == 1 else rows[last]
+        if len(counts) == 1:
+            # A view: a list of rows would go to a GPU by way of the host.
+            rows = rows.view(len(segments), counts.pop(), -1)[:, -1]
+        else:
+            rows = rows[[segment.start + segment.rows - 1 for segment in segments]]
         return self.backend.head(rows, self.decoder.norm, self._heads[group - 1])
 
 

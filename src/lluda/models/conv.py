@@ -51,33 +51,6 @@ class ConvState:
         return self._contexts[convolution]
 
 
-class FixedConvState(ConvState):
-    """The rows of a stream past its first frame, at addresses that do not change, as a captured step needs."""
-
-    def __init__(self, begun: ConvState) -> None:
-        super().__init__()
-        self._contexts = {convolution: rows.clone() for convolution, rows in begun._contexts.items()}
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All contexts."""
-        return tuple(self._contexts.values())
-
-    def begin(self, begun: ConvState) -> None:
-        """Continue from the state of another stream of the same network."""
-        for convolution, rows in begun._contexts.items():
-            self._contexts[convolution].copy_(rows)
-
-    def with_context(self, convolution: object, x: Tensor, count: int, *, padded: bool) -> Tensor:  # noqa: ARG002
-        """As `ConvState.with_context`."""
-        if count == 0:
-            return x
-        context = self._contexts[convolution]
-        extended = torch.cat((context, x))
-        context.copy_(extended[len(extended) - count :])
-        return extended
-
-
 def causal_conv(backend: ComputeBackend, kernel: Tensor, bias: Tensor, dilation: int = 1) -> CausalConvolution:
     """Of ``kernel [out, in, taps]`` (torch's order) in the compute dtype and ``bias [out]`` in the residual dtype."""
     weight, _ = backend.take(plain_tensor(kernel.transpose(1, 2).flatten(1)), "matrix")

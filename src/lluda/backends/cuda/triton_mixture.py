@@ -27,8 +27,10 @@ def _choose(logits_ptr, table_ptr, place_ptr, weight_ptr,
     e = tl.arange(0, PADDED)
     take_input(PDL)
     logit = tl.load(logits_ptr + r * LOGITS + e, mask=e < EXPERTS, other=float("-inf"))
-    above = logit[None, :] > logit[:, None]
-    level = (logit[None, :] == logit[:, None]) & (e[None, :] < e[:, None])
+    # NaN comes last, so that every place is written with an expert that there is.
+    order = tl.where(logit != logit, float("-inf"), logit)
+    above = order[None, :] > order[:, None]
+    level = (order[None, :] == order[:, None]) & (e[None, :] < e[:, None])
     rank = tl.sum((above | level).to(tl.int32), 1)
     chance = tl.exp(logit - tl.max(logit, 0))
     total = tl.sum(tl.where(rank < TOP_K, chance, 0.0), 0) if NORMALISE else tl.sum(chance, 0)

@@ -1,6 +1,6 @@
 """The next token chosen on the device, in Triton: what `engine/sampling/sampler.py` does, in its order and precision.
 
-Thresholds of top-k and top-p are found by halving the range of the scores' bit patterns, which have the scores' order;
+Thresholds of top-k and top-p are found by dividing the range of the scores' bit patterns, which have the scores' order;
 nothing is sorted. A row's vocabulary must fit one program (`MAX_VOCABULARY`); an argmax takes any.
 """
 
@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lluda.backends.capture import CodeRows, SaidCodes
+from lluda.backends.cuda.triton_formats import values_of
 from lluda.backends.cuda.triton_target import interpreted, launch_options, take_input
 
 MAX_VOCABULARY = 8192
@@ -50,16 +52,43 @@ def _whole_maximum(value_ptr, index_ptr, out_ptr, PARTS: tl.constexpr, PDL: tl.c
 
 
 @triton.jit
-def _sample(logits_ptr, suppressed_ptr, seen_ptr, uniform_ptr, out_ptr, peak_ptr,
-            temperature, top_k, top_p, min_p, repetition,
+def _top_k_bound(key, top_k, BLOCK: tl.constexpr):
+    """The bits of a score that ``top_k`` of ``key [BLOCK]`` reach, more only where they tie. Four thresholds divide the
+    range at a time; those that reach them are counted in one sum, of 16 bits for each."""
+    low, high = tl.min(key, 0).to(tl.int64), tl.max(key, 0).to(tl.int64) + 1
+    reached = tl.full([], BLOCK, tl.int64)
+    while (high - low > 1) & (reached != top_k):
+        step = (high - low + 4) // 5
+        second, third = tl.minimum(low + 2 * step, high), tl.minimum(low + 3 * step, high)
+        fourth = tl.minimum(low + 4 * step, high)
+        bits = (key >= (low + step).to(tl.int32)).to(tl.int64)
+        bits += (key >= second.to(tl.int32)).to(tl.int64) << 16
+        bits += (key >= third.to(tl.int32)).to(tl.int64) << 32
+        bits += (key >= fourth.to(tl.int32)).to(tl.int64) << 48
+        counts = tl.sum(bits, 0)
+        enough = tl.zeros([], tl.int64)
+        for place in tl.static_range(4):
+            those = (counts >> (16 * place)) & 0xFFFF
+            reached = tl.where(those >= top_k, those, reached)
+            enough += (those >= top_k).to(tl.int64)
+        high = tl.minimum(low + (enough + 1) * step, high)
+        low = low + enough * step
+    return low.to(tl.int32)
+
+
+@triton.jit
+def _sample(logits_ptr, suppressed_ptr, seen_ptr, slots_ptr, uniform_ptr, out_ptr, peak_ptr, table_ptr, row_ptr,
+            total_ptr, temperature, top_k, top_p, min_p, repetition, row_stride,
             COUNT: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr, SUPPRESS: tl.constexpr, SEEN: tl.constexpr,
-            PDL: tl.constexpr):  # fmt: skip
+            WIDTH: tl.constexpr, WIDE: tl.constexpr, BEGIN: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    r = tl.program_id(0)
     i = tl.arange(0, BLOCK)
     take_input(PDL)
-    score = tl.load(logits_ptr + i, mask=i < COUNT, other=float("-inf")).to(tl.float32)
+    score = tl.load(logits_ptr + r * COUNT + i, mask=i < COUNT, other=float("-inf")).to(tl.float32)
     bad = tl.sum((score != score).to(tl.int32), 0) > 0
     score = tl.where(score != score, float("-inf"), score)
     if SEEN:
+        seen_ptr += tl.load(slots_ptr + r) * COUNT
         seen = tl.load(seen_ptr + i, mask=i < COUNT, other=0) != 0
         score = tl.where(seen, tl.where(score < 0, score * repetition, score / repetition), score)
     if SUPPRESS:
@@ -72,24 +101,14 @@ def _sample(logits_ptr, suppressed_ptr, seen_ptr, uniform_ptr, out_ptr, peak_ptr
         key = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
         kept = i < COUNT
         if top_k > 0:
-            low, high = tl.min(key, 0).to(tl.int64), tl.max(key, 0).to(tl.int64) + 1
-            # The largest threshold that at least top_k scores reach, among four parts of the range at a time.
-            for _ in range(16):
-                step = (high - low + 3) >> 2
-                first, second, third = low + step, low + 2 * step, low + 3 * step
-                enough = (tl.sum((key >= first).to(tl.int32), 0) >= top_k).to(tl.int64)
-                enough += (tl.sum((key >= second).to(tl.int32), 0) >= top_k).to(tl.int64)
-                enough += (tl.sum((key >= third).to(tl.int32), 0) >= top_k).to(tl.int64)
-                low += enough * step
-                high = tl.minimum(low + step, high)
-            kept = kept & (key >= low.to(tl.int32))
+            kept = kept & (key >= _top_k_bound(key, top_k, BLOCK))
         weight = tl.where(kept, tl.exp((score.to(tl.float64) - peak.to(tl.float64)) / temperature), 0.0)
         if top_p < 1.0:
             needed = top_p * tl.sum(weight, 0)
             low, high = tl.min(key, 0).to(tl.int64) - 1, tl.max(key, 0).to(tl.int64)
             # The smallest threshold above which less than `needed` lies: those above it are kept, of those at it as
             # many, by id, as are needed.
-            for _ in range(17):
+            while high - low > 1:
                 step = (high - low + 3) >> 2
                 first, second, third = low + step, low + 2 * step, low + 3 * step
                 more = (tl.sum(tl.where(key > first, weight, 0.0), 0) >= needed).to(tl.int64)
@@ -105,14 +124,22 @@ def _sample(logits_ptr, suppressed_ptr, seen_ptr, uniform_ptr, out_ptr, peak_ptr
         weight = tl.where(weight >= min_p, weight, 0.0)
         reached = tl.cumsum(weight, 0)
         total = tl.max(reached, 0)
-        target = tl.load(uniform_ptr) * total
+        target = tl.load(uniform_ptr + r) * total
         token = tl.sum((reached <= target).to(tl.int32), 0)
         token = tl.minimum(token, tl.sum((reached < total).to(tl.int32), 0))
     token = tl.where(token < COUNT, token, 0)
-    tl.store(out_ptr, token.to(tl.int64))
-    tl.store(peak_ptr, tl.where(bad, float("nan"), peak))
+    tl.store(out_ptr + r, token.to(tl.int64))
+    tl.store(peak_ptr + r, tl.where(bad, float("nan"), peak))
     if SEEN:
         tl.store(seen_ptr + token, 1)
+    if WIDTH:
+        column = tl.arange(0, WIDE)
+        inside = column < WIDTH
+        row = tl.load(table_ptr + token.to(tl.int64) * WIDTH + column, mask=inside, other=0.0).to(tl.float32)
+        tl.store(row_ptr + r * row_stride + column, row, mask=inside)
+        if not BEGIN:
+            row += tl.load(total_ptr + r * WIDTH + column, mask=inside, other=0.0)
+        tl.store(total_ptr + r * WIDTH + column, row, mask=inside)
 
 
 def argmax(logits: Tensor, *, pdl: bool) -> Tensor:
@@ -140,19 +167,28 @@ def sample(
     min_p: float,
     repetition: float,
     suppressed: Tensor | None,
-    seen: Tensor | None,
+    seen: SaidCodes | None,
+    embedded: CodeRows | None,
     pdl: bool,
 ) -> None:
-    """Choose from ``logits [count]`` by ``uniform`` (float64, one number of [0, 1)) into ``out`` (int64, one), its
-    largest score into ``peak`` (float32, one).
+    """Choose from each row of ``logits [rows, count]`` by its number of ``uniform`` (float64 ``[rows]``, in [0, 1))
+    into ``out`` (int64 ``[rows]``), the largest score into ``peak`` (float32 ``[rows]``).
 
-    ``suppressed`` and ``seen`` are uint8 ``[count]``; the chosen id is marked as seen. Temperature 0 is greedy;
-    ``repetition`` counts where ``seen`` is given. The rest as in `engine.sampler.Sampler`.
+    ``suppressed`` is uint8 ``[count]``; the chosen ids are marked as ``seen``, and their rows go where ``embedded``
+    says, whose table is plain. Temperature 0 is greedy; ``repetition`` counts where ``seen`` is given. The rest as in
+    `engine.sampler.Sampler`.
     """
-    count = logits.numel()
+    rows, count = logits.shape
     assert count <= MAX_VOCABULARY, f"{count} logits for one program"
-    _sample[(1,)](
-        logits, suppressed if suppressed is not None else out, seen if seen is not None else out, uniform, out, peak,
-        temperature, top_k, top_p, min_p, repetition, COUNT=count, BLOCK=triton.next_power_of_2(count),
-        GREEDY=temperature == 0.0, SUPPRESS=suppressed is not None, SEEN=seen is not None, **launch_options(pdl, 4),
+    marks, slots = seen or (out, out)
+    table, row, total, begins, width = logits, logits, logits, True, 0
+    if embedded is not None:
+        table, row, total, begins = values_of(embedded.table), *embedded[1:]
+        width = table.shape[1]
+    _sample[(rows,)](
+        logits.contiguous(), suppressed if suppressed is not None else out, marks, slots, uniform, out, peak, table,
+        row, total, temperature, top_k, top_p, min_p, repetition, row.stride(0), COUNT=count,
+        BLOCK=triton.next_power_of_2(count), GREEDY=temperature == 0.0, SUPPRESS=suppressed is not None,
+        SEEN=seen is not None, WIDTH=width, WIDE=triton.next_power_of_2(max(width, 1)), BEGIN=begins,
+        **launch_options(pdl, 4),
     )  # fmt: skip

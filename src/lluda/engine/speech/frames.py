@@ -44,9 +44,11 @@ class FrameGenerator:
 
     @torch.inference_mode()
     def prefill(self, rows: Tensor, positions: Tensor | None = None) -> None:
-        """Run the prompt: rows ``[n, hidden]`` in the residual dtype, at ``positions [3, n]`` or 0, 1, 2, …"""
-        places = torch.arange(len(rows)) if positions is None else positions
-        self.cache.position_offset = 0 if positions is None else float(positions.max()) + 1 - len(rows)
+        """Run the rows of the prompt that the cache does not hold yet: ``[n, hidden]`` in the residual dtype, at
+        ``positions [3, n]``, or counted from 0 with those that it holds."""
+        start, end = self.cache.length, self.cache.length + len(rows)
+        places = torch.arange(start, end) if positions is None else positions
+        self.cache.position_offset = 0 if positions is None else float(positions.max()) + 1 - end
         _step([self], rows, places, [len(rows)])
 
     def next_codes(self) -> list[int] | None:

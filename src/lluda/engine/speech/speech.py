@@ -17,14 +17,18 @@ from itertools import chain, repeat
 import torch
 
 from lluda.config.code2wav import SAMPLE_RATE
+from lluda.engine.kv_cache import CacheOptions
 from lluda.engine.observer import Reports
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.request import SpeechChunk, SpeechCompletion, SpokenAnswer
+from lluda.engine.runner import PREFILL_CHUNK
 from lluda.engine.speech import frames as batched
-from lluda.engine.speech.frame_graph import GraphFrames
+from lluda.engine.speech import graph_frames as captured
 from lluda.engine.speech.frames import FrameGenerator
-from lluda.engine.speech.speech_graphs import CodesStream, SpeechGraphs
-from lluda.engine.speech.talker_prompt import CapturedHiddenStates, TalkerPromptBuilder
+from lluda.engine.speech.graph_frames import GraphFrames
+from lluda.engine.speech.speech_graphs import CodesStream, SpeechGraphs, push_all
+from lluda.engine.speech.talker_prefixes import TalkerPrefixes
+from lluda.engine.speech.talker_prompt import ASSISTANT_ROWS, CapturedHiddenStates, TalkerPromptBuilder
 from lluda.errors import LludaError
 from lluda.models.code2wav import Code2Wav
 from lluda.models.code_predictor import CodePredictor
@@ -36,19 +40,30 @@ RAMP = (1, 1, 2, 4, 8)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SpeechStack:
-    """The half of an Omni model that speaks."""
+    """The half of an Omni model that speaks. ``deterministic``: each answer is to the bit what it is alone, where that
+    takes launches of its own."""
 
     talker: Talker
     code_predictor: CodePredictor
     code2wav: Code2Wav
     prompts: TalkerPromptBuilder
     kv_dtype: str
+    deterministic: bool = False
+    prefill_rows: int = PREFILL_CHUNK
+    """Rows of users' turns computed at once ahead of an answer."""
+    retained_rows: int = 0
+    """Of users' turns, kept for later answers."""
     graphs: SpeechGraphs = field(init=False)
     """What its backends have captured of it."""
+    prefixes: TalkerPrefixes = field(init=False)
 
     def __post_init__(self) -> None:
         graphs = SpeechGraphs(self.talker, self.code_predictor, self.code2wav, self.kv_dtype)
         object.__setattr__(self, "graphs", graphs)
+        options = CacheOptions(self.retained_rows, dtype=self.kv_dtype)
+        exact = self.deterministic or self.talker.backend.name == "reference"
+        prefixes = TalkerPrefixes(self.talker, self.prompts, options, step=self.prefill_rows, exact=exact)
+        object.__setattr__(self, "prefixes", prefixes)
 
     @property
     def sample_rate(self) -> int:
@@ -67,7 +82,8 @@ class SpeechStack:
 
 class Speech:
     """The speech of one answer: text in, frames out. ``prompt`` and ``captured`` are what the thinker was given;
-    ``index`` is the request's.
+    ``index`` is the request's. ``reuse``: the talker's rows of the user's turns are taken from ``stack.prefixes`` and
+    kept there.
 
     InvalidRequest: an unknown speaker."""
 
@@ -78,6 +94,8 @@ class Speech:
         prompt: PromptRows,
         captured: CapturedHiddenStates | None,
         index: int = 0,
+        *,
+        reuse: bool = False,
     ) -> None:
         stack.prompts.speaker_id(spoken.speaker)
         self.stack, self.spoken, self.index = stack, spoken, index
@@ -85,7 +103,7 @@ class Speech:
         self.frames = 0
         self.first_audio_seconds: float | None = None
         self.first_text_seconds: float | None = None
-        self._prompt, self._captured = prompt, captured
+        self._prompt, self._captured, self._reuse = prompt, captured, reuse
         self._before: SpeechCompletion | None = None
         self._text: deque[int] = deque()
         self._text_ended = False
@@ -175,8 +193,10 @@ class Speech:
         return own if self._before is None else joined(self._before, own)
 
     def close(self) -> None:
-        """Give back what was lent to it."""
-        self.stack.graphs.give_back(self.spoken.params, self._generator, self._vocoder)
+        """Give back what was lent to it, and keep what later answers can begin with."""
+        if self._reuse and self._generator is not None and self.frames and self.error is None:
+            self.stack.prefixes.keep(self._generator.cache, self._prompt)
+        self.stack.graphs.give_back(self._generator, self._vocoder)
         self._generator = self._vocoder = None
 
     def _begin(self) -> None:
@@ -187,14 +207,16 @@ class Speech:
             self.error, self._reason = error, "error"
 
     def _prefill(self) -> None:
-        params, prompts = self.spoken.params, self.stack.prompts
-        built = prompts.build(self._prompt, self._captured, self._next_text(), self.spoken.speaker)
+        params, prompts, prefixes = self.spoken.params, self.stack.prompts, self.stack.prefixes
         assert params.max_frames is not None, "with_defaults leaves no None here"
-        rows = len(built.rows) + params.max_frames
+        rows = len(prompts.places(self._prompt)) + ASSISTANT_ROWS + params.max_frames
         self._generator = self.stack.graphs.frames(params, rows) or FrameGenerator(
             self.stack.talker, self.stack.code_predictor, params, max_rows=rows, kv_dtype=self.stack.kv_dtype
         )
         self._vocoder = self.stack.graphs.vocoder()
+        cache, speaker = self._generator.cache, self.spoken.speaker
+        prefixes.begin(cache, self._prompt, self._captured, reuse=self._reuse)
+        built = prompts.build(self._prompt, self._captured, self._next_text(), speaker, cache.length)
         self._generator.prefill(built.rows, built.positions)
         self._fed = True
 
@@ -272,16 +294,28 @@ def make_frames(speeches: Sequence[Speech], reports: Reports | None = None) -> d
 
 def _feed(speeches: Sequence[Speech]) -> None:
     """Give each talker its next row of text, for those whose speech goes on."""
-    rows = [(speech, speech.stack.prompts.text_row(speech._next_text())) for speech in speeches]
-    stepped: list[tuple[FrameGenerator, torch.Tensor]] = []
-    for speech, row in rows:
-        if isinstance(speech._generator, FrameGenerator):
-            stepped.append((speech._generator, row))
-        elif speech._generator is not None:
-            speech._generator.feed(row)
+    launched: list[tuple[GraphFrames, int]] = []
+    stepped: list[tuple[FrameGenerator, int]] = []
+    for speech in speeches:
+        generator, token = speech._generator, speech._next_text()
+        if isinstance(generator, GraphFrames):
+            launched.append((generator, token))
+        elif generator is not None:
+            stepped.append((generator, token))
         speech._fed = True
-    if stepped:
-        batched.feed([generator for generator, _ in stepped], torch.cat([row for _, row in stepped]))
+    stack = speeches[0].stack if speeches else None
+    if stack and launched:
+        answers, tokens = zip(*launched, strict=True)
+        together = not stack.deterministic
+        captured.feed(answers, _text_rows(stack.prompts, tokens, together=together), together=together)
+    if stack and stepped:
+        generators, tokens = zip(*stepped, strict=True)
+        batched.feed(generators, _text_rows(stack.prompts, tokens, together=False))
+
+
+def _text_rows(prompts: TalkerPromptBuilder, tokens: Sequence[int], *, together: bool) -> torch.Tensor:
+    """The rows ``[tokens, hidden]`` that the tokens of as many answers add."""
+    return prompts.text_rows(tokens) if together else torch.cat([prompts.text_rows([token]) for token in tokens])
 
 
 def _next_codes(speeches: Sequence[Speech]) -> list[list[int] | LludaError | None]:
@@ -305,24 +339,13 @@ def _next_codes(speeches: Sequence[Speech]) -> list[list[int] | LludaError | Non
 
 def _vocode(speeches: Sequence[Speech]) -> dict[Speech, SpeechChunk]:
     """The samples that are due of each."""
-    chunks: dict[Speech, SpeechChunk] = {}
-    together: list[tuple[Speech, list[list[int]]]] = []
-    for speech in speeches:
-        due = speech._due()
-        if not due:
-            continue
-        assert speech._vocoder is not None, "a speech with frames was begun"
-        if speech._vocoder.state is None:
-            chunks[speech] = speech._chunk(due, speech._vocoder.push(due))
-        else:
-            together.append((speech, due))
-    if together:
-        states = [speech._vocoder.state for speech, _ in together if speech._vocoder and speech._vocoder.state]
-        codes = [torch.tensor(due).T for _, due in together]
-        made = together[0][0].stack.code2wav.push_all(codes, states)
-        for (speech, due), samples in zip(together, made, strict=True):
-            chunks[speech] = speech._chunk(due, samples)
-    return chunks
+    due = {speech: codes for speech in speeches if (codes := speech._due())}
+    if not due:
+        return {}
+    streams = [stream for speech in due if (stream := speech._vocoder)]
+    assert len(streams) == len(due), "a speech with frames was begun"
+    made = push_all(streams, list(due.values()), together=not speeches[0].stack.deterministic)
+    return {speech: speech._chunk(codes, samples) for (speech, codes), samples in zip(due.items(), made, strict=True)}
 
 
 def joined(before: SpeechCompletion, part: SpeechCompletion) -> SpeechCompletion:

@@ -1,15 +1,17 @@
-"""The captured frames of one voice: made when first wanted, lent to one answer at a time, and then to the next."""
+"""What is captured of one voice: made when first wanted, used by all answers, of which each has a place in it while it
+speaks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lluda.engine.speech.frame_graph import FrameGraph, GraphFrames
+from lluda.engine.speech.graph_frames import FrameGraphs, GraphFrames
 from lluda.engine.speech.speech_params import SpeechParams
-from lluda.engine.speech.vocoder_graph import VocoderGraph
+from lluda.engine.speech.vocoder_graph import VocoderGraph, VocoderStream
 from lluda.models.code2wav import Code2Wav, Code2WavState
 from lluda.models.code_predictor import CodePredictor
 from lluda.models.talker import Talker
@@ -20,31 +22,22 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 class CodesStream:
     """The waveform of one answer: frames in, samples out."""
 
-    def __init__(self, network: Code2Wav, graph: VocoderGraph | None) -> None:
-        self._network, self.graph = network, graph
-        self.state: Code2WavState | None = network.stream() if graph is None else None
-        self._begun = False
+    def __init__(self, network: Code2Wav, captured: VocoderStream | None) -> None:
+        self.network, self.captured = network, captured
+        self.state: Code2WavState | None = network.stream() if captured is None else None
 
     def push(self, frames: list[list[int]]) -> Tensor:
         """Codes of the next frames, one list each -> the samples that they complete."""
-        if self.graph is None:
-            assert self.state is not None
-            return self._network.push(torch.tensor(frames).T, self.state)
-        parts = []
-        for codes in frames:
-            parts.append(self.graph.push(codes, first=not self._begun))
-            self._begun = True
-        return torch.cat(parts)
+        return push_all([self], [frames], together=False)[0]
 
 
 class SpeechGraphs:
-    """What is captured of one voice, where its backends capture: a frame for each way of sampling, and the vocoder.
-
-    Each is lent to one answer, which gives it back when it ends."""
+    """What is captured of one voice, where its backends capture: a frame for each way of sampling, and the vocoder."""
 
     def __init__(self, talker: Talker, predictor: CodePredictor, code2wav: Code2Wav, kv_dtype: str) -> None:
         self._talker, self._predictor, self._code2wav, self._kv_dtype = talker, predictor, code2wav, kv_dtype
-        self._free: dict[Any, list[Any]] = {}
+        self.made: dict[Any, list[Any]] = {}
+        """Graphs by what they are for; more than one where answers fill the first."""
 
     def frames(self, params: SpeechParams, max_rows: int) -> GraphFrames | None:
         """The frames of one answer; None where they cannot be captured."""
@@ -52,23 +45,56 @@ class SpeechGraphs:
         together = self._talker.backend is self._predictor.backend and self._talker.backend.captures
         if not together or sampling.presence_penalty or sampling.frequency_penalty:
             return None
-        free = self._free.setdefault(_key(params), [])
-        graph = free.pop() if free else FrameGraph(self._talker, self._predictor, sampling, self._kv_dtype)
-        return GraphFrames(graph, self._talker, params, max_rows=max_rows)
+        made: list[FrameGraphs] = self.made.setdefault(_key(params), [])
+        if all(graphs.is_full for graphs in made):
+            made.append(FrameGraphs(self._talker, self._predictor, sampling, self._kv_dtype))
+        return next(graphs for graphs in made if not graphs.is_full).answer(params, max_rows)
 
     def vocoder(self) -> CodesStream:
         """The waveform of one answer."""
         if not self._code2wav.backend.captures:
             return CodesStream(self._code2wav, None)
-        free = self._free.setdefault("vocoder", [])
-        return CodesStream(self._code2wav, free.pop() if free else VocoderGraph(self._code2wav))
+        made: list[VocoderGraph] = self.made.setdefault("vocoder", [])
+        if all(graph.is_full for graph in made):
+            made.append(VocoderGraph(self._code2wav))
+        return CodesStream(self._code2wav, next(graph for graph in made if not graph.is_full).stream())
 
-    def give_back(self, params: SpeechParams, frames: object, stream: CodesStream | None) -> None:
-        """What was lent to an answer that has ended."""
+    def give_back(self, frames: object, stream: CodesStream | None) -> None:
+        """The places of an answer that has ended."""
         if isinstance(frames, GraphFrames):
-            self._free[_key(params)].append(frames.graph)
-        if stream is not None and stream.graph is not None:
-            self._free["vocoder"].append(stream.graph)
+            frames.graphs.give_back(frames)
+        if stream is not None and stream.captured is not None:
+            stream.captured.graph.give_back(stream.captured)
+
+
+def push_all(streams: Sequence[CodesStream], frames: Sequence[list[list[int]]], *, together: bool) -> list[Tensor]:
+    """Codes of the next frames of each stream of one network -> the samples that they complete. ``together``: where
+    frames are captured, in launches of many, which take their sums in another order than launches of one."""
+    made: dict[int, Tensor] = {}
+    plain = [index for index, stream in enumerate(streams) if stream.captured is None]
+    if plain:
+        states = [state for index in plain if (state := streams[index].state) is not None]
+        codes = [torch.tensor(frames[index]).T for index in plain]
+        made.update(zip(plain, streams[plain[0]].network.push_all(codes, states), strict=True))
+    captured = [index for index, stream in enumerate(streams) if stream.captured is not None]
+    for part in [captured] if together else [[index] for index in captured]:
+        made.update(_push_captured({index: streams[index] for index in part}, frames))
+    return [made[index] for index in range(len(streams))]
+
+
+def _push_captured(streams: dict[int, CodesStream], frames: Sequence[list[list[int]]]) -> dict[int, Tensor]:
+    """A frame of each that has one left, again and again."""
+    made: dict[int, list[Tensor]] = {index: [] for index in streams}
+    for number in range(max((len(frames[index]) for index in streams), default=0)):
+        by_graph: dict[VocoderGraph, dict[int, VocoderStream]] = {}
+        for index, stream in streams.items():
+            if stream.captured is not None and number < len(frames[index]):
+                by_graph.setdefault(stream.captured.graph, {})[index] = stream.captured
+        for graph, own in by_graph.items():
+            samples = graph.push(list(own.values()), [frames[index][number] for index in own])
+            for index, part in zip(own, samples, strict=True):
+                made[index].append(part)
+    return {index: torch.cat(parts) for index, parts in made.items()}
 
 
 def _key(params: SpeechParams) -> tuple[object, ...]:

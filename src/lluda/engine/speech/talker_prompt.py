@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lluda.backends.components import Observer
+from lluda.backends.components import Observer, StageObserver
 from lluda.config.omni import OmniConfig, SpeechTokens
-from lluda.engine.prompt_rows import PromptRows
+from lluda.engine.prompt_rows import PromptRows, spans_between
 from lluda.errors import InvalidRequest
-from lluda.inputs.media.media_positions import Span, TextSpan, media_positions
+from lluda.inputs.media.media_positions import TextSpan, media_positions
 from lluda.models.linear import Embedding
 from lluda.models.talker import Talker
 
 HEADER = 3
 """Ids that open the assistant's turn: ``<|im_start|>``, ``assistant``, a line's end."""
+
+ASSISTANT_ROWS = HEADER + 6
+"""Rows behind the user's turns: the header, and those of the codes that begin the speech."""
 
 
 class CapturedHiddenStates:
@@ -43,13 +46,12 @@ class CapturedHiddenStates:
     def observer(self, start: int) -> Observer:
         """To be told of a step whose first row is row ``start`` of the prompt."""
 
-        def observe(stage: str, x: Tensor) -> None:
-            if stage == self._stage:
-                for row in self.rows:
-                    if start <= row < start + len(x):
-                        self.hidden[row] = x[row - start].clone()
+        def keep(x: Tensor) -> None:
+            for row in self.rows:
+                if start <= row < start + len(x):
+                    self.hidden[row] = x[row - start].clone()
 
-        return observe
+        return StageObserver(self._stage, keep)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,27 +86,55 @@ class TalkerPromptBuilder:
 
     def text_row(self, token: int) -> Tensor:
         """The row ``[1, hidden]`` that a token of the answer, or one of the tts ids, adds."""
-        return self._text([token])
+        return self.text_rows([token])
+
+    def text_rows(self, tokens: Sequence[int]) -> Tensor:
+        """:meth:`text_row` of several tokens: ``[tokens, hidden]``."""
+        return self._text(tokens)
 
     def build(
-        self, prompt: PromptRows, media: CapturedHiddenStates | None, first: int, speaker: str | None
+        self, prompt: PromptRows, media: CapturedHiddenStates | None, first: int, speaker: str | None, known: int = 0
     ) -> TalkerPrompt:
-        """The prompt for an answer whose first token is ``first``. ``prompt`` is the thinker's and ends with the header
-        of the assistant's turn; ``media`` is complete (None: there are none)."""
-        segments = list(user_segments(prompt.ids, self._speech.tokens))
+        """The prompt for an answer whose first token is ``first``, but for its first ``known`` rows. ``prompt`` is the
+        thinker's and ends with the header of the assistant's turn; ``media`` is complete from there on (None: there
+        are none)."""
         header = assistant_header(prompt.ids, self._speech.tokens)
-        parts = [self._user_rows(prompt, media, start, end) for start, end in segments]
-        rows = torch.cat([*parts, self._assistant_rows(header, first, self.speaker_id(speaker))])
-        return TalkerPrompt(rows, self._positions(prompt, segments))
+        turns = self.turns(prompt, media, known)
+        rows = torch.cat((turns.rows, self._assistant_rows(header, first, self.speaker_id(speaker))))
+        positions = self._positions(prompt, answered=True)
+        return TalkerPrompt(rows, None if positions is None else positions[:, known:])
 
-    def _user_rows(self, prompt: PromptRows, media: CapturedHiddenStates | None, start: int, end: int) -> Tensor:
-        rows = self._text(prompt.ids[start:end])
-        seen = [row for row in (media.rows if media else ()) if start <= row < end]
+    def turns(
+        self, prompt: PromptRows, media: CapturedHiddenStates | None, known: int = 0, end: int | None = None
+    ) -> TalkerPrompt:
+        """Rows ``known`` to ``end`` (None: the last) of the user's turns, which the talker's prompt begins with."""
+        places = self.places(prompt)[known:end]
+        rows = self._turn_rows(prompt, media, places)
+        positions = self._positions(prompt, answered=False)
+        return TalkerPrompt(rows, None if positions is None else positions[:, known:end])
+
+    def places(self, prompt: PromptRows) -> list[int]:
+        """Rows of the thinker's prompt that the talker's begins with: all of the user's turns."""
+        return [row for start, end in user_segments(prompt.ids, self._speech.tokens) for row in range(start, end)]
+
+    def _turn_rows(self, prompt: PromptRows, media: CapturedHiddenStates | None, places: Sequence[int]) -> Tensor:
+        ids = torch.tensor([prompt.ids[row] for row in places], dtype=torch.int64, device=self._embed.device)
+        rows = self._project(self._talker.text_projection, self._embed(ids).to(self._talker.backend.device))
+        at = {row: index for index, row in enumerate(places)}
+        seen = [row for row in (media.rows if media else ()) if row in at]
         if seen and media:
-            hidden = torch.stack([media.hidden[row] for row in seen])
-            places = torch.tensor(seen, device=rows.device) - start
-            rows[places] = self._talker.hidden_projection(hidden.to(rows.device, rows.dtype))
+            hidden = torch.stack([media.hidden[row] for row in seen]).to(rows.device, rows.dtype)
+            indices = torch.tensor([at[row] for row in seen], device=rows.device)
+            rows[indices] = self._project(self._talker.hidden_projection, hidden)
         return rows
+
+    def _project(self, projection: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """Each row as it is among many, where a few are summed in another order: how many are asked for at once depends
+        on what is known already."""
+        count, few = len(rows), self._talker.backend.few_rows or 0
+        if count > few:
+            return projection(rows)
+        return projection(torch.cat((rows, rows.new_zeros(few + 1 - count, rows.shape[1]))))[:count]
 
     def _assistant_rows(self, header: Sequence[int], first: int, speaker: int) -> Tensor:
         tokens, codec = self._speech.tokens, self._speech.talker.codec
@@ -118,13 +148,14 @@ class TalkerPromptBuilder:
         rows = self._embed(torch.tensor(list(ids), device=self._embed.device))
         return self._talker.text_projection(rows.to(self._talker.backend.device))
 
-    def _positions(self, prompt: PromptRows, segments: Sequence[tuple[int, int]]) -> Tensor | None:
-        """Of the talker's own sequence, counted from its first user segment."""
+    def _positions(self, prompt: PromptRows, *, answered: bool) -> Tensor | None:
+        """Of the talker's own sequence, counted from its first user segment; ``answered``: with the assistant's."""
         if not prompt.spans:
             return None
-        spans = [span for start, end in segments for span in spans_between(prompt.spans, start, end)]
+        segments = user_segments(prompt.ids, self._speech.tokens)
+        spans = [span for start, end in segments for span, _ in spans_between(prompt.spans, start, end)]
         found = media_positions(
-            [*spans, TextSpan(HEADER + 6)],
+            [*spans, TextSpan(ASSISTANT_ROWS)] if answered else spans,
             merge_size=self._omni.vision.spatial_merge_size,
             positions_per_second=self._speech.talker.position_id_per_seconds,
         )
@@ -145,15 +176,3 @@ def user_segments(ids: Sequence[int], tokens: SpeechTokens) -> Iterator[tuple[in
     for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
         if start + 1 < len(ids) and ids[start + 1] == tokens.user:
             yield start, end
-
-
-def spans_between(spans: Sequence[tuple[Span, int]], start: int, end: int) -> Iterator[Span]:
-    """The spans of rows from ``start`` to ``end``, both of which lie in text; each span with its number of rows."""
-    at = 0
-    for span, count in spans:
-        first, last = max(at, start), min(at + count, end)
-        if first < last:
-            whole = last - first == count
-            assert whole or isinstance(span, TextSpan), f"a turn begins or ends inside {span}"
-            yield span if whole else TextSpan(last - first)
-        at += count

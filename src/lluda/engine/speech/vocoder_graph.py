@@ -1,97 +1,146 @@
-"""Code2Wav one frame at a time as one launch each."""
+"""Code2Wav a frame at a time as one launch each, for as many streams as have one to make."""
 
 from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from lluda.backends.capture import STORE_WIDTH, CapturedStep, DeviceStore
-from lluda.models.code2wav import Code2Wav, Code2WavState
-from lluda.models.conv import ConvState, FixedConvState
+from lluda.backends.batch import Segment
+from lluda.backends.capture import STORE_WIDTH, CapturedStep, DeviceStore, StreamContexts, StreamRows
+from lluda.models.code2wav import Code2Wav
+
+STREAMS = 16
+"""Streams whose pasts lie together; the last place is nobody's."""
+
+BUCKETS = (1, 2, 4, 8, 16)
+"""Streams that a launch is made for; one of fewer is filled up with nobody's."""
 
 
-class _FixedState(Code2WavState):
-    """A stream's state in places that do not change; its transformer's cache is a ring of one window."""
+class VocoderStream:
+    """The waveform of one answer among others."""
 
-    def __init__(self, network: Code2Wav, begun: Code2WavState) -> None:
-        super().__init__(network.config, network.backend)
-        decoder, device = network.config.transformer, network.backend.device
-        shape = (decoder.num_hidden_layers, decoder.num_key_value_heads, network.config.window, decoder.head_dim)
-        self.ring = torch.zeros((2, *shape), dtype=network.backend.precision.compute, device=device)
-        self.inputs = torch.zeros(STORE_WIDTH, dtype=torch.int64, device=device)
-        self.store = DeviceStore(self.inputs.view(1, STORE_WIDTH), 0, self.ring.dtype)
-        self.cache = self.store  # type: ignore[assignment]
-        self.conv_state = self.fixed = FixedConvState(begun.conv_state)
-
-    def positions(self, count: int, device: torch.device) -> Tensor:
-        """Of the next frame: how many went before, as the device knows it."""
-        assert count == 1 and device == self.inputs.device, "one frame at a time"
-        return self.inputs[2:3]
+    def __init__(self, graph: VocoderGraph, number: int) -> None:
+        self.graph, self.number = graph, number
+        self.frames = 0
+        """Pushed so far."""
 
 
 class VocoderGraph:
-    """The captured frames of one network, a stream's first and any other; streams use them in turn."""
+    """The captured frames of one network, and the pasts of ``STREAMS`` streams of it.
+
+    Args:
+        capture: without, launches go out one by one, to compare.
+    """
 
     def __init__(self, network: Code2Wav, *, capture: bool = True) -> None:
-        self._network, device = network, network.backend.device
-        self._capture = capture
-        self._host = network.backend.pinned((STORE_WIDTH + network.config.num_quantizers,), torch.int64)
-        self._inputs = torch.zeros_like(self._host, device=device)
-        sizes = (network.config.samples(1), network.config.samples_per_frame)
-        self._samples = [network.backend.pinned((size,), torch.float32) for size in sizes]
-        self._state: _FixedState | None = None
-        self._graphs: list[CapturedStep | None] = [None, None]
-        self._frames = 0
+        self._network, self._capture = network, capture
+        decoder, device = network.config.transformer, network.backend.device
+        shape = (decoder.num_hidden_layers, decoder.num_key_value_heads, network.config.window, decoder.head_dim)
+        self._rings = torch.zeros((2, STREAMS + 1, *shape), dtype=network.backend.precision.compute, device=device)
+        self._contexts = StreamContexts(STREAMS + 1)
+        self._batches: dict[int, _Batch] = {}
+        self._free = list(range(STREAMS))
 
     @property
     def warm_up_seconds(self) -> float:
         """Seconds that compiling and capturing took."""
-        return sum(graph.warm_up_seconds for graph in self._graphs if graph)
+        return sum(batch.graph.warm_up_seconds for batch in self._batches.values() if batch.graph)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has no place for one more stream."""
+        return not self._free
+
+    def stream(self) -> VocoderStream:
+        """A new stream."""
+        return VocoderStream(self, self._free.pop())
+
+    def give_back(self, stream: VocoderStream) -> None:
+        """The place of a stream that has ended."""
+        self._free.append(stream.number)
 
     @torch.inference_mode()
-    def push(self, codes: list[int], *, first: bool) -> Tensor:
-        """A stream's next frame (``first``: of a new one) -> its samples, float32 on the host: ``samples_per_frame``,
-        of the first fewer."""
-        graph = self.launch(codes, first=first)
-        graph.wait()
-        return self._samples[not first].clone()
+    def push(self, streams: Sequence[VocoderStream], codes: Sequence[Sequence[int]]) -> list[Tensor]:
+        """The next frame of each stream, its codes one of each codebook -> the samples that it completes, float32 on
+        the host: of a stream's first frame fewer than of others."""
+        found: list[Tensor] = []
+        for start in range(0, len(streams), BUCKETS[-1]):
+            part = slice(start, start + BUCKETS[-1])
+            self.launch(streams[part], codes[part]).wait()
+            samples = self._batch(len(streams[part])).samples
+            for row, stream in enumerate(streams[part]):
+                stream.frames += 1
+                found.append(samples[row, len(samples[row]) - self._completed(stream.frames) :].clone())
+        return found
 
     @torch.inference_mode()
-    def launch(self, codes: list[int], *, first: bool) -> CapturedStep:
-        """Start the next frame."""
-        state = self._state = self._state or self._make_state()
-        self._frames = 0 if first else self._frames + 1
-        keys, values = state.ring
-        self._host[:] = torch.tensor([keys.data_ptr(), values.data_ptr(), self._frames, keys.shape[2], *codes])
-        graph = self._graphs[not first]
-        if graph is None:
-            body = self._first if first else self._next
-            kept = state.fixed.tensors
-            graph = self._graphs[not first] = self._network.backend.new_graph(body, capture=self._capture, state=kept)
-        graph.launch()
-        return graph
+    def launch(self, streams: Sequence[VocoderStream], codes: Sequence[Sequence[int]]) -> CapturedStep:
+        """Start the next frame of up to ``BUCKETS[-1]`` streams, which are not counted on."""
+        batch = self._batch(len(streams))
+        nobody = batch.rows - len(streams)
+        stores = [self._store(stream.number, stream.frames) for stream in streams]
+        stores += [self._store(STREAMS, 0)] * nobody
+        numbers = [stream.number for stream in streams] + [STREAMS] * nobody
+        filled = [*codes, *[[0] * len(codes[0])] * nobody]
+        batch.fill(stores, numbers, [store[2] for store in stores], zip(*filled, strict=True))
+        if batch.graph is None:
+            # What is run to warm up reads what it then writes again: nothing has to be put back.
+            batch.graph = self._network.backend.new_graph(lambda: self._frame(batch), capture=self._capture)
+        batch.graph.launch()
+        return batch.graph
 
-    def _make_state(self) -> _FixedState:
-        """Of the shapes that a stream's state has after a frame."""
-        begun = self._network.stream()
-        codes = torch.zeros(self._network.config.num_quantizers, 1, dtype=torch.int64)
-        self._network.push(codes, begun)
-        return _FixedState(self._network, begun)
+    def _batch(self, streams: int) -> _Batch:
+        rows = next(bucket for bucket in BUCKETS if bucket >= streams)
+        if rows not in self._batches:
+            self._batches[rows] = _Batch(self._network, rows, self._rings.dtype, self._contexts)
+        return self._batches[rows]
 
-    def _first(self) -> None:
-        state = self._state
-        assert state is not None
-        state.conv_state = ConvState()
-        self._frame(state, self._samples[0])
-        state.fixed.begin(state.conv_state)
-        state.conv_state = state.fixed
+    def _store(self, stream: int, frames: int) -> tuple[int, int, int, int]:
+        keys, values = self._rings[:, stream]
+        return keys.data_ptr(), values.data_ptr(), frames, keys.shape[2]
 
-    def _next(self) -> None:
-        assert self._state is not None
-        self._frame(self._state, self._samples[1])
+    def _completed(self, frames: int) -> int:
+        """Samples that the last of so many frames completes."""
+        config = self._network.config
+        return config.samples(frames) - config.samples(frames - 1)
 
-    def _frame(self, state: _FixedState, out: Tensor) -> None:
-        self._inputs.copy_(self._host, non_blocking=True)
-        state.inputs.copy_(self._inputs[:STORE_WIDTH])
-        samples = self._network.frame(self._inputs[STORE_WIDTH:, None], state)
-        out.copy_(samples.float(), non_blocking=True)
+    def _frame(self, batch: _Batch) -> None:
+        batch.inputs.copy_(batch.host, non_blocking=True)
+        samples = self._network.frames_together(batch.codes, batch.stream_rows)
+        batch.samples.copy_(samples.float(), non_blocking=True)
+
+
+class _Batch:
+    """What a launch of ``rows`` streams is given and gives back."""
+
+    def __init__(self, network: Code2Wav, rows: int, cache: torch.dtype, contexts: StreamContexts) -> None:
+        backend, codebooks = network.backend, network.config.num_quantizers
+        self.rows = rows
+        self.host = backend.pinned((rows * (STORE_WIDTH + 2 + codebooks),), torch.int64)
+        self._format = struct.Struct(f"={len(self.host)}q")
+        self._bytes = self.host.numpy().data.cast("B")
+        self.inputs = torch.zeros_like(self.host, device=backend.device)
+        sizes = [rows * STORE_WIDTH, rows, rows, rows * codebooks]
+        stores, streams, frames, codes = torch.split(self.inputs, sizes)
+        self.codes = codes.view(codebooks, rows)
+        table = stores.view(rows, STORE_WIDTH)
+        segments = [Segment(row, 1, DeviceStore(table, row, cache)) for row in range(rows)]
+        self.stream_rows = StreamRows(streams, frames, segments, contexts)
+        self.samples = backend.pinned((rows, network.config.samples_per_frame), torch.float32)
+        self.graph: CapturedStep | None = None
+
+    def fill(
+        self,
+        stores: Sequence[Sequence[int]],
+        streams: Sequence[int],
+        frames: Sequence[int],
+        codes: Iterable[Sequence[int]],
+    ) -> None:
+        """Numbers of the next launch: of each row its store, stream and frames before; of each codebook its codes."""
+        self._format.pack_into(
+            self._bytes, 0, *chain.from_iterable(stores), *streams, *frames, *chain.from_iterable(codes)
+        )
