@@ -289,17 +289,6 @@ class ModelFiles:
         return CacheOptions(self.context(options), options.kv_cache, kv_dtype)
 
 
-Join = Callable[[ComputeBackend, int], Group]
-"""Given the backend of this rank's share, and the bytes of that, the group of all ranks."""
-
-
-def make_runner(files: ModelFiles, options: LoadOptions, network: CausalLM, leader: Leader | None = None) -> Runner:
-    """What steps ``network``; ``leader`` of the other ranks, on the first of several."""
-    dtype = resolve_dtype(options.dtype, files.config.dtype)
-    cache, rows = files.cache_options(options, dtype), options.prefill_rows
-    return Runner(network, cache, rows, deterministic=options.deterministic, leader=leader)
-
-
 @dataclass(frozen=True, slots=True)
 class _Loaded:
     backends: Backends
@@ -347,10 +336,8 @@ def load_speech_stack(
         code_predictor=CodePredictor(omni.speech.talker, parameters, backend_of("code_predictor")),
         code2wav=Code2Wav(omni.speech.code2wav, parameters, backend_of("code2wav")),
         prompts=TalkerPromptBuilder(omni, talker, embed),
-        kv_dtype=cache.dtype,
+        kv_dtype=files.cache_options(options, dtype).dtype,
         deterministic=options.deterministic,
-        prefill_rows=options.prefill_rows,
-        retained_rows=min(RETAINED_ROWS, cache.max_length),
     )
 
 
