@@ -76,6 +76,7 @@ class Engine:
     ) -> None:
         self.runner, self.tokenizer = runner, tokenizer
         self._speech = speech
+        self._stack: SpeechStack | None = None
         self._mailbox = Mailbox()
         self._jobs: dict[int, Job] = {}
         self._ids = itertools.count()
@@ -180,9 +181,8 @@ class Engine:
 
     def release_prefixes(self) -> None:
         """Let go of what is retained of ended requests."""
-        pool = self.pool
-        if pool is not None:
-            self.call(pool.clear)
+        if self.pool is not None:
+            self.call(self._clear_prefixes)
 
     def close(self) -> None:
         """Cancel what has not ended, and end the thread. Nothing can be submitted any more."""
@@ -201,7 +201,7 @@ class Engine:
         if spoken is not None or request.captures:
             if self._speech is None:
                 raise InvalidRequest("this engine has nothing that speaks; load an Omni model that does")
-            stack = self._speech()
+            stack = self._stack = self._speech()
             captured = CapturedHiddenStates(request.prompt, stack.talker.config.accept_hidden_layer)
         sequence = None
         if request.text is None:
@@ -209,7 +209,11 @@ class Engine:
                 raise InvalidRequest("this engine only speaks given texts; load the whole model to ask it something")
             config, limit = self.runner.model.config, self.runner.cache_options.max_length
             sequence = TokenSequence(request, self.tokenizer, config.vocab_size, limit, captured)
-        speech = Speech(stack, spoken, request.prompt, captured, request.index) if stack and spoken else None
+        reuse = sequence is not None and request.reuse != "none"
+        speech = None
+        if stack and spoken:
+            speech = Speech(stack, spoken, request.prompt, captured, request.index, reuse=reuse)
+        ahead = stack.prefixes if stack and speech is None and reuse else None
         assert sequence or speech, "a request with a text to speak is spoken"
         positions = sequence.positions if sequence else 0
         if self.pool is not None and positions > self.pool.budget:
@@ -225,7 +229,7 @@ class Engine:
             deadline=request.deadline,
             spoken=speech is not None,
         )
-        return Job(number, request, channel, entry, sequence, speech)
+        return Job(number, request, channel, entry, sequence, speech, ahead)
 
     def _require_open(self) -> None:
         if self.error is not None:
@@ -240,6 +244,12 @@ class Engine:
             self._thread.start()
 
     # On the engine's thread.
+
+    def _clear_prefixes(self) -> None:
+        assert self.pool is not None, "only what answers retains anything"
+        self.pool.clear()
+        if self._stack is not None:
+            self._stack.prefixes.clear()
 
     def _turn(self) -> float | None:
         """Do what is to be done next. Seconds to wait before the next turn, where nothing happens meanwhile; None:

@@ -12,13 +12,14 @@ from lluda.engine.request import Lifetime, Request, SpeechChunk, Status, Token
 from lluda.engine.scheduler import Entry
 from lluda.engine.sequence import Sequence as TokenSequence
 from lluda.engine.speech.speech import Speech
+from lluda.engine.speech.talker_prefixes import TalkerPrefixes
 from lluda.engine.stream import Channel
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A request: its tokens, its speech, who reads them and where it stands. ``error``: why it cannot go on;
-    ``submitted``: of ``time.monotonic()``."""
+    """A request: its tokens, its speech, who reads them and where it stands. ``ahead``: what computes a talker's rows
+    for a later answer; ``error``: why it cannot go on; ``submitted``: of ``time.monotonic()``."""
 
     id: int
     request: Request
@@ -26,6 +27,7 @@ class Job:
     entry: Entry
     sequence: TokenSequence | None
     speech: Speech | None
+    ahead: TalkerPrefixes | None = None
     submitted: float = field(default_factory=time.monotonic)
     lifetime: Lifetime = field(default_factory=Lifetime)
     error: BaseException | None = None

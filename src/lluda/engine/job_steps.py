@@ -88,8 +88,13 @@ class JobSteps:
             sequence.slot.prompt_rows = sequence.slot.cache.length
         if sequence.captured is not None:
             sequence.slot.captured = sequence.captured.hidden
-        if logits is None:
-            return
+        if logits is not None:
+            self._begin_answer(job, sequence, runner, logits)
+        if job.ahead is not None and job.goes_on:
+            job.ahead.compute(sequence.prompt, sequence.captured, sequence.computed)
+
+    def _begin_answer(self, job: Job, sequence: TokenSequence, runner: Runner, logits: Tensor) -> None:
+        """With ``logits`` after the prompt's last row."""
         if sequence.scores_prompt:
             job.channel.put(PromptLogprobs(sequence.index, tuple(sequence.prompt_logprobs)))
         if not sequence.max_tokens:

@@ -90,11 +90,13 @@ class KVCache:
         self.length = length
 
     def copy_rows(self, other: KVCache, rows: int) -> None:
-        """Begin with the first ``rows`` positions of another cache of the same shape; this one is empty."""
-        assert self.length == 0 and rows <= other.length, f"{rows} of {other.length} rows into one of {self.length}"
-        keys, values = self.reserve(rows)
-        keys[:, :, :rows] = other._keys[:, :, :rows]
-        values[:, :, :rows] = other._values[:, :, :rows]
+        """Hold the first ``rows`` positions of another cache of the same shape, of which it holds its own first ones
+        already; the caller knows that these are equal."""
+        start = self.length
+        assert start <= rows <= other.length, f"{rows} of {other.length} positions behind {start}"
+        keys, values = self.reserve(rows - start)
+        keys[:, :, start:rows] = other._keys[:, :, start:rows]
+        values[:, :, start:rows] = other._values[:, :, start:rows]
         self.length = rows
 
     def _allocate(self, capacity: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -74,11 +74,16 @@ class PromptRows:
         return min(shared, *differing) if differing else shared
 
     def head(self, rows: int) -> PromptRows:
-        """The first ``rows`` rows, to be computed before the others are known. Its media have no ``spans``, since one
-        may be cut."""
+        """The first ``rows`` rows, to be computed before the others are known: they end in text, or with a medium."""
         positions = None if self.positions is None else self.positions[:, :rows]
         keys = {row: key for row, key in self.block_keys.items() if row < rows}
-        return PromptRows(self.ids[:rows], positions, self._injected(0, rows), block_keys=keys, salt=self.salt)
+        spans = list(spans_between(self.spans, 0, rows))
+        return PromptRows(self.ids[:rows], positions, self._injected(0, rows), spans, keys, self.salt)
+
+    @property
+    def key(self) -> PromptRows:
+        """What tells it from others (`shares_rows`), without the rows that encoders made."""
+        return PromptRows(self.ids, block_keys=self.block_keys, salt=self.salt)
 
     def rows_of_last_medium(self) -> tuple[int, int]:
         """Its first row, and the one behind its last."""
@@ -98,6 +103,19 @@ class PromptRows:
         if not len(rows) and not len(deep_rows):
             return None
         return MultimodalEmbeddings(rows, embeddings[0], deep_rows, deepstack)
+
+
+def spans_between(spans: Sequence[tuple[Span, int]], start: int, end: int) -> Iterator[tuple[Span, int]]:
+    """The spans of rows from ``start`` to ``end``, neither of which lies inside a medium; each with its number of
+    rows."""
+    at = 0
+    for span, count in spans:
+        rows = min(at + count, end) - max(at, start)
+        if rows > 0:
+            whole = rows == count
+            assert whole or isinstance(span, TextSpan), f"a cut inside {span}"
+            yield (span if whole else TextSpan(rows)), rows
+        at += count
 
 
 def _between(rows: Tensor, parts: Sequence[Tensor], start: int, end: int) -> tuple[Tensor, list[Tensor]]:

@@ -219,9 +219,9 @@ class Listener:
         return self._reader.heard(blocks, [rows[block.key] for block in blocks])
 
     def _prefill(self, prompt: PromptRows) -> None:
-        stream = self._submit(self._request(prompt))
-        if any(isinstance(event, Completion) and event.finish_reason != "cancelled" for event in stream or ()):
-            self.prefilled = len(prompt)
+        for event in self._submit(self._request(prompt)) or ():  # until it ends: a talker's rows come behind them
+            if isinstance(event, Completion) and event.finish_reason != "cancelled":
+                self.prefilled = len(prompt)
 
     def _ask(self, request: Request, expected: int) -> None:
         for event in self._submit(request) or ():

@@ -210,7 +210,9 @@ class ModelFiles:
             device=options.thinker_device,
             device_of=device_of,
             stored=self._kept_bytes(options, dtype, specs),
-            speech=plan_speech(spoken, sequences, STORAGE_DTYPES[cache.dtype].itemsize, device_of) if spoken else (),
+            speech=plan_speech(spoken, sequences, context, STORAGE_DTYPES[cache.dtype].itemsize, device_of)
+            if spoken
+            else (),
             media=self._media_rows(media, dtype, device_of) if media else (),
         )
 

@@ -10,6 +10,7 @@ from lluda.config.decoder import DecoderConfig
 from lluda.config.model import DTypeName
 from lluda.config.omni import SpeechConfig
 from lluda.engine.speech.speech_params import MAX_FRAMES
+from lluda.engine.speech.talker_prefixes import RETAINED_ROWS
 from lluda.errors import OutOfMemory
 from lluda.models.components import BY_NAME, component_and_part
 from lluda.parameters import ParameterSpec
@@ -178,17 +179,25 @@ def plan_memory(
 
 
 def plan_speech(
-    config: SpeechConfig, sequences: int, kv_itemsize: int, device_of: Callable[[str], str]
+    config: SpeechConfig, sequences: int, context: int, kv_itemsize: int, device_of: Callable[[str], str]
 ) -> list[PlanRow]:
-    """What ``sequences`` spoken answers of the most frames take beside weights: the talker's keys and values, and
-    code2wav's rows of the frames that it makes at once, each four times (input, output and the two between)."""
+    """What ``sequences`` spoken answers of the most frames take beside weights: the talker's keys and values, what is
+    kept of users' turns of up to ``context`` rows, and code2wav's rows of the frames that it makes at once, each four
+    times (input, output and the two between)."""
     talker, vocoder = config.talker.decoder, config.code2wav
     positions = MAX_FRAMES + _TALKER_PROMPT
-    kv = sequences * positions * talker.kv_elements_per_token * kv_itemsize
+    row = talker.kv_elements_per_token * kv_itemsize
+    kept = min(RETAINED_ROWS, context)
     width = vocoder.decoder_dim // 2 ** len(vocoder.upsample_rates)
     rows = FRAMES_AT_ONCE * vocoder.samples_per_frame * width * 4 * _ROWS_ALIVE
     return [
-        PlanRow(f"talker's KV cache, {_times(sequences)}{positions} positions", 0, kv, device_of("talker.")),
+        PlanRow(
+            f"talker's KV cache, {_times(sequences)}{positions} positions",
+            0,
+            sequences * positions * row,
+            device_of("talker."),
+        ),
+        PlanRow(f"talker's rows of turns, {kept} positions", 0, kept * row, device_of("talker.")),
         PlanRow(f"code2wav, {_times(sequences)}{FRAMES_AT_ONCE} frames", 0, sequences * rows, device_of("code2wav.")),
     ]
 
