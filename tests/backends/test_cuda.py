@@ -344,11 +344,35 @@ def test_attention_of_other_heads(pair, heads, kv_heads, head_dim):
     assert_close(pair[0], got, expected)
 
 
-def test_first_rows_attend_to_themselves_and_are_stored(pair):
-    block = attention(pair[0], 4, 2, 32)
-    got, expected, stores, theirs = both_attend(pair, block, 2, [0], 9)
-    assert_close(pair[0], got, expected)
-    assert_close(pair[0], stores[0].buffers, theirs[0].buffers)
+@pytest.mark.parametrize(
+    ("start", "count", "filled", "window"),
+    [
+        (0, 9, 16, None),
+        (0, 40, 40, None),
+        (100, 5, 8, None),  # split among programs
+        (37, 30, 32, 20),
+        (200, 21, 24, 150),
+        (130, 3, 48, None),  # tiles of nothing but what fills up
+    ],
+)
+def test_a_prompt_s_rows_attend_to_what_is_stored_and_are_stored(pair, start, count, filled, window):
+    cuda, reference = pair
+    block = attention(cuda, 4, 2, 32, window=window)
+    mine = Store(2, 32, start, cuda.precision.compute)
+    theirs, x = mine.copy(), rows(count)
+    x = torch.cat((x, x[-1:].expand(filled - count, -1)))
+    positions = (start + torch.arange(filled).clamp(max=count - 1)).float().to(DEVICE)
+    table = reference.rotary_table(positions, rotary(32))
+    place = torch.tensor([[*store_row(mine, count), count]]).to(DEVICE)
+    step = cuda.begin_step(table, [Segment(0, filled, PromptStore(place, 0, cuda.precision.compute))])
+    for _ in range(2):  # what split sums are counted in is as it was
+        got = cuda.attention_block(x.clone(), block, 1, step)
+    table = table[0][:count], table[1][:count]
+    step = reference.begin_step(table, [Segment(0, count, theirs)])
+    expected = reference.attention_block(x[:count].clone(), block, 1, step)
+    assert_close(cuda, got[:count] - x[:count], expected - x[:count])
+    assert got.isfinite().all()
+    assert_close(cuda, mine.buffers, theirs.buffers)
 
 
 def test_a_ring_is_a_window(pair):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -10,8 +12,11 @@ pytest.importorskip("triton", reason="the kernels of the cuda backend are Triton
 import lluda
 from lluda.backends.backend import Precision
 from lluda.backends.batch import Segment
+from lluda.backends.capture import store_row
+from lluda.backends.components import StageObserver
 from lluda.backends.cuda.backend import CudaBackend
 from lluda.backends.cuda.graph import Graph, pinned
+from lluda.backends.cuda.prompt_graphs import PromptGraphs, Rows
 from lluda.backends.cuda.triton_target import interpreted
 from lluda.backends.reference.backend import ReferenceBackend
 from lluda.backends.weight import Parameters
@@ -110,8 +115,8 @@ def test_answers_are_the_reference_s():
     assert ours._graph(2) is ours._graph(2)
 
 
-def test_a_prompt_is_not_split_for_those_who_decode():
-    assert engine_of(generator(DENSE, cuda_backend())).scheduler.least_rows == CudaBackend.flat_rows > 1000
+def test_a_prompt_is_split_into_large_parts_for_those_who_decode():
+    assert engine_of(generator(DENSE, cuda_backend())).scheduler.least_rows == CudaBackend.flat_rows > 100
     assert engine_of(generator(DENSE, ReferenceBackend(DEVICE, Precision.of("f32")))).scheduler.least_rows < 10
 
 
@@ -302,18 +307,64 @@ def test_what_is_captured_is_what_is_launched():
     assert torch.equal(*logits)
 
 
+@pytest.mark.parametrize(("start", "count"), [(0, 5), (3, 11)])
+def test_rows_behind_any_start_fill_up_one_launch(start, count):
+    """Of which the first capture and the second launch differ in all that a launch is told."""
+    backend = cuda_backend()
+    ours, theirs = generator(SPARSE, backend), generator(SPARSE, ReferenceBackend(DEVICE, Precision.of("f32")))
+    layers, stages, seen = ours.model.decoder.layers, dict[str, torch.Tensor](), []
+    kind = Rows(48, torch.float32, 0, torch.float32, "layers.0")
+    run = partial(super(CudaBackend, backend).run_layers, layers)
+    graphs = PromptGraphs(run, kind, DEVICE, capture=DEVICE.type == "cuda", buckets=(12,))
+    x = torch.randn(start + 12, 48, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    for first, rows in ((0, start), (start, count), (start, count)) if start else ((0, count),):
+        if first == 0:
+            caches = ours.new_cache(), theirs.new_cache()
+        for cache in caches:
+            cache.truncate(first)
+        given = x[first : first + rows]
+        positions = torch.arange(first, first + rows, device=DEVICE)
+        got = graphs(given, positions, store_row(caches[0], rows), stages.__setitem__)
+        expected = theirs.model.decoder.run(
+            given.clone(),
+            positions,
+            [Segment(0, rows, caches[1])],
+            StageObserver("layers.0", lambda x: seen.append(x + 0)),
+        )
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(stages["layers.0"], seen[-1], rtol=1e-4, atol=1e-4)
+        for cache in caches:
+            cache.advance(rows)
+
+
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="nothing is captured without a GPU")
 def test_a_captured_prompt_is_the_launched_one():
+    """In one piece, and behind what other launches have stored."""
+    found = []
+    for captures in (True, False):
+        backend = cuda_backend()
+        ours, prompt = generator(SPARSE, backend), list(range(20))
+        if not captures:
+            backend._prompt_graphs = lambda *_: None
+        cache = ours.new_cache()
+        ours.prefill(prompt[:12], cache)
+        found.append([ours.prefill(prompt, ours.new_cache()), ours.prefill(prompt, cache)])
+        assert bool(backend._prompts) is captures
+    for captured, launched in zip(*found, strict=True):
+        torch.testing.assert_close(captured, launched, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="a GPU is asked")
+def test_a_prompt_is_launched_without_waiting():
     backend = cuda_backend()
-    ours, prompt = generator(SPARSE, backend), list(range(20))
-    found = [ours.prefill(prompt, ours.new_cache()) for _ in range(4)]
-    assert backend._prefills
-    assert all(torch.equal(found[0], logits) for logits in found[1:])
-    whole = ours.new_cache()
-    for row in prompt:
-        ours.prefill(prompt[: row + 1], whole)
-    torch.testing.assert_close(ours.prefill([*prompt, 5], whole), ours.prefill([*prompt, 5], ours.new_cache()),
-                               rtol=1e-4, atol=1e-4)  # fmt: skip
+    ours, cache = generator(SPARSE, backend), None
+    for _ in range(2):
+        cache = ours.new_cache()
+        ours.prefill([3, 1, 4], cache)
+        ours.prefill([3, 1, 4, 1, 5, 9], cache)
+    x, segments = torch.randn(6, 48, device=DEVICE), [Segment(0, 6, cache)]
+    positions = torch.arange(6, 12, device=DEVICE)
+    assert host_waits(lambda: ours.model.decoder.run(x, positions, segments)) == 0
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="a GPU is asked")

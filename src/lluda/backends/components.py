@@ -27,6 +27,21 @@ Observer = Callable[[str, Tensor], None]
 """Called with a name (``layers.0``, …) and the hidden states there, for validation. They may change after the call:
 copy what is kept."""
 
+
+@dataclass(frozen=True, slots=True)
+class StageObserver:
+    """An `Observer` of one ``stage`` alone, whose hidden states ``tell`` is called with: a captured step can keep those
+    of one stage for it."""
+
+    stage: str
+    tell: Callable[[Tensor], None]
+
+    def __call__(self, stage: str, x: Tensor) -> None:
+        """See Observer."""
+        if stage == self.stage:
+            self.tell(x)
+
+
 RemoteExperts = Callable[[Tensor, MixtureBlock], Tensor]
 """Runs a mixture block on another backend: hidden states ``[rows, hidden]`` (may be changed in place) -> the same, on
 the same device."""

@@ -15,38 +15,45 @@ from lluda.backends.cuda.triton_target import interpreted, launch_options, produ
 _SPLITS, _MIN_GROUP = 4 if interpreted() else 32, 16
 _PROGRAMS = 2048  # of a launch, where that leaves one for each row and head
 _MANY_CELLS = 128  # rows times heads, from which on programs are smaller, so that more of them run at once
-_FEW, _MANY = (64, 4, 128), (32, 4, 256)
-"""Positions taken at once, warps, and positions for which it pays to ask another program, whose part must be added."""
+_FEW, _MANY = (64, 4, 2, 128), (32, 4, 2, 256)
+"""Positions taken at once, warps, such steps under way, and positions for which it pays to ask another program, whose
+part must be added."""
 
-_EVERYTHING = 1 << 30
-_TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+EVERYTHING = 1 << 30
+TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
 @triton.jit
-def _turned(row_ptr, norm_ptr, eps, cos, sin, heads, count, HALF: tl.constexpr, WIDE: tl.constexpr,
-            NORM: tl.constexpr):  # fmt: skip
-    """Heads ``[count, 2 * HALF]`` at ``row_ptr``, normalised and rotated: both halves, float32, padded with zeros."""
+def turned(at, inside, norm_ptr, eps, cos, sin, HALF: tl.constexpr, WIDE: tl.constexpr, NORM: tl.constexpr):
+    """Heads ``[count, 2 * HALF]``, of which ``at`` points to the first halves ``[count, WIDE]`` where ``inside``,
+    normalised and rotated: both halves, float32, padded with zeros."""
     d = tl.arange(0, WIDE)
-    at = row_ptr + heads[:, None] * (2 * HALF) + d[None, :]
-    inside = (heads < count)[:, None] & (d < HALF)[None, :]
-    a = tl.load(at, mask=inside, other=0.0)
-    b = tl.load(at + HALF, mask=inside, other=0.0)
+    a = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(at + HALF, mask=inside, other=0.0).to(tl.float32)
     if NORM:
         scale = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / (2 * HALF) + eps)[:, None]
         a = a * scale * tl.load(norm_ptr + d, mask=d < HALF, other=0.0)[None, :]
         b = b * scale * tl.load(norm_ptr + HALF + d, mask=d < HALF, other=0.0)[None, :]
-    return a * cos[None, :] - b * sin[None, :], b * cos[None, :] + a * sin[None, :]
+    return a * cos - b * sin, b * cos + a * sin
 
 
 @triton.jit
-def _block(keys, values, slots, end, HALF: tl.constexpr, WIDE: tl.constexpr):
-    """Keys, in halves, and values of ``slots``; zeros from ``end`` on."""
+def _block(keys, values, slots, valid, HALF: tl.constexpr, WIDE: tl.constexpr):
+    """Keys, in halves, and values of ``slots``; zeros where they are not ``valid``."""
     d, wide = tl.arange(0, WIDE), tl.arange(0, 2 * WIDE)
-    valid, at = (slots < end)[:, None], slots[:, None] * (2 * HALF)
-    half = valid & (d < HALF)[None, :]
+    at = slots[:, None] * (2 * HALF)
+    half = valid[:, None] & (d < HALF)[None, :]
     lower = tl.load(keys + at + d[None, :], mask=half, other=0.0)
     upper = tl.load(keys + at + HALF + d[None, :], mask=half, other=0.0)
-    return lower, upper, tl.load(values + at + wide[None, :], mask=valid & (wide < 2 * HALF)[None, :], other=0.0)
+    whole = valid[:, None] & (wide < 2 * HALF)[None, :]
+    return lower, upper, tl.load(values + at + wide[None, :], mask=whole, other=0.0)
+
+
+@triton.jit
+def _is_old(behind, index, capacity):
+    """Whether slots so many ``behind`` that of the step's first row hold an earlier step's position, where rows up to
+    ``index`` of this step take slots; a ring begins again at its end."""
+    return tl.where(behind < 0, behind + capacity.to(tl.int32), behind) > index
 
 
 @triton.jit
@@ -60,10 +67,23 @@ def _weighted(weights, values, CACHE: tl.constexpr):
 
 
 @triton.jit
+def _seen(q1, q2, k1, k2, v, valid, highest, total, mixed, DIM: tl.constexpr, CACHE: tl.constexpr):
+    """The softmax so far (largest score, sum of the weights, weighted values) with one more block of positions."""
+    scores = product(q1, tl.trans(k1), "ieee") + product(q2, tl.trans(k2), "ieee")
+    scores = tl.where(valid[None, :], scores / tl.sqrt(DIM * 1.0), float("-inf"))
+    peak = tl.maximum(highest, tl.max(scores, 1))
+    base = tl.where(peak == float("-inf"), 0.0, peak)  # nothing was visible yet
+    weights = tl.exp(scores - base[:, None])
+    shrink = tl.exp(highest - base)
+    total = total * shrink + tl.sum(weights, 1)
+    return peak, total, mixed * shrink[:, None] + _weighted(weights, v, CACHE)
+
+
+@triton.jit(do_not_specialize=["layer"])
 def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_ptr, part_ptr, stat_ptr, counter_ptr,
             q_eps, k_eps, layer, window,
             HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, WIDE: tl.constexpr, FRESH: tl.constexpr,
-            PADDED: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr,
+            PADDED: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr,
             NORM: tl.constexpr, CACHE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     GROUP: tl.constexpr = HEADS // KV_HEADS
@@ -86,75 +106,69 @@ def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_pt
         place = (layer * KV_HEADS + head) * capacity * DIM
         keys = tl.multiple_of(tl.load(entry).to(tl.pointer_type(CACHE)), 16) + place
         values = tl.multiple_of(tl.load(entry + 1).to(tl.pointer_type(CACHE)), 16) + place
+        new = (length % capacity).to(tl.int32)  # the slot of this step's first row
         slots = start + tl.arange(0, BLOCK)
-        k1, k2, v = _block(keys, values, slots, end, HALF, WIDE)
+        valid = (slots < end) & _is_old(slots - new, index, capacity)
+        k1, k2, v = _block(keys, values, slots, valid, HALF, WIDE)
         take_input(PDL)
-        cos = tl.load(cos_ptr + row * HALF + d, mask=half, other=0.0)
-        sin = tl.load(sin_ptr + row * HALF + d, mask=half, other=0.0)
-        query_row = qkv_ptr + row * WIDTH + head * GROUP * DIM
-        q1, q2 = _turned(query_row, q_norm_ptr, q_eps, cos, sin, g, GROUP, HALF, WIDE, NORM)
+        cos = tl.load(cos_ptr + row * HALF + d, mask=half, other=0.0)[None, :]
+        sin = tl.load(sin_ptr + row * HALF + d, mask=half, other=0.0)[None, :]
+        query = qkv_ptr + row * WIDTH + (head * GROUP + g)[:, None] * DIM + d[None, :]
+        q1, q2 = turned(query, (g < GROUP)[:, None] & half[None, :], q_norm_ptr, q_eps, cos, sin, HALF, WIDE, NORM)
         q1, q2 = q1.to(CACHE), q2.to(CACHE)
         highest = tl.full([PADDED], float("-inf"), tl.float32)
         total = tl.zeros([PADDED], tl.float32)
         mixed = tl.zeros([PADDED, 2 * WIDE], tl.float32)
-        for at in range(start, end, BLOCK):
+        highest, total, mixed = _seen(q1, q2, k1, k2, v, valid, highest, total, mixed, DIM, CACHE)
+        for at in tl.range(start + BLOCK, end, BLOCK, num_stages=STAGES):
             slots = at + tl.arange(0, BLOCK)
-            valid = slots < end
-            for j in tl.static_range(FRESH):
-                slot = ((length + j) % capacity).to(tl.int32)
-                if (j <= index) & (slot >= at) & (slot < at + BLOCK):
-                    # Rows of this step: their keys are made here rather than waited for; the last is stored.
-                    fresh = row - index + j
-                    cos_j = tl.load(cos_ptr + fresh * HALF + d, mask=half, other=0.0)
-                    sin_j = tl.load(sin_ptr + fresh * HALF + d, mask=half, other=0.0)
-                    key_row = qkv_ptr + fresh * WIDTH + (HEADS + head) * DIM
-                    one = tl.arange(0, 1)
-                    n1, n2 = _turned(key_row, k_norm_ptr, k_eps, cos_j, sin_j, one, 1, HALF, WIDE, NORM)
-                    new = tl.load(key_row + KV_HEADS * DIM + wide, mask=whole, other=0.0).to(CACHE)
-                    here = (slots == slot)[:, None]
-                    k1 = tl.where(here, n1.to(CACHE), k1)
-                    k2 = tl.where(here, n2.to(CACHE), k2)
-                    v = tl.where(here, new[None, :], v)
-                    if j == index:
-                        new_key = keys + slot * DIM + one[:, None] * DIM + d[None, :]
-                        tl.store(new_key, n1.to(CACHE), mask=half[None, :])
-                        tl.store(new_key + HALF, n2.to(CACHE), mask=half[None, :])
-                        tl.store(values + slot * DIM + wide, new, mask=whole)
-            scores = product(q1, tl.trans(k1), "ieee") + product(q2, tl.trans(k2), "ieee")
-            scores = tl.where(valid[None, :], scores / tl.sqrt(DIM * 1.0), float("-inf"))
-            peak = tl.maximum(highest, tl.max(scores, 1))
-            weights = tl.exp(scores - peak[:, None])
-            shrink = tl.exp(highest - peak)
-            total = total * shrink + tl.sum(weights, 1)
-            mixed = mixed * shrink[:, None] + _weighted(weights, v, CACHE)
-            highest = peak
-            k1, k2, v = _block(keys, values, slots + BLOCK, end, HALF, WIDE)
+            valid = (slots < end) & _is_old(slots - new, index, capacity)
+            k1, k2, v = _block(keys, values, slots, valid, HALF, WIDE)
+            highest, total, mixed = _seen(q1, q2, k1, k2, v, valid, highest, total, mixed, DIM, CACHE)
+        if split == used - 1:
+            # Rows of this step: their keys are made here rather than waited for; the last is stored.
+            j = tl.arange(0, 16)
+            fresh = row - index + j
+            there = (j <= index)[:, None] & half[None, :]
+            angle = fresh[:, None] * HALF + d[None, :]
+            new_cos = tl.load(cos_ptr + angle, mask=there, other=0.0)
+            new_sin = tl.load(sin_ptr + angle, mask=there, other=0.0)
+            key = qkv_ptr + fresh[:, None] * WIDTH + (HEADS + head) * DIM
+            n1, n2 = turned(key + d[None, :], there, k_norm_ptr, k_eps, new_cos, new_sin, HALF, WIDE, NORM)
+            n1, n2 = n1.to(CACHE), n2.to(CACHE)
+            row_of_v = key + KV_HEADS * DIM + wide[None, :]
+            new_v = tl.load(row_of_v, mask=(j <= index)[:, None] & whole[None, :], other=0.0).to(CACHE)
+            visible = (j <= index) & (index - j < window)
+            highest, total, mixed = _seen(q1, q2, n1, n2, new_v, visible, highest, total, mixed, DIM, CACHE)
+            slot = ((length + index) % capacity) * DIM + (j * 0)[:, None]
+            last = (j == index)[:, None]
+            tl.store(keys + slot + d[None, :], n1, mask=last & half[None, :])
+            tl.store(keys + slot + HALF + d[None, :], n2, mask=last & half[None, :])
+            tl.store(values + slot + wide[None, :], new_v, mask=last & whole[None, :])
         inside = (g < GROUP)[:, None] & whole[None, :]
-        out = out_ptr + (row * HEADS + head * GROUP) * DIM + g[:, None] * DIM + wide[None, :]
+        out = out_ptr + (row * HEADS + head * GROUP) * DIM + wide
         if used == 1:
-            tl.store(out, (mixed / total[:, None]).to(out_ptr.dtype.element_ty), mask=inside)
+            rows = (mixed / total[:, None]).to(out_ptr.dtype.element_ty)
+            tl.store(out[None, :] + g[:, None] * DIM, rows, mask=inside)
         else:
             cell = row * KV_HEADS + head
             part = (cell * SPLITS + split) * PADDED
-            tl.store(part_ptr + (part + g)[:, None] * (2 * WIDE) + wide[None, :], mixed)
+            tl.store(part_ptr + (part + g)[:, None] * (2 * WIDE) + wide[None, :], mixed, mask=inside)
             tl.store(stat_ptr + (part + g) * 2, highest)
             tl.store(stat_ptr + (part + g) * 2 + 1, total)
             tl.debug_barrier()
             if tl.atomic_add(counter_ptr + cell, 1) == used - 1:
-                highest = tl.full([PADDED], float("-inf"), tl.float32)
-                total = tl.zeros([PADDED], tl.float32)
-                mixed = tl.zeros([PADDED, 2 * WIDE], tl.float32)
-                for other in range(0, used):
-                    part = (cell * SPLITS + other) * PADDED
-                    its_peak = tl.load(stat_ptr + (part + g) * 2, cache_modifier=".cg")
-                    its_total = tl.load(stat_ptr + (part + g) * 2 + 1, cache_modifier=".cg")
-                    its = tl.load(part_ptr + (part + g)[:, None] * (2 * WIDE) + wide[None, :], cache_modifier=".cg")
-                    peak = tl.maximum(highest, its_peak)
-                    shrink, grow = tl.exp(highest - peak), tl.exp(its_peak - peak)
-                    total = total * shrink + its_total * grow
-                    mixed = mixed * shrink[:, None] + its * grow[:, None]
-                    highest = peak
-                tl.store(out, (mixed / total[:, None]).to(out_ptr.dtype.element_ty), mask=inside)
+                others = tl.arange(0, SPLITS)
+                for member in tl.static_range(GROUP):
+                    parts = (cell * SPLITS + others) * PADDED + member
+                    row_of = part_ptr + parts[:, None] * (2 * WIDE) + wide[None, :]
+                    there = (others < used)[:, None] & whole[None, :]
+                    its = tl.load(row_of, mask=there, other=0.0, cache_modifier=".cg")
+                    peaks = tl.load(stat_ptr + parts * 2, mask=others < used, other=float("-inf"), cache_modifier=".cg")
+                    totals = tl.load(stat_ptr + parts * 2 + 1, mask=others < used, other=0.0, cache_modifier=".cg")
+                    grown = tl.exp(peaks - tl.max(peaks, 0))
+                    rows = tl.sum(its * grown[:, None], 0) / tl.sum(totals * grown, 0)
+                    tl.store(out + member * DIM, rows.to(out_ptr.dtype.element_ty), mask=whole)
                 tl.store(counter_ptr + cell, 0)
     else:
         take_input(PDL)
@@ -180,30 +194,6 @@ def _splits(cells: int) -> int:
 def _wide(head_dim: int) -> int:
     """Half a head as the kernel takes it: what the matrix units' products need at least."""
     return max(16, 1 << (head_dim // 2 - 1).bit_length())
-
-
-@triton.jit
-def _store(key_ptr, value_ptr, table_ptr, layer, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
-           CACHE: tl.constexpr):  # fmt: skip
-    row, head = tl.program_id(0), tl.program_id(1)
-    capacity = tl.load(table_ptr + 3)
-    d = tl.arange(0, PADDED)
-    place = ((layer * KV_HEADS + head) * capacity + tl.load(table_ptr + 2) + row) * DIM + d
-    source = (row.to(tl.int64) * KV_HEADS + head) * DIM + d
-    for part in tl.static_range(2):
-        rows = tl.load((value_ptr if part else key_ptr) + source, mask=d < DIM, other=0.0)
-        at = tl.load(table_ptr + part).to(tl.pointer_type(CACHE)) + place
-        tl.store(at, rows.to(CACHE), mask=d < DIM)
-
-
-def store_rows(keys: Tensor, values: Tensor, stores: Tensor, layer: int, cache: torch.dtype) -> None:
-    """Put contiguous ``keys`` and ``values [rows, kv_heads, head_dim]`` behind what the one store of ``stores`` holds,
-    as layer ``layer``; it has room for them."""
-    rows, kv_heads, head_dim = keys.shape
-    _store[(rows, kv_heads)](
-        keys, values, stores, layer, KV_HEADS=kv_heads, DIM=head_dim, PADDED=triton.next_power_of_2(head_dim),
-        CACHE=_TYPES[cache], num_warps=1,
-    )  # fmt: skip
 
 
 def decode_attention(
@@ -236,11 +226,11 @@ def decode_attention(
     out = torch.empty(rows, heads * head_dim, dtype=compute, device=qkv.device)
     (q_norm, q_eps), (k_norm, k_eps) = norms or ((qkv, 0.0), (qkv, 0.0))
     splits = _splits(rows * kv_heads)
-    block, warps, least = _FEW if rows * kv_heads < _MANY_CELLS else _MANY
+    block, warps, stages, least = _FEW if rows * kv_heads < _MANY_CELLS else _MANY
     _decode[(rows, kv_heads, splits)](
         qkv, q_norm, k_norm, *table, stores, out, scratch.parts, scratch.stats, scratch.counters, q_eps, k_eps, layer,
-        window or _EVERYTHING, HEADS=heads, KV_HEADS=kv_heads, HALF=head_dim // 2, WIDE=_wide(head_dim), FRESH=fresh,
-        PADDED=max(_MIN_GROUP, triton.next_power_of_2(group)), BLOCK=block, SPLITS=splits, LEAST=least,
-        NORM=norms is not None, CACHE=_TYPES[cache], **launch_options(pdl, warps),
+        window or EVERYTHING, HEADS=heads, KV_HEADS=kv_heads, HALF=head_dim // 2, WIDE=_wide(head_dim), FRESH=fresh,
+        PADDED=max(_MIN_GROUP, triton.next_power_of_2(group)), BLOCK=block, STAGES=stages, SPLITS=splits, LEAST=least,
+        NORM=norms is not None, CACHE=TYPES[cache], **launch_options(pdl, warps),
     )  # fmt: skip
     return out
