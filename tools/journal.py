@@ -2,7 +2,8 @@
 
 ``python -m tools.journal ENTRY.md NAME RESULT.json …`` replaces what stands in ENTRY.md between
 ``<!-- table: NAME -->`` and ``<!-- end -->``. A result is what ``lluda validate --json`` or ``lluda bench --json``
-printed (several give one row each), or any list of flat objects. ``--layers`` makes a validation's table by stage.
+printed (several give one row each), any list of flat objects, or an object of the kind ``rows`` with such a list and
+the machine it is of. ``--layers`` makes a validation's table by stage.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def _kind(result: Any) -> str:
         raise InvalidRequest(f"a result must be an object or a list of objects, not {type(result).__name__}")
     if result.get("kind") in ("validation", "omni validation"):
         return "validation"
-    return "bench" if "rows" in result else "rows"
+    return "bench" if "rows" in result and result.get("kind") != "rows" else "rows"
 
 
 def _rows(kind: str, results: Sequence[Any], layers: bool) -> list[Row]:
@@ -107,7 +108,13 @@ def _rows(kind: str, results: Sequence[Any], layers: bool) -> list[Row]:
         return [_validation_row(result, component) for result in results for component in _components(result)]
     if kind == "bench":
         return [_bench_row(row) for result in results for row in result["rows"]]
-    return [row for result in results for row in (result if isinstance(result, list) else [result])]
+    return [row for result in results for row in _flat(result)]
+
+
+def _flat(result: Any) -> list[Row]:
+    if isinstance(result, list):
+        return result
+    return list(result["rows"]) if result.get("kind") == "rows" else [result]
 
 
 def _components(result: Result) -> list[Result]:
@@ -165,7 +172,8 @@ def _layer_row(layer: Result) -> Row:
 def _bench_row(row: Result) -> Row:
     named = {name: row.get(name) for name in ("engine", "format", "test", "median", "min", "max", "unit")}
     share = row.get("roofline_fraction")
-    return named | {"of bandwidth": None if share is None else f"{share:.0%}"}
+    predicted = {"predicted": row["predicted"]} if row.get("predicted") is not None else {}
+    return named | {"of bandwidth": None if share is None else f"{share:.0%}"} | predicted
 
 
 def _provenance(results: Sequence[Any]) -> str:

@@ -92,7 +92,7 @@ def test_the_json_has_the_documented_schema(report: Report) -> None:
     assert set(document) == {
         "model", "machine", "settings", "bandwidth", "other_load", "engines", "rows", "ratios",
     }  # fmt: skip
-    wanted = {"engine", "format", "test", "median", "min", "max", "unit", "roofline_fraction", "samples"}
+    wanted = {"engine", "format", "test", "median", "min", "max", "unit", "roofline_fraction", "samples", "predicted"}
     assert all(set(row) == wanted for row in document["rows"])
     assert {"cpu", "cores", "isa", "memory_bytes", "versions", "git_commit"} <= set(document["machine"])
     assert document["settings"]["threads"] == 1

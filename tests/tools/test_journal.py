@@ -189,3 +189,17 @@ def test_results_of_before_one_ladder_are_read(name):
     found = [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
     assert {row["thresholds"] for row in found} == {"passed"}
     assert [row["component"] for row in found] == (["talker", "code_predictor"] if "omni" in name else ["text"])
+
+
+def test_rows_with_the_machine_they_are_of() -> None:
+    table = table_of(
+        [{"kind": "rows", "machine": {"cpu": "one", "git_commit": "abc"}, "rows": [{"part": "rope", "ms": 1.5}]}]
+    )
+    assert "| rope | 1.5 |" in table
+    assert "Run with cpu: one, git_commit: abc." in table
+
+
+def test_a_prediction_stands_beside_what_was_measured() -> None:
+    row = {"engine": "lluda", "format": "BF16", "test": "tg128", "median": 10.0, "predicted": 9.0}
+    assert "| 9 |" in table_of([{"rows": [row]}])
+    assert "predicted" not in table_of([{"rows": [row | {"predicted": None}]}])
