@@ -12,7 +12,7 @@ define native_tests
 	$(BIN)/ctest --test-dir $(VENV)/native/$(1) --output-on-failure
 endef
 
-.PHONY: demo test test-slow test-clients test-gpu test-native sanitize lint format native clean
+.PHONY: demo test test-slow test-clients test-gpu test-native test-aarch64 sanitize lint format native docs wheel test-wheel clean
 
 # A spoken question is heard, answered and spoken by tiny-omni (models/tiny-omni), then a text model answers a typed one.
 # make expands a whole recipe before its first line runs: $(shell date) is when the demo began.
@@ -27,11 +27,11 @@ demo: $(VENV)/.demo
 	$(BIN)/lluda generate --max-tokens 120 "What is the capital of France, and what is it known for?"
 
 test: $(VENV)/.test test-native
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --ignore tests/clients
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --ignore tests/clients --ignore tests/wheel
 
 # Full-size models against transformers and llama.cpp: minutes and gigabytes.
 test-slow: $(VENV)/.test $(VENV)/.peers sanitize
-	$(BIN)/python -m pytest -m slow -rs --ignore tests/clients
+	$(BIN)/python -m pytest -m slow -rs --ignore tests/clients --ignore tests/wheel
 
 # Clients of the server that others wrote, unmodified, each in an environment of its own: 3 GB and minutes to install.
 # `browser` drives the chromium that the system has (apt-get install chromium).
@@ -48,6 +48,16 @@ test-gpu:
 test-native: $(VENV)/.test
 	$(call native_tests,plain,)
 
+# The same for aarch64, portable and NEON kernels: built by Debian's cross compiler, run by an emulator of the processor
+# (apt-get install g++-aarch64-linux-gnu qemu-user). That they are right, not how fast they are.
+test-aarch64: $(VENV)/.test
+	@for tool in aarch64-linux-gnu-g++ qemu-aarch64; do command -v $$tool > /dev/null || { \
+	echo "$$tool is missing; apt-get install g++-aarch64-linux-gnu qemu-user"; exit 1; }; done
+	$(BIN)/cmake -S native -B $(VENV)/native/aarch64 -DLLUDA_NATIVE_TESTS=ON \
+	--toolchain $(CURDIR)/native/aarch64.cmake > /dev/null
+	$(BIN)/cmake --build $(VENV)/native/aarch64 --parallel > /dev/null
+	$(BIN)/ctest --test-dir $(VENV)/native/aarch64 --output-on-failure
+
 sanitize: $(VENV)/.test
 	$(call native_tests,sanitized,address$(COMMA)undefined)
 
@@ -61,12 +71,26 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The documentation as pages in site/, from docs/ and the docstrings; a warning is an error.
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --quiet --strict
+
+# A wheel in dist/ for any Python 3 and for systems as old as its tag says (auditwheel).
+wheel: $(VENV)/.wheel
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist/built .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist dist/built/*.whl
+
+# That wheel in an environment that has torch and nothing else: without extras, then with each.
+test-wheel: wheel
+	$(BIN)/python -m pytest tests/wheel
+
 # Build the native kernels again (also happens by itself when their sources are newer).
 native:
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # One stamp for each layer of requirements: what runs, what the demo reads, what the tests compare with, the peers.
 $(VENV)/.python:
@@ -85,6 +109,14 @@ $(VENV)/.demo: $(VENV)/.run requirements/demo.txt
 
 $(VENV)/.test: $(VENV)/.demo requirements/test.txt requirements/serve.txt
 	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -r requirements/serve.txt -r requirements/test.txt
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.test requirements/docs.txt
+	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -r requirements/docs.txt
+	touch $@
+
+$(VENV)/.wheel: $(VENV)/.test requirements/wheel.txt
+	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -r requirements/wheel.txt
 	touch $@
 
 $(VENV)/clients/%/.ready: requirements/clients/%.txt
