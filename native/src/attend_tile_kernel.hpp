@@ -17,7 +17,7 @@ int64_t attend_tile_workspace(int64_t head_dim) {
     return (head_dim + kTileChunk) * kTileRows + 2 * kTileChunk * head_dim;
 }
 
-#if defined(__AVX512BF16__)
+#if LLUDA_BF16_PAIRS
 
 // A BF16 cache on a machine with pairs: keys are words as they lie; values are paired position by position.
 struct PairChunk {
@@ -188,7 +188,7 @@ void attend_tile_in(const AttendTileTask &task) {
 }
 
 void attend_tile(const AttendTileTask &task) {
-#if defined(__AVX512BF16__)
+#if LLUDA_BF16_PAIRS
     if (task.cache_is_bf16) return attend_tile_in<PairChunk>(task);
 #endif
     attend_tile_in<FloatChunk>(task);

@@ -10,6 +10,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(__linux__) && defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 namespace lluda {
 namespace {
@@ -45,6 +49,18 @@ bool has_amx() {
 #else
 bool has_amx() { return false; }
 #endif
+
+// Linux tells what the processor has; where another system runs, its kernels for any aarch64 do.
+#if defined(__linux__) && defined(__aarch64__)
+bool has_neondot() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP; }
+bool has_neonbf16() {
+    constexpr unsigned long kWanted = HWCAP2_BF16 | HWCAP2_I8MM;
+    return has_neondot() && (getauxval(AT_HWCAP2) & kWanted) == kWanted;
+}
+#else
+bool has_neondot() { return false; }
+bool has_neonbf16() { return false; }
+#endif
 bool always() { return true; }
 
 struct Choice {
@@ -58,6 +74,8 @@ constexpr Choice kChoices[] = {{"amx", amx_kernels, has_amx},
                                {"avx512bf16", avx512bf16_kernels, has_avx512bf16},
                                {"avx512", avx512_kernels, has_avx512},
                                {"avx2", avx2_kernels, has_avx2},
+                               {"neonbf16", neonbf16_kernels, has_neonbf16},
+                               {"neondot", neondot_kernels, has_neondot},
                                {"portable", portable_kernels, always}};
 
 const Kernels &best() {
@@ -77,7 +95,7 @@ const Kernels &kernels_named(const char *name) {
         return *choice.table();
     }
     throw Failure{LLUDA_BAD_ARGUMENT, "no kernels are named '" + std::string(name) +
-                                          "'; there are amx, avx512bf16, avx512, avx2, portable and auto"};
+                                          "'; there are amx, avx512bf16, avx512, avx2, neonbf16, neondot, portable and auto"};
 }
 
 }  // namespace lluda

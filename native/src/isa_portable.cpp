@@ -1,4 +1,4 @@
-// Kernels for any machine: four lanes, which SSE2 and NEON have as they are.
+// Kernels for any machine: four lanes, which SSE2 and NEON (of every aarch64) have as they are.
 #define LLUDA_LANES 4
 #define LLUDA_ISA_NAME "portable"
 #include "kernel_table.hpp"

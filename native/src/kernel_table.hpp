@@ -9,6 +9,8 @@
 #include "row_kernels.hpp"
 #if defined(__AMX_BF16__)
 #include "amx_kernel.hpp"
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#include "bfmmla_kernel.hpp"
 #endif
 
 namespace lluda {
@@ -28,7 +30,11 @@ constexpr auto kLinearWorkspace = no_workspace;
 constexpr auto kArrangeRows = arrange_nothing;
 constexpr auto kLinear = vector_linear;
 constexpr int64_t kLinearStep = 6;  // a multiple of every tile_outputs
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+constexpr auto kMultiplyTile = pair_multiply_tile;
+#else
 constexpr auto kMultiplyTile = multiply_any_tile;
+#endif
 #endif
 
 constexpr Kernels kTable = {LLUDA_ISA_NAME,

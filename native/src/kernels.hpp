@@ -169,5 +169,7 @@ const Kernels *avx2_kernels();
 const Kernels *avx512_kernels();
 const Kernels *avx512bf16_kernels();
 const Kernels *amx_kernels();
+const Kernels *neondot_kernels();
+const Kernels *neonbf16_kernels();
 
 }  // namespace lluda

@@ -6,6 +6,9 @@
 
 #include "kernels.hpp"
 #include "q8_kernel.hpp"
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+#include "i8mm_kernel.hpp"
+#endif
 #include "weight_group.hpp"
 
 namespace lluda {
@@ -148,6 +151,9 @@ LLUDA_INLINE void put(const LinearTask &task, int64_t output, int first, float *
 // many products. One or two rows wait for memory, and a single stream of it is fastest.
 template <int Rows>
 constexpr int tile_outputs() {
+#if defined(__aarch64__)
+    return 2;
+#endif
     if (kLanes < 16) return Rows <= 2 ? 2 : 1;  // two, since one sum alone would wait for its last addition
     return Rows <= 2 ? 1 : Rows <= 5 ? 3 : 2;
 }
@@ -162,7 +168,11 @@ LLUDA_INLINE void tile_and_put(const LinearTask &task, int64_t output, int first
     if constexpr (__is_same(Row, ExactQ8)) {
         exact_tile<Outputs, Rows>(*task.weight, output, task.x + first, out);
     } else if constexpr (__is_same(Row, RoundedQ8)) {
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+        paired_rounded_tile<Outputs, Rows>(*task.weight, output, task.x + first, out);
+#else
         rounded_tile<Outputs, Rows>(*task.weight, output, task.x + first, out);
+#endif
     } else {
         const Prepared *x[Rows];
         for (int r = 0; r < Rows; ++r) x[r] = static_cast<const Prepared *>(task.x[first + r]);

@@ -10,13 +10,17 @@
 namespace lluda {
 namespace {
 
-#if defined(__AVX512BF16__)
+#if LLUDA_BF16_PAIRS
 
 // Two BF16 columns.
 struct PairWord {
     static LLUDA_INLINE Floats multiply_add(Floats total, Words w, Words x) {
+#if defined(__aarch64__)
+        return vbfdotq_f32(total, vreinterpretq_bf16_u32(x), vreinterpretq_bf16_u32(w));
+#else
         return reinterpret_cast<Floats>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(total), reinterpret_cast<__m512bh>(x),
                                                          reinterpret_cast<__m512bh>(w)));
+#endif
     }
 };
 constexpr int64_t kColumnsPerWord = 2;
@@ -234,7 +238,7 @@ LLUDA_INLINE void multiply_in(const TileTask &task) {
 }
 
 void multiply_tile(const TileTask &task) {
-#if defined(__AVX512BF16__)
+#if LLUDA_BF16_PAIRS
     if (!task.floats) return multiply_in<PairWord>(task);
 #endif
     multiply_in<FloatWord>(task);

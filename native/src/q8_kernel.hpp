@@ -30,6 +30,16 @@ LLUDA_INLINE void load_scales(const uint8_t *blocks, int count, RunFloats &out) 
     out = reinterpret_cast<RunFloats>(_mm256_cvtph_ps(halves));
 }
 
+#elif defined(__aarch64__)
+
+LLUDA_INLINE void load_scales(const uint8_t *blocks, int count, RunFloats &out) {
+    uint16_t halves[kQ8Run];
+    for (int i = 0; i < kQ8Run; ++i) halves[i] = half_of_block(blocks + (i < count ? i : count - 1) * kQ8Bytes);
+    const float16x8_t d = vreinterpretq_f16_u16(vld1q_u16(halves));
+    const float32x4_t floats[2] = {vcvt_f32_f16(vget_low_f16(d)), vcvt_high_f32_f16(d)};
+    memcpy(&out, floats, sizeof out);
+}
+
 #else
 
 LLUDA_INLINE float float_of_bits(uint32_t bits) {
@@ -63,6 +73,23 @@ LLUDA_INLINE __m512 floats_of_bytes(const uint8_t *p) {
 
 LLUDA_INLINE Group load_bytes(const uint8_t *p) {
     return {reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(floats_of_bytes(p + 16), floats_of_bytes(p)))};
+}
+
+#elif LLUDA_BF16_PAIRS
+
+// A q has 8 bits of mantissa at most, so that the upper half of its float is all of it.
+LLUDA_INLINE uint16x8_t halves_of_bytes(int8x8_t q) {
+    const int16x8_t wide = vmovl_s8(q);
+    const float32x4_t low = vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+    const float32x4_t high = vcvtq_f32_s32(vmovl_high_s16(wide));
+    return vuzp2q_u16(vreinterpretq_u16_f32(low), vreinterpretq_u16_f32(high));
+}
+
+LLUDA_INLINE Group load_bytes(const uint8_t *p) {
+    Group group;
+    for (int i = 0; i < kGroupVectors; ++i)
+        group.pairs[i] = vreinterpretq_u32_u16(halves_of_bytes(vreinterpret_s8_u8(vld1_u8(p + 2 * kLanes * i))));
+    return group;
 }
 
 #else
@@ -127,6 +154,21 @@ LLUDA_INLINE __m256i block_products(const WeightBytes &w, const RoundedBlock &x)
     const auto *q = reinterpret_cast<const __m256i *>(x.q);
     return _mm256_add_epi32(_mm256_madd_epi16(w.low, _mm256_loadu_si256(q)),
                             _mm256_madd_epi16(w.high, _mm256_loadu_si256(q + 1)));
+}
+
+#elif defined(__ARM_FEATURE_DOTPROD)
+
+struct WeightBytes {
+    int8x16_t low, high;
+};
+constexpr int kBlockLanes = 4;
+
+LLUDA_INLINE WeightBytes load_weight_bytes(const uint8_t *p) {
+    return {vreinterpretq_s8_u8(vld1q_u8(p)), vreinterpretq_s8_u8(vld1q_u8(p + 16))};
+}
+
+LLUDA_INLINE Ints block_products(const WeightBytes &w, const RoundedBlock &x) {
+    return vdotq_s32(vdotq_s32(Ints{}, w.low, vld1q_s8(x.q)), w.high, vld1q_s8(x.q + 16));
 }
 
 #else

@@ -62,8 +62,9 @@ LLUDA_INLINE void decode_q8_blocks(const uint8_t *block, int64_t blocks, uint32_
         load_scales(block, count, d);
         if constexpr (kColumnsPerWord == 2) memcpy(scales + first, &d, static_cast<size_t>(count) * 4);
         for (int b = 0; b < count; ++b, block += kQ8Bytes, words += kBlockWords) {
-#if defined(__AVX512BF16__)
-            _mm512_storeu_si512(words, load_bytes(block + kQ8Values).pairs);
+#if LLUDA_BF16_PAIRS
+            const Group pairs = load_bytes(block + kQ8Values);
+            memcpy(words, &pairs, sizeof pairs);
 #else
             for (int i = 0; i < kQ8Weights; i += kLanes) {
                 Bytes q;
@@ -94,7 +95,7 @@ const void *words_of_any_weight(const lluda_weight &w, int64_t begin, int64_t en
     return buffer;
 }
 
-#if defined(__AVX512BF16__)
+#if LLUDA_BF16_PAIRS
 
 // As register_tile, with the sums of a block in registers of their own.
 template <int Outputs, int Vectors>
@@ -133,24 +134,28 @@ __attribute__((noinline)) void scaled_tile(const TileTask &task, int first, int 
 }
 
 template <int Vectors>
-LLUDA_INLINE void scaled_tiles(const TileTask &task) {
+LLUDA_INLINE void scaled_tiles(const TileTask &task, int lane) {
     constexpr int kOutputs = Vectors <= 2 ? 6 : 3;
     int o = 0;
-    for (; o + kOutputs <= task.outputs; o += kOutputs) scaled_tile<kOutputs, Vectors>(task, o, 0);
-    for (; o < task.outputs; ++o) scaled_tile<1, Vectors>(task, o, 0);
+    for (; o + kOutputs <= task.outputs; o += kOutputs) scaled_tile<kOutputs, Vectors>(task, o, lane);
+    for (; o < task.outputs; ++o) scaled_tile<1, Vectors>(task, o, lane);
 }
 
 void multiply_any_tile(const TileTask &task) {
     if (!task.scales) return multiply_tile(task);
-    switch (task.lanes / kLanes) {
-        case 1:
-            return scaled_tiles<1>(task);
-        case 2:
-            return scaled_tiles<2>(task);
-        case 3:
-            return scaled_tiles<3>(task);
-        default:
-            return scaled_tiles<4>(task);
+    if constexpr (kLanes == 16) {
+        switch (task.lanes / kLanes) {
+            case 1:
+                return scaled_tiles<1>(task, 0);
+            case 2:
+                return scaled_tiles<2>(task, 0);
+            case 3:
+                return scaled_tiles<3>(task, 0);
+            default:
+                return scaled_tiles<4>(task, 0);
+        }
+    } else {
+        for (int lane = 0; lane < task.lanes; lane += 2 * kLanes) scaled_tiles<2>(task, lane);
     }
 }
 

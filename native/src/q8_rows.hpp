@@ -23,6 +23,14 @@ LLUDA_INLINE void put_rounded(const int8_t *q, RoundedBlock &out) {
     for (int i = 0; i < kQ8Weights; ++i) out.q[i] = static_cast<uint8_t>(q[i] ^ 0x80);
 }
 
+#elif defined(__ARM_FEATURE_DOTPROD)
+
+struct RoundedBlock {
+    int8_t q[kQ8Weights];
+};
+
+LLUDA_INLINE void put_rounded(const int8_t *q, RoundedBlock &out) { memcpy(out.q, q, sizeof out.q); }
+
 #else
 
 struct RoundedBlock {
@@ -51,6 +59,8 @@ LLUDA_INLINE Ints nearest_integers(Floats v) {
     return reinterpret_cast<Ints>(_mm512_cvtps_epi32(reinterpret_cast<__m512>(v)));
 #elif defined(__AVX2__)
     return reinterpret_cast<Ints>(_mm256_cvtps_epi32(reinterpret_cast<__m256>(v)));
+#elif defined(__aarch64__)
+    return vcvtnq_s32_f32(v);
 #else
     Ints out;
     for (int i = 0; i < kLanes; ++i) out[i] = static_cast<int32_t>(__builtin_lrintf(v[i]));
@@ -64,6 +74,8 @@ LLUDA_INLINE Floats round_to_half(Floats v) {
     return reinterpret_cast<Floats>(_mm512_cvtph_ps(_mm512_cvtps_ph(reinterpret_cast<__m512>(v), 0)));
 #elif defined(__F16C__)
     return reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm256_cvtps_ph(reinterpret_cast<__m256>(v), 0)));
+#elif defined(__aarch64__)
+    return vcvt_f32_f16(vcvt_f16_f32(v));
 #else
     const Words bits = as_words(v), sign = bits & 0x80000000u, size = bits & 0x7fffffffu;
     // Below 2^-14: multiples of 2^-24, which is the last place of 0.75.

@@ -15,6 +15,13 @@
 #include <arm_neon.h>
 #endif
 
+// The hardware multiplies pairs of BF16 numbers and adds them in float32.
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define LLUDA_BF16_PAIRS 1
+#else
+#define LLUDA_BF16_PAIRS 0
+#endif
+
 #define LLUDA_INLINE inline __attribute__((always_inline))
 #define LLUDA_INLINE_LAMBDA __attribute__((always_inline))
 
@@ -101,6 +108,8 @@ LLUDA_INLINE void store_halves(uint16_t *p, Words v) {
 LLUDA_INLINE float sum(Floats v) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v));
+#elif defined(__aarch64__)
+    return vaddvq_f32(v);  // neighbours first, as sum_16 adds them
 #else
     float lane[kLanes];
     memcpy(lane, &v, sizeof v);
@@ -154,6 +163,9 @@ LLUDA_INLINE void sum_16(const Floats *v, float *out) {
         a[i] = _mm512_add_ps(_mm512_shuffle_ps(a[i], a[i + 2], 0x44), _mm512_shuffle_ps(a[i], a[i + 2], 0xee));
     const __m512 total = _mm512_add_ps(_mm512_shuffle_ps(a[0], a[1], 0x88), _mm512_shuffle_ps(a[0], a[1], 0xdd));
     _mm512_storeu_ps(out, total);
+#elif defined(__aarch64__)
+    for (int i = 0; i < 16; i += 4)
+        vst1q_f32(out + i, vpaddq_f32(vpaddq_f32(v[i], v[i + 1]), vpaddq_f32(v[i + 2], v[i + 3])));
 #else
     for (int i = 0; i < 16; ++i) out[i] = sum(v[i]);
 #endif

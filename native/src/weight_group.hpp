@@ -34,19 +34,11 @@ LLUDA_INLINE Floats multiply_add(Floats total, Group w, const Prepared *x) {
 
 #else
 
-// Prepared rows are float32 (of values rounded to BF16): in every run of 2 * kLanes, first those of even, then those of
-// odd columns, because a word of weights splits into two vectors so: shift left for the even, mask for the odd.
-typedef float Prepared;
 constexpr int kGroupVectors = static_cast<int>(kGroupWeights) / (2 * kLanes);
 
 struct Group {
     Words pairs[kGroupVectors];
 };
-
-LLUDA_INLINE int64_t prepared_index(int64_t column) {
-    const int64_t run = column / (2 * kLanes) * (2 * kLanes), rest = column % (2 * kLanes);
-    return run + rest % 2 * kLanes + rest / 2;
-}
 
 LLUDA_INLINE Group load_group(const uint16_t *p) {
     Group w;
@@ -60,6 +52,31 @@ LLUDA_INLINE Group load_group_part(const uint16_t *p, int64_t n) {
     return load_group(whole);
 }
 
+#if LLUDA_BF16_PAIRS
+
+// As above.
+typedef uint16_t Prepared;
+
+LLUDA_INLINE int64_t prepared_index(int64_t column) { return column; }
+
+LLUDA_INLINE Floats multiply_add(Floats total, const Group &w, const Prepared *x) {
+    for (int i = 0; i < kGroupVectors; ++i)
+        total = vbfdotq_f32(total, vreinterpretq_bf16_u16(vld1q_u16(x + 2 * kLanes * i)),
+                            vreinterpretq_bf16_u32(w.pairs[i]));
+    return total;
+}
+
+#else
+
+// Prepared rows are float32 (of values rounded to BF16): in every run of 2 * kLanes, first those of even, then those of
+// odd columns, because a word of weights splits into two vectors so: shift left for the even, mask for the odd.
+typedef float Prepared;
+
+LLUDA_INLINE int64_t prepared_index(int64_t column) {
+    const int64_t run = column / (2 * kLanes) * (2 * kLanes), rest = column % (2 * kLanes);
+    return run + rest % 2 * kLanes + rest / 2;
+}
+
 LLUDA_INLINE Floats multiply_add(Floats total, const Group &w, const Prepared *x) {
     for (int i = 0; i < kGroupVectors; ++i) {
         total += as_floats(w.pairs[i] << 16) * load(x + 2 * kLanes * i);
@@ -68,6 +85,7 @@ LLUDA_INLINE Floats multiply_add(Floats total, const Group &w, const Prepared *x
     return total;
 }
 
+#endif
 #endif
 
 // The two bytes of a weight that its code stands for: the exponent's lowest bit in bit 7, and the rest shifted down.

@@ -1,6 +1,9 @@
-// native_tests KERNELS [NAME]: all tests (or those whose name contains NAME) with one set of kernels.
+// native_tests KERNELS [NAME | --without NAME,…]: all tests (those whose name contains NAME; all but those named) with
+// one set of kernels.
 #include <cstdio>
 #include <cstring>
+
+#include <string>
 
 #include "numbers.hpp"
 #include "testing.hpp"
@@ -9,6 +12,16 @@ std::vector<Test> &tests() {
     static std::vector<Test> all;
     return all;
 }
+
+namespace {
+
+bool is_asked_for(const char *name, int argc, char **argv) {
+    if (argc == 4 && std::strcmp(argv[2], "--without") == 0)
+        return ("," + std::string(argv[3]) + ",").find("," + std::string(name) + ",") == std::string::npos;
+    return argc < 3 || std::strstr(name, argv[2]);
+}
+
+}  // namespace
 
 int main(int argc, char **argv) {
     const char *isa = argc > 1 ? argv[1] : "auto";
@@ -22,7 +35,7 @@ int main(int argc, char **argv) {
     use_kernels(isa);
     int passed = 0, failed = 0;
     for (const Test &test : tests()) {
-        if (argc > 2 && !std::strstr(test.name, argv[2])) continue;
+        if (!is_asked_for(test.name, argc, argv)) continue;
         try {
             test.body();
             ++passed;

@@ -12,7 +12,7 @@ from lluda.backends import select_backend
 from lluda.backends.backend import Precision
 from lluda.backends.batch import Segment
 from lluda.backends.cpu.backend import CpuBackend, NativeStep
-from lluda.backends.cpu.native_library import DTYPE_BF16, ISAS, STRUCTS, NativeContext, native_library
+from lluda.backends.cpu.native_library import BYTE_PRODUCTS, DTYPE_BF16, ISAS, STRUCTS, NativeContext, native_library
 from lluda.backends.reference.backend import ReferenceBackend
 from lluda.config.model import ModelConfig
 from lluda.engine.kv_cache import CacheOptions, KVCache
@@ -337,6 +337,14 @@ def test_every_instruction_that_the_compiler_may_use_is_asked_for_at_run_time():
     used -= {"amx-tile", "amx-bf16"}
     assert used == {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "avx512vnni"}
     assert used == set(re.findall(r'__builtin_cpu_supports\("(\w+)"\)', choice))
+
+
+def test_the_kernels_that_can_be_named_are_those_of_the_library():
+    with pytest.raises(NativeLibraryError, match="no kernels are named 'nonsense'") as refused:
+        NativeContext("nonsense")
+    names = re.search(r"there are (.*) and auto", str(refused.value))
+    assert names and tuple(names[1].split(", ")) == ISAS
+    assert set(BYTE_PRODUCTS) < set(ISAS)
 
 
 def test_no_rows_is_no_work():

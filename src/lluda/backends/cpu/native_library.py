@@ -21,7 +21,9 @@ ABI_VERSION = 5
 FORMAT_BF16, FORMAT_PACKED_BF16, FORMAT_Q8_0, FORMAT_Q8_0_ROWS = 0, 1, 2, 3
 DTYPE_F32, DTYPE_BF16 = 0, 1
 INCOMPRESSIBLE = 4
-ISAS = ("amx", "avx512bf16", "avx512", "avx2", "portable")
+ISAS = ("amx", "avx512bf16", "avx512", "avx2", "neonbf16", "neondot", "portable")
+BYTE_PRODUCTS = {"amx": "VNNI", "avx512bf16": "VNNI", "neonbf16": "I8MM", "neondot": "DotProd"}
+"""The processor's products of bytes, where kernels use them for rows rounded to Q8_0."""
 
 
 class WeightStruct(ctypes.Structure):
