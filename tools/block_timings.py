@@ -1,7 +1,8 @@
 """RoPE, attention, SwiGLU and mixture of one layer of released width: seconds and distance to float64, of lluda's
 backends and of transformers' modules on the same random weights, in BF16.
 
-``python -m tools.block_timings FOLDER [--rounds N]`` writes what `tools.journal` makes tables of. All are timed in turn, round after round, and medians count.
+``python -m tools.block_timings FOLDER [--rounds N]`` writes what `tools.journal` makes tables of. All are timed in
+turn, round after round, and medians count.
 """
 
 from __future__ import annotations
