@@ -76,6 +76,10 @@ class NumericalError(LludaError):
     """Logits that are NaN or infinite: the model's numbers overflowed, and no token can be chosen from them."""
 
 
+class RankLost(LludaError):
+    """A process that held a share of the model is gone, and with it the model."""
+
+
 class OutOfMemory(LludaError):
     """A plan that does not fit the memory there is; the message has needed and available bytes."""
 

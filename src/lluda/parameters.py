@@ -5,7 +5,7 @@ Importable by all; imports nothing of ours but errors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -17,11 +17,22 @@ Role = Literal["matrix", "embedding", "router", "norm", "bias", "scale", "kernel
 added, ``scale`` is any other vector, ``kernel`` belongs to a convolution."""
 
 
-Split = Literal["rows", "columns", "experts", "none"]
+Split = Literal["rows", "columns", "none"]
 """How the members of a tensor-parallel group share a tensor (Shoeybi et al. 2019): equal parts of its ``rows`` (a
-vector's values), whose results lie side by side; of its ``columns``, whose results are added; the tensors of a part of
-the ``experts``, whose results are added; or all of it each (``none``). A vector with ``columns`` is the bias of such a
-matrix: added once, by the first member."""
+vector's values), whose results lie side by side; of its ``columns``, whose results are added; or all of it each
+(``none``). A vector with ``columns`` is the bias of such a matrix: added once, by the first member. Experts are cut
+like any feed-forward, so that every member has a part of each: whichever a token chooses, all have as much to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What member ``rank`` of a tensor-parallel group of ``ranks`` has of a model; the default is all of it."""
+
+    rank: int = 0
+    ranks: int = 1
+
+
+WHOLE = Share()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,38 +50,44 @@ class ParameterSpec:
     split: Split = "none"
     unit: int = 1
     """Rows or columns that stay together: those of a head."""
-    expert: tuple[int, int] | None = None
-    """Of an expert's tensor, its index and how many experts there are."""
+    repeated: bool = False
+    """Whether members may have the same part, where there are fewer units than members: heads of keys and values."""
 
     @property
     def elements(self) -> int:
         """Number of values."""
         return prod(self.shape)
 
-    def part(self, rank: int, ranks: int) -> tuple[slice, ...] | None:
-        """What member ``rank`` of ``ranks`` has of the tensor, as an index of its values; None: nothing.
+    @property
+    def axis(self) -> int:
+        """Which axis ``split`` cuts."""
+        return 1 if self.split == "columns" and len(self.shape) > 1 else 0
+
+    def part(self, share: Share) -> slice | None:
+        """What ``share`` has of the tensor, of its ``axis``; None: nothing, so that it adds zeros.
 
         InvalidRequest: it cannot be shared by so many."""
-        if self.split == "experts":
-            assert self.expert is not None, f"{self.name} is of no expert"
-            index, count = self.expert
-            return () if index in expert_range(count, rank, ranks) else None
-        if self.split == "none" or ranks == 1:
-            return ()
         if self.split == "columns" and len(self.shape) == 1:
-            return () if rank == 0 else None
-        axis, what = 1 if self.split == "columns" else 0, self.split if self.unit == 1 else "heads"
-        part = _equal_part(self.shape[axis] // self.unit, rank, ranks, f"{what} of {self.name}")
-        return (slice(None),) * axis + (slice(part.start * self.unit, part.stop * self.unit),)
+            return slice(0, self.shape[0]) if share.rank == 0 else None
+        size = self.shape[self.axis]
+        if self.split == "none" or share.ranks == 1:
+            return slice(0, size)
+        count, rank, ranks = size // self.unit, share.rank, share.ranks
+        if self.repeated and ranks > count and ranks % count == 0:
+            rank, ranks = rank * count // ranks, count
+        if count % ranks:
+            what = self.split if self.unit == 1 else "heads"
+            raise InvalidRequest(
+                f"{count} {what} of {self.name} cannot be shared by {ranks} ranks; take a tensor_parallel (--tp) that "
+                f"divides {count}"
+            )
+        width = count // ranks * self.unit
+        return slice(rank * width, (rank + 1) * width)
 
-
-def expert_range(count: int, rank: int, ranks: int) -> range:
-    """Which of ``count`` experts member ``rank`` of ``ranks`` has. InvalidRequest: they cannot be shared by so many."""
-    return _equal_part(count, rank, ranks, "experts")
-
-
-def _equal_part(count: int, rank: int, ranks: int, what: str) -> range:
-    if count % ranks:
-        raise InvalidRequest(f"{count} {what} cannot be shared by {ranks} devices; take a number that divides {count}")
-    width = count // ranks
-    return range(rank * width, (rank + 1) * width)
+    def shared(self, share: Share) -> ParameterSpec:
+        """The same of the part that ``share`` has. Errors as `part`."""
+        part = self.part(share)
+        if part is None or part == slice(0, self.shape[self.axis]):
+            return self
+        shape = tuple(part.stop - part.start if axis == self.axis else size for axis, size in enumerate(self.shape))
+        return replace(self, shape=shape)

@@ -16,16 +16,20 @@ from lluda.backends.reference.backend import ReferenceBackend
 from lluda.backends.weight import Parameters
 from lluda.config.decoder import DecoderConfig
 from lluda.config.model import ModelConfig
-from lluda.errors import CorruptFile, InvalidRequest
+from lluda.errors import InvalidRequest
+from lluda.formats.packed_bf16 import PACKED_BF16
+from lluda.formats.q8_0 import Q8_0
+from lluda.formats.stored_tensor import StoredTensor
 from lluda.models.causal_lm import causal_lm_parameters
 from lluda.models.decoder import LayerBuilder, rotary_of
-from lluda.parameters import ParameterSpec
+from lluda.parameters import WHOLE, ParameterSpec, Share
 from lluda.weights.checkpoint import open_checkpoint
-from lluda.weights.parts import read_part
+from lluda.weights.parts import stored_part
 from tests.conftest import TINY_MOE, TINY_QWEN3, taken
 from tests.models.omni_reference import random_parameters
 
 RANKS, ROWS = 2, 7
+SHARES = [Share(rank, RANKS) for rank in range(RANKS)]
 DENSE = ModelConfig.from_hf(TINY_QWEN3 | {"attention_bias": True}).text
 MIXTURE = ModelConfig.from_hf(TINY_MOE).text
 SHARED = replace(MIXTURE, moe=replace(MIXTURE.moe, shared_expert_intermediate_size=40))
@@ -59,11 +63,14 @@ def specs_of(config: DecoderConfig) -> list[ParameterSpec]:
     return [spec for spec in causal_lm_parameters(config) if not spec.tied_to]
 
 
-def layer_of(config: DecoderConfig, checkpoint, rank: int = 0, ranks: int = 1):
-    """The first layer's attention and feed-forward, of the parts that ``rank`` reads."""
-    parts = {spec.name: (spec, read_part(checkpoint, spec, rank, ranks)) for spec in specs_of(config)}
-    values = {name: taken(BACKEND, part, spec.role) for name, (spec, part) in parts.items() if part is not None}
-    return LayerBuilder(config, Parameters(values), rank, ranks).layer(0, "model.layers.0.")
+def part_of(checkpoint, spec: ParameterSpec, share: Share) -> torch.Tensor:
+    return stored_part(checkpoint.stored(spec.name), spec, share).decode()
+
+
+def layer_of(config: DecoderConfig, checkpoint, share: Share = WHOLE):
+    """The first layer's attention and feed-forward, of the parts that ``share`` reads."""
+    values = {spec.name: taken(BACKEND, part_of(checkpoint, spec, share), spec.role) for spec in specs_of(config)}
+    return LayerBuilder(config, Parameters(values)).layer(0, "model.layers.0.")
 
 
 def attention_branch(config: DecoderConfig, block, x: torch.Tensor) -> torch.Tensor:
@@ -80,7 +87,7 @@ def feed_forward_branch(block, x: torch.Tensor) -> torch.Tensor:
 @torch.inference_mode()
 def test_the_branches_of_two_slices_add_up_to_the_block(config, checkpoint_of):
     checkpoint = checkpoint_of(config)
-    whole, slices = layer_of(config, checkpoint), [layer_of(config, checkpoint, rank, RANKS) for rank in range(RANKS)]
+    whole, slices = layer_of(config, checkpoint), [layer_of(config, checkpoint, share) for share in SHARES]
     x = torch.randn(ROWS, config.hidden_size, generator=torch.Generator().manual_seed(1))
     attention = [attention_branch(config, attention, x) for attention, _ in slices]
     torch.testing.assert_close(sum(attention), attention_branch(config, whole[0], x), rtol=1e-5, atol=1e-6)
@@ -103,18 +110,15 @@ def test_a_block_is_its_rows_and_its_branch(config, checkpoint_of):
 def test_the_parts_of_a_tensor_are_all_of_it(config, checkpoint_of):
     checkpoint = checkpoint_of(config)
     for spec in specs_of(config):
-        parts = [read_part(checkpoint, spec, rank, RANKS) for rank in range(RANKS)]
-        found, whole = [part for part in parts if part is not None], checkpoint.tensor(spec.name)
-        if spec.split == "experts":
-            assert len(found) == 1 and torch.equal(found[0], whole)
-        elif spec.split == "none":
-            assert all(torch.equal(part, whole) for part in found) and len(found) == RANKS
+        parts, whole = [part_of(checkpoint, spec, share) for share in SHARES], checkpoint.tensor(spec.name)
+        assert {tuple(part.shape) for part in parts} == {spec.shared(share).shape for share in SHARES}
+        if spec.split == "none":
+            assert all(torch.equal(part, whole) for part in parts)
         elif spec.split == "columns" and whole.dim() == 1:
             assert torch.equal(parts[0], whole) and not parts[1].any()
         else:
-            axis = 1 if spec.split == "columns" else 0
-            assert torch.equal(torch.cat(found, axis), whole)
-            assert {part.shape[axis] for part in found} == {whole.shape[axis] // RANKS}
+            assert torch.equal(torch.cat(parts, spec.axis), whole)
+            assert {part.shape[spec.axis] for part in parts} == {whole.shape[spec.axis] // RANKS}
 
 
 def test_what_each_tensor_of_a_decoder_is_split_by():
@@ -122,26 +126,54 @@ def test_what_each_tensor_of_a_decoder_is_split_by():
     assert splits == {
         ("embed_tokens", "rows"), ("lm_head", "rows"), ("norm", "none"), ("q_norm", "none"), ("k_norm", "none"),
         ("input_layernorm", "none"), ("post_attention_layernorm", "none"), ("gate", "none"), ("q_proj", "rows"),
-        ("k_proj", "rows"), ("v_proj", "rows"), ("o_proj", "columns"), ("gate_proj", "experts"),
-        ("up_proj", "experts"), ("down_proj", "experts"),
+        ("k_proj", "rows"), ("v_proj", "rows"), ("o_proj", "columns"), ("gate_proj", "rows"),
+        ("up_proj", "rows"), ("down_proj", "columns"),
     }  # fmt: skip
     dense = {spec.name.split(".")[-2]: spec.split for spec in specs_of(DENSE) if ".mlp." in spec.name}
     assert dense == {"gate_proj": "rows", "up_proj": "rows", "down_proj": "columns"}
 
 
-def test_a_head_is_not_cut(checkpoint_of):
-    """Two key heads cannot be shared by four, though their 64 rows could."""
-    checkpoint = checkpoint_of(DENSE)
-    spec = next(spec for spec in specs_of(DENSE) if spec.name.endswith("k_proj.weight"))
-    with pytest.raises(InvalidRequest, match=r"2 heads of .*k_proj.* cannot be shared by 4 devices; .* divides 2"):
-        read_part(checkpoint, spec, 0, 4)
-    with pytest.raises(InvalidRequest, match="8 experts cannot be shared by 3 devices"):
-        ParameterSpec("e", (1, 1), "matrix", split="experts", expert=(0, 8)).part(0, 3)
+def spec_of(config: DecoderConfig, name: str) -> ParameterSpec:
+    return next(spec for spec in specs_of(config) if spec.name.endswith(f"{name}.weight"))
 
 
-def test_a_part_of_what_is_not_there_or_of_another_shape(checkpoint_of):
-    checkpoint = checkpoint_of(DENSE)
-    with pytest.raises(CorruptFile, match=r"missing tensor model\.nothing"):
-        read_part(checkpoint, ParameterSpec("model.nothing", (2, 2), "matrix", split="rows"), 0, 2)
-    with pytest.raises(CorruptFile, match=r"shape of model\.norm\.weight"):
-        read_part(checkpoint, ParameterSpec("model.norm.weight", (2,), "norm"), 0, 2)
+def test_a_head_is_not_cut():
+    """Four query heads cannot be shared by three, though their 128 rows could be by eight."""
+    spec = spec_of(DENSE, "q_proj")
+    with pytest.raises(InvalidRequest, match=r"4 heads of .*q_proj.* cannot be shared by 8 ranks; .* divides 4"):
+        spec.part(Share(0, 8))
+
+
+def test_ranks_beyond_the_key_heads_have_the_same_ones():
+    """Two key heads for four ranks: of each the head that its query heads look at."""
+    parts = [spec_of(DENSE, "k_proj").part(Share(rank, 4)) for rank in range(4)]
+    assert [(part.start, part.stop) for part in parts] == [(0, 32), (0, 32), (32, 64), (32, 64)]
+    with pytest.raises(InvalidRequest, match=r"2 heads of .*k_proj.* cannot be shared by 3 ranks"):
+        spec_of(DENSE, "k_proj").part(Share(0, 3))
+
+
+@pytest.mark.parametrize(
+    ("columns", "cut"), [(256, 128), (1000, 512), (960, 480)], ids=["whole blocks", "unfinished last", "inside a block"]
+)
+def test_parts_of_a_packed_matrix_are_packed(columns, cut):
+    """Rows, and columns that are cut between blocks or inside one, with escapes in every part."""
+    generator = torch.Generator().manual_seed(7)
+    values = torch.randn(64, columns, generator=generator).bfloat16()
+    values[::2, ::50], values[1, 3] = 1e30, 0
+    stored = StoredTensor(PACKED_BF16, values.shape, PACKED_BF16.encode(values))
+    for axis, at in enumerate((20, cut)):
+        parts = [PACKED_BF16.part(stored, axis, part) for part in (slice(0, at), slice(at, values.shape[axis]))]
+        assert torch.equal(torch.cat([part.decode() for part in parts], axis), values)
+        assert all(part.format is PACKED_BF16 and not list(PACKED_BF16.violations(part)) for part in parts)
+
+
+def test_parts_of_q8_0_are_whole_blocks():
+    values = torch.randn(4, 128, generator=torch.Generator().manual_seed(8))
+    stored = StoredTensor(Q8_0, values.shape, Q8_0.encode(values))
+    for axis, size in enumerate(values.shape):
+        parts = [Q8_0.part(stored, axis, slice(start, start + size // 2)) for start in (0, size // 2)]
+        assert torch.equal(torch.cat([part.decode() for part in parts], axis), stored.decode())
+    assert Q8_0.part(stored, 0, slice(1, 3)).data.data_ptr() == stored.data.data_ptr() + stored.nbytes // 4
+    spec = ParameterSpec("o_proj.weight", (4, 128), "matrix", split="columns", unit=16)
+    with pytest.raises(InvalidRequest, match=r"Q8_0 columns 0 to 16 .* inside a block, so 8 ranks cannot share it"):
+        stored_part(stored, spec, Share(0, 8))

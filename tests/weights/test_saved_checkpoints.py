@@ -256,5 +256,6 @@ def test_a_thinker_saved_by_itself_answers_and_passes_its_validation(omni, refer
 def test_text_codes_and_speech_are_those_of_the_omni_model_that_was_saved(omni, reference, layout):
     files = ModelFiles.find(omni(LAYOUTS[layout]))
     thinker = load_network(files, FLOAT32)[0]
-    model = (thinker, load_speech_stack(files, FLOAT32, thinker), MediaReader(thinker, files.source))
+    stack = load_speech_stack(files, FLOAT32, thinker.decoder.embed_tokens)
+    model = (thinker, stack, MediaReader(thinker, files.source))
     assert_text_codes_and_waveform(model, reference, CONVERSATIONS["picture, then sound"])

@@ -24,8 +24,14 @@ from lluda.engine.loading.loading import (
     load_network,
     load_speech_stack,
     load_tokenizer,
+    make_runner,
 )
 from lluda.engine.media import EncodedMedia, MediaReader, read_media
+from lluda.engine.parallel.follower import follow
+from lluda.engine.parallel.leader import Leader, LedEmbedding
+from lluda.engine.parallel.limits import require_shareable
+from lluda.engine.parallel.ranks import is_follower
+from lluda.engine.parallel.steps import Setup
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.request import (
     Completion,
@@ -36,7 +42,6 @@ from lluda.engine.request import (
     SpokenAnswer,
     Token,
 )
-from lluda.engine.runner import Runner
 from lluda.engine.sampling.answer_ends import AnswerEnds
 from lluda.engine.sampling.grammar import Grammars
 from lluda.engine.sampling.sampling_params import SamplingParams
@@ -48,6 +53,7 @@ from lluda.inputs.chat.chat_options import ChatOptions
 from lluda.inputs.chat.prompt import build_chat_prompt
 from lluda.inputs.media.media_parts import take_media
 from lluda.models.thinker import Thinker
+from lluda.parameters import Share
 from lluda.weights.loader import Progress
 
 _SILENT_SPANS = (("<think>", "</think>"),)
@@ -66,7 +72,13 @@ def load(name_or_path: str | os.PathLike[str], *, progress: Progress | None = No
         ModelNotFound, CorruptFile, UnsupportedModel: the checkpoint cannot be had, read or run.
         OutOfMemory: the plan does not fit; nothing was allocated.
         InvalidRequest: an option out of its range.
+        RankLost: with ``tensor_parallel``, a process that was to load a share could not.
+
+    Under torchrun the other ranks stay in here until the first ends them, and then exit.
     """
+    if is_follower():
+        follow()
+        raise SystemExit(0)
     try:
         chosen = LoadOptions(**options)
     except TypeError as error:
@@ -99,15 +111,25 @@ class Model:
         if self.chat_template is not None:
             # The process that renders it starts while the weights are read.
             self.chat_template.start()
-        self.network, self.report = load_network(files, options, progress)
+        self._leader: Leader | None = None
+        if options.tensor_parallel > 1:
+            require_shareable(files, options)
+            self._leader = Leader(Setup(str(files.path), options), options.tensor_parallel)
+        self._options = options.on_rank()
+        try:
+            self._load(progress)
+        except BaseException:
+            if self._leader is not None:
+                self._leader.close()
+            raise
+
+    def _load(self, progress: Progress | None) -> None:
+        files, options, leader = self.files, self._options, self._leader
+        share, join = Share(0, options.tensor_parallel), leader.join if leader else None
+        self.network, self.report = load_network(files, options, progress, share, join)
         self.media = MediaReader(self.network, files.source) if isinstance(self.network, Thinker) else None
         self.ends = AnswerEnds.find(files.eos_ids, self.tokenizer, self.chat_template)
-        self.runner = Runner(
-            self.network,
-            files.cache_options(options, self.dtype),
-            options.prefill_rows,
-            deterministic=options.deterministic,
-        )
+        self.runner = make_runner(files, options, self.network, leader)
         context = self.runner.cache_options.max_length
         self.engine = Engine(
             self.runner,
@@ -116,17 +138,25 @@ class Model:
             kv_positions=files.sequences(options) * context,
             retained_positions=context,
         )
+        if leader is not None:
+            leader.on_lost(self.engine.fail)
 
     def describe(self) -> str:
         """What was chosen: model, backend, dtype, context, ends of an answer."""
         cache = self.runner.cache_options
         return (
             f"{self.files.name}: {self.config.model_type}, {self.report.describe()}; "
-            f"{self.network.describe()}; "
+            f"{self.network.describe()}{self._describe_ranks()}; "
             f"context {cache.max_length}{self.config.text.rope.describe()}, "
             f"{cache.strategy} KV cache in {cache.dtype}, "
             f"prompts in chunks of {self.runner.prefill_chunk}, {self.ends.describe(self.tokenizer)}"
         )
+
+    def _describe_ranks(self) -> str:
+        if self._leader is None:
+            return ""
+        sizes = ", ".join(f"{nbytes / 1e9:.2f} GB" for nbytes in self._leader.bytes_of_ranks.values())
+        return f", weights of the ranks {sizes}"
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -237,12 +267,16 @@ class Model:
         """What speaks; loaded at the first call. UnsupportedModel: the checkpoint has no talker."""
         with self._loading_speech:
             if self._speech_stack is None:
-                self._speech_stack = load_speech_stack(self.files, self._options, self.network, progress)
+                table = self.network.decoder.embed_tokens
+                shared = LedEmbedding(self._leader, table) if self._leader else table
+                self._speech_stack = load_speech_stack(self.files, self._options, shared, progress)
             return self._speech_stack
 
     def close(self) -> None:
-        """End the engine: what runs is cancelled, and nothing can be asked any more."""
+        """End the engine: what runs is cancelled, and nothing can be asked any more. Other ranks end too."""
         self.engine.close()
+        if self._leader is not None:
+            self._leader.close()
 
     # What a Conversation and a server ask with.
 

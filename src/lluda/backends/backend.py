@@ -37,6 +37,7 @@ from lluda.backends.components import (
     Vocoder,
 )
 from lluda.backends.device import runtime_of
+from lluda.backends.group import Group
 from lluda.backends.weight import Weight
 from lluda.formats.stored_tensor import StoredTensor
 
@@ -148,6 +149,10 @@ class ComputeBackend(ABC):
         """What `describe` says of ``decoded``."""
         counts = ", ".join(f"{count} {name}" for name, count in self.decoded.items())
         return f", {counts} matrices decoded for want of a kernel" if counts else ""
+
+    def connect(self, group: Group) -> Group:
+        """``group``, of which this is one rank's backend, by the fastest means that it has. All ranks call it."""
+        return group
 
     # The device
 

@@ -108,8 +108,6 @@ class MixtureBlock:
 
     ``router [experts, hidden]`` is in the residual dtype: its few numbers decide which experts run, and rounding its
     logits to BF16 is what makes two implementations choose differently. ``normalise``: the chosen weights sum to one.
-    A slice of the block, for a tensor-parallel group, has the whole router and some of the experts, from
-    ``first_expert`` on.
     """
 
     norm: Norm
@@ -118,16 +116,6 @@ class MixtureBlock:
     top_k: int
     normalise: bool
     shared: SharedExpert | None = None
-    first_expert: int = 0
-
-    def holds(self, expert: int) -> bool:
-        """Whether ``expert`` (as the router numbers them) is among ``experts``."""
-        return 0 <= expert - self.first_expert < len(self.experts)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all experts that the router knows are here."""
-        return len(self.experts) == len(self.router)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

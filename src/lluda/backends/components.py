@@ -21,6 +21,7 @@ from lluda.backends.blocks import (
     ResidualUnit,
     SwiGLUBlock,
 )
+from lluda.backends.group import Group
 from lluda.backends.weight import Weight
 
 Observer = Callable[[str, Tensor], None]
@@ -67,11 +68,14 @@ class Rotary:
 @dataclass(frozen=True, slots=True, eq=False)
 class DecoderLayers:
     """Layers one after the other, each attention and then its feed-forward; layer i's keys and values are those of
-    layer i of the step's caches. ``experts``, where it is not None, runs the mixture blocks in the backend's place."""
+    layer i of the step's caches. ``experts``, where it is not None, runs the mixture blocks in the backend's place.
+    Where there is a ``group``, the blocks are one rank's slices of the layers' blocks, and what all slices add to the
+    rows is summed."""
 
     blocks: Sequence[tuple[AttentionBlock, SwiGLUBlock | MixtureBlock]]
     rotary: Rotary
     experts: RemoteExperts | None = None
+    group: Group | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

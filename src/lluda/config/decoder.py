@@ -5,7 +5,7 @@ Read strictly from a released ``config.json`` or one of its sections; see :mod:`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lluda.config.reader import ConfigReader
@@ -107,6 +107,11 @@ class DecoderConfig:
     def kv_elements_per_token(self) -> int:
         """Numbers the KV cache stores for one position, over all layers."""
         return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
+
+    def of_rank(self, ranks: int) -> DecoderConfig:
+        """With the heads that one of ``ranks`` has, a number that divides theirs; of keys and values one at least."""
+        kv_heads = max(1, self.num_key_value_heads // ranks)
+        return replace(self, num_attention_heads=self.num_attention_heads // ranks, num_key_value_heads=kv_heads)
 
 
 def read_decoder(reader: ConfigReader, model_type: str) -> DecoderConfig:

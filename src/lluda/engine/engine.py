@@ -93,6 +93,7 @@ class Engine:
         self.pool = CachePool(runner.new_cache, kv_positions, retained_positions) if runner else None
         self.error: BaseException | None = None
         """The fault that broke the engine, after which nothing is accepted."""
+        self._fault: LludaError | None = None
         self.turn_started: float | None = None
         """When the turn that is under way began, of ``time.monotonic()``; None while there is nothing to do."""
         self.heartbeat = 0.0
@@ -184,6 +185,14 @@ class Engine:
         if self.pool is not None:
             self.call(self._clear_prefixes)
 
+    def fail(self, error: LludaError) -> None:
+        """Nothing can be computed any more, because of ``error``: all that has not ended fails by it."""
+        self._fault = error
+        with self._lock:
+            if not self._mailbox.closed:
+                self._start()
+        self._mailbox.wake()
+
     def close(self) -> None:
         """Cancel what has not ended, and end the thread. Nothing can be submitted any more."""
         with self._lock:
@@ -255,6 +264,8 @@ class Engine:
         """Do what is to be done next. Seconds to wait before the next turn, where nothing happens meanwhile; None:
         for ever."""
         self.turn_started = time.monotonic()
+        if self._fault is not None:
+            raise self._fault
         self._receive()
         for job in list(self._jobs.values()):
             if job.channel.cancelled or self._mailbox.closed:

@@ -19,7 +19,7 @@ from lluda.engine.runner import Runner
 from lluda.engine.scheduler import Step
 from lluda.engine.sequence import Sequence as TokenSequence
 from lluda.engine.speech.speech import Speech, make_frames
-from lluda.errors import LludaError, OutOfMemory
+from lluda.errors import LludaError, OutOfMemory, RankLost
 
 
 class JobSteps:
@@ -68,6 +68,8 @@ class JobSteps:
     def fail(self, job: Job, error: Exception) -> None:
         """``job`` cannot go on, for want of memory or by a fault. After one by which the device is lost nobody can:
         raises it."""
+        if isinstance(error, RankLost):
+            raise error
         if self._runner is not None and not isinstance(error, LludaError) and self._runner.model.backend.is_lost():
             raise error
         job.fail(self._explained(error))

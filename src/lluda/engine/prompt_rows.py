@@ -48,15 +48,16 @@ class PromptRows:
         spans = [*self.spans, (TextSpan(len(ids)), len(ids))]
         return PromptRows([*self.ids, *ids], positions, self.injected, spans, self.block_keys, self.salt)
 
+    def positions_of(self, start: int, end: int) -> range | Tensor:
+        """Of the rows from ``start`` to ``end``: ``[3, rows]`` where they are not counted one by one."""
+        return range(start, end) if self.positions is None else self.positions[:, start:end]
+
     def chunk(self, start: int, end: int, device: torch.device) -> tuple[Tensor, Tensor, MultimodalEmbeddings | None]:
         """Ids, positions and injected rows of the rows from ``start`` to ``end``, on ``device``."""
-        ids = torch.tensor(self.ids[start:end], device=device)
-        if self.positions is None:
-            positions = torch.arange(start, end, device=device)
-        else:
-            positions = self.positions[:, start:end].to(device)
-        injected = self._injected(start, end)
-        return ids, positions, injected.to(device) if injected else None
+        ids, positions = torch.tensor(self.ids[start:end], device=device), self.positions_of(start, end)
+        placed = torch.arange(start, end, device=device) if isinstance(positions, range) else positions.to(device)
+        injected = self.injected_between(start, end)
+        return ids, placed, injected.to(device) if injected else None
 
     def shares_rows(self, other: PromptRows, limit: int) -> int:
         """How many of the first ``limit`` rows are the same in both: same ids, and the same blocks of media (and so the
@@ -78,7 +79,7 @@ class PromptRows:
         positions = None if self.positions is None else self.positions[:, :rows]
         keys = {row: key for row, key in self.block_keys.items() if row < rows}
         spans = list(spans_between(self.spans, 0, rows))
-        return PromptRows(self.ids[:rows], positions, self._injected(0, rows), spans, keys, self.salt)
+        return PromptRows(self.ids[:rows], positions, self.injected_between(0, rows), spans, keys, self.salt)
 
     @property
     def key(self) -> PromptRows:
@@ -94,7 +95,8 @@ class PromptRows:
             end -= count
         raise AssertionError("a prompt without media")
 
-    def _injected(self, start: int, end: int) -> MultimodalEmbeddings | None:
+    def injected_between(self, start: int, end: int) -> MultimodalEmbeddings | None:
+        """The injected rows from ``start`` to ``end``, counted from there; None: there are none."""
         injected = self.injected
         if injected is None:
             return None

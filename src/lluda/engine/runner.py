@@ -7,6 +7,7 @@ for (``deterministic``). Where the backend can, a step is launched whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -16,9 +17,12 @@ from lluda.backends.capture import ARGMAX, CapturedDecode, RowChoice, RowSamplin
 from lluda.backends.components import Observer
 from lluda.engine.forked import require_own_threads
 from lluda.engine.kv_cache import STORAGE_DTYPES, CacheOptions, KVCache
+from lluda.engine.parallel.leader import Leader, state_of
+from lluda.engine.parallel.steps import Forward, InjectedShape, Launch, StepRows, send_injected
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.sampling.sampler import Sampler
 from lluda.models.causal_lm import CausalLM
+from lluda.models.decoder import MultimodalEmbeddings
 
 ObserverAt = Callable[[int], Observer | None]
 """Given the row of the prompt that a step of its prefill begins with, whom to tell of the step."""
@@ -46,8 +50,11 @@ class Runner:
         prefill_chunk: int = PREFILL_CHUNK,
         *,
         deterministic: bool = False,
+        leader: Leader | None = None,
     ) -> None:
+        """``leader``: of the other ranks, on the first of several that share the model."""
         self.model = model
+        self._leader = leader
         self.cache_options = cache_options
         self.prefill_chunk = prefill_chunk
         self.deterministic = deterministic or model.backend.name == "reference"
@@ -56,7 +63,10 @@ class Runner:
 
     def new_cache(self, capacity: int | None = None) -> KVCache:
         """An empty cache for one sequence, with memory for ``capacity`` positions where it is known."""
-        return KVCache(self.model.config, self.cache_options, self.model.backend.device, capacity)
+        config, device = self.model.cached_config, self.model.backend.device
+        if self._leader is not None:
+            return self._leader.new_cache(config, self.cache_options, device, capacity)
+        return KVCache(config, self.cache_options, device, capacity)
 
     @property
     def few_rows(self) -> int | None:
@@ -109,22 +119,62 @@ class Runner:
     ) -> Tensor | None:
         """Run the next ``rows`` rows of a prompt. Float logits ``[vocab]`` after the last; None before. ``score`` is
         given those of all rows."""
-        device, start = self.model.backend.device, cache.length
-        last = start + rows == len(prompt)
+        start = cache.length
+        end = start + rows
+        last = end == len(prompt)
         # Only the very last row's logits are wanted; earlier chunks need none.
-        wanted = torch.tensor([rows - 1] if last else [], dtype=torch.int64, device=device)
-        ids, positions, injected = prompt.chunk(start, start + rows, device)
-        observer, segments = observe(start) if observe else None, [Segment(0, rows, cache)]
-        with self.model.backend.single_threaded_torch():
-            if score is None:
-                logits = self.model(ids, positions, segments, wanted, observer, injected)
-            else:
-                hidden = self.model.decoder(ids, positions, segments, observer, injected)
-                self._score(hidden, start, score)
-                logits = self.model.head(hidden[wanted])
+        step = StepRows(prompt.ids[start:end], prompt.positions_of(start, end), [rows - 1] if last else [])
+        injected, observer = prompt.injected_between(start, end), observe(start) if observe else None
+        given = None if score is None else lambda row, logits: score(start + row, logits)
+        logits = self.forward(step, [(rows, cache)], injected, observer, given)
         cache.advance(rows)
         cache.position_offset = prompt.position_offset
         return logits[0].float() if last else None
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        rows: StepRows,
+        caches: Sequence[tuple[int, KVCache]],
+        injected: MultimodalEmbeddings | None = None,
+        observe: Observer | None = None,
+        score: Score | None = None,
+    ) -> Tensor:
+        """Run ``rows``, so many of each of ``caches`` in turn, which are not advanced: logits ``[wanted, vocab]``.
+        ``injected``: rows of media; ``score`` is given the float logits of all rows."""
+        device = self.model.backend.device
+        segments: list[Segment] = []
+        for count, cache in caches:
+            cache.reserve(count)  # what does not fit is refused before anyone is told
+            segments.append(Segment(sum(each.rows for each in segments), count, cache))
+        injected = injected.to(device) if injected else None
+        with self._leading_forward(rows, caches, injected, observe, score), self.model.backend.single_threaded_torch():
+            ids, positions, wanted = rows.tensors(device)
+            if score is None:
+                return self.model(ids, positions, segments, wanted, observe, injected)
+            hidden = self.model.decoder(ids, positions, segments, observe, injected)
+            self._score(hidden, 0, score)
+            return self.model.head(hidden if wanted is None else hidden[wanted])
+
+    @contextmanager
+    def _leading_forward(
+        self,
+        rows: StepRows,
+        caches: Sequence[tuple[int, KVCache]],
+        injected: MultimodalEmbeddings | None,
+        observe: Observer | None,
+        score: Score | None,
+    ) -> Iterator[None]:
+        """Around a step that the other ranks make too, where there are others."""
+        if self._leader is None:
+            yield
+            return
+        segments = [(count, state_of(cache)) for count, cache in caches]
+        shape = InjectedShape.of(injected) if injected else None
+        with self._leader.leading(Forward(rows, segments, shape, observe is not None, score is not None)):
+            if injected:
+                send_injected(injected, self._leader.group)
+            yield
 
     def _score(self, hidden: Tensor, start: int, score: Score) -> None:
         """In parts of about the same size: none of so few rows that they are summed in another order."""
@@ -147,15 +197,14 @@ class Runner:
         """One token for each sequence, and beside them the next ``rows`` of a prompt of text alone, for one reading of
         the weights: float logits ``[sequences, vocab]``, and ``[vocab]`` after the prompt's last row."""
         require_own_threads()
-        device, start, count = self.model.backend.device, cache.length, len(ids)
-        after = [each.length + each.position_offset for each in caches]
-        positions = torch.tensor([*after, *range(start, start + rows)], device=device)
-        segments = [*(Segment(row, 1, each) for row, each in enumerate(caches)), Segment(count, rows, cache)]
+        start, count = cache.length, len(ids)
         last = start + rows == len(prompt)
-        wanted = torch.tensor([*range(count), *([count + rows - 1] if last else [])], device=device)
-        tokens = torch.tensor([*ids, *prompt.ids[start : start + rows]], device=device)
-        with self.model.backend.single_threaded_torch():
-            logits = self.model(tokens, positions, segments, wanted).float()
+        step = StepRows(
+            [*ids, *prompt.ids[start : start + rows]],
+            [*_next_positions(caches), *range(start, start + rows)],
+            [*range(count), *([count + rows - 1] if last else [])],
+        )
+        logits = self.forward(step, [*((1, each) for each in caches), (rows, cache)]).float()
         for each in caches:
             each.advance(1)
         cache.advance(rows)
@@ -240,11 +289,7 @@ class Runner:
             self._launch(graph, ids, caches)
             graph.result()
             return graph.logits[: len(caches)].clone()
-        device = self.model.backend.device
-        positions = torch.tensor([cache.length + cache.position_offset for cache in caches], device=device)
-        segments = [Segment(row, 1, cache) for row, cache in enumerate(caches)]
-        with self.model.backend.single_threaded_torch():
-            logits = self.model(torch.tensor(list(ids), device=device), positions, segments, None)
+        logits = self.forward(StepRows(ids, _next_positions(caches)), [(1, cache) for cache in caches])
         for cache in caches:
             cache.advance(1)
         return logits.float()
@@ -261,18 +306,45 @@ class Runner:
             )
         return self._graphs[rows, sampled]
 
+    @torch.inference_mode()
+    def launch(self, ids: Sequence[int], caches: Sequence[KVCache], *, sampled: bool) -> None:
+        """Launch the step of the sequences, as rank 0 did, and wait for it; what it chooses is of no interest."""
+        graph = self._graph(len(ids), sampled=sampled)
+        assert graph is not None, "rank 0 launched it"
+        self._launch(graph, ids, caches, [ARGMAX] * len(ids) if sampled else ())
+        graph.result()
+
     def _launch(
         self, graph: CapturedDecode, ids: Sequence[int], caches: Sequence[KVCache], sampling: Sequence[RowSampling] = ()
     ) -> None:
         """The step of the sequences; the rows that fill up a bucket write where nobody looks."""
         while len(self._padding) < graph.rows - len(caches):
-            self._padding.append(self.new_cache(1))
+            self._padding.append(self._padding_cache())
         padding = self._padding[: graph.rows - len(caches)]
-        positions = [cache.length + cache.position_offset for cache in (*caches, *padding)]
+        positions = _next_positions((*caches, *padding))
         filled = [*sampling, *[ARGMAX] * len(padding)] if sampling else ()
-        graph.launch([*ids, *[0] * len(padding)], positions, [*caches, *padding], filled)
+        with self._leading_launch(ids, caches, sampled=bool(sampling)):
+            graph.launch([*ids, *[0] * len(padding)], positions, [*caches, *padding], filled)
         for cache in caches:
             cache.advance(1)
+
+    def _leading_launch(
+        self, ids: Sequence[int], caches: Sequence[KVCache], *, sampled: bool
+    ) -> AbstractContextManager[None]:
+        if self._leader is None:
+            return nullcontext()
+        for cache in caches:
+            cache.reserve(1)  # what does not fit is refused before anyone is told
+        return self._leader.leading(Launch(ids, [state_of(cache) for cache in caches], sampled))
+
+    def _padding_cache(self) -> KVCache:
+        """Of this rank alone: each has its own."""
+        return KVCache(self.model.cached_config, self.cache_options, self.model.backend.device, 1)
+
+
+def _next_positions(caches: Sequence[KVCache]) -> list[float]:
+    """Of each sequence the position of its next row."""
+    return [cache.length + cache.position_offset for cache in caches]
 
 
 def rows_of(prompt: Sequence[int] | PromptRows) -> PromptRows:

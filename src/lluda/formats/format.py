@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,11 @@ class Format(ABC):
         these, or is not worth it for these. FloatingPointError: NaN or infinity, where it has none."""
         raise NotImplementedError(f"lluda does not write {self.name}")
 
+    def part(self, stored: StoredTensor, axis: int, part: slice) -> StoredTensor | None:  # noqa: ARG002
+        """Rows (``axis`` 0; a vector's values) or columns (1) ``part`` as a tensor of their own, reading no others:
+        of the same memory, or a copy. None: they cannot be cut there."""
+        return None
+
     def violations(self, stored: StoredTensor) -> Iterator[Violation]:
         """The rules that the bytes (on the CPU) break. One may presume that those before it hold, so only the first is
         to be asked for. What breaks none is safe for kernels to read."""
@@ -79,6 +84,18 @@ class BlockFormat(Format):
     def least_bytes(self, shape: tuple[int, ...]) -> int:
         """What whole blocks take: these formats have nothing beside them."""
         return prod(shape) // self.block * self.block_bytes
+
+    def part(self, stored: StoredTensor, axis: int, part: slice) -> StoredTensor | None:
+        """Rows are a view; columns, cut between blocks, a copy."""
+        shape = list(stored.shape)
+        shape[axis] = part.stop - part.start
+        if axis == len(shape) - 1 and (part.start % self.block or part.stop % self.block):
+            return None
+        rows = stored.data.view(prod(stored.shape[:axis]), -1)
+        size = rows.shape[1] // stored.shape[axis] if axis < len(shape) - 1 else self.block_bytes
+        unit = 1 if axis < len(shape) - 1 else self.block
+        cut = rows[:, part.start // unit * size : part.stop // unit * size]
+        return replace(stored, shape=tuple(shape), data=cut.contiguous().view(-1))
 
     def violations(self, stored: StoredTensor) -> Iterator[Violation]:
         """Whole blocks in each row, and no byte more or less."""

@@ -7,11 +7,11 @@ as they lie; kernels trust what `violations` lets pass.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lluda.formats.format import Format, Violation
-from lluda.formats.plain import bytes_of
+from lluda.formats.plain import bytes_of, plain_tensor
 from lluda.formats.stored_tensor import StoredTensor
 
 if TYPE_CHECKING:
@@ -82,6 +82,21 @@ class PackedFormat(Format):
         """A BF16 matrix. None: it would take 0.85 or more of its BF16 bytes."""
         return _encode(values)
 
+    def part(self, stored: StoredTensor, axis: int, part: slice) -> StoredTensor:
+        """A packed matrix of the same codes; of columns that begin or end inside a block one packed anew, or BF16 where
+        that is not worth it."""
+        if axis == 0:
+            return _cut(stored, part, slice(0, stored.shape[1]))
+        rows, columns = stored.shape
+        inside = part.stop % BLOCK and part.stop < columns
+        if not (part.start % BLOCK or inside):
+            return _cut(stored, slice(0, rows), part)
+        begin, end = part.start // BLOCK * BLOCK, min(-(-part.stop // BLOCK) * BLOCK, columns)
+        around = self.decode(_cut(stored, slice(0, rows), slice(begin, end)))
+        values = around[:, part.start - begin : part.stop - begin].contiguous()
+        data = _encode(values)
+        return plain_tensor(values) if data is None else replace(stored, shape=tuple(values.shape), data=data)
+
     def violations(self, stored: StoredTensor) -> Iterator[Violation]:
         """Reads the header and the escapes, not the blocks: a block is valid whatever its bytes."""
         raw: NDArray[np.uint8] = stored.data.numpy()  # torch would start threads for what takes microseconds
@@ -118,6 +133,52 @@ class _Parts:
         offsets = data[at.escape_rows :][: 4 * (rows + 1)].view(torch.int32).long() & 0xFFFFFFFF
         where = data[at.escape_columns :][: 4 * escapes].view(torch.int32).long()
         return cls(data[_EXPONENTS], offsets, where, data[at.escape_values :][: 2 * escapes].view(torch.int16))
+
+
+def _cut(stored: StoredTensor, rows: slice, columns: slice) -> StoredTensor:
+    """Rows and (of whole blocks, or up to the last) columns, copied."""
+    import torch
+
+    parts, wide = _Parts.of(stored), row_bytes(stored.shape[1])
+    offsets = parts.offsets[rows.start : rows.stop + 1]
+    of_rows = slice(int(offsets[0]), int(offsets[-1]))
+    where, bits = parts.columns[of_rows], parts.values[of_rows]
+    kept = (where >= columns.start) & (where < columns.stop)
+    count = rows.stop - rows.start
+    row_of = torch.repeat_interleave(torch.arange(count), offsets.diff())[kept]
+    body = stored.data[HEADER_BYTES + rows.start * wide : HEADER_BYTES + rows.stop * wide].view(count, wide)
+    first = columns.start // BLOCK * BLOCK_BYTES
+    body = body[:, first : first + row_bytes(columns.stop - columns.start)]
+    shape = (count, columns.stop - columns.start)
+    ends = torch.bincount(row_of, minlength=count).cumsum(0)
+    data = torch.zeros(PackedSections.of(*shape, len(row_of)).end, dtype=torch.uint8)
+    data[HEADER_BYTES : HEADER_BYTES + body.numel()].view(body.shape)[...] = body
+    _write_beside_blocks(data, shape, parts.exponents, ends, where[kept] - columns.start, bits[kept])
+    return replace(stored, shape=shape, data=data)
+
+
+def _write_beside_blocks(
+    data: torch.Tensor,
+    shape: tuple[int, int],
+    exponents: torch.Tensor,
+    ends: torch.Tensor,
+    where: torch.Tensor,
+    bits: torch.Tensor,
+) -> None:
+    """The header and the escapes of a packed matrix: the exponent of each code, after each row the number of escapes so
+    far, and the column and BF16 bits of each escape."""
+    import torch
+
+    rows, columns = shape
+    escapes = len(where)
+    at = PackedSections.of(rows, columns, escapes)
+    data[:8] = torch.tensor(list(_MAGIC))
+    data[8:40] = bytes_of(torch.tensor([rows, columns, escapes, at.end])).to(data.device)
+    data[_EXPONENTS] = exponents
+    # Both fit 32 bits without a sign, whose pattern is that of int32.
+    data[at.escape_rows + 4 :][: 4 * rows] = bytes_of(ends.int())
+    data[at.escape_columns :][: 4 * escapes] = bytes_of(where.int())
+    data[at.escape_values :][: 2 * escapes] = bytes_of(bits)
 
 
 def decoded_rows(stored: StoredTensor) -> Iterator[tuple[int, torch.Tensor]]:
@@ -181,13 +242,7 @@ def _encode(values: torch.Tensor) -> torch.Tensor | None:
         for piece, part in zip(pieces, torch.split(body, len(pieces[0])), strict=True)
     ]
     counts, where, bits = (torch.cat(parts) for parts in zip(*found, strict=True))
-    data[:8] = torch.tensor(list(_MAGIC))
-    data[8:40] = bytes_of(torch.tensor([rows, columns, escapes, at.end])).to(data.device)
-    data[_EXPONENTS] = exponents
-    # Both fit 32 bits without a sign, whose pattern is that of int32.
-    data[at.escape_rows + 4 :][: 4 * rows] = bytes_of(counts.cumsum(0).int())
-    data[at.escape_columns :][: 4 * escapes] = bytes_of(where.int())
-    data[at.escape_values :][: 2 * escapes] = bytes_of(bits)
+    _write_beside_blocks(data, (rows, columns), exponents, counts.cumsum(0), where, bits)
     return data
 
 

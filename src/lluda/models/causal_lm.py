@@ -9,6 +9,7 @@ from torch import Tensor
 from lluda.backends.backend import ComputeBackend
 from lluda.backends.batch import Segment
 from lluda.backends.components import Observer
+from lluda.backends.group import Group
 from lluda.backends.weight import Parameters
 from lluda.config.decoder import DecoderConfig
 from lluda.models.decoder import Decoder, MultimodalEmbeddings, decoder_parameters
@@ -22,7 +23,8 @@ class CausalLM:
     """``lm_head(norm(decoder(ids)))``; the head shares the embedding's table where the config ties them.
 
     ``prefix`` is that of all its tensors: ``thinker.`` in an Omni checkpoint. ``experts`` is the backend
-    that holds its mixture blocks (`mixture_parameters`), where it is not ``backend``."""
+    that holds its mixture blocks (`mixture_parameters`), where it is not ``backend``. Where a ``group`` shares it,
+    ``parameters`` are this rank's parts (`ParameterSpec.part`), and all ranks run the same steps."""
 
     def __init__(
         self,
@@ -31,13 +33,20 @@ class CausalLM:
         backend: ComputeBackend,
         prefix: str = "",
         experts: ComputeBackend | None = None,
+        group: Group | None = None,
     ) -> None:
         self.config = config
         self.backend = backend
         self.experts = experts or backend
-        self.decoder = Decoder(config, parameters, backend, f"{prefix}model.", experts)
+        self.group = group
+        self.decoder = Decoder(config, parameters, backend, f"{prefix}model.", experts, group)
         tied = config.tie_word_embeddings
         self.lm_head = self.decoder.embed_tokens.weight if tied else parameters.matrix(f"{prefix}{HEAD}")
+
+    @property
+    def cached_config(self) -> DecoderConfig:
+        """The config as its key-value caches see it: of several ranks, each stores the keys of its own heads."""
+        return self.config if self.group is None else self.config.of_rank(self.group.ranks)
 
     @property
     def on_one_device(self) -> bool:
@@ -46,6 +55,8 @@ class CausalLM:
 
     def describe(self) -> str:
         """What computes it."""
+        if self.group is not None:
+            return f"{self.backend.describe()}, rank {self.group.rank} of {self.group.ranks}"
         if self.on_one_device:
             return self.backend.describe()
         return f"{self.backend.describe()}; experts: {self.experts.describe()}"
@@ -71,7 +82,8 @@ class CausalLM:
 
     def head(self, x: Tensor) -> Tensor:
         """Logits ``[rows, vocab_size]`` of the decoder's residual rows ``[rows, hidden_size]``."""
-        return self.backend.head(x, self.decoder.norm, self.lm_head)
+        logits = self.backend.head(x, self.decoder.norm, self.lm_head)
+        return logits if self.group is None else self.group.side_by_side(logits)
 
 
 def causal_lm_parameters(config: DecoderConfig, prefix: str = "") -> list[ParameterSpec]:

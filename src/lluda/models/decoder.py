@@ -16,12 +16,13 @@ from lluda.backends.backend import ComputeBackend
 from lluda.backends.batch import DeepStack, Segment
 from lluda.backends.blocks import AttentionBlock, MixtureBlock, Norm, Projection, SharedExpert, SwiGLU, SwiGLUBlock
 from lluda.backends.components import DecoderLayers, Observer, Rotary
+from lluda.backends.group import Group
 from lluda.backends.weight import Parameters
 from lluda.config.decoder import DecoderConfig
 from lluda.models.linear import Embedding
 from lluda.models.mixture import RemoteMixture
 from lluda.models.rotary import rotary, rotary_frequencies, yarn_frequencies
-from lluda.parameters import ParameterSpec, Split, expert_range
+from lluda.parameters import ParameterSpec, Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,8 @@ class MultimodalEmbeddings:
 class DecoderStack:
     """``config.num_hidden_layers`` layers and the final norm, over parameters named as in the checkpoint, below
     ``prefix``. Its input is already embedded: the talker's frames, the code predictor's codes. ``experts`` is the
-    backend that holds the mixture blocks, where it is not ``backend``."""
+    backend that holds the mixture blocks, where it is not ``backend``; ``group``: of the ranks that have the other
+    parts of its tensors."""
 
     def __init__(
         self,
@@ -56,6 +58,7 @@ class DecoderStack:
         backend: ComputeBackend,
         prefix: str,
         experts: ComputeBackend | None = None,
+        group: Group | None = None,
     ) -> None:
         self.config = config
         self._backend = backend
@@ -63,7 +66,7 @@ class DecoderStack:
         build = LayerBuilder(config, parameters)
         names = (f"{prefix}layers.{index}." for index in range(config.num_hidden_layers))
         blocks = [build.layer(index, name) for index, name in enumerate(names)]
-        self.layers = DecoderLayers(blocks, rotary_of(config, backend.device), remote)
+        self.layers = DecoderLayers(blocks, rotary_of(config, backend.device), remote, group)
         self.norm = build.norm(f"{prefix}norm")
 
     def run(
@@ -90,9 +93,10 @@ class Decoder(DecoderStack):
         backend: ComputeBackend,
         prefix: str = "model.",
         experts: ComputeBackend | None = None,
+        group: Group | None = None,
     ) -> None:
-        super().__init__(config, parameters, backend, prefix, experts)
-        self.embed_tokens = Embedding(backend, parameters.matrix(f"{prefix}embed_tokens.weight"))
+        super().__init__(config, parameters, backend, prefix, experts, group)
+        self.embed_tokens = Embedding(backend, parameters.matrix(f"{prefix}embed_tokens.weight"), group)
 
     def __call__(
         self,
@@ -125,12 +129,11 @@ def rotary_of(config: DecoderConfig, device: torch.device) -> Rotary:
 
 
 class LayerBuilder:
-    """Builds the layers of one decoder from named tensors; those of member ``rank`` of a tensor-parallel group of
-    ``ranks`` out of its parts of them (`ParameterSpec.part`)."""
+    """Builds the layers of one decoder from named tensors; those of a member of a tensor-parallel group out of its
+    parts of them (`ParameterSpec.part`)."""
 
-    def __init__(self, config: DecoderConfig, parameters: Parameters, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(self, config: DecoderConfig, parameters: Parameters) -> None:
         self._config, self._parameters = config, parameters
-        self._rank, self._ranks = rank, ranks
 
     def norm(self, name: str) -> Norm:
         """The RMSNorm ``name``."""
@@ -175,7 +178,6 @@ class LayerBuilder:
     def _mixture(self, norm: Norm, prefix: str) -> MixtureBlock:
         moe = self._config.moe
         assert moe is not None
-        experts = expert_range(moe.num_experts, self._rank, self._ranks)
         shared = (
             SharedExpert(
                 self._swiglu(f"{prefix}shared_expert."), self._parameters.vector(f"{prefix}shared_expert_gate.weight")
@@ -187,10 +189,9 @@ class LayerBuilder:
             norm=norm,
             router=self._parameters.vector(f"{prefix}gate.weight"),
             shared=shared,
-            experts=[self._swiglu(f"{prefix}experts.{expert}.") for expert in experts],
+            experts=[self._swiglu(f"{prefix}experts.{expert}.") for expert in range(moe.num_experts)],
             top_k=moe.num_experts_per_tok,
             normalise=moe.norm_topk_prob,
-            first_expert=experts.start,
         )
 
 
@@ -232,8 +233,7 @@ def _feed_forward_parameters(config: DecoderConfig, index: int, prefix: str) -> 
     assert moe is not None
     yield ParameterSpec(f"{prefix}mlp.gate.weight", (moe.num_experts, config.hidden_size), "router")
     for expert in range(moe.num_experts):
-        name, number = f"{prefix}mlp.experts.{expert}.", (expert, moe.num_experts)
-        yield from _swiglu_parameters(name, config.hidden_size, moe.moe_intermediate_size, number)
+        yield from _swiglu_parameters(f"{prefix}mlp.experts.{expert}.", config.hidden_size, moe.moe_intermediate_size)
     if moe.shared_expert_intermediate_size:
         width = moe.shared_expert_intermediate_size
         yield from _swiglu_parameters(f"{prefix}mlp.shared_expert.", config.hidden_size, width)
@@ -247,19 +247,16 @@ def _attention_parameters(config: DecoderConfig, prefix: str) -> Iterator[Parame
     shapes = {"q_proj": (query, hidden), "k_proj": (key, hidden), "v_proj": (key, hidden), "o_proj": (hidden, query)}
     for name, shape in shapes.items():
         split: Split = "columns" if name == "o_proj" else "rows"
-        yield ParameterSpec(f"{prefix}{name}.weight", shape, "matrix", split=split, unit=unit)
+        repeated = name in ("k_proj", "v_proj")
+        yield ParameterSpec(f"{prefix}{name}.weight", shape, "matrix", split=split, unit=unit, repeated=repeated)
         if config.attention_bias:
-            yield ParameterSpec(f"{prefix}{name}.bias", shape[:1], "bias", split=split, unit=unit)
+            yield ParameterSpec(f"{prefix}{name}.bias", shape[:1], "bias", split=split, unit=unit, repeated=repeated)
     if config.use_qk_norm:
         for name in ("q_norm", "k_norm"):
             yield ParameterSpec(f"{prefix}{name}.weight", (config.head_dim,), "norm")
 
 
-def _swiglu_parameters(
-    prefix: str, hidden: int, width: int, expert: tuple[int, int] | None = None
-) -> Iterator[ParameterSpec]:
-    outer: Split = "rows" if expert is None else "experts"
-    inner: Split = "columns" if expert is None else "experts"
-    yield ParameterSpec(f"{prefix}gate_proj.weight", (width, hidden), "matrix", split=outer, expert=expert)
-    yield ParameterSpec(f"{prefix}up_proj.weight", (width, hidden), "matrix", split=outer, expert=expert)
-    yield ParameterSpec(f"{prefix}down_proj.weight", (hidden, width), "matrix", split=inner, expert=expert)
+def _swiglu_parameters(prefix: str, hidden: int, width: int) -> Iterator[ParameterSpec]:
+    yield ParameterSpec(f"{prefix}gate_proj.weight", (width, hidden), "matrix", split="rows")
+    yield ParameterSpec(f"{prefix}up_proj.weight", (width, hidden), "matrix", split="rows")
+    yield ParameterSpec(f"{prefix}down_proj.weight", (hidden, width), "matrix", split="columns")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from lluda.backends.backend import ComputeBackend
+from lluda.backends.group import Group
 from lluda.backends.weight import Parameters
 from lluda.config.decoder import DecoderConfig
 from lluda.config.omni import OmniConfig
@@ -27,8 +28,9 @@ class Thinker(CausalLM):
         omni: OmniConfig,
         parameters: Parameters,
         backend_of: Callable[[str], ComputeBackend],
+        group: Group | None = None,
     ) -> None:
-        super().__init__(config, parameters, backend_of("thinker"), PREFIX, backend_of("experts"))
+        super().__init__(config, parameters, backend_of("thinker"), PREFIX, backend_of("experts"), group)
         self.omni = omni
         self.audio_tower = AudioEncoder(omni.audio, parameters, backend_of("audio_encoder"))
         self.visual = VisionEncoder(omni.vision, parameters, backend_of("vision_encoder"))

@@ -11,9 +11,10 @@ import torch
 from lluda.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from lluda.formats.registry import FORMATS
 from lluda.formats.stored_tensor import StoredTensor
-from lluda.parameters import ParameterSpec
+from lluda.parameters import WHOLE, ParameterSpec, Share
 from lluda.weights.entry import Checkpoint, TensorEntry
 from lluda.weights.foreign_formats import foreign_tensors
+from lluda.weights.parts import stored_part
 
 CheckTensors = Literal["auto", "warn", "fail", "off"]
 Progress = Callable[[int, int], None]
@@ -73,13 +74,14 @@ def load_tensors(
     *,
     take: Take[T],
     skip: tuple[str, ...] = (),
+    share: Share = WHOLE,
     allow_unexpected: bool = False,
     check: CheckTensors = "auto",
     progress: Progress | None = None,
 ) -> tuple[dict[str, T], LoadReport]:
     """All tensors of ``specs``, each given to ``take`` as it lies, so that there are never two copies of a model: the
-    pages of one that was copied are released at once. Names that begin with one of ``skip`` belong to other components
-    and are left alone.
+    pages of one that was copied are released at once. Of a ``share`` only its part of each is read. Names
+    that begin with one of ``skip`` belong to other components and are left alone.
 
     ``check`` looks at values: NaN or infinity anywhere and all-zero norms are reported, or refused with ``fail``.
     ``warn`` and ``fail`` read every byte for it; ``auto`` looks only at tensors that are read in any case, since they
@@ -88,6 +90,7 @@ def load_tensors(
     Raises:
         CorruptFile: tensors missing, unexpected or of the wrong shape (the first ten are listed); values refused.
         UnsupportedModel: a storage type that holds no plain numbers (fp8, integers).
+        InvalidRequest: a tensor that ``share``'s ranks cannot share.
     """
     if check not in ("auto", "warn", "fail", "off"):
         raise InvalidRequest(f"check_tensors {check!r} is not one of auto, warn, fail, off")
@@ -105,7 +108,7 @@ def load_tensors(
     done = converted = 0
     for spec in read:
         name = stored_as.get(spec.name, spec.name)
-        stored = checkpoint.stored(name)
+        stored = stored_part(checkpoint.stored(name), spec, share)
         placed[spec.name], reads_stored = take(spec, stored)
         is_read = stored.format.checks_finiteness or not reads_stored or stored.nbytes <= _SMALL
         if check in ("warn", "fail") or (check == "auto" and is_read):

@@ -1,33 +1,31 @@
-"""One member's part of a stored tensor, for a tensor-parallel group."""
+"""One rank's part of a stored tensor, for a model that several share."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from lluda.errors import CorruptFile
-from lluda.parameters import ParameterSpec
-from lluda.weights.entry import Checkpoint
+from lluda.errors import InvalidRequest
+from lluda.formats.plain import plain_tensor
+from lluda.formats.stored_tensor import StoredTensor
+from lluda.parameters import ParameterSpec, Share
 
 
-def read_part(checkpoint: Checkpoint, spec: ParameterSpec, rank: int, ranks: int) -> Tensor | None:
-    """The values that member ``rank`` of ``ranks`` has of ``spec``, contiguous and in the stored dtype; None for a
-    tensor of another member's experts. Of plain numbers only these are read, of block formats the whole tensor is
-    decoded. A bias that the first member adds alone is zeros for the others.
+def stored_part(stored: StoredTensor, spec: ParameterSpec, share: Share) -> StoredTensor:
+    """What ``share`` has of the tensor of ``spec``, in its format: a view of the same bytes where it is whole rows,
+    else a copy of its columns alone. What the first rank adds alone is zeros for the others.
 
-    Raises:
-        CorruptFile: no such tensor, or of another shape.
-        InvalidRequest: it cannot be shared by so many.
+    InvalidRequest: it cannot be shared by so many, or its format cannot be cut there.
     """
-    name = spec.name if spec.name in checkpoint.entries else spec.tied_to or spec.name
-    if name not in checkpoint.entries:
-        raise CorruptFile(checkpoint.path, f"missing tensor {spec.name}")
-    found = checkpoint.entries[name].shape
-    if found != spec.shape:
-        raise CorruptFile(checkpoint.path, f"shape of {name}", expected=list(spec.shape), found=list(found))
-    part = spec.part(rank, ranks)
-    if part is not None:
-        return checkpoint.tensor(name)[part].contiguous()
-    if spec.split == "experts":
-        return None
-    return torch.zeros_like(checkpoint.tensor(name))
+    part = spec.part(share)
+    if part is None:
+        return plain_tensor(torch.zeros(spec.shape))
+    if part == slice(0, spec.shape[spec.axis]):
+        return stored
+    cut = stored.format.part(stored, spec.axis, part)
+    if cut is None:
+        raise InvalidRequest(
+            f"{stored.where}: {stored.format.name} {spec.split} {part.start} to {part.stop} of {list(stored.shape)} "
+            f"begin or end inside a block, so {share.ranks} ranks cannot share it; take a smaller tensor_parallel "
+            "(--tp), or this model in BF16"
+        )
+    return cut

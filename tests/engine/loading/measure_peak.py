@@ -56,7 +56,7 @@ def text(files, options):
 def speech(files, options):
     """A text spoken word for word, in a process that has the thinker too."""
     network, _ = load_network(files, options)
-    stack = load_speech_stack(files, options, network)
+    stack = load_speech_stack(files, options, network.decoder.embed_tokens)
     tokens, params = stack.prompts.tokens, SpeechParams(sampling=SamplingParams(temperature=0), max_frames=FRAMES)
     spoken = SpokenAnswer(params.with_defaults({}))
     said = [(20 + index, "a") for index in range(FRAMES)]

@@ -269,7 +269,7 @@ class CpuBackend(TorchExecutor):
     # Stacks
 
     def decoder_layers(self, x: Tensor, layers: DecoderLayers, step: Step) -> Tensor:
-        if len(x) > FEW_ROWS:
+        if len(x) > FEW_ROWS or layers.group is not None:
             return super().decoder_layers(x, layers, step)
         made = self._blocks.layers(layers)
         step = _native_step(step)

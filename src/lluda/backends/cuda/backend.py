@@ -396,7 +396,7 @@ class CudaBackend(StreamVocoder):
         """Addresses of the experts' matrices, the shared expert's last, made once; None if no kernel takes them."""
         if block not in self._experts:
             mlps = [*block.experts, *([block.shared.mlp] if block.shared else [])]
-            few = block.is_whole and len(block.experts) <= triton_mixture.MAX_EXPERTS
+            few = len(block.experts) <= triton_mixture.MAX_EXPERTS
             taken = few and self._takes(*chain(*map(_matrices, mlps)))
             places = [[triton_formats.place_of(w) for w in _matrices(mlp)] for mlp in mlps] if taken else []
             self._experts[block] = torch.tensor(places, device=self.device) if taken else None

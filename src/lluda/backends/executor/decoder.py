@@ -13,6 +13,7 @@ from lluda.backends.batch import DeepStack, KeyValueStore, Segment
 from lluda.backends.blocks import AttentionBlock, MixtureBlock, Norm, SharedExpert, SwiGLUBlock
 from lluda.backends.components import CodePredictorSteps, DecoderLayers, Observer
 from lluda.backends.executor.operations import RotaryTable, TorchOperations
+from lluda.backends.group import Group
 from lluda.backends.weight import Weight
 
 
@@ -69,10 +70,24 @@ class DecoderExecutor(TorchOperations):
     def decoder_layer(self, x: Tensor, layers: DecoderLayers, index: int, step: Step) -> Tensor:
         """The same through layer ``index`` alone."""
         attention, feed_forward = layers.blocks[index]
+        if layers.group is not None:
+            return self.shared_layer(x, layers.group, layers.blocks[index], index, step)
         x = self.attention_block(x, attention, index, step)
         if not isinstance(feed_forward, MixtureBlock):
             return self.swiglu_block(x, feed_forward)
         return self.mixture_block(x, feed_forward) if layers.experts is None else layers.experts(x, feed_forward)
+
+    def shared_layer(
+        self, x: Tensor, group: Group, blocks: tuple[AttentionBlock, SwiGLUBlock | MixtureBlock], layer: int, step: Step
+    ) -> Tensor:
+        """The same of a layer of which this rank of ``group`` has a slice."""
+        attention, feed_forward = blocks
+        x = x + group.sum(self.attention_branch(x, attention, layer, step).to(x.dtype))
+        if isinstance(feed_forward, MixtureBlock):
+            branch = self.mixture_branch(x, feed_forward)
+        else:
+            branch = self.swiglu_branch(x, feed_forward)
+        return x + group.sum(branch.to(x.dtype))
 
     def attention_block(self, x: Tensor, block: AttentionBlock, layer: int, step: Step) -> Tensor:
         """See AttentionBlock. The rows' keys and values are stored as layer ``layer`` of their segments' stores."""
@@ -106,7 +121,7 @@ class DecoderExecutor(TorchOperations):
         return self._add_mixture(x.clone(), x, block)
 
     def mixture_branch(self, x: Tensor, block: MixtureBlock) -> Tensor:
-        """What `mixture_block` adds to ``x``; of a slice, its own experts' part."""
+        """What `mixture_block` adds to ``x``."""
         return self._add_mixture(torch.zeros_like(x), x, block)
 
     def _add_mixture(self, out: Tensor, x: Tensor, block: MixtureBlock) -> Tensor:
@@ -117,10 +132,9 @@ class DecoderExecutor(TorchOperations):
         if block.shared is not None:
             out += self.shared_expert(normed, block.shared)
         for expert in torch.unique(ids).tolist():
-            if block.holds(expert):
-                rows, slot = torch.where(ids == expert)
-                part = self.swiglu(normed[rows], block.experts[expert - block.first_expert])
-                out.index_add_(0, rows, part.to(out.dtype) * weights[rows, slot, None])
+            rows, slot = torch.where(ids == expert)
+            part = self.swiglu(normed[rows], block.experts[expert])
+            out.index_add_(0, rows, part.to(out.dtype) * weights[rows, slot, None])
         return out
 
     def shared_expert(self, normed: Tensor, shared: SharedExpert) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from lluda.backends import kept_formats, select_backend
 from lluda.backends.backend import ComputeBackend
 from lluda.backends.capabilities import KEEPS_STORED
+from lluda.backends.group import Group
 from lluda.backends.weight import Parameters, Weight
 from lluda.config.audio import MelConfig
 from lluda.config.model import DTypeName, ModelConfig, resolve_dtype
@@ -30,8 +31,11 @@ from lluda.engine.loading.memory_plan import DTYPE_BYTES, MemoryPlan, PlanRow, p
 from lluda.engine.loading.placement import EXPERTS, Backends, read_placement
 from lluda.engine.loading.small_files import small_files_check
 from lluda.engine.loading.tied_head import with_stored_head
-from lluda.engine.runner import GPU_PREFILL_CHUNK, PREFILL_CHUNK
+from lluda.engine.parallel.leader import Leader
+from lluda.engine.parallel.ranks import rank_device
+from lluda.engine.runner import GPU_PREFILL_CHUNK, PREFILL_CHUNK, Runner
 from lluda.engine.speech.speech import SpeechStack
+from lluda.engine.speech.talker_prefixes import RETAINED_ROWS
 from lluda.engine.speech.talker_prompt import TalkerPromptBuilder
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError, UnsupportedModel
 from lluda.formats.packed_bf16 import PACKED_BF16
@@ -43,7 +47,9 @@ from lluda.models.build import (
     SPEECH_PREFIXES,
     all_parameters,
     build_text_model,
+    decoder_and_head,
     expert_parameters,
+    shared_specs,
     speech_parameters,
     text_parameters,
 )
@@ -53,7 +59,7 @@ from lluda.models.code_predictor import CodePredictor
 from lluda.models.linear import Embedding
 from lluda.models.talker import Talker
 from lluda.models.thinker import PREFIX as THINKER_PREFIX
-from lluda.parameters import ParameterSpec
+from lluda.parameters import WHOLE, ParameterSpec, Share
 from lluda.weights.checkpoint import (
     ModelSource,
     Source,
@@ -98,7 +104,8 @@ class LoadOptions:
     beside it and whatever ran before (the reference backend always is). ``threads``: CPU threads. ``check_tensors``:
     auto (warn of strange values where they are read in any case), or read every value, and warn or fail; off.
     ``rope_scaling``: in place of the checkpoint's own, an object as in config.json, or that as JSON (docs/numerics.md,
-    YaRN). ``allow_*`` accept what is refused by default."""
+    YaRN). ``tensor_parallel``: processes that share the model, each with a slice of it and, of GPUs, one of its own
+    (docs/scaling.md). ``allow_*`` accept what is refused by default."""
 
     dtype: str = "auto"
     device: str = "cpu"
@@ -115,17 +122,25 @@ class LoadOptions:
     threads: int | None = None
     check_tensors: CheckTensors = "auto"
     rope_scaling: str | Mapping[str, Any] | None = None
+    tensor_parallel: int = 1
     allow_unexpected: bool = False
     allow_unknown_config: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_context", "threads", "prefill_chunk", "max_sequences"):
+        for name in ("max_context", "threads", "prefill_chunk", "max_sequences", "tensor_parallel"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InvalidRequest(f"{name} must be a positive integer, not {value!r:.80}")
         if self.threads is not None and self.threads > MAX_THREADS:
             raise InvalidRequest(f"threads must be at most {MAX_THREADS}, not {self.threads}; take one for each core")
         read_placement(self.place)
+
+    def on_rank(self) -> LoadOptions:
+        """For one of several processes: on the GPU that is its own, or with its part of the CPU's threads."""
+        if self.tensor_parallel == 1:
+            return self
+        threads = self.threads or max(1, torch.get_num_threads() // self.tensor_parallel)
+        return replace(self, device=str(rank_device(self.device)), threads=threads)
 
     @property
     def thinker_device(self) -> str:
@@ -195,21 +210,24 @@ class ModelFiles:
         """The memory this model will take under ``options``, with what speaks if ``speech``, and for a prompt with
         ``media``. InvalidRequest: media for a model of text."""
         context, dtype = self.context(options), resolve_dtype(options.dtype, self.config.dtype)
-        specs = all_parameters(self.config) if speech else text_parameters(self.config)
+        share = Share(0, options.tensor_parallel)
+        whole = all_parameters(self.config) if speech else text_parameters(self.config)
+        specs = shared_specs(self.config, whole, share)
+        decoder = self.config.text.of_rank(share.ranks)
         sequences, cache = options.max_sequences or 1, self.cache_options(options, dtype)
         device_of = self.backends(options, dtype).device_of_parameter
         spoken = self.config.omni.speech if speech and self.config.omni else None
         return plan_memory(
             specs,
-            self.config.text,
+            decoder,
             dtype=dtype,
-            kv_bytes=cache.bytes_for(self.config.text, context),
+            kv_bytes=cache.bytes_for(decoder, context),
             context=context,
             sequences=sequences,
             prefill_rows=min(options.prefill_rows, context),
             device=options.thinker_device,
             device_of=device_of,
-            stored=self._kept_bytes(options, dtype, specs),
+            stored=self._kept_bytes(options, dtype, whole, specs),
             speech=plan_speech(spoken, sequences, context, STORAGE_DTYPES[cache.dtype].itemsize, device_of)
             if spoken
             else (),
@@ -229,14 +247,20 @@ class ModelFiles:
         )
         return plan_media(omni, media, settings, DTYPE_BYTES[dtype], device_of)
 
-    def _kept_bytes(self, options: LoadOptions, dtype: DTypeName, specs: Sequence[ParameterSpec]) -> dict[str, int]:
-        """Bytes of the matrices that stay in the format they are stored in, or are packed as they are loaded."""
+    def _kept_bytes(
+        self, options: LoadOptions, dtype: DTypeName, whole: Sequence[ParameterSpec], specs: Sequence[ParameterSpec]
+    ) -> dict[str, int]:
+        """Bytes of the matrices that stay in the format they are stored in, or are packed as they are loaded: of
+        ``specs``, which are those parts of ``whole`` that one rank has."""
         formats = kept_formats(options.backend, options.thinker_device, dtype, options.weights, options.activations)
         packed = {}
         if options.weights == "packed" and PACKED_BF16.name in formats:
             matrices = (spec for spec in specs if spec.role in ("matrix", "embedding"))
             packed = {spec.name: min(PACKED_BF16.least_bytes(spec.shape), 2 * spec.elements) for spec in matrices}
-        return packed | self._stored_bytes(formats)
+        elements = {spec.name: spec.elements for spec in whole}
+        stored = self._stored_bytes(formats)
+        parts = {spec.name: spec.elements / elements[spec.name] for spec in specs if spec.name in stored}
+        return packed | {name: round(stored[name] * part) for name, part in parts.items()}
 
     def _stored_bytes(self, formats: frozenset[str]) -> dict[str, int]:
         try:
@@ -291,6 +315,17 @@ class ModelFiles:
         return CacheOptions(self.context(options), options.kv_cache, kv_dtype)
 
 
+Join = Callable[[ComputeBackend, int], Group]
+"""Given the backend of this rank's share, and the bytes of that, the group of all ranks."""
+
+
+def make_runner(files: ModelFiles, options: LoadOptions, network: CausalLM, leader: Leader | None = None) -> Runner:
+    """What steps ``network``; ``leader`` of the other ranks, on the first of several."""
+    dtype = resolve_dtype(options.dtype, files.config.dtype)
+    cache, rows = files.cache_options(options, dtype), options.prefill_rows
+    return Runner(network, cache, rows, deterministic=options.deterministic, leader=leader)
+
+
 @dataclass(frozen=True, slots=True)
 class _Loaded:
     backends: Backends
@@ -299,23 +334,33 @@ class _Loaded:
 
 
 def load_network(
-    files: ModelFiles, options: LoadOptions, progress: Progress | None = None
+    files: ModelFiles,
+    options: LoadOptions,
+    progress: Progress | None = None,
+    share: Share = WHOLE,
+    join: Join | None = None,
 ) -> tuple[CausalLM, LoadReport]:
     """Plan, choose the backend, load. Nothing is allocated for a model that does not fit.
+
+    Of several ranks each loads its ``share``, and ``join`` gives the group that they compute in.
 
     Errors as :func:`lluda.api.model.load`.
     """
     require_own_threads()
     files.plan(options).require_fit()
-    skip = SPEECH_PREFIXES if files.config.omni else ()
-    loaded = _load(files, options, text_parameters(files.config), skip, progress)
-    return build_text_model(files.config, loaded.parameters, loaded.backends.of), loaded.report
+    specs, skip = text_parameters(files.config), SPEECH_PREFIXES if files.config.omni else ()
+    if share.rank > 0:
+        specs, skip = decoder_and_head(files.config), ("",)
+    loaded = _load(files, options, specs, skip, progress, share)
+    backend_of = loaded.backends.of
+    group = join(backend_of("thinker"), sum(loaded.report.sizes.values())) if join else None
+    return build_text_model(files.config, loaded.parameters, backend_of, group), loaded.report
 
 
 def load_speech_stack(
-    files: ModelFiles, options: LoadOptions, thinker: CausalLM | None = None, progress: Progress | None = None
+    files: ModelFiles, options: LoadOptions, table_of_tokens: Embedding | None = None, progress: Progress | None = None
 ) -> SpeechStack:
-    """What speaks, in the precision and place of ``options``; the table of tokens is the ``thinker``'s where it is
+    """What speaks, in the precision and place of ``options``; ``table_of_tokens`` is the thinker's where that is
     loaded, else it alone is read. UnsupportedModel: a checkpoint that does not speak. Errors as `load_network`."""
     require_own_threads()
     omni = files.config.omni
@@ -327,19 +372,21 @@ def load_speech_stack(
     table = next(spec for spec in words if spec.role == "embedding")
     # The table may be stored under the name of the head that shares it.
     shared = [table, *(spec for spec in words if spec.tied_to == table.name)]
-    specs = [*speech_parameters(omni.speech), *([] if thinker else shared)]
+    specs = [*speech_parameters(omni.speech), *([] if table_of_tokens else shared)]
     loaded = _load(files, options, specs, (THINKER_PREFIX,), progress)
     backend_of, parameters = loaded.backends.of, loaded.parameters
     talker = Talker(omni.speech.talker, parameters, backend_of("talker"))
-    embed = thinker.decoder.embed_tokens if thinker else Embedding(backend_of("thinker"), parameters.matrix(table.name))
-    dtype = resolve_dtype(options.dtype, files.config.dtype)
+    embed = table_of_tokens or Embedding(backend_of("thinker"), parameters.matrix(table.name))
+    cache = files.cache_options(options, resolve_dtype(options.dtype, files.config.dtype))
     return SpeechStack(
         talker=talker,
         code_predictor=CodePredictor(omni.speech.talker, parameters, backend_of("code_predictor")),
         code2wav=Code2Wav(omni.speech.code2wav, parameters, backend_of("code2wav")),
         prompts=TalkerPromptBuilder(omni, talker, embed),
-        kv_dtype=files.cache_options(options, dtype).dtype,
+        kv_dtype=cache.dtype,
         deterministic=options.deterministic,
+        prefill_rows=options.prefill_rows,
+        retained_rows=min(RETAINED_ROWS, cache.max_length),
     )
 
 
@@ -358,6 +405,7 @@ def _load(
     specs: Sequence[ParameterSpec],
     skip: tuple[str, ...],
     progress: Progress | None,
+    share: Share = WHOLE,
 ) -> _Loaded:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -368,6 +416,7 @@ def _load(
         open_checkpoint(files.source),
         specs,
         skip=skip,
+        share=share,
         take=taker,
         allow_unexpected=options.allow_unexpected,
         check=options.check_tensors,

@@ -195,7 +195,7 @@ class StepBuilder:
 
     def _mixture(self, block: MixtureBlock, hidden: int) -> None:
         count, k, shared = len(block.experts), block.top_k, block.shared
-        if not block.is_whole or count > mixture.MAX_EXPERTS:
+        if count > mixture.MAX_EXPERTS:
             raise NoKernel(f"a mixture of {count} of {len(block.router)} experts")
         x, inner = self._rows_of("x", hidden), block.experts[0].gate_proj.out_features
         tensors = [block.router] if shared is None else [block.router, shared.gate]

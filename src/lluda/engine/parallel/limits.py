@@ -1,0 +1,44 @@
+"""Which models and options several ranks can share: refused before any process is started."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lluda.engine.loading.placement import EXPERTS, read_placement
+from lluda.errors import InvalidRequest
+from lluda.models.build import decoder_and_head
+from lluda.parameters import Share
+
+if TYPE_CHECKING:
+    from lluda.engine.loading.loading import LoadOptions, ModelFiles
+
+
+def require_shareable(files: ModelFiles, options: LoadOptions) -> None:
+    """InvalidRequest: ``options.tensor_parallel`` ranks cannot share this model as the other options say."""
+    ranks, device = options.tensor_parallel, options.device
+    placed = read_placement(options.place).keys() & {EXPERTS, "thinker"}
+    if placed:
+        name = min(placed)
+        raise InvalidRequest(
+            f"tensor_parallel (--tp) shares the whole text model, but place puts its {name} elsewhere; leave one "
+            "of them out"
+        )
+    if device.partition(":")[0] == "wgpu" or options.backend == "wgpu":
+        raise InvalidRequest(
+            "tensor_parallel (--tp) needs a backend of torch's (cuda, cpu or reference), not wgpu; leave it out, or "
+            "take --device cuda"
+        )
+    if device.startswith("cuda:"):
+        raise InvalidRequest(
+            f"with tensor_parallel (--tp) each rank takes the GPU of its own number, so device is cuda, not "
+            f"{device!r}; CUDA_VISIBLE_DEVICES chooses which there are"
+        )
+    if device == "cuda" and (found := torch.accelerator.device_count()) < ranks:
+        raise InvalidRequest(
+            f"tensor_parallel (--tp) {ranks} needs {ranks} GPUs of this machine but there are {found}; take at most "
+            f"{found}, or --device cpu"
+        )
+    for spec in decoder_and_head(files.config):
+        spec.part(Share(0, ranks))
