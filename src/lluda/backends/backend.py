@@ -86,6 +86,8 @@ class ComputeBackend(ABC):
     about a row's numbers; None: they may."""
     flat_rows = 1
     """Rows of a prompt up to which fewer take about as long, so that a prompt is not split into less."""
+    prompt_rows: Sequence[int] = ()
+    """Rows of a prompt's steps that are captured; fewer are filled up to the next of these."""
     captures = False
     """Whether steps can be captured and launched as one (:meth:`decode_graph`, :meth:`new_graph`)."""
 

@@ -12,7 +12,7 @@ from lluda.errors import InvalidRequest
 TESTS = ("load", "ttft", "pp", "tg", "memory", "streams")
 """Families of tests, in the order they are run (``memory`` is the peak of all before it)."""
 
-ENGINE_TESTS = ("callers",)
+ENGINE_TESTS = ("callers", "prompts")
 """Families of lluda's engine alone, run behind those if they are asked for."""
 
 OMNI_TESTS = ("speech", "audio", "turn")
@@ -26,6 +26,9 @@ PRODUCT_TESTS = ("products",)
 
 CALLERS_POSITIONS = 2064
 """Of the longest sequence of the ``callers`` tests."""
+
+PROMPTS_POSITIONS = 16384
+"""Of the longest sequence of the ``prompts`` tests, where the model has so many."""
 
 DECODE_PROMPT = 128
 """Tokens in the cache before decoding starts, as far as the context allows."""
@@ -72,7 +75,8 @@ class Plan:
         """Positions the longest sequence of any test takes."""
         decode = self.decode_prompt(context) + max(self.generate, self.stream_steps) + 1
         callers = min(CALLERS_POSITIONS, context) if "callers" in self.tests else 0
-        return max(max(self.prompts) + 1, decode, callers)
+        prompts = min(PROMPTS_POSITIONS, context) if "prompts" in self.tests else 0
+        return max(max(self.prompts) + 1, decode, callers, prompts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

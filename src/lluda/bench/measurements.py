@@ -12,6 +12,7 @@ from statistics import median
 
 from lluda.bench.job import Job, Sample
 from lluda.bench.session import Session
+from lluda.engine.runner import Runner
 
 _SHORT_REPEATS = 5
 
@@ -32,7 +33,7 @@ def measure(job: Job, open_session: Callable[[Job], Session], opened: Callable[[
     * ``memory``: peak resident memory of the process so far, in GB (10^9);
     * ``streamsN``: tokens a second of N sequences decoding together, all of them counted, chosen greedily;
       ``streamsN_sampled`` as ``tgN_sampled``;
-    * those of `Callers.samples`, of lluda.
+    * those of `Callers.samples` and `Prompts.samples`, of lluda.
     """
     begun = time.perf_counter()
     session = open_session(job)
@@ -64,12 +65,23 @@ def measure(job: Job, open_session: Callable[[Job], Session], opened: Callable[[
             yield from _rates(job, f"streams{streams}", rate)
             if session.samples:
                 yield from _rates(job, f"streams{streams}_sampled", partial(rate, sampled=True))
-    if "callers" in tests and session.runner is not None:
+    if session.runner is not None:
+        yield from _engine_samples(job, session.runner)
+
+
+def _engine_samples(job: Job, runner: Runner) -> Iterator[Sample]:
+    """Those of ENGINE_TESTS."""
+    if "callers" in job.plan.tests:
         from lluda.bench.callers import Callers
 
-        callers = Callers(job, session.runner)
+        callers = Callers(job, runner)
         for _ in range(job.rounds):
             yield from callers.samples()
+    if "prompts" in job.plan.tests:
+        from lluda.bench.prompts import Prompts
+
+        for _ in range(job.rounds):
+            yield from Prompts(job, runner).samples()
 
 
 def _rates(job: Job, test: str, rate: Callable[[], float], *, warm_up: bool = False) -> Iterator[Sample]:

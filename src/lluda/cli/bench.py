@@ -33,8 +33,8 @@ _MODEL_TESTS = ("load", "ttft", "pp", "tg", "memory", "streams", "products")
 _TESTS_HELP = (
     f"which (default {','.join(_MODEL_TESTS)}, with --synth pp,tg,products and, of an Omni model, speech,audio,turn; "
     "products: how fast lluda multiplies, by which other rows are predicted; callers: requests to the engine that "
-    "arrive one after the other; listen: how soon an Omni model answers what it heard while it was spoken, and what is "
-    "sent at once)"
+    "arrive one after the other; prompts: of lengths that were never met, behind a cached one, and answers far behind; "
+    "listen: how soon an Omni model answers what it heard while it was spoken, and what is sent at once)"
 )
 
 

@@ -22,8 +22,8 @@ from lluda.backends.backend import Precision
 from lluda.backends.batch import DeepStack, Segment
 from lluda.backends.blocks import AttentionBlock, MixtureBlock, Norm, Projection, SwiGLU, SwiGLUBlock
 from lluda.backends.capabilities import BackendRequest
-from lluda.backends.capture import CodeRows, DeviceStore, Run, store_row
-from lluda.backends.components import DecoderLayers, Observer, Rotary
+from lluda.backends.capture import CodeRows, DeviceStore, PromptStore, Run, store_row
+from lluda.backends.components import DecoderLayers, Observer, Rotary, StageObserver
 from lluda.backends.cuda import (
     triton_attention,
     triton_formats,
@@ -31,29 +31,26 @@ from lluda.backends.cuda import (
     triton_grouped,
     triton_mixture,
     triton_products,
+    triton_prompt,
     triton_row_sampling,
     triton_rows,
     triton_sampling,
 )
 from lluda.backends.cuda.capabilities import CAPABILITIES
 from lluda.backends.cuda.coded_weight import PACKED, CodedWeight, coded, pack
-from lluda.backends.cuda.graph import DecodeGraph, Graph, PrefillGraph
+from lluda.backends.cuda.graph import DecodeGraph, Graph
+from lluda.backends.cuda.prompt_graphs import BUCKETS, PromptGraphs, Rows
 from lluda.backends.cuda.triton_target import has_dependent_launch, interpreted
 from lluda.backends.cuda.vocoder import StreamVocoder
 from lluda.backends.executor.decoder import Step
-from lluda.backends.executor.operations import RotaryTable, attend
+from lluda.backends.executor.operations import RotaryTable
 from lluda.backends.weight import DenseWeight, Weight
-from lluda.errors import InvalidRequest, LimitExceeded
+from lluda.errors import InvalidRequest
 from lluda.formats.plain import plain_format
 from lluda.formats.stored_tensor import StoredTensor
 
 _STEP_ROWS = 64
 """Of a captured decode step at most."""
-_FEW, _MOST_CAPTURED = 512, 2048
-_BUCKETS = 32, 256
-"""Prompts are filled up to a multiple of so many rows (up to ``_FEW``, beyond) where they are captured; longer ones
-keep the device busy without that."""
-
 _KERNEL_TYPES = (torch.bfloat16, torch.float32)
 
 
@@ -66,13 +63,22 @@ class DeviceStep(Step):
     cache: torch.dtype
 
 
+@dataclass(frozen=True, slots=True)
+class PromptStep(Step):
+    """A step of the next rows of one sequence, whose place is the one row of ``table``; ``cache``: its dtype."""
+
+    table: Tensor
+    cache: torch.dtype
+
+
 class CudaBackend(StreamVocoder):
     """Triton kernels on one GPU (in Triton's interpreter: on any device, for tests)."""
 
     name = "cuda"
     CAPABILITIES = CAPABILITIES
     has_kernels = True
-    flat_rows = _MOST_CAPTURED  # what is not a sequence's first rows goes out launch by launch, for which the GPU waits
+    flat_rows = 512
+    prompt_rows = BUCKETS
 
     def __init__(
         self, device: torch.device, precision: Precision, *, packed: bool = False, q8_0_rows: bool = False
@@ -90,8 +96,10 @@ class CudaBackend(StreamVocoder):
         self._pdl = has_dependent_launch(device)
         self._experts: dict[MixtureBlock, Tensor | None] = {}
         self._uniforms: dict[MixtureBlock, MixtureBlock] = {}
-        self._prefills: dict[Any, PrefillGraph] = {}
+        self._prompts: dict[tuple[DecoderLayers, Rows], PromptGraphs] = {}
+        self._axes: dict[DecoderLayers, int] = {}
         self._pool: Any = None
+        self._split_prompts = torch.zeros(triton_prompt.COUNTERS, dtype=torch.int32, device=device)
         self._scratch: dict[tuple[int, int, int], triton_attention.DecodeScratch] = {}
         self._sums = triton_products.SplitScratch(device)
 
@@ -176,24 +184,23 @@ class CudaBackend(StreamVocoder):
 
     def begin_step(self, table: RotaryTable, segments: Sequence[Segment]) -> Step:
         stores = [segment.store for segment in segments]
+        if isinstance(stores[0], PromptStore):
+            return PromptStep(*table, segments, stores[0].table, stores[0].dtype)
         if not isinstance(stores[0], DeviceStore):
-            return Step(*table, segments)
+            return self._launched_step(table, segments)
         fresh = {segment.rows for segment in segments}
         assert len(fresh) == 1, f"sequences of a device step have one number of rows, not {sorted(fresh)}"
         return DeviceStep(*table, segments, stores[0].table, fresh.pop(), stores[0].dtype)
 
     def attention_block(self, x: Tensor, block: AttentionBlock, layer: int, step: Step) -> Tensor:
+        if isinstance(step, PromptStep):
+            return self._prompt_rows(x, block, layer, step)
         if not isinstance(step, DeviceStep):
             return super().attention_block(x, block, layer, step)
-        if step.fresh > triton_gemv.MAX_ROWS:
-            return self._first_rows(x, block, layer, step)
         heads, kv_heads = (p.weight.out_features // block.head_dim for p in (block.q_proj, block.k_proj))
-        norms = None
-        if block.q_norm is not None and block.k_norm is not None:
-            norms = (block.q_norm.weight, block.q_norm.eps), (block.k_norm.weight, block.k_norm.eps)
         scratch = self._scratch_for(heads, kv_heads, block)
         attended = triton_attention.decode_attention(
-            self._qkv(x, block), norms, (step.cos, step.sin), step.table, scratch,
+            self._qkv(x, block), _norms(block), (step.cos, step.sin), step.table, scratch,
             heads=heads, kv_heads=kv_heads, head_dim=block.head_dim, layer=layer, fresh=step.fresh,
             window=block.window, compute=self.precision.compute, cache=step.cache, pdl=self._pdl,
         )  # fmt: skip
@@ -292,52 +299,75 @@ class CudaBackend(StreamVocoder):
         observe: Observer | None = None,
         deepstack: DeepStack | None = None,
     ) -> Tensor:
-        """The first rows of a sequence as one launch, from the second time on that about so many come."""
-        graph = None
-        if deepstack is None and layers.experts is None:
-            graph = self._prefill_graph(layers, x, positions, segments, observed=observe is not None)
-        if graph is None:
+        """The next rows of a sequence as one launch, where they are not too many."""
+        graphs = None
+        if deepstack is None and layers.experts is None and layers.group is None:
+            graphs = self._prompt_graphs(layers, x, segments, observe)
+        if graphs is None:
             return super().run_layers(layers, x, positions, segments, observe, deepstack)
-        return graph(x, positions, store_row(segments[0].store, graph.rows), observe or _nobody)
+        return graphs(x, positions, store_row(segments[0].store, len(x)), observe)
 
-    def _prefill_graph(
-        self, layers: DecoderLayers, x: Tensor, positions: Tensor, segments: Sequence[Segment], *, observed: bool
-    ) -> PrefillGraph | None:
-        """The captured step for these rows; None where they are not the first of one sequence, or too few or many."""
-        store = segments[0].store
-        bucket = _BUCKETS[len(x) > _FEW]
-        rows = -(-len(x) // bucket) * bucket
-        alone = len(segments) == 1 and not isinstance(store, DeviceStore) and store.length == 0
-        wanted = self._fused and self.device.type == "cuda" and triton_gemv.MAX_ROWS < len(x) <= _MOST_CAPTURED
-        if not (alone and wanted and not torch.cuda.is_current_stream_capturing()):
+    def _prompt_graphs(
+        self, layers: DecoderLayers, x: Tensor, segments: Sequence[Segment], observe: Observer | None
+    ) -> PromptGraphs | None:
+        """The captured steps for these rows; None where they are not of one sequence, are too many, or are all shown
+        to an observer."""
+        if len(segments) > 1 or len(x) > BUCKETS[-1] or not self._takes_prompt(segments[0]):
             return None
-        try:
-            keys, _ = store.reserve(rows)
-        except LimitExceeded:  # by the rows that it is filled up with
+        if observe is not None and not isinstance(observe, StageObserver):
             return None
-        if keys.dtype != self.precision.compute:
-            return None
-        key = layers, rows, positions.dim(), observed
-        if key not in self._prefills:
-            self._pool = self._pool or torch.cuda.graph_pool_handle()
-            self._prefills[key] = PrefillGraph(
-                partial(super().run_layers, layers), rows, x, positions, keys.dtype, observed=observed, pool=self._pool
+        stage = observe.stage if observe is not None and observe.stage.startswith("layers.") else ""
+        if layers not in self._axes:
+            self._axes[layers] = int(layers.rotary.axes.max()) + 1
+        axes = self._axes[layers]
+        cache = segments[0].store.reserve(len(x))[0].dtype
+        kind = Rows(x.shape[1], x.dtype, axes if axes > 1 else 0, cache, stage)
+        if (layers, kind) not in self._prompts:
+            capture = self.device.type == "cuda"
+            self._pool = self._pool or (torch.cuda.graph_pool_handle() if capture else None)
+            run = partial(super().run_layers, layers)
+            # Filling up saves launches; one by one they need none.
+            buckets = BUCKETS if capture else range(1, BUCKETS[-1] + 1)
+            self._prompts[layers, kind] = PromptGraphs(
+                run, kind, self.device, capture=capture, pool=self._pool, buckets=buckets
             )
-        return self._prefills[key]
+        return self._prompts[layers, kind]
 
-    def _first_rows(self, x: Tensor, block: AttentionBlock, layer: int, step: DeviceStep) -> Tensor:
-        """Attention of a sequence's first rows among themselves, whose keys and values are stored on the way."""
-        self.torch_blocks["attention"] += 1
-        normed = self.rms_norm(x, block.norm)
-        query, key, value = (
-            self.project(normed, part).view(len(x), -1, block.head_dim)
-            for part in (block.q_proj, block.k_proj, block.v_proj)
-        )
-        table = step.cos, step.sin
-        query, key = self.rotate(query, table, block.q_norm), self.rotate(key, table, block.k_norm)
-        triton_attention.store_rows(key, value, step.table, layer, step.cache)
-        attended = attend(query, key.transpose(0, 1), value.transpose(0, 1), block.window)
-        return self._add(x, attended.to(self.precision.compute), block.o_proj, block.scale)
+    def _takes_prompt(self, segment: Segment) -> bool:
+        """Whether kernels compute these rows as those of a prompt, whose place the host knows."""
+        if not self._fused or isinstance(segment.store, DeviceStore):
+            return False
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return False
+        return segment.store.reserve(segment.rows)[0].dtype in _KERNEL_TYPES
+
+    def _launched_step(self, table: RotaryTable, segments: Sequence[Segment]) -> Step:
+        """Of stores that the host knows: kernels take more than a few rows of one."""
+        segment = segments[0]
+        if len(segments) > 1 or segment.rows <= triton_gemv.MAX_ROWS or not self._takes_prompt(segment):
+            return Step(*table, segments)
+        place = torch.tensor([[*store_row(segment.store, segment.rows), segment.rows]], device=self.device)
+        return PromptStep(*table, segments, place, segment.store.reserve(segment.rows)[0].dtype)
+
+    def _prompt_rows(self, x: Tensor, block: AttentionBlock, layer: int, step: PromptStep) -> Tensor:
+        """Attention of a prompt's rows, whose keys and values are stored on the way."""
+        parts = block.q_proj, block.k_proj, block.v_proj
+        normed, weights = self.rms_norm(x, block.norm), [part.weight for part in parts]
+        if self._several(x, *weights) and block.q_proj.bias is None:
+            together = triton_products.project(normed, weights, self._sums, pdl=self._pdl)
+            qkv = torch.split(together, [weight.out_features for weight in weights], dim=1)
+        else:
+            qkv = tuple(self.project(normed, part) for part in parts)
+        kv_heads = block.k_proj.weight.out_features // block.head_dim
+        query = triton_prompt.enter(
+            qkv, _norms(block), (step.cos, step.sin), step.table, head_dim=block.head_dim, layer=layer,
+            compute=self.precision.compute, cache=step.cache, pdl=self._pdl,
+        )  # fmt: skip
+        attended = triton_prompt.attend(
+            query, step.table, self._split_prompts, kv_heads=kv_heads, layer=layer, window=block.window,
+            cache=step.cache, pdl=self._pdl,
+        )  # fmt: skip
+        return self._add(x, attended, block.o_proj, block.scale)
 
     def _qkv(self, x: Tensor, block: AttentionBlock) -> Tensor:
         """Queries, keys and values side by side, float32."""
@@ -423,8 +453,11 @@ class CudaBackend(StreamVocoder):
         return self._scratch[key]
 
 
-def _nobody(stage: str, rows: Tensor) -> None:
-    """Observes nothing."""
+def _norms(block: AttentionBlock) -> tuple[tuple[Tensor, float], tuple[Tensor, float]] | None:
+    """Weight and epsilon of the query and the key norm."""
+    if block.q_norm is None or block.k_norm is None:
+        return None
+    return (block.q_norm.weight, block.q_norm.eps), (block.k_norm.weight, block.k_norm.eps)
 
 
 def _matrices(mlp: SwiGLU) -> tuple[Weight, Weight, Weight]:
