@@ -15,7 +15,7 @@ TESTS = ("load", "ttft", "pp", "tg", "memory", "streams")
 ENGINE_TESTS = ("callers", "prompts")
 """Families of lluda's engine alone, run behind those if they are asked for."""
 
-OMNI_TESTS = ("speech", "audio", "turn")
+OMNI_TESTS = ("speech", "audio", "vision", "turn")
 """Families for Omni models alone, run after the others and only if asked for."""
 
 LISTENING_TESTS = ("listen",)

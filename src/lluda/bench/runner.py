@@ -193,7 +193,7 @@ def _has(config: ModelConfig, test: str) -> bool:
     omni = config.omni
     if test in LISTENING_TESTS:
         return omni is not None
-    return test not in OMNI_TESTS or (omni is not None and (test == "audio" or omni.speech is not None))
+    return test not in OMNI_TESTS or (omni is not None and (test in ("audio", "vision") or omni.speech is not None))
 
 
 def _require_runnable(path: Path, config: ModelConfig, settings: Settings) -> None:

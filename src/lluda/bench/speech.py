@@ -1,5 +1,5 @@
-"""What speech and sound cost: talker, code predictor, code2wav and audio encoder by themselves, a request to speak a
-text, and a turn of a conversation with sound in and speech out."""
+"""What speech, sound and pictures cost: talker, code predictor, code2wav and both encoders by themselves, requests to
+speak a text, and a turn of a conversation with sound in and speech out."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 
 PROMPT_ROWS = 60
 FRAMES, TURN_FRAMES = 40, 100
-ANSWERS = (1, 4)
-"""Spoken together."""
+ANSWERS, CAPTURED_ANSWERS = (1, 4), (1, 2, 4, 8, 16)
+"""Spoken together, the latter where their frames are launched whole."""
+CONVERSATIONS = 8
+"""That speak at once, in requests of their own."""
 BATCH = 25
 """Frames in one forward of code2wav: a batch of transformers' ``chunked_decode`` without its context."""
 MEL_FRAMES = 1000
 """Log-mel frames of ten seconds of sound."""
+PICTURE_SIDE = 1024
+"""Pixels of a picture's sides."""
 
 _WARM_UP = 2
 _SHORT_REPEATS = 5
@@ -75,6 +79,11 @@ class SpeechSession(ABC):
     def encode_audio(self, frames: int) -> None:
         """The audio encoder's rows of so many log-mel frames of silence."""
 
+    @abstractmethod
+    def encode_picture(self, side: int) -> None:
+        """The vision encoder's rows of a square picture of about so many pixels, of whose patches the host has the
+        values."""
+
 
 class StreamingSession(SpeechSession):
     """One that speaks while it makes the speech."""
@@ -89,9 +98,17 @@ class StreamingSession(SpeechSession):
         sound."""
 
     @abstractmethod
-    def start_together(self, answers: int) -> Callable[[], None] | None:
-        """So many answers after a prompt of ``PROMPT_ROWS`` rows each; what makes the next frame of them all. None
-        where each answer's frame is a launch of its own."""
+    def start_together(self, answers: int) -> Callable[[], None]:
+        """So many answers after a prompt of ``PROMPT_ROWS`` rows each; what makes the next frame of them all."""
+
+    @abstractmethod
+    def start_streams(self, streams: int) -> Callable[[], None]:
+        """So many running waveforms; what makes the samples of the next frame of them all."""
+
+    @abstractmethod
+    def speak_together(self, answers: int, frames: int) -> tuple[float, float]:
+        """So many requests at once, of so many frames each: seconds to the first samples of the last to have some, and
+        how many seconds before they are to be heard the samples come that come latest (negative: there was a gap)."""
 
     @abstractmethod
     def turn(self) -> tuple[float, float]:
@@ -118,11 +135,15 @@ def measure_speech(
 
     * ``code_predictor``: ms a frame, all codes and their sampling; ``talker``: ms a step; ``speech_frame``: both, from
       one frame's codes to the next's: medians of 40 after a prompt of 60 rows;
-    * ``frames1``, ``frames4``: ms a frame of so many answers together, talker and code predictor;
+    * ``frames1``, ``frames4``, …: ms a frame of so many answers together, talker and code predictor;
     * ``code2wav1``: ms a frame, one frame a push in a running stream; ``code2wav25``: ms a frame, 25 frames whole;
+    * ``code2wav_streams2``, …: ms a frame of so many running streams together, where frames are captured;
     * ``first_audio``: seconds from a request to speak a text to its first samples, median of five;
     * ``rtf``: seconds of work for each second of sound, over 40 frames of such a request;
+    * ``speakers8_first_audio``, ``speakers8_margin``: seconds to the first samples of the last of 8 such requests at
+      once, and from the samples that come latest to when they are to be heard, where frames are captured;
     * ``audio10s``: ms of the audio encoder for ten seconds of sound, median of five;
+    * ``vision1024``: ms of the vision encoder for a picture of 1,024 x 1,024 pixels, median of five;
     * ``turn_first_audio`` and ``turn_rtf``: the same as ``first_audio`` and ``rtf`` of a turn of a conversation, from
       ten seconds of sound on, once each after a turn to warm up;
     * ``frame_waits``: how often the host waits for the device in a captured frame.
@@ -139,6 +160,9 @@ def measure_speech(
             yield from _waveform(session)
         if "audio" in tests:
             yield Sample("audio10s", _median_ms(lambda: session.encode_audio(MEL_FRAMES), _SHORT_REPEATS), "ms")
+        if "vision" in tests:
+            encoded = _median_ms(lambda: session.encode_picture(PICTURE_SIDE), _SHORT_REPEATS)
+            yield Sample(f"vision{PICTURE_SIDE}", encoded, "ms")
         if isinstance(session, StreamingSession):
             yield from _requests(session, tests, is_first=number == 0)
     # Last: what the profiler leaves behind is in no time above.
@@ -158,21 +182,22 @@ def _frames(session: SpeechSession) -> Iterator[Sample]:
 
 
 def _frames_together(session: StreamingSession) -> Iterator[Sample]:
-    """Of one answer and of four in turn, so that what else the machine does meets both."""
-    frames = {answers: session.start_together(answers) for answers in ANSWERS}
-    times: dict[int, list[float]] = {answers: [] for answers in ANSWERS}
+    """Of few and of many answers in turn, so that what else the machine does meets all."""
+    numbers = ANSWERS if session.splits_frames else CAPTURED_ANSWERS
+    frames = {answers: session.start_together(answers) for answers in numbers}
+    times: dict[int, list[float]] = {answers: [] for answers in numbers}
     for _ in range(_WARM_UP + FRAMES):
         for answers, frame in frames.items():
-            if frame is not None:
-                times[answers].append(_seconds(frame))
+            times[answers].append(_seconds(frame))
     for answers, own in times.items():
-        if own:
-            yield Sample(f"frames{answers}", 1e3 * median(own[_WARM_UP:]), "ms")
+        yield Sample(f"frames{answers}", 1e3 * median(own[_WARM_UP:]), "ms")
 
 
 def _waveform(session: SpeechSession) -> Iterator[Sample]:
     if isinstance(session, StreamingSession):
         yield Sample("code2wav1", _median_ms(session.push, FRAMES), "ms")
+        for streams in () if session.splits_frames else CAPTURED_ANSWERS[1:]:
+            yield Sample(f"code2wav_streams{streams}", _median_ms(session.start_streams(streams), FRAMES), "ms")
     whole = _median_ms(lambda: session.vocode(BATCH), _SHORT_REPEATS)
     yield Sample(f"code2wav{BATCH}", whole / BATCH, "ms")
 
@@ -183,6 +208,12 @@ def _requests(session: StreamingSession, tests: Collection[str], *, is_first: bo
         first = median(session.speak(_FIRST_FRAMES)[0] for _ in range(_SHORT_REPEATS))
         yield Sample("first_audio", first, "s")
         yield Sample("rtf", session.speak(FRAMES)[1], "of real time")
+        if not session.splits_frames:
+            if is_first:
+                session.speak_together(CONVERSATIONS, FRAMES)
+            last, margin = session.speak_together(CONVERSATIONS, FRAMES)
+            yield Sample(f"speakers{CONVERSATIONS}_first_audio", last, "s")
+            yield Sample(f"speakers{CONVERSATIONS}_margin", margin, "s")
     if "turn" in tests:
         if is_first:
             session.turn()

@@ -38,6 +38,7 @@ from lluda.backends.cuda import (
 )
 from lluda.backends.cuda.capabilities import CAPABILITIES
 from lluda.backends.cuda.coded_weight import PACKED, CodedWeight, coded, pack
+from lluda.backends.cuda.encoder import GraphEncoder
 from lluda.backends.cuda.graph import DecodeGraph, Graph
 from lluda.backends.cuda.prompt_graphs import BUCKETS, PromptGraphs, Rows
 from lluda.backends.cuda.triton_target import has_dependent_launch, interpreted
@@ -71,7 +72,7 @@ class PromptStep(Step):
     cache: torch.dtype
 
 
-class CudaBackend(StreamVocoder):
+class CudaBackend(StreamVocoder, GraphEncoder):
     """Triton kernels on one GPU (in Triton's interpreter: on any device, for tests)."""
 
     name = "cuda"
@@ -100,6 +101,7 @@ class CudaBackend(StreamVocoder):
         self._axes: dict[DecoderLayers, int] = {}
         self._pool: Any = None
         self._split_prompts = torch.zeros(triton_prompt.COUNTERS, dtype=torch.int32, device=device)
+        self._biases: dict[int, tuple[Tensor, Tensor]] = {}
         self._scratch: dict[tuple[int, int, int], triton_attention.DecodeScratch] = {}
         self._sums = triton_products.SplitScratch(device)
 
@@ -134,7 +136,7 @@ class CudaBackend(StreamVocoder):
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         several = self._several(x, weight)
         if not several and not (self._few(x) and self._takes(weight)):
-            return super().linear(x, self._plain(weight), bias)
+            return super().linear(x, self._plain(weight), self._rounded(bias))
         out = torch.empty(len(x), weight.out_features, dtype=self.precision.compute, device=x.device)
         if several:
             x = x.to(out.dtype).contiguous()
@@ -403,6 +405,14 @@ class CudaBackend(StreamVocoder):
         """Whether kernels multiply with these together: all of one form."""
         known = all(isinstance(weight, DenseWeight | CodedWeight) for weight in weights)
         return self._fused and known and len({weight.format for weight in weights}) == 1
+
+    def _rounded(self, bias: Tensor | None) -> Tensor | None:
+        """A parameter as the library's products take it, made once: rounding is a launch beside each of theirs."""
+        if bias is None or bias.dtype == self.precision.compute:
+            return bias
+        if id(bias) not in self._biases:
+            self._biases[id(bias)] = bias, bias.to(self.precision.compute)
+        return self._biases[id(bias)][1]
 
     def _plain(self, weight: Weight) -> Weight:
         """For products of many rows, which are no faster for fewer bytes of weights. Q8_0 ones are rounded to BF16."""

@@ -36,6 +36,29 @@ def _norm(x_ptr, weight_ptr, out_ptr, eps, WIDTH: tl.constexpr, BLOCK: tl.conste
 
 
 @triton.jit
+def _add_norm(x_ptr, branch_ptr, weight_ptr, bias_ptr, sum_ptr, out_ptr, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+              ADD: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    cols = tl.arange(0, BLOCK)
+    inside = cols < WIDTH
+    at = tl.program_id(0).to(tl.int64) * WIDTH + cols
+    weight = tl.zeros([BLOCK], tl.float32)
+    bias = tl.zeros([BLOCK], tl.float32)
+    if NORM:
+        weight = tl.load(weight_ptr + cols, mask=inside, other=0.0)
+        bias = tl.load(bias_ptr + cols, mask=inside, other=0.0)
+    take_input(PDL)
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        x += tl.load(branch_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(sum_ptr + at, x, mask=inside)
+    if NORM:
+        mean = tl.sum(x, 0) / WIDTH
+        centred = tl.where(inside, x - mean, 0.0)
+        scale = tl.rsqrt(tl.sum(centred * centred, 0) / WIDTH + eps)
+        tl.store(out_ptr + at, (centred * scale * weight + bias).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _angles(positions_ptr, frequencies_ptr, cos_ptr, sin_ptr, row_stride, column_stride, scale, WIDTH: tl.constexpr,
             BLOCK: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     r = tl.program_id(0)
@@ -116,6 +139,28 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, *, pdl: 
     block = triton.next_power_of_2(width)
     _norm[(x.numel() // width,)](x, weight, out, eps, WIDTH=width, BLOCK=block, **launch_options(pdl, 4))
     return out
+
+
+def add_norm(
+    x: Tensor,
+    branch: Tensor | None,
+    norm: tuple[Tensor, Tensor, float] | None,
+    dtype: torch.dtype,
+    *,
+    pdl: bool,
+) -> tuple[Tensor, Tensor]:
+    """``x + branch``, both ``[rows, width]``, the sum in float32 (``x`` itself without a branch); and its LayerNorm
+    (weight, bias, epsilon) over the last axis, rounded once to ``dtype`` (the sum itself without a norm)."""
+    x, width = x.contiguous(), x.shape[-1]
+    total = x if branch is None else torch.empty_like(x, dtype=torch.float32)
+    out = total if norm is None else torch.empty_like(x, dtype=dtype)
+    weight, bias, eps = norm or (x, x, 0.0)
+    block = triton.next_power_of_2(width)
+    _add_norm[(x.numel() // width,)](
+        x, x if branch is None else branch.contiguous(), weight, bias, total, out, eps, WIDTH=width, BLOCK=block,
+        ADD=branch is not None, NORM=norm is not None, **launch_options(pdl, 4),
+    )  # fmt: skip
+    return total, out
 
 
 def angles(positions: Tensor, frequencies: Tensor, scale: float, *, pdl: bool) -> tuple[Tensor, Tensor]:

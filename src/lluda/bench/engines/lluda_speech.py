@@ -3,6 +3,7 @@ requests."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,13 +32,14 @@ from lluda.config.omni import OmniConfig, SpeechConfig
 from lluda.config.talker import TalkerConfig
 from lluda.engine.engine import Engine
 from lluda.engine.prompt_rows import PromptRows
-from lluda.engine.request import Request, SpeechCompletion, SpokenAnswer
+from lluda.engine.request import Request, SpeechChunk, SpeechCompletion, SpokenAnswer
 from lluda.engine.runner import Runner
 from lluda.engine.sampling.sampling_params import SamplingParams
+from lluda.engine.speech import graph_frames
 from lluda.engine.speech.frames import FrameGenerator, feed, next_codes
 from lluda.engine.speech.graph_frames import GraphFrames
 from lluda.engine.speech.speech import SpeechStack
-from lluda.engine.speech.speech_graphs import CodesStream
+from lluda.engine.speech.speech_graphs import CodesStream, push_all
 from lluda.engine.speech.speech_params import SpeechParams
 from lluda.engine.speech.talker_prompt import TalkerPromptBuilder
 from lluda.inputs.text.tokenizer import Tokenizer
@@ -49,6 +51,7 @@ from lluda.models.decoder import MultimodalEmbeddings
 from lluda.models.linear import Embedding
 from lluda.models.talker import Talker
 from lluda.models.thinker import Thinker
+from lluda.models.vision_encoder import VisionEncoder, vision_encoder_parameters
 
 _WORDS = 12
 """Tokens of the text that a request speaks."""
@@ -143,6 +146,14 @@ class LludaSpeech(StreamingSession):
         return AudioEncoder(self._omni.audio, parameters, self._source.backend("audio_encoder"))
 
     @cached_property
+    def _vision(self) -> VisionEncoder:
+        if self._runner is not None:
+            assert isinstance(self._runner.model, Thinker)
+            return self._runner.model.visual
+        parameters = self._source.parameters(vision_encoder_parameters(self._omni.vision))
+        return VisionEncoder(self._omni.vision, parameters, self._source.backend("vision_encoder"))
+
+    @cached_property
     def _stream(self) -> CodesStream:
         return self._stack.graphs.vocoder()
 
@@ -160,32 +171,32 @@ class LludaSpeech(StreamingSession):
         self._text = prompt[-1:]
 
     @torch.inference_mode()
-    def start_together(self, answers: int) -> Callable[[], None] | None:
+    def start_together(self, answers: int) -> Callable[[], None]:
         """See ``StreamingSession``."""
-        if not self.splits_frames:
-            return None
         stack, longest = self._stack, PROMPT_ROWS + 2 * FRAMES
         # Each says something else, so that each chooses its own experts.
         sampling = [replace(self._params.sampling, seed=number) for number in range(answers)]
+        params = [replace(self._params, sampling=own) for own in sampling]
+        captured = [frames for own in params if (frames := stack.graphs.frames(own, longest))]
         made = [
-            FrameGenerator(
-                stack.talker,
-                stack.code_predictor,
-                replace(self._params, sampling=own),
-                max_rows=longest,
-                kv_dtype=stack.kv_dtype,
-            )
-            for own in sampling
+            FrameGenerator(stack.talker, stack.code_predictor, own, max_rows=longest, kv_dtype=stack.kv_dtype)
+            for own in params[len(captured) :]
         ]
         width, backend = self._speech.talker.decoder.hidden_size, stack.talker.backend
         prompt = prompt_rows(PROMPT_ROWS + answers, width).to(backend.device, backend.precision.residual)
-        for number, one in enumerate(made):
+        every: list[FrameGenerator | GraphFrames] = [*captured, *made]
+        for number, one in enumerate(every):
             one.prefill(prompt[number : number + PROMPT_ROWS].clone())
         text = prompt[:answers]
 
         def frame() -> None:
-            next_codes(made)
-            feed(made, text)
+            if captured:
+                for one in captured:
+                    one.next_codes()
+                graph_frames.feed(captured, text, together=True)
+            else:
+                next_codes(made)
+                feed(made, text)
 
         return frame
 
@@ -205,6 +216,18 @@ class LludaSpeech(StreamingSession):
         self._stream.push([[1] * self._speech.code2wav.num_quantizers])
 
     @torch.inference_mode()
+    def start_streams(self, streams: int) -> Callable[[], None]:
+        """See ``StreamingSession``."""
+        codes = [[[1] * self._speech.code2wav.num_quantizers]] * streams
+        made = [self._stack.graphs.vocoder() for _ in codes]
+
+        @torch.inference_mode()
+        def frame() -> None:
+            push_all(made, codes, together=True)
+
+        return frame
+
+    @torch.inference_mode()
     def vocode(self, frames: int) -> None:
         """See ``SpeechSession``."""
         codes = torch.ones(self._speech.code2wav.num_quantizers, frames, dtype=torch.int64)
@@ -215,17 +238,33 @@ class LludaSpeech(StreamingSession):
         """See ``SpeechSession``."""
         self._encode(frames)
 
+    @torch.inference_mode()
+    def encode_picture(self, side: int) -> None:
+        """See ``SpeechSession``."""
+        config = self._omni.vision
+        patches = side // config.patch_size
+        values = torch.zeros(patches * patches, config.patch_values)
+        rows = self._vision(values, [(1, patches, patches)]).embeddings
+        runtime_of(rows.device).synchronize()
+
     def speak(self, frames: int) -> tuple[float, float]:
         """See ``StreamingSession``."""
-        ids = self._speech.tokens
-        # The third id of the turn's header is a line's end, which any id takes as long to read as.
-        request = Request(
-            prompt=PromptRows([ids.im_start, ids.assistant, ids.assistant]),
-            sampling=SamplingParams(),
-            text=[[(number, "") for number in self._job.prompt(_WORDS)]],
-            speech=SpokenAnswer(replace(self._params, max_frames=frames)),
-        )
-        return self._spoken(request)
+        return self._spoken(self._reading(frames, 0))
+
+    def speak_together(self, answers: int, frames: int) -> tuple[float, float]:
+        """See ``StreamingSession``."""
+        begun = time.perf_counter()
+        first: dict[int, float] = {}
+        heard: dict[int, float] = {}
+        margin = math.inf
+        for event in self._engine.submit(*(self._reading(frames, number) for number in range(answers))):
+            if isinstance(event, SpeechChunk):
+                now, index = time.perf_counter() - begun, event.index
+                if index in first:
+                    margin = min(margin, first[index] + heard[index] - now)
+                first.setdefault(index, now)
+                heard[index] = heard.get(index, 0.0) + len(event.samples) / SAMPLE_RATE
+        return max(first.values()), margin
 
     @torch.inference_mode()
     def turn(self) -> tuple[float, float]:
@@ -266,6 +305,18 @@ class LludaSpeech(StreamingSession):
         assert done.first_audio_seconds is not None, "frames were spoken"
         spent = seconds_before + time.perf_counter() - begun
         return seconds_before + done.first_audio_seconds, spent / (done.samples / SAMPLE_RATE)
+
+    def _reading(self, frames: int, index: int) -> Request:
+        """A request to speak so many frames of a text."""
+        ids = self._speech.tokens
+        # The third id of the turn's header is a line's end, which any id takes as long to read as.
+        return Request(
+            prompt=PromptRows([ids.im_start, ids.assistant, ids.assistant]),
+            sampling=SamplingParams(),
+            text=[[(number, "") for number in self._job.prompt(_WORDS, index)]],
+            speech=SpokenAnswer(replace(self._params, max_frames=frames)),
+            index=index,
+        )
 
     def _turn_prompt(self, rows: torch.Tensor) -> PromptRows:
         """A user's turn that is nothing but the recording, and the header of the answer."""

@@ -73,6 +73,11 @@ class TransformersSpeech(SpeechSession):
         kind = self._omni.models.Qwen3OmniMoeAudioEncoder
         return self._omni.load(kind, self._omni.config.thinker_config.audio_config, BY_NAME["audio_encoder"].prefix)
 
+    @cached_property
+    def _vision(self) -> Any:
+        kind = self._omni.models.Qwen3OmniMoeVisionEncoder
+        return self._omni.load(kind, self._omni.config.thinker_config.vision_config, BY_NAME["vision_encoder"].prefix)
+
     @torch.inference_mode()
     def start(self, rows: int) -> None:
         """See ``SpeechSession``."""
@@ -124,6 +129,15 @@ class TransformersSpeech(SpeechSession):
         """See ``SpeechSession``."""
         mels = self._omni.config.thinker_config.audio_config.num_mel_bins
         self._encoder(torch.zeros(mels, frames), feature_lens=torch.tensor([frames]))
+
+    @torch.inference_mode()
+    def encode_picture(self, side: int) -> None:
+        """See ``SpeechSession``."""
+        config = self._omni.config.thinker_config.vision_config
+        patches = side // config.patch_size
+        values = config.in_channels * config.temporal_patch_size * config.patch_size**2
+        grid = torch.tensor([[1, patches, patches]])
+        self._vision(torch.zeros(patches * patches, values, dtype=torch.bfloat16), grid_thw=grid)
 
     def _run(self, rows: Tensor) -> None:
         begin = self._cache.get_seq_length()
