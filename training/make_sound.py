@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("speak", "hear"))
     parser.add_argument(
-        "--voice", default="lark", help="of speak: lark, kumo, flite-rms, … (or tone, which needs no package)"
+        "--voice", default="lark", help="of speak: lark, rook, flite-rms, … (or tone, which needs no package)"
     )
     parser.add_argument("--family", default="lark", help=f"of hear: {', '.join(FAMILIES)}")
     parser.add_argument("--split", default="train", choices=("train", "test"))

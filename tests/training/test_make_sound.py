@@ -15,8 +15,10 @@ from training.script import (
     ESPEAK_UNSEEN,
     FAMILIES,
     SEEN_BLENDS,
+    SLOW,
     UNSEEN_BLENDS,
     hearing_lines,
+    pace,
     speaking_lines,
 )
 from training.voices.blends import blend_weights
@@ -108,6 +110,14 @@ def test_every_voice_speaks_the_same_texts():
         [line.text for line in itertools.islice(speaking_lines(voice, "train"), 200)] for voice in ("lark", "kumo")
     )
     assert lark == kumo
+
+
+def test_what_nothing_helps_to_guess_is_said_slowly_by_every_speaker():
+    assert pace("Arm is spelled A, R, M.") == pace("Pig.") == pace("Forty two.") == SLOW
+    assert pace("A lamb is a young sheep.") == pace("I have two cats.") == ""
+    voices = {line.text: line.voice for line in itertools.islice(speaking_lines("rook", "train"), 300)}
+    assert {voice for text, voice in voices.items() if len(text.split()) == 1} == {f"rook{SLOW}"}
+    assert "rook" in voices.values()
 
 
 def test_an_answer_that_is_given_all_the_time_is_spoken_often_but_not_without_end():

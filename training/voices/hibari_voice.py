@@ -1,4 +1,5 @@
-"""The speaker "lark": hibari's voice "heart" (PyPI hibari-tts, Apache-2.0), 24 kHz; text to phonemes; timing."""
+"""The speakers "lark" and "rook": hibari's voice "heart" (PyPI hibari-tts, Apache-2.0), 24 kHz, as it is and in another
+body; text to phonemes; timing."""
 
 from functools import cache
 
@@ -8,6 +9,7 @@ import onnxruntime
 from hibari import Hibari, dsp
 
 from training.voices.accents import accented
+from training.voices.body import BODIES, in_body
 from training.voices.voice import Spoken, Voice
 
 _DURATIONS = "/Clip_output_0"
@@ -32,9 +34,10 @@ def phonemes(text: str) -> str:
     return " ".join(hibari().phonemize(text))
 
 
-def lark(speed: float = 1.0, accent: int | None = None) -> Voice:
-    """The voice at a speed: 0.8 is slow, 1.25 fast. The seed fixes its noise part. With an accent no time is known of a
-    word."""
+def speaker(name: str, speed: float = 1.0, accent: int | None = None) -> Voice:
+    """One of `BODIES` at a speed: 0.8 is slow, 1.25 fast. The seed fixes its noise part. With an accent no time is
+    known of a word."""
+    body = BODIES[name]
 
     def speak(text: str, seed: int) -> Spoken:
         tts, rng = hibari(), np.random.default_rng(seed)
@@ -43,7 +46,7 @@ def lark(speed: float = 1.0, accent: int | None = None) -> Voice:
         for part in parts:
             inputs = {"ids": np.asarray([tts.ids(part)], np.int64), "speed": np.asarray([speed], np.float32)}
             *spectrum, durations = tts.sess.run(None, inputs)
-            sound.append(dsp.synth(*(one[0] for one in spectrum), rng))
+            sound.append(dsp.synth(*in_body(body, [one[0] for one in spectrum]), rng))
             length = len(sound[-1]) / tts.sample_rate
             known = [letter for letter in part if letter in tts.vocab]
             begins = seconds + length * _begins(durations.ravel())[: len(known)]

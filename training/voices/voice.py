@@ -1,8 +1,9 @@
 """What a voice is, and which there are.
 
-A voice is named by one string, which says everything: "lark", "lark@1.15" (speed), "lark@1.15~7" (and accent), "kumo",
-"blend-17", "flite-slt", "festival-slt", "pico-GB-110-95" (speed and pitch in a hundred), "espeak-en-us+f3-150-50"
-(words a minute, pitch), "joe". Lark and the blends have accents; they, flite and festival have speeds.
+A voice is named by one string, which says everything: "lark", "lark@1.15" (speed), "lark@1.15~7" (and accent), "rook",
+"kumo", "blend-17", "flite-slt", "festival-slt", "pico-GB-110-95" (speed and pitch in a hundred),
+"espeak-en-us+f3-150-50" (words a minute, pitch), "joe". Lark, rook and the blends have accents; they, flite and
+festival have speeds.
 """
 
 from collections.abc import Callable
@@ -39,10 +40,10 @@ def open_voice(name: str) -> Voice:
     voice, _, at_speed = spoken.partition("@")
     speed, accent = float(at_speed or 1), int(accented) if accented else None
     family = voice.partition("-")[0]
-    if family == "lark":
-        from training.voices.hibari_voice import lark
+    if family in ("lark", "rook"):
+        from training.voices.hibari_voice import speaker
 
-        return lark(speed, accent)
+        return speaker(family, speed, accent)
     if family in ("kumo", "blend"):
         from training.voices.kokoro_voice import kokoro
 
@@ -60,5 +61,5 @@ def open_voice(name: str) -> Voice:
 
         return tone
     raise ValueError(
-        f"the voice is {name!r}: known are lark, kumo, blend-N, flite-X, festival-X, pico-X, espeak-X, joe, tone"
+        f"the voice is {name!r}: known are lark, rook, kumo, blend-N, flite-X, festival-X, pico-X, espeak-X, joe, tone"
     )
