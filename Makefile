@@ -12,7 +12,7 @@ define native_tests
 	$(BIN)/ctest --test-dir $(VENV)/native/$(1) --output-on-failure
 endef
 
-.PHONY: demo test test-slow test-clients test-gpu test-native test-aarch64 sanitize lint format native docs wheel test-wheel clean
+.PHONY: demo test test-slow test-clients test-replicas test-gpu test-native test-aarch64 sanitize lint format native docs wheel test-wheel clean
 
 # A spoken question is heard, answered and spoken by tiny-omni (models/tiny-omni), then a text model answers a typed one.
 # make expands a whole recipe before its first line runs: $(shell date) is when the demo began.
@@ -26,18 +26,24 @@ demo: $(VENV)/.demo
 	@echo "== a text model, SmolLM2"
 	$(BIN)/lluda generate --max-tokens 120 "What is the capital of France, and what is it known for?"
 
+# Tests with environments of their own.
+OTHERS := clients replicas wheel
 test: $(VENV)/.test test-native
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --ignore tests/clients --ignore tests/wheel
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(OTHERS:%=--ignore tests/%)
 
 # Full-size models against transformers and llama.cpp: minutes and gigabytes.
 test-slow: $(VENV)/.test $(VENV)/.peers sanitize
-	$(BIN)/python -m pytest -m slow -rs --ignore tests/clients --ignore tests/wheel
+	$(BIN)/python -m pytest -m slow -rs $(OTHERS:%=--ignore tests/%)
 
 # Clients of the server that others wrote, unmodified, each in an environment of its own: 3 GB and minutes to install.
 # `browser` drives the chromium that the system has (apt-get install chromium).
 CLIENTS := agents aiperf browser chainlit livekit lm_eval npm pipecat schemathesis
 test-clients: $(VENV)/.test $(CLIENTS:%=$(VENV)/clients/%/.ready)
 	$(BIN)/python -m pytest -m "not slow" tests/clients
+
+# Replicas behind Ray Serve on this machine, killed and restarted under load; a realtime client among the callers.
+test-replicas: $(VENV)/.test $(VENV)/clients/ray/.ready $(VENV)/clients/agents/.ready
+	$(BIN)/python -m pytest tests/replicas
 
 # All kernels of the cuda backend on this machine's GPU, captured steps against launched ones, and the reference. torch
 # and triton are this environment's own: requirements/run.txt has torch for a CPU.
@@ -70,6 +76,7 @@ lint: $(VENV)/.test
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python -m tools.journal_references
 
 # The documentation as pages in site/, from docs/ and the docstrings; a warning is an error.
 docs: $(VENV)/.docs
@@ -122,6 +129,15 @@ $(VENV)/.wheel: $(VENV)/.test requirements/wheel.txt
 $(VENV)/clients/%/.ready: requirements/clients/%.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet -r $<
+	touch $@
+
+# Ray beside what lluda needs, which is the tests' own: two lines of a .pth file, and the native library's folder.
+$(VENV)/clients/ray/.ready: requirements/ray.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet -r $<
+	site() { $$1 -c "import sysconfig; print(sysconfig.get_path('purelib'))"; }; \
+	own=$$(site $(@D)/bin/python) && tests=$$(site $(BIN)/python) && \
+	printf '%s\n' "$$tests" "$(CURDIR)/src" > "$$own/lluda.pth" && ln -sfn "$$tests/lluda" "$$own/lluda"
 	touch $@
 
 $(VENV)/clients/npm/.ready: requirements/clients/npm/package-lock.json

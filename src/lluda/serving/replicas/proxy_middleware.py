@@ -59,7 +59,15 @@ class ProxyMiddleware:
         async def replay() -> Message:
             return read.pop(0) if read else await receive()
 
-        await self._app(scope, replay, _Answer(send) if scope["type"] == "http" else send)
+        if scope["type"] == "websocket":
+            await self._app(scope, replay, send)
+            return
+        answer = _Answer(send)
+        try:
+            await self._app(scope, replay, answer)
+        finally:
+            if not answer.began:  # Ray's proxy ends without a word where a replica ended before it answered
+                await answer.refuse(_lost(), headers[_REQUEST_ID])
 
 
 async def _head(receive: Receive) -> list[Message]:
@@ -84,6 +92,7 @@ class _Answer:
 
     def __init__(self, send: Send) -> None:
         self._send, self._replaced = send, False
+        self.began = False
 
     async def __call__(self, message: Message) -> None:
         """As ASGI's ``send``."""
@@ -91,6 +100,7 @@ class _Answer:
             if not self._replaced:
                 await self._send(message)
             return
+        self.began = True
         headers = Headers(raw=message.get("headers", []))
         error = _rays_error(message["status"], headers)
         if error is None:
@@ -98,10 +108,15 @@ class _Answer:
             await self._send(message)
             return
         self._replaced = True
+        await self.refuse(error, headers.get(_REQUEST_ID, ""))
+
+    async def refuse(self, error: ApiError, number: str) -> None:
+        """Answer with ``error`` the request ``number``, of which nothing was answered."""
+        self.began = True
         body = envelope(error)
         own = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
         raw = [(name.encode(), value.encode()) for name, value in own.items()]
-        raw.append((_REQUEST_ID.encode(), headers.get(_REQUEST_ID, "").encode()))
+        raw.append((_REQUEST_ID.encode(), number.encode("latin-1", "replace")))
         await self._send({"type": "http.response.start", "status": error.status, "headers": raw})
         await self._send({"type": "http.response.body", "body": body})
 
@@ -115,6 +130,10 @@ def _rays_error(status: int, headers: Headers) -> ApiError | None:
         return ApiError(429, "queue_full", message, headers={"retry-after": str(RETRY_SECONDS)})
     if status == 503:
         return unavailable("loading", "no replica takes requests now; try again soon")
+    return _lost()
+
+
+def _lost() -> ApiError:
     return unavailable("replica_lost", "the replica that had this request ended before it answered; try again")
 
 
