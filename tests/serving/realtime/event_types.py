@@ -16,8 +16,11 @@ RATES = (8000, 16000)
 
 
 def check_event(event: dict[str, Any]) -> Any:
-    """``event`` as OpenAI's type has it, strictly: no type is converted, no field unknown."""
-    return known(_TYPES[event["type"]].model_validate_json(json.dumps(_at_openais_rate(event)), strict=True))
+    """``event`` as OpenAI's type has it, strictly: no type is converted, no field unknown, but for the one that tells
+    of a machine that speaks too slowly."""
+    session = {name: value for name, value in event.get("session", {}).items() if name != "speech_real_time_factor"}
+    theirs = _at_openais_rate({**event, "session": session} if session else event)
+    return known(_TYPES[event["type"]].model_validate_json(json.dumps(theirs), strict=True))
 
 
 def _at_openais_rate(value: Any) -> Any:

@@ -211,6 +211,29 @@ def test_a_listener_who_had_to_wait_is_noticed(monkeypatch: pytest.MonkeyPatch) 
     assert asyncio.run(waited(1.0)) == pytest.approx(0.8)
 
 
+def test_a_session_tells_of_a_machine_that_speaks_too_slowly(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited = 0.0
+
+    async def take(self: SpeechPace, seconds: float) -> None:
+        self.sent += seconds
+        self.waited += waited * seconds
+
+    monkeypatch.setattr(SpeechPace, "take", take)
+    monkeypatch.setattr(server.service.sessions, "slow_speech", None)
+    with talking(server) as talk:
+        assert "speech_real_time_factor" not in talk.events[0]["session"]
+        waited = 0.75
+        talk.ask(LONG)
+        assert talk.update()["speech_real_time_factor"] == pytest.approx(1.75)
+        with talking(server) as other:
+            assert other.events[0]["session"]["speech_real_time_factor"] == pytest.approx(1.75)
+        waited = 0.0
+        talk.ask(LONG)
+        assert "speech_real_time_factor" not in talk.update()
+
+
 def test_an_event_holds_little_sound(server: RunningServer) -> None:
     with talking(server) as talk:
         talk.ask(LONG)

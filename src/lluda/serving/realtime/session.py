@@ -241,7 +241,9 @@ class Session:
 
     def _describe(self) -> dict[str, Any]:
         own = {"id": self.id, "object": "realtime.session", "expires_at": int(self._expires)}
-        return {**self._settings.describe(), **own}
+        factor = self._service.sessions.slow_speech
+        slow = {} if factor is None else {"speech_real_time_factor": round(factor, 2)}
+        return {**self._settings.describe(), **own, **slow}
 
     def _renamed(self, event: told.ServerEvent) -> Any:
         return to_beta(event) if self._beta else event

@@ -29,6 +29,8 @@ class Sessions:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self.slow_speech: float | None = None
+        """The real-time factor of the last answer's speech, if its listener had to wait (`SpeechPace`)."""
         self._open: set[Open] = set()
 
     def __len__(self) -> int:

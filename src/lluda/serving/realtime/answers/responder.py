@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _NOTED_SECONDS = 0.5
-"""Of waiting in one answer, from which on it is said once a session that the machine is slow."""
+"""Of waiting in one answer, from which on the machine is called slow; once a session in the log."""
+
+_MEASURED_SECONDS = 1.0
+"""Of sound, from which on an answer tells how fast speech is made."""
 
 _ASIDE = 16
 """Answers beside the conversation's that may be under way."""
@@ -51,7 +54,7 @@ class Responder:
         self._aside: set[Response] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._pending: Callable[[], None] | None = None
-        self._is_slow = False
+        self._was_slow = False
 
     @property
     def is_idle(self) -> bool:
@@ -131,12 +134,22 @@ class Responder:
         self.quiet.set()
         self._first_sound(response)
 
+    def _note_speed(self, response: Response) -> None:
+        pace = response.pace
+        is_slow = pace.waited > _NOTED_SECONDS
+        if is_slow or pace.sent >= _MEASURED_SECONDS:
+            self._service.sessions.slow_speech = pace.real_time_factor if is_slow else None
+        if is_slow and not self._was_slow:
+            self._was_slow = True
+            _log.warning(
+                "speech is made slower than it is played (real-time factor %.2f): a listener had to wait for %.1f s",
+                pace.real_time_factor,
+                pace.waited,
+            )
+
     def _is_over(self, response: Response) -> None:
         self._aside.discard(response)
-        if response.pace.waited > _NOTED_SECONDS and not self._is_slow:
-            self._is_slow = True
-            waited = response.pace.waited
-            _log.warning("speech is made slower than it is played: a listener had to wait for %.1f s of it", waited)
+        self._note_speed(response)
         if response is self.active:
             self.active = None
             self.quiet.set()

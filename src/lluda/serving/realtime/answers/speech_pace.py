@@ -18,6 +18,11 @@ class SpeechPace:
         self._began: float | None = None
 
     @property
+    def real_time_factor(self) -> float:
+        """Seconds that a second of the sound took, where a listener had to wait; 1 where nobody did."""
+        return 1.0 + self.waited / self.sent if self.sent else 1.0
+
+    @property
     def lead(self) -> float:
         """Seconds of sound that the listener has not played."""
         return 0.0 if self._began is None else max(0.0, self._began + self.sent - time.monotonic())
