@@ -31,7 +31,7 @@ from lluda.engine.parallel.follower import follow
 from lluda.engine.parallel.leader import Leader, LedEmbedding
 from lluda.engine.parallel.limits import require_shareable
 from lluda.engine.parallel.ranks import is_follower
-from lluda.engine.parallel.steps import Setup
+from lluda.engine.parallel.setup import CheckpointSetup
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.request import (
     Completion,
@@ -114,7 +114,7 @@ class Model:
         self._leader: Leader | None = None
         if options.tensor_parallel > 1:
             require_shareable(files, options)
-            self._leader = Leader(Setup(str(files.path), options), options.tensor_parallel)
+            self._leader = Leader(CheckpointSetup(str(files.path), options), options.tensor_parallel)
         self._options = options.on_rank()
         try:
             self._load(progress)
@@ -152,10 +152,15 @@ class Model:
             f"prompts in chunks of {self.runner.prefill_chunk}, {self.ends.describe(self.tokenizer)}"
         )
 
+    @property
+    def rank_bytes(self) -> tuple[int, ...]:
+        """Bytes of weights of each process that shares the text model; the first also has the encoders."""
+        return tuple(self._leader.bytes_of_ranks.values()) if self._leader else (sum(self.report.sizes.values()),)
+
     def _describe_ranks(self) -> str:
         if self._leader is None:
             return ""
-        sizes = ", ".join(f"{nbytes / 1e9:.2f} GB" for nbytes in self._leader.bytes_of_ranks.values())
+        sizes = ", ".join(f"{nbytes / 1e9:.2f} GB" for nbytes in self.rank_bytes)
         return f", weights of the ranks {sizes}"
 
     @property

@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--logprobs", type=int, metavar="N", help="with --json: every token with N alternatives")
     options.add_sampling(parser)
     options.add_loading(parser)
+    options.add_ranks(parser)
     options.add_rope_scaling(parser)
 
 

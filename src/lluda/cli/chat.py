@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_speech(parser)
     options.add_sampling(parser)
     options.add_loading(parser)
+    options.add_ranks(parser)
     options.add_rope_scaling(parser)
 
 

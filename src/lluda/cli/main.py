@@ -133,7 +133,17 @@ def _run(arguments: list[str], verb: str) -> int:
         parser.print_help(sys.stderr)
         return 2
     _require_working_directory()
+    if getattr(args, "tensor_parallel", 1) > 1 and int(os.environ.get("RANK", "0")) > 0:
+        return _follow()
     return int(args.run(args))
+
+
+def _follow() -> int:
+    """Of several processes that torchrun started, another than the first: it computes what that one tells it."""
+    from lluda.engine.parallel.follower import follow
+
+    follow()
+    return 0
 
 
 def _require_working_directory() -> None:

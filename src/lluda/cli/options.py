@@ -32,6 +32,7 @@ _LOAD_OPTIONS = (
         "deterministic",
         "backend",
         "threads",
+        "tensor_parallel",
     ),
     *("rope_scaling", "allow_unexpected", "allow_unknown_config"),
 )
@@ -177,6 +178,14 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         "in any case)",
     )  # fmt: skip
     group.add_argument("--allow-unexpected", action="store_true", help="skip tensors the model does not know")
+
+
+def add_ranks(parser: argparse.ArgumentParser) -> None:
+    """How many processes share the model."""
+    parser.add_argument(
+        "--tp", dest="tensor_parallel", type=int, default=1, metavar="N",
+        help="tensor parallel: share the model between N processes, of GPUs one each (docs/scaling.md)",
+    )  # fmt: skip
 
 
 def load_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="info (default) writes one line a request",
     )  # fmt: skip
     options.add_loading(parser)
+    options.add_ranks(parser)
     options.add_rope_scaling(parser)
 
 

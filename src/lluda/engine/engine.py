@@ -31,7 +31,7 @@ from lluda.engine.speech.speech import Speech, SpeechStack
 from lluda.engine.speech.talker_prompt import CapturedHiddenStates
 from lluda.engine.stats import EngineStats
 from lluda.engine.stream import CAPACITY, Channel, Stream
-from lluda.errors import ContextExceeded, DeadlineExceeded, InvalidRequest, LludaError
+from lluda.errors import ContextExceeded, DeadlineExceeded, InvalidRequest, LludaError, RankLost
 from lluda.inputs.text.tokenizer import Tokenizer
 
 MAX_RUNNING = 64
@@ -426,6 +426,8 @@ def _work(engine: weakref.ref[Engine], mailbox: Mailbox) -> None:
                 seconds = here._turn()
             except BaseException as error:
                 here._break(error)
+                if isinstance(error, RankLost):  # a fault of what lies outside, of which the requests are told
+                    return
                 raise
             del here
             if over:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lluda.backends.batch import Segment
 from lluda.backends.capture import ARGMAX, CapturedDecode, RowChoice, RowSampling
-from lluda.backends.components import Observer
+from lluda.backends.components import Observer, StageObserver
 from lluda.engine.forked import require_own_threads
 from lluda.engine.kv_cache import STORAGE_DTYPES, CacheOptions, KVCache
 from lluda.engine.parallel.leader import Leader, state_of
@@ -171,7 +171,8 @@ class Runner:
             return
         segments = [(count, state_of(cache)) for count, cache in caches]
         shape = InjectedShape.of(injected) if injected else None
-        with self._leader.leading(Forward(rows, segments, shape, observe is not None, score is not None)):
+        stage = observe.stage if isinstance(observe, StageObserver) else None if observe is None else ""
+        with self._leader.leading(Forward(rows, segments, shape, stage, score is not None)):
             if injected:
                 send_injected(injected, self._leader.group)
             yield

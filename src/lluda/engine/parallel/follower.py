@@ -8,19 +8,20 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import distributed
 from torch._C._distributed_c10d import Store
 
 from lluda.backends.backend import ComputeBackend
+from lluda.backends.components import Observer, StageObserver
 from lluda.backends.group import Group, ProcessGroup
 from lluda.engine.kv_cache import KVCache
-from lluda.engine.loading.loading import ModelFiles, load_network, make_runner
 from lluda.engine.parallel.channel import Channel
-from lluda.engine.parallel.ranks import join_ranks, open_group
-from lluda.engine.parallel.steps import CopyRows, Forward, Launch, LookUp, NewCache, Order, Setup, Stop, StoreState
+from lluda.engine.parallel.ranks import join_ranks, open_group, rank_device
+from lluda.engine.parallel.setup import Setup
+from lluda.engine.parallel.steps import CopyRows, Forward, Launch, LookUp, NewCache, Order, Stop, StoreState
 from lluda.engine.parallel.watch import BEAT_SECONDS, Beat, Failed, Ready
 from lluda.engine.runner import Runner
 from lluda.errors import LludaError
@@ -63,7 +64,9 @@ class Follower:
         assert group is not None, "a follower is of a group"
         injected = order.injected.receive(group, device) if order.injected else None
         segments = [(count, self._cache(state)) for count, state in order.segments]
-        observe = _nobody if order.observed else None
+        observe: Observer | None = None
+        if order.observed is not None:
+            observe = StageObserver(order.observed, _unseen) if order.observed else _nobody
         self._runner.forward(order.rows, segments, injected, observe, _no_score if order.scored else None)
 
     def _cache(self, state: StoreState) -> KVCache:
@@ -76,8 +79,7 @@ def follow() -> None:
     """Be one of the ranks that the environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) tells of, until rank 0 ends
     it; where rank 0 is gone, the process ends here. A fault is told to rank 0, then raised."""
     store, links = join_ranks()
-    setup = links.orders.receive()
-    assert isinstance(setup, Setup), "rank 0 says first what to load"
+    setup = cast("Setup", links.orders.receive())  # which rank 0 sends first
     threading.Thread(target=_beat, args=(links.reports,), name="lluda beats", daemon=True).start()
     try:
         _work(setup, store, links.orders, links.reports)
@@ -104,19 +106,14 @@ def _work(setup: Setup, store: Store, orders: Channel, reports: Channel) -> None
 
 
 def _load(setup: Setup, store: Store, reports: Channel) -> Runner:
-    options = setup.options.on_rank()
     share = Share(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    open_group(store, share.rank, share.ranks, torch.device(options.device))
-    files = ModelFiles.find(
-        setup.path, allow_unknown_config=options.allow_unknown_config, rope_scaling=options.rope_scaling
-    )
+    open_group(store, share.rank, share.ranks, rank_device(setup.device))
 
     def join(backend: ComputeBackend, nbytes: int) -> Group:
         _report(reports, Ready(nbytes))
         return backend.connect(ProcessGroup())
 
-    network, _ = load_network(files, options, share=share, join=join)
-    return make_runner(files, options, network)
+    return setup.runner(share, join)
 
 
 _sending = threading.Lock()
@@ -139,6 +136,10 @@ def _beat(reports: Channel) -> None:
 
 def _nobody(stage: str, rows: torch.Tensor) -> None:
     """Observes nothing: rank 0 looks."""
+
+
+def _unseen(rows: torch.Tensor) -> None:
+    """Observes nothing of one stage: rank 0 looks."""
 
 
 def _no_score(rows: int, logits: torch.Tensor) -> None:

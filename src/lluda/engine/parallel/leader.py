@@ -10,6 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, distributed
@@ -20,10 +21,13 @@ from lluda.config.decoder import DecoderConfig
 from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.engine.parallel.channel import Channel, pickled
 from lluda.engine.parallel.ranks import gather_ranks, open_group, rank_device
-from lluda.engine.parallel.steps import CopyRows, LookUp, NewCache, Order, Setup, Stop, StoreState
+from lluda.engine.parallel.steps import CopyRows, LookUp, NewCache, Order, Stop, StoreState
 from lluda.engine.parallel.watch import RankWatch
 from lluda.errors import RankLost
 from lluda.models.linear import Embedding
+
+if TYPE_CHECKING:
+    from lluda.engine.parallel.setup import Setup
 
 _END_SECONDS = 5.0
 """Within which the other ranks end when they are told to."""
@@ -56,7 +60,7 @@ class Leader:
         try:
             for channel in self._orders.values():
                 channel.send(setup)
-            open_group(store, 0, ranks, rank_device(setup.options.device))
+            open_group(store, 0, ranks, rank_device(setup.device))
             self.group = ProcessGroup()
         except BaseException:
             self.close()
@@ -68,6 +72,11 @@ class Leader:
         self.bytes_of_ranks = {0: nbytes} | self._watch.wait_ready()
         self.group = backend.connect(self.group)
         return self.group
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes that were started here, by rank."""
+        return [process.pid for process in self._processes]
 
     @property
     def error(self) -> RankLost | None:

@@ -36,9 +36,7 @@ def require_shareable(files: ModelFiles, options: LoadOptions) -> None:
             f"{device!r}; CUDA_VISIBLE_DEVICES chooses which there are"
         )
     if device == "cuda" and (found := torch.accelerator.device_count()) < ranks:
-        raise InvalidRequest(
-            f"tensor_parallel (--tp) {ranks} needs {ranks} GPUs of this machine but there are {found}; take at most "
-            f"{found}, or --device cpu"
-        )
+        fewer = f"take --tp {found}, or --device cpu" if found else "take --device cpu"
+        raise InvalidRequest(f"tensor_parallel (--tp) {ranks} needs {ranks} GPUs but there are {found}; {fewer}")
     for spec in decoder_and_head(files.config):
         spec.part(Share(0, ranks))

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lluda.backends.group import Group
 from lluda.models.decoder import MultimodalEmbeddings
-
-if TYPE_CHECKING:
-    from lluda.engine.loading.loading import LoadOptions
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What to load: the folder or .gguf file, and the options of rank 0."""
-
-    path: str
-    options: LoadOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +80,13 @@ def send_injected(injected: MultimodalEmbeddings, group: Group) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Run rows through the network: ``segments`` are how many rows each cache gets, in turn. ``observed``: whether
-    somebody looks at each layer; ``scored``: whether the logits of all rows are wanted, part by part."""
+    """Run rows through the network: ``segments`` are how many rows each cache gets, in turn. ``observed``: the
+    stage that somebody looks at (empty: all); ``scored``: whether the logits of all rows are wanted, part by part."""
 
     rows: StepRows
     segments: Sequence[tuple[int, StoreState]]
     injected: InjectedShape | None = None
-    observed: bool = False
+    observed: str | None = None
     scored: bool = False
 
 
