@@ -78,9 +78,10 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/python -m tools.journal_references
 
-# The documentation as pages in site/, from docs/ and the docstrings; a warning is an error.
+# The documentation as pages in site/, from docs/, journal/ and the docstrings; a warning, as of a dead link, is an error.
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --quiet --strict
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env --conf-dir docs . site
+	@echo "== $(CURDIR)/site/docs/index.html"
 
 # A wheel in dist/ for any Python 3 and for systems as old as its tag says (auditwheel).
 wheel: $(VENV)/.wheel

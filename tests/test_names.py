@@ -18,13 +18,13 @@ from lluda.weights.declared_formats import metadata_key
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 OPTIONS_OF_OTHERS = {
     *{"--revision", "--include", "--exclude", "--local-dir"},  # hf download
     *{"--abbrev", "--always", "--dirty", "--no-optional-locks", "--porcelain", "--short", "--untracked-files"},  # git
-    "--no-deps",  # pip
+    *{"--index-url", "--no-deps"},  # pip
     "--kl-divergence",  # llama-perplexity
 }
 OPTIONS_OF_MODULES = {"--layers"}

@@ -47,8 +47,8 @@ class ConversationModel(Protocol):
 
 @dataclass(slots=True)
 class Conversation:
-    """The messages so far. A turn begins with the rows that the engine retains of the turn before, and computes only
-    what is new.
+    """The ``messages`` so far with ``model``, and the ``options`` of every turn. A turn begins with the rows that the
+    engine retains of the turn before, and computes only what is new.
 
     In ``messages`` a medium of an earlier turn is what was made of it then (`EncodedMedia`), whatever became of its
     file or array since.

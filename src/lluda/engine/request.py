@@ -24,8 +24,9 @@ which in deterministic mode gives what a fresh prefill gives to the bit; ``none`
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token of sequence ``index``: the text that became safe to show with it (may be empty), where
-    log-probabilities were asked for, its own and the most likely alternatives'."""
+    """One generated token of sequence ``index``: its ``id``, the ``text`` that became safe to show with it (may be
+    empty) and, where log-probabilities were asked for, its own (``logprob``) and those of the most likely alternatives
+    (``top``: ids and log-probabilities)."""
 
     index: int
     id: int
@@ -45,10 +46,11 @@ class PromptLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished answer. ``finish_reason``: ``stop`` (end-of-text id, stop id or stop string, or a constraint that
-    nothing can follow), ``length`` or ``cancelled``. Seconds: ``prefill_seconds`` from the sequence's start to its
-    first token, ``decode_seconds`` from there to its last. ``reused_tokens`` of the prompt were taken from an earlier
-    request. ``prompt_logprobs``: the tokens of `PromptLogprobs`."""
+    """A finished answer, sequence ``index`` of the request: its ``text``, and its ``tokens`` with their ids by
+    themselves (``token_ids``). ``finish_reason``: ``stop`` (end-of-text id, stop id or stop string, or a constraint
+    that nothing can follow), ``length`` or ``cancelled``. Seconds: ``prefill_seconds`` from the sequence's start to its
+    first token, ``decode_seconds`` from there to its last. Of the ``prompt_tokens``, ``reused_tokens`` were taken from
+    an earlier request. ``prompt_logprobs``: the tokens of `PromptLogprobs`."""
 
     index: int
     text: str
@@ -69,8 +71,8 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class SpeechChunk:
-    """Samples of sequence ``index`` that follow those of its chunk before, mono float32 in [-1, 1]; the ``codes`` of
-    the frames that completed them; ``seconds`` since the request."""
+    """The ``samples`` of sequence ``index`` that follow those of its chunk before, mono float32 ``[n]`` in [-1, 1]; the
+    ``codes`` of the frames that completed them, 16 each; ``seconds`` since the request."""
 
     samples: NDArray[np.float32]
     codes: tuple[tuple[int, ...], ...]
@@ -82,7 +84,9 @@ class SpeechChunk:
 class SpeechCompletion:
     """The end of the speech ``index``, of ``frames`` and ``samples`` in all. ``finish_reason``: ``stop`` (the talker
     ended it), ``length`` (max_frames), ``runaway`` (the guard: so long a speech cannot be the text's), ``silent``
-    (there was no text to speak) or ``cancelled``. Seconds since the request; None for what did not happen."""
+    (there was no text to speak) or ``cancelled``. Seconds since the request: of the first token
+    (``first_text_seconds``), the first samples (``first_audio_seconds``; each None if there was none) and the end
+    (``seconds``)."""
 
     frames: int
     samples: int
