@@ -138,10 +138,10 @@ def test_code2wav_that_fails_ends_the_answers_that_it_was_making_sound_of(model,
 def test_a_talker_prompt_that_cannot_be_made_is_no_one_elses(model, monkeypatch):
     alone, real = heard(asked(model, 3)), TalkerPromptBuilder.build
 
-    def build(self, prompt, media, first, speaker):
+    def build(self, prompt, media, first, speaker, known):
         if speaker == "chelsie":
             raise ValueError("injected")
-        return real(self, prompt, media, first, speaker)
+        return real(self, prompt, media, first, speaker, known)
 
     monkeypatch.setattr(TalkerPromptBuilder, "build", build)
     good, bad = asked(model, 3), asked(model, 4)
