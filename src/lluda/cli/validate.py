@@ -42,7 +42,11 @@ _COLUMNS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     options.add_model(parser, required=False)
-    parser.add_argument("--reference", default="transformers", help="transformers (default), or llama.cpp for a .gguf")
+    parser.add_argument(
+        "--reference", default="transformers",
+        help="transformers (default), llama.cpp for a .gguf, or mistralrs for a safetensors folder (greedy tokens and "
+        "their likeliest log-probabilities)",
+    )  # fmt: skip
     parser.add_argument(
         "--tokens", type=int, metavar="N", help=f"ids to run (default {_DEFAULT_TOKENS}; of a --prompt: the first N)"
     )

@@ -32,8 +32,18 @@ from lluda.evaluation.distribution import compare_distributions
 from lluda.evaluation.llama_cpp_reference import LlamaCppReference, require_llama_cpp
 from lluda.evaluation.lluda_components import LludaComponents, position_rows
 from lluda.evaluation.lluda_talker import LludaTalker, TalkerInput, TalkerTrace
+from lluda.evaluation.mistralrs_reference import MistralRsReference, require_mistralrs
 from lluda.evaluation.parity import StageParity, compare_greedy, compare_traces
-from lluda.evaluation.trace import Continuation, Recorder, Stages, Trace, continue_greedily, release_memory, trace
+from lluda.evaluation.trace import (
+    Continuation,
+    Implementation,
+    Recorder,
+    Stages,
+    Trace,
+    continue_greedily,
+    release_memory,
+    trace,
+)
 from lluda.evaluation.transformers_components import TransformersComponents, TransformersDecoder, text_decoder
 from lluda.evaluation.transformers_loading import require_transformers, widened
 from lluda.evaluation.transformers_talker import ReferenceTrace, TransformersTalker
@@ -53,8 +63,11 @@ from lluda.models.vision_encoder import VisionOutput
 
 Note = Callable[[str], None]
 
-_DISTRIBUTIONS = {"transformers": "transformers", "llama.cpp": "llama-cpp-python"}
+_DISTRIBUTIONS = {"transformers": "transformers", "llama.cpp": "llama-cpp-python", "mistralrs": "mistralrs"}
 _WIDENED_WHOLE = ("audio_encoder", "vision_encoder", "code2wav")
+
+_LIKELIEST = "logits of the likeliest"
+"""Log-probabilities of the ids that the reference holds likeliest."""
 
 _ALONE = "each recording is run alone: transformers' rows of one depend on what shares its batch (spec section 3.2)"
 _AUDIO_CONFIG = "the talker's config is given n_window, for which transformers 5.23 raises (spec section 6.2)"
@@ -67,7 +80,7 @@ def validate(
     files: ModelFiles, options: LoadOptions, request: ValidationRequest, note: Note = lambda _: None
 ) -> Validation:
     """Run and compare. ``options`` say how lluda is loaded (its dtype is the reference's too); ``note`` is told what
-    begins. Against llama.cpp lluda runs in float32.
+    begins. Against llama.cpp and mistralrs lluda runs in float32.
 
     Raises:
         InvalidRequest: a component that is not there, or that the input does not reach; an id outside the vocabulary.
@@ -81,8 +94,10 @@ def validate(
     # Before lluda's run, which may take minutes.
     if request.reference == "transformers":
         require_transformers()
-    else:
+    elif request.reference == "llama.cpp":
         require_llama_cpp(files.path)
+    else:
+        require_mistralrs(files.path, files.config)
     return _Run(files, replace(options, dtype=dtype), request, note).validation()
 
 
@@ -90,9 +105,13 @@ def _dtype(files: ModelFiles, options: LoadOptions, request: ValidationRequest) 
     if request.reference == "transformers":
         return resolve_dtype(options.dtype, files.config.dtype)
     if files.config.omni is not None:
-        raise InvalidRequest("an Omni model is held against transformers, not llama.cpp; leave --reference out")
+        raise InvalidRequest(
+            f"an Omni model is held against transformers, not {request.reference}; leave --reference out"
+        )
     if options.dtype not in ("auto", "f32"):
-        raise InvalidRequest(f"against llama.cpp lluda runs in f32, not {options.dtype!r:.20}; leave --dtype out")
+        raise InvalidRequest(
+            f"against {request.reference} lluda runs in f32, not {options.dtype!r:.20}; leave --dtype out"
+        )
     return "f32"
 
 
@@ -200,12 +219,14 @@ class _Run:
             ours = self.ours.decoder(prompt, captured)
             stages = dict(trace(ours, ids, self.request.rows_per_step if judged else len(ids)).stages)
             tokens = continue_greedily(ours, ids, self.request.greedy)
+            if judged and self.request.reference == "mistralrs":
+                self._against_mistralrs(name, ours, ids, tokens)
             self.backend = ours.network.describe()  # after the run: it tells what ran on torch operations
         del ours
         release_memory()
         if judged and self.request.reference == "llama.cpp":
             self._against_llama_cpp(name, ids, stages["logits"], tokens)
-        elif judged:
+        elif judged and self.request.reference == "transformers":
             self._against_transformers(name, prompt, stages, tokens)
         hidden = [captured.hidden[row] for row in captured.rows] if captured else []
         return TalkerInput(prompt, self._answer(tokens), torch.stack(hidden).cpu() if hidden else torch.empty(0))
@@ -242,6 +263,17 @@ class _Run:
         distribution = compare_distributions(logits, theirs.stages["logits"])
         greedy = compare_greedy(tokens, their_tokens) if self.request.greedy else None
         self._add(name, stages, greedy=greedy, distribution=distribution)
+
+    def _against_mistralrs(self, name: str, ours: Implementation, ids: list[int], tokens: Continuation) -> None:
+        """Its greedy tokens, and along them both sides' log-probabilities of the ids that it holds likeliest."""
+        with self._timed(name, "mistralrs"):
+            theirs = MistralRsReference(self.files.path, self.files.config).continue_greedily(ids, self.request.greedy)
+        along = [*ids, *theirs.tokens[:-1]]
+        logits = trace(ours, along, self.request.rows_per_step).stages["logits"][-len(theirs.tokens) :]
+        mine = logits.float().log_softmax(-1).gather(-1, theirs.ids)
+        traces = Trace("lluda", {_LIKELIEST: mine}), Trace("mistralrs", {_LIKELIEST: theirs.log_probabilities})
+        greedy = compare_greedy(tokens, theirs.continuation())
+        self._add(name, compare_traces(*traces, None, self.tolerance), greedy=greedy, of_likeliest=True)
 
     def _answer(self, tokens: Continuation) -> tuple[int, ...]:
         """The ids before the one that ends the answer; the input's own where that is none."""

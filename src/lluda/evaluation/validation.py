@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from lluda.evaluation.inputs import ValidationInput
 from lluda.evaluation.parity import GreedyParity, StageParity
 from lluda.models.components import BY_NAME, COMPONENTS
 
-REFERENCES = ("transformers", "llama.cpp")
+REFERENCES = ("transformers", "llama.cpp", "mistralrs")
 
 TOLERANCES = {"f32": 1e-4, "bf16": 0.25, "f64": 1e-6}
 """Error at a position, as a share of the reference's range there, from which on a stage counts as diverged."""
@@ -22,6 +22,9 @@ LLAMA_CPP_TOLERANCE = 0.1
 """The same for llama.cpp, which rounds activations to 8 bits where weights are quantised."""
 
 LLAMA_CPP_THRESHOLDS = {"correlation": 0.998, "mean_kl": 0.02}
+
+MISTRALRS_NATS = 1e-3
+"""How far apart a log-probability may be that mistralrs gives of a likely id."""
 
 DEFAULT_FRAMES = 40
 """Of speech: 3.2 s."""
@@ -101,6 +104,8 @@ class ValidationRequest:
             raise InvalidRequest("nothing to run: give at least one token")
         if self.rows_per_step < 1:
             raise InvalidRequest(f"rows_per_step must be at least 1, not {self.rows_per_step}")
+        if self.reference == "mistralrs" and self.greedy < 1:
+            raise InvalidRequest("mistralrs shows only the tokens it chooses; compare at least one (--greedy 16)")
         if self.greedy < 0:
             raise InvalidRequest(f"greedy must be 0 (off) or a number of tokens, not {self.greedy}")
         if self.frames < 1:
@@ -154,13 +159,15 @@ class Threshold:
 @dataclass(frozen=True, slots=True)
 class ComponentParity:
     """One component. ``greedy``: tokens or codes chosen; ``distribution``: of llama.cpp, of which only logits are
-    observed; ``corrections``: where the expectation is not what transformers itself would compute, and why."""
+    observed; ``of_likeliest``: the stage holds log-probabilities of the likeliest ids, which are all that mistralrs
+    gives; ``corrections``: where the expectation is not what transformers itself would compute, and why."""
 
     component: str
     dtype: str
     stages: tuple[StageParity, ...]
     greedy: GreedyParity | None = None
     distribution: DistributionParity | None = None
+    of_likeliest: bool = False
     corrections: tuple[str, ...] = ()
 
     @property
@@ -191,6 +198,12 @@ class ComponentParity:
                 self._held("correlation of the logits", correlation, LLAMA_CPP_THRESHOLDS["correlation"], least=True),
                 self._held("mean KL in nats", mean_kl, LLAMA_CPP_THRESHOLDS["mean_kl"]),
             )
+        if self.of_likeliest:
+            largest = max(stage.max_abs_error for stage in self.stages)
+            return (
+                self._held("largest difference of a likely id's log-probability in nats", largest, MISTRALRS_NATS),
+                *self._of_greedy(),
+            )
         found = list(self._of_stages())
         if self.dtype == "bf16":
             if self.ratio is not None:
@@ -199,9 +212,12 @@ class ComponentParity:
         rung = RUNGS[self.component]
         errors = [stage.max_abs_error if rung.absolute else stage.relative_error for stage in self.ends]
         found.insert(0, self._held(rung.quantity, max(errors), rung.limit[self.dtype]))
+        return (*found, *self._of_greedy())
+
+    def _of_greedy(self) -> Iterator[Threshold]:
         if self.greedy:
-            found.append(self._held(f"share of equal {rung.choices}", self.greedy.agreement, 1.0, least=True))
-        return tuple(found)
+            choices = RUNGS[self.component].choices
+            yield self._held(f"share of equal {choices}", self.greedy.agreement, 1.0, least=True)
 
     def _of_stages(self) -> list[Threshold]:
         found = []

@@ -16,12 +16,11 @@ import mistralrs
 
 from lluda.bench.job import Job
 from lluda.bench.session import EngineInfo, Session
-
-_ARCHITECTURES = {"qwen3": "Qwen3", "qwen3_moe": "Qwen3Moe", "llama": "Llama"}
+from lluda.convert.mistralrs_folder import ARCHITECTURES
 
 
 def open_session(job: Job) -> Session:
-    """Load the folder that `lluda.bench.peer_files` made, whose tokenizer spells id 7 as ``t7``."""
+    """Load the folder that `lluda.convert.mistralrs_folder` made, whose tokenizer spells id 7 as ``t7``."""
     return MistralRsSession(job)
 
 
@@ -35,7 +34,7 @@ class MistralRsSession:
         model_type = json.loads((Path(job.model) / "config.json").read_text())["model_type"]
         which = mistralrs.Which.Plain(
             model_id=job.model,
-            arch=getattr(mistralrs.Architecture, _ARCHITECTURES[model_type]),
+            arch=getattr(mistralrs.Architecture, ARCHITECTURES[model_type]),
             dtype=mistralrs.ModelDType.F32,
         )
         # No prefix cache: the same prompt must be computed again each time.
