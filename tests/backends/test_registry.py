@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import lluda
-from lluda.backends import backend_names, memory_available, register, registry, select_backend
+from lluda.backends import backend_names, best_device, memory_available, register, registry, select_backend
 from lluda.backends.backend import Precision
 from lluda.backends.capabilities import BackendRequest, Capabilities
 from lluda.backends.device import DeviceRuntime, runtime_of
 from lluda.backends.entry import BackendEntry
 from lluda.backends.reference.backend import ReferenceBackend
 from lluda.backends.registry import support
+from lluda.engine.loading.loading import LoadOptions
 from lluda.errors import InvalidRequest, MissingDependency
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
@@ -47,6 +49,21 @@ def test_a_registered_backend_is_chosen_by_name_and_by_itself():
     assert select_backend("auto", "cpu", "f64").name == "reference"  # which it does not do
     with pytest.raises(InvalidRequest, match="choose one of auto, cpu, cuda, reference, toy, wgpu"):
         select_backend("toi", "cpu", "f32")
+
+
+def test_auto_is_the_first_gpu_that_is_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("lluda.backends.wgpu.adapter.choose", _no_adapter)
+    assert best_device() == "cpu" == LoadOptions(device="auto").device
+    monkeypatch.setattr("lluda.backends.wgpu.adapter.choose", lambda _: SimpleNamespace(device="wgpu:1"))
+    assert best_device() == "wgpu:1"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert best_device() == "cuda" == LoadOptions(device="auto").device
+    assert LoadOptions().device == "cpu"
+
+
+def _no_adapter(_: str) -> None:
+    raise InvalidRequest("only a software driver was found")
 
 
 def test_what_cannot_be_had_is_passed_over_and_named():

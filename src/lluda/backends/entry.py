@@ -18,13 +18,14 @@ class BackendEntry:
     MissingDependency where that is not there; its last argument says why a backend before it could not be had.
     ``runtime``, of a backend that brings a kind of device, is what the host asks of that. ``foreign`` is the same for
     devices that torch knows nothing of, by name; it raises InvalidRequest where there is none of that name, and
-    MissingDependency."""
+    MissingDependency. ``gpu`` gives the name of the GPU that it would take here; None if there is none."""
 
     name: str
     capabilities: Capabilities
     make: Callable[[BackendRequest, str], ComputeBackend]
     runtime: Callable[[torch.device], DeviceRuntime] | None = None
     foreign: Callable[[str], DeviceRuntime] | None = None
+    gpu: Callable[[], str | None] = lambda: None
 
     def refusal(self, request: BackendRequest) -> str | None:
         """Why it does not do ``request``; None if it does."""

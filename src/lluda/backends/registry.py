@@ -140,6 +140,11 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
+def best_device() -> str:
+    """What device ``auto`` is: the first GPU that a backend finds here, in the order of `backend_names`, or ``cpu``."""
+    return next((found for entry in _ENTRIES.values() if (found := entry.gpu())), "cpu")
+
+
 def memory_available(name: str) -> int:
     """Bytes free now on the device ``name``; those of the machine where it shares them. Errors as `usable_device`."""
     return device_runtime(name).memory_available()

@@ -133,7 +133,10 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
     """Where to load to, and what decides how much memory that takes."""
     group = parser.add_argument_group("memory")
     group.add_argument("--dtype", default="auto", metavar="T", help="auto (default: as released), bf16, f32 or f64")
-    group.add_argument("--device", default="cpu", metavar="D", help="cpu (default), cuda, cuda:1, wgpu, wgpu:1, …")
+    group.add_argument(
+        "--device", default="cpu", metavar="D",
+        help="cpu (default), cuda, cuda:1, wgpu, wgpu:1, …, or auto: the GPU that is there, else the CPU",
+    )  # fmt: skip
     group.add_argument(
         "--place", default="", metavar="C=D,…",
         help="devices of single Omni components: thinker=cuda:0,code2wav=cpu; of any mixture of experts: experts=cpu",

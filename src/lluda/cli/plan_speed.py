@@ -72,7 +72,8 @@ def predict(args: argparse.Namespace, files: ModelFiles) -> Speeds:
 
     if args.bandwidth is not None:
         told = Products(args.bandwidth * 1e9, args.flops * 1e12)
-        return {name: rows(name, told, args.device.partition(":")[0]) for name in FORMATS}
+        device = LoadOptions(**options.load_options(args)).device
+        return {name: rows(name, told, device.partition(":")[0]) for name in FORMATS}
     found: Speeds = {}
     for name in FORMATS:
         chosen = LoadOptions(**{**options.load_options(args), **load_options(name)})

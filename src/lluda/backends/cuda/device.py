@@ -10,6 +10,11 @@ from torch import Tensor
 from lluda.backends.device import DeviceRuntime
 
 
+def gpu() -> str | None:
+    """``cuda`` where torch sees such a GPU."""
+    return "cuda" if torch.cuda.is_available() else None
+
+
 class CudaRuntime(DeviceRuntime):
     """Its current stream is what is waited for."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lluda.backends.backend import ComputeBackend, Precision
 from lluda.backends.capabilities import BackendRequest
 from lluda.backends.cuda.capabilities import CAPABILITIES
-from lluda.backends.cuda.device import CudaRuntime
+from lluda.backends.cuda.device import CudaRuntime, gpu
 from lluda.backends.entry import BackendEntry
 from lluda.errors import MissingDependency
 
@@ -23,4 +23,4 @@ def _make(request: BackendRequest, _remark: str) -> ComputeBackend:
     return CudaBackend(request.device, Precision.of(request.dtype), packed=packed, q8_0_rows=q8_0_rows)
 
 
-ENTRY = BackendEntry("cuda", CAPABILITIES, _make, CudaRuntime)
+ENTRY = BackendEntry("cuda", CAPABILITIES, _make, CudaRuntime, gpu=gpu)

@@ -7,6 +7,7 @@ from lluda.backends.capabilities import BackendRequest
 from lluda.backends.device import DeviceRuntime
 from lluda.backends.entry import BackendEntry
 from lluda.backends.wgpu.capabilities import CAPABILITIES
+from lluda.errors import InvalidRequest, MissingDependency
 
 
 def _make(request: BackendRequest, _remark: str) -> ComputeBackend:
@@ -25,4 +26,13 @@ def _runtime(name: str) -> DeviceRuntime:
     return WgpuRuntime(name)
 
 
-ENTRY = BackendEntry("wgpu", CAPABILITIES, _make, foreign=_runtime)
+def _gpu() -> str | None:
+    from lluda.backends.wgpu.adapter import choose
+
+    try:
+        return choose(CAPABILITIES.device_types[0]).device
+    except (InvalidRequest, MissingDependency):  # a software driver alone, none, or no wgpu-py
+        return None
+
+
+ENTRY = BackendEntry("wgpu", CAPABILITIES, _make, foreign=_runtime, gpu=_gpu)

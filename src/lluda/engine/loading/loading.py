@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lluda.backends import kept_formats, select_backend
+from lluda.backends import best_device, kept_formats, select_backend
 from lluda.backends.backend import ComputeBackend
 from lluda.backends.capabilities import KEEPS_STORED
 from lluda.backends.group import Group
@@ -90,22 +90,22 @@ MAX_THREADS = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """How to load. ``dtype``: auto (as released), bf16, f32, f64. ``device``: any torch device. ``place``: devices of
-    single components of an Omni model (`placement.py`), as a mapping or as ``thinker=cuda:0,code2wav=cpu``;
-    the others are on ``device``; ``experts=cpu`` puts the mixture blocks of any mixture-of-experts model apart.
-    ``backend``: auto or a name. ``weights``: auto (as stored, which for Q8_0 holds in
-    BF16 runs), bf16 (packed and Q8_0 ones are decoded), packed to 12 bits without loss (cpu, cuda; Q8_0 ones stay),
-    or blocked, a copy in oneDNN's order (reference backend in BF16; its auto). ``activations``: what Q8_0 weights
-    multiply, exact rows or rows rounded to q8_0 as in llama.cpp. ``max_context``: positions a sequence may have
-    (default: the model's limit, at most 8192). ``kv_cache``: growing or preallocated; ``kv_dtype``: auto (as dtype),
-    bf16, f32. ``prefill_chunk``: prompt rows computed at once (default: 2048 on a GPU, 512 elsewhere).
-    ``max_sequences``: sequences of a whole context that the KV cache holds at once (default: 8, or as many as fit);
-    shorter ones run in greater numbers. ``deterministic``: each answer is to the bit what it is alone, whoever runs
-    beside it and whatever ran before (the reference backend always is). ``threads``: CPU threads. ``check_tensors``:
-    auto (warn of strange values where they are read in any case), or read every value, and warn or fail; off.
-    ``rope_scaling``: in place of the checkpoint's own, an object as in config.json, or that as JSON (docs/numerics.md,
-    YaRN). ``tensor_parallel``: processes that share the model, each with a slice of it and, of GPUs, one of its own
-    (docs/scaling.md). ``allow_*`` accept what is refused by default."""
+    """How to load. ``dtype``: auto (as released), bf16, f32, f64. ``device``: any torch device, wgpu, or auto: the GPU
+    that is there, else the CPU (it then holds that one's name). ``place``: devices of single components of an Omni
+    model (`placement.py`), as a mapping or as ``thinker=cuda:0,code2wav=cpu``; the others are on ``device``;
+    ``experts=cpu`` puts the mixture blocks of any mixture-of-experts model apart. ``backend``: auto or a name.
+    ``weights``: auto (as stored, which for Q8_0 holds in BF16 runs), bf16 (packed and Q8_0 ones are decoded), packed to
+    12 bits without loss (cpu, cuda; Q8_0 ones stay), or blocked, a copy in oneDNN's order (reference backend in BF16;
+    its auto). ``activations``: what Q8_0 weights multiply, exact rows or rows rounded to q8_0 as in llama.cpp.
+    ``max_context``: positions a sequence may have (default: the model's limit, at most 8192). ``kv_cache``: growing or
+    preallocated; ``kv_dtype``: auto (as dtype), bf16, f32. ``prefill_chunk``: prompt rows computed at once (default:
+    8192 on a GPU, 512 elsewhere). ``max_sequences``: sequences of a whole context that the KV cache holds at once
+    (default: 8, or as many as fit); shorter ones run in greater numbers. ``deterministic``: each answer is to the bit
+    what it is alone, whoever runs beside it and whatever ran before (the reference backend always is). ``threads``: CPU
+    threads. ``check_tensors``: auto (warn of strange values where they are read in any case), or read every value, and
+    warn or fail; off. ``rope_scaling``: in place of the checkpoint's own, an object as in config.json, or that as JSON
+    (docs/numerics.md, YaRN). ``tensor_parallel``: processes that share the model, each with a slice of it and, of GPUs,
+    one of its own (docs/scaling.md). ``allow_*`` accept what is refused by default."""
 
     dtype: str = "auto"
     device: str = "cpu"
@@ -134,6 +134,8 @@ class LoadOptions:
         if self.threads is not None and self.threads > MAX_THREADS:
             raise InvalidRequest(f"threads must be at most {MAX_THREADS}, not {self.threads}; take one for each core")
         read_placement(self.place)
+        if self.device == "auto":
+            object.__setattr__(self, "device", best_device())
 
     def on_rank(self) -> LoadOptions:
         """For one of several processes: on the GPU that is its own, or with its part of the CPU's threads."""
