@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -11,8 +12,10 @@ from lluda.errors import InvalidRequest
 from lluda.serving.metrics import Metrics
 from lluda.serving.replicas import membership
 from lluda.serving.replicas.all_metrics import merged
+from lluda.serving.replicas.app_arguments import AppArguments
 from lluda.serving.replicas.plan import on_this_machine, replica_range
 from lluda.serving.settings import Settings
+from tests.test_names import ROOT
 
 
 @pytest.mark.parametrize("text", ["", "three", "1:", ":2", "1:2:3"])
@@ -47,6 +50,36 @@ def test_replicas_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = on_this_machine("m", Settings(), {"threads": None}, "1:3")
     assert (plan.least, plan.most, plan.cpus, plan.options["threads"]) == (1, 3, 2, 2)
     assert on_this_machine("m", Settings(), {"threads": 5}, "3").cpus == 5
+
+
+def test_arguments_of_a_config_are_a_plan() -> None:
+    given = {"model": "m", "replicas": "1:4", "gpus": 1, "load": {"device": "cuda"}, "limits": {"running": 8}}
+    plan = AppArguments.read(given).plan()
+    assert (plan.model, plan.least, plan.most, plan.gpus, plan.options) == ("m", 1, 4, 1, {"device": "cuda"})
+    assert plan.settings.limits.running == 8
+    assert AppArguments.read({"replicas": "3"}).plan().least == 3, "as on serve run's command line"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"modle": "m"}, "argument modle of the application: Extra inputs are not permitted; there are model, "),
+        ({"gpus": -1}, "argument gpus of the application: Input should be greater than or equal to 0"),
+        ({"limits": {"speed": 3}}, "no limit is called 'speed'"),
+        ({"replicas": "many"}, "--replicas many"),
+        ({"api_key_file": "no/such/file"}, "the API keys cannot be read"),
+    ],
+)
+def test_what_a_config_cannot_ask_for(given: dict[str, object], said: str) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(said)):
+        AppArguments.read(given).plan()
+
+
+def test_the_documented_config_is_one() -> None:
+    text = (ROOT / "contrib/ray-serve.yaml").read_text()
+    assert "import_path: lluda.serving.ray_app:app" in text
+    names = re.findall(r"^      (\w+):", text, re.MULTILINE)
+    assert set(names) <= set(AppArguments.model_fields) and "replicas" in names
 
 
 def test_a_replica_hears_once_that_it_gets_no_more_requests() -> None:
