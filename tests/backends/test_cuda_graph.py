@@ -32,6 +32,7 @@ from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.engine.speech.frames import FrameGenerator
 from lluda.engine.speech.speech_graphs import SpeechGraphs
 from lluda.engine.speech.speech_params import SpeechParams
+from lluda.engine.warm_up import warm_up
 from lluda.errors import LludaError, OutOfMemory
 from lluda.models.causal_lm import CausalLM
 from lluda.models.code2wav import Code2Wav, code2wav_parameters
@@ -364,6 +365,7 @@ def test_a_prompt_is_launched_without_waiting():
         ours.prefill([3, 1, 4, 1, 5, 9], cache)
     x, segments = torch.randn(6, 48, device=DEVICE), [Segment(0, 6, cache)]
     positions = torch.arange(6, 12, device=DEVICE)
+    ours.model.decoder.run = torch.inference_mode()(ours.model.decoder.run)
     assert host_waits(lambda: ours.model.decoder.run(x, positions, segments)) == 0
 
 
@@ -420,6 +422,30 @@ def test_speech_is_the_same_in_any_placement(speaking, place):
     (codes, samples), (codes_apart, samples_apart) = found
     assert codes == codes_apart
     torch.testing.assert_close(samples, samples_apart, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="nothing is captured without a GPU")
+def test_nothing_is_captured_after_warming_up():
+    ours = generator(SPARSE, cuda_backend())
+    assert warm_up(ours, 4, stage="layers.0") > 0
+    backend = ours.model.backend
+    prompts = [graphs for (_, kind), graphs in backend._prompts.items() if not kind.stage]
+    seconds = [graphs.warm_up_seconds for graphs in backend._prompts.values()]
+    cache = ours.new_cache()
+    for end in (1, 2, 19, 20):
+        ours.prefill(list(range(end)), cache)
+    ours.greedy_step([1, 2, 3], [ours.new_cache() for _ in range(3)])
+    assert len(prompts) == 1 and len(backend._prompts) == 2 and min(seconds) > 0
+    assert [graphs.warm_up_seconds for graphs in backend._prompts.values()] == seconds
+    assert {rows for rows, _ in ours._graphs} == {1, 2, 4}
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="what is captured is another test's")
+def test_where_nothing_is_captured_warming_up_runs_each_step_once():
+    ours = generator(DENSE | {"num_hidden_layers": 1}, cuda_backend())
+    ours.model.backend.prompt_rows = (1, 3)
+    assert warm_up(ours, 2) > 0
+    assert sorted(ours._graphs) == [(1, False), (1, True), (2, False), (2, True)]
 
 
 def test_segments_of_a_device_step_are_alike():

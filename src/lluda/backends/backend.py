@@ -214,11 +214,16 @@ class ComputeBackend(ABC):
         kv_dtype: torch.dtype,  # noqa: ARG002
         *,
         sampled: bool = False,  # noqa: ARG002
+        capture: bool = True,  # noqa: ARG002
     ) -> CapturedDecode | None:
         """Steps of ``rows`` sequences, one row each, as one launch of the whole of ``run``, over stores that hold
         ``kv_dtype``; each row's id is that of the largest logit or, ``sampled``, chosen by the row's `RowSampling`.
-        None: this backend runs them operation by operation."""
+        None: this backend runs them operation by operation. Without ``capture`` (to compare, to compile) launches go
+        out one by one."""
         return None
+
+    def compile(self, works: Sequence[Callable[[], object]]) -> None:  # noqa: B027
+        """Compile what ``works`` launch, side by side, where that takes long; what they compute is of no interest."""
 
     def new_graph(
         self,

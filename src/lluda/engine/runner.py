@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ Score = Callable[[int, Tensor], None]
 SCORED_ROWS = 128
 """Rows of a prompt whose logits there are at once, where they are wanted: 78 MB of a vocabulary of 151,936."""
 
-PREFILL_CHUNK, GPU_PREFILL_CHUNK = 512, 2048
+PREFILL_CHUNK, GPU_PREFILL_CHUNK = 512, 8192
 """Rows of a prompt computed at once, on a CPU and on a GPU."""
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
@@ -59,7 +60,7 @@ class Runner:
         self.prefill_chunk = prefill_chunk
         self.deterministic = deterministic or model.backend.name == "reference"
         self._graphs: dict[tuple[int, bool], CapturedDecode | None] = {}
-        self._padding: list[KVCache] = []
+        self._padding: KVCache | None = None
 
     def new_cache(self, capacity: int | None = None) -> KVCache:
         """An empty cache for one sequence, with memory for ``capacity`` positions where it is known."""
@@ -319,9 +320,8 @@ class Runner:
         self, graph: CapturedDecode, ids: Sequence[int], caches: Sequence[KVCache], sampling: Sequence[RowSampling] = ()
     ) -> None:
         """The step of the sequences; the rows that fill up a bucket write where nobody looks."""
-        while len(self._padding) < graph.rows - len(caches):
-            self._padding.append(self._padding_cache())
-        padding = self._padding[: graph.rows - len(caches)]
+        self._padding = self._padding or self._padding_cache()
+        padding = [self._padding] * (graph.rows - len(caches))
         positions = _next_positions((*caches, *padding))
         filled = [*sampling, *[ARGMAX] * len(padding)] if sampling else ()
         with self._leading_launch(ids, caches, sampled=bool(sampling)):
@@ -339,8 +339,9 @@ class Runner:
         return self._leader.leading(Launch(ids, [state_of(cache) for cache in caches], sampled))
 
     def _padding_cache(self) -> KVCache:
-        """Of this rank alone: each has its own."""
-        return KVCache(self.model.cached_config, self.cache_options, self.model.backend.device, 1)
+        """Of one position, of this rank alone. All rows that fill up are the same row, and write the same to it."""
+        options = replace(self.cache_options, max_length=1)
+        return KVCache(self.model.cached_config, options, self.model.backend.device)
 
 
 def _next_positions(caches: Sequence[KVCache]) -> list[float]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from lluda.backends.components import StageObserver
+import torch
+
+from lluda.backends.capture import ARGMAX
+from lluda.backends.components import Observer, StageObserver
+from lluda.engine.kv_cache import STORAGE_DTYPES
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.runner import BUCKETS, Runner
 from lluda.engine.sampling.sampler import Sampler
@@ -13,27 +17,60 @@ from lluda.engine.sampling.sampling_params import SamplingParams
 
 
 def warm_up(runner: Runner, sequences: int = BUCKETS[-1], *, stage: str = "") -> float:
-    """Run what the prompts and steps of up to ``sequences`` sequences launch, and the same prompts with an observer of
-    ``stage`` where there is one: seconds that it took; 0 where nothing is captured."""
+    """Run what prompts and the steps of up to ``sequences`` sequences launch, and the prompts of an answer that is
+    spoken, which show the rows of ``stage``, where there is one: seconds that it took; 0 where nothing is captured.
+
+    What has to be compiled is compiled first, side by side."""
     backend = runner.model.backend
     if not backend.captures:
         return 0.0
     begun = time.perf_counter()
-    for rows in (rows for rows in backend.prompt_rows if rows <= runner.cache_options.max_length):
-        for observer in (None, StageObserver(stage, lambda _: None)) if stage else (None,):
-            observe = None if observer is None else lambda _, observer=observer: observer
-            runner.prefill_rows(PromptRows([0] * rows), runner.new_cache(rows), rows, observe)
-    for count in _steps(sequences):
-        params = SamplingParams(seed=0).with_defaults({})
-        samplers = [Sampler(params, [], runner.model.config.vocab_size) for _ in range(count)]
-        runner.greedy_step([0] * count, [runner.new_cache(1) for _ in range(count)])
-        runner.choose_step([0] * count, [runner.new_cache(1) for _ in range(count)], samplers)
+    prompts = [rows for rows in backend.prompt_rows if rows <= runner.cache_options.max_length]
+    steps = list(_steps(sequences))
+    works = [lambda rows=rows: _prompt(runner, rows) for rows in prompts]
+    works += [lambda step=step: _step(runner, *step) for step in steps]
+    backend.compile(works)
+    for rows in prompts:
+        _prompt(runner, rows)
+        if stage:
+            _prompt(runner, rows, StageObserver(stage, lambda _: None))
+    cache = runner.new_cache(1)
+    for count, sampled in steps:
+        cache.truncate(0)
+        if sampled:
+            params, vocabulary = SamplingParams(temperature=1.0, top_k=20, seed=0), runner.model.config.vocab_size
+            samplers = [Sampler(params, [], vocabulary) for _ in range(count)]
+            runner.choose_step([0] * count, [cache] * count, samplers)
+        else:
+            runner.greedy_step([0] * count, [cache] * count)
     backend.synchronize()
     return time.perf_counter() - begun
 
 
-def _steps(sequences: int) -> Iterator[int]:
+def _steps(sequences: int) -> Iterator[tuple[int, bool]]:
+    """Sequences of each captured step, and whether it samples."""
     for count in BUCKETS:
-        yield count
+        yield count, False
+        yield count, True
         if count >= sequences:
             return
+
+
+def _prompt(runner: Runner, rows: int, observer: Observer | None = None) -> None:
+    observe: Callable[[int], Observer | None] | None = (lambda _: observer) if observer else None
+    runner.prefill_rows(PromptRows([0] * rows), runner.new_cache(rows), rows, observe)
+
+
+@torch.inference_mode()
+def _step(runner: Runner, count: int, sampled: bool) -> None:
+    """Launch by launch."""
+    graph = runner.model.backend.decode_graph(
+        lambda ids, positions, segments: runner.model(ids, positions, segments, None),
+        count,
+        STORAGE_DTYPES[runner.cache_options.dtype],
+        sampled=sampled,
+        capture=False,
+    )
+    if graph is not None:
+        graph.launch([0] * count, [0.0] * count, [runner.new_cache(1)] * count, [ARGMAX] * count if sampled else ())
+        graph.result()

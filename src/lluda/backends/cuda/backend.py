@@ -8,7 +8,9 @@ cuda.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -97,6 +99,7 @@ class CudaBackend(StreamVocoder, GraphEncoder):
         self._pdl = has_dependent_launch(device)
         self._experts: dict[MixtureBlock, Tensor | None] = {}
         self._uniforms: dict[MixtureBlock, MixtureBlock] = {}
+        self._capturing = device.type == "cuda"
         self._prompts: dict[tuple[DecoderLayers, Rows], PromptGraphs] = {}
         self._axes: dict[DecoderLayers, int] = {}
         self._pool: Any = None
@@ -252,9 +255,27 @@ class CudaBackend(StreamVocoder, GraphEncoder):
         """See `ComputeBackend.decode_graph`; without ``capture`` it runs launch by launch."""
         if not self._fused or kv_dtype not in _KERNEL_TYPES or rows > _STEP_ROWS:
             return None
-        on_gpu = self.device.type == "cuda"
+        capture = capture and self._capturing
         choose = self.choose if sampled else self.argmax
-        return DecodeGraph(run, choose, rows, kv_dtype, self.device, sampled=sampled, capture=capture and on_gpu)
+        return DecodeGraph(run, choose, rows, kv_dtype, self.device, sampled=sampled, capture=capture)
+
+    def compile(self, works: Sequence[Callable[[], object]]) -> None:
+        """See `ComputeBackend.compile`: most of the time the compiler runs without Python's lock."""
+        if self.device.type != "cuda" or not works:
+            return
+        self._capturing = False
+        try:
+            works[0]()  # makes what all share
+            with ThreadPoolExecutor(os.cpu_count(), initializer=self._use_device) as pool:
+                for done in [pool.submit(work) for work in works[1:]]:
+                    done.result()
+        finally:
+            self.synchronize()
+            self._capturing = True
+
+    def _use_device(self) -> None:
+        """As the current one of this thread."""
+        torch.cuda.set_device(self.device)
 
     def new_graph(self, body: Callable[[], None], *, capture: bool = True, state: Sequence[Tensor] = ()) -> Graph:
         """See `ComputeBackend.new_graph`."""
@@ -316,6 +337,8 @@ class CudaBackend(StreamVocoder, GraphEncoder):
         to an observer."""
         if len(segments) > 1 or len(x) > BUCKETS[-1] or not self._takes_prompt(segments[0]):
             return None
+        if not self._capturing and self.device.type == "cuda":
+            return None
         if observe is not None and not isinstance(observe, StageObserver):
             return None
         stage = observe.stage if observe is not None and observe.stage.startswith("layers.") else ""
@@ -325,7 +348,7 @@ class CudaBackend(StreamVocoder, GraphEncoder):
         cache = segments[0].store.reserve(len(x))[0].dtype
         kind = Rows(x.shape[1], x.dtype, axes if axes > 1 else 0, cache, stage)
         if (layers, kind) not in self._prompts:
-            capture = self.device.type == "cuda"
+            capture = self._capturing
             self._pool = self._pool or (torch.cuda.graph_pool_handle() if capture else None)
             run = partial(super().run_layers, layers)
             # Filling up saves launches; one by one they need none.

@@ -19,6 +19,8 @@ _FEW, _MANY = (64, 4, 2, 128), (32, 4, 2, 256)
 """Positions taken at once, warps, such steps under way, and positions for which it pays to ask another program, whose
 part must be added."""
 
+_ADDED = 64  # heads of parts that are added up at once
+
 EVERYTHING = 1 << 30
 TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
@@ -79,12 +81,40 @@ def _seen(q1, q2, k1, k2, v, valid, highest, total, mixed, DIM: tl.constexpr, CA
     return peak, total, mixed * shrink[:, None] + _weighted(weights, v, CACHE)
 
 
-@triton.jit(do_not_specialize=["layer"])
+@triton.jit
+def _added_up(part_ptr, stat_ptr, parts, used, out, whole, SPLITS: tl.constexpr, PADDED: tl.constexpr,
+              GROUP: tl.constexpr, MEMBERS: tl.constexpr, TOGETHER: tl.constexpr, WIDE: tl.constexpr,
+              DIM: tl.constexpr):  # fmt: skip
+    """What the ``used`` programs of one row and key head have found from ``parts`` on, as attended rows at ``out``."""
+    s, t, g = tl.arange(0, SPLITS), tl.arange(0, TOGETHER), tl.arange(0, MEMBERS)
+    wide = tl.arange(0, WIDE)
+    there = (s < used)[:, None] & (g < GROUP)[None, :]
+    stat = stat_ptr + ((parts + s)[:, None] * PADDED + g[None, :]) * 2
+    peaks = tl.load(stat, mask=there, other=float("-inf"), cache_modifier=".cg")
+    totals = tl.load(stat + 1, mask=there, other=0.0, cache_modifier=".cg")
+    highest = tl.max(peaks, 0)
+    highest = tl.where(highest == float("-inf"), 0.0, highest)  # where there is no head
+    total = tl.sum(totals * tl.exp(peaks - highest[None, :]), 0)
+    mixed = tl.zeros([TOGETHER, MEMBERS, WIDE], tl.float32)
+    for first in range(0, used, TOGETHER):
+        place = (parts + first + t)[:, None] * PADDED + g[None, :]
+        inside = (first + t < used)[:, None] & (g < GROUP)[None, :]
+        peak = tl.load(stat_ptr + place * 2, mask=inside, other=float("-inf"), cache_modifier=".cg")
+        its = part_ptr + place[:, :, None] * WIDE + wide[None, None, :]
+        its = tl.load(its, mask=inside[:, :, None] & whole[None, None, :], other=0.0, cache_modifier=".cg")
+        mixed += its * tl.exp(peak - highest[None, :])[:, :, None]
+    rows = tl.sum(mixed, 0) / tl.where(g < GROUP, total, 1.0)[:, None]
+    inside = (g < GROUP)[:, None] & whole[None, :]
+    tl.store(out[None, :] + g[:, None] * DIM, rows.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["layer", "splits", "least"])
 def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_ptr, part_ptr, stat_ptr, counter_ptr,
-            q_eps, k_eps, layer, window,
+            q_eps, k_eps, layer, window, splits, least,
             HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, WIDE: tl.constexpr, FRESH: tl.constexpr,
-            PADDED: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr,
-            NORM: tl.constexpr, CACHE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+            PADDED: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, SPLITS: tl.constexpr,
+            MEMBERS: tl.constexpr, TOGETHER: tl.constexpr, NORM: tl.constexpr, CACHE: tl.constexpr,
+            PDL: tl.constexpr):  # fmt: skip
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     GROUP: tl.constexpr = HEADS // KV_HEADS
     DIM: tl.constexpr = 2 * HALF
@@ -96,7 +126,7 @@ def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_pt
     capacity = tl.load(entry + 3)
     count = tl.minimum(length + index + 1, capacity).to(tl.int32)
     low = tl.maximum(count - window, 0)
-    per = tl.maximum(tl.cdiv(tl.cdiv(count - low, SPLITS), BLOCK) * BLOCK, LEAST)
+    per = tl.maximum(tl.cdiv(tl.cdiv(count - low, splits), BLOCK) * BLOCK, least)
     used = tl.cdiv(count - low, per)
     if split < used:
         start = low + split * per
@@ -107,7 +137,13 @@ def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_pt
         keys = tl.multiple_of(tl.load(entry).to(tl.pointer_type(CACHE)), 16) + place
         values = tl.multiple_of(tl.load(entry + 1).to(tl.pointer_type(CACHE)), 16) + place
         new = (length % capacity).to(tl.int32)  # the slot of this step's first row
-        slots = start + tl.arange(0, BLOCK)
+        # Where there is one new row, the block with its slot comes first; else the last, and the new rows at the end.
+        last = start + (end - 1 - start) // BLOCK * BLOCK
+        first = last
+        if FRESH == 1:
+            if (new >= start) & (new < end):
+                first = start + (new - start) // BLOCK * BLOCK
+        slots = first + tl.arange(0, BLOCK)
         valid = (slots < end) & _is_old(slots - new, index, capacity)
         k1, k2, v = _block(keys, values, slots, valid, HALF, WIDE)
         take_input(PDL)
@@ -116,35 +152,50 @@ def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_pt
         query = qkv_ptr + row * WIDTH + (head * GROUP + g)[:, None] * DIM + d[None, :]
         q1, q2 = turned(query, (g < GROUP)[:, None] & half[None, :], q_norm_ptr, q_eps, cos, sin, HALF, WIDE, NORM)
         q1, q2 = q1.to(CACHE), q2.to(CACHE)
+        if FRESH == 1:
+            if (new >= start) & (new < end):
+                # Its key is made here rather than waited for.
+                one = tl.arange(0, 1)[:, None]
+                key = qkv_ptr + row * WIDTH + (HEADS + head) * DIM + one
+                n1, n2 = turned(key + d[None, :], half[None, :], k_norm_ptr, k_eps, cos, sin, HALF, WIDE, NORM)
+                n1, n2 = n1.to(CACHE), n2.to(CACHE)
+                row_of_v = key + KV_HEADS * DIM + wide[None, :]
+                new_v = tl.load(row_of_v, mask=whole[None, :], other=0.0).to(CACHE)
+                tl.store(keys + new * DIM + one + d[None, :], n1, mask=half[None, :])
+                tl.store(keys + new * DIM + one + HALF + d[None, :], n2, mask=half[None, :])
+                tl.store(values + new * DIM + one + wide[None, :], new_v, mask=whole[None, :])
+                here = (slots == new)[:, None]
+                k1, k2, v = tl.where(here, n1, k1), tl.where(here, n2, k2), tl.where(here, new_v, v)
+                valid = valid | (slots == new)
         highest = tl.full([PADDED], float("-inf"), tl.float32)
         total = tl.zeros([PADDED], tl.float32)
         mixed = tl.zeros([PADDED, 2 * WIDE], tl.float32)
         highest, total, mixed = _seen(q1, q2, k1, k2, v, valid, highest, total, mixed, DIM, CACHE)
-        for at in tl.range(start + BLOCK, end, BLOCK, num_stages=STAGES):
+        for at in tl.range(start, tl.where(first == last, last, end), BLOCK, num_stages=STAGES):
             slots = at + tl.arange(0, BLOCK)
-            valid = (slots < end) & _is_old(slots - new, index, capacity)
+            valid = (slots < end) & _is_old(slots - new, index, capacity) & (at != first)
             k1, k2, v = _block(keys, values, slots, valid, HALF, WIDE)
             highest, total, mixed = _seen(q1, q2, k1, k2, v, valid, highest, total, mixed, DIM, CACHE)
-        if split == used - 1:
-            # Rows of this step: their keys are made here rather than waited for; the last is stored.
-            j = tl.arange(0, 16)
-            fresh = row - index + j
-            there = (j <= index)[:, None] & half[None, :]
-            angle = fresh[:, None] * HALF + d[None, :]
-            new_cos = tl.load(cos_ptr + angle, mask=there, other=0.0)
-            new_sin = tl.load(sin_ptr + angle, mask=there, other=0.0)
-            key = qkv_ptr + fresh[:, None] * WIDTH + (HEADS + head) * DIM
-            n1, n2 = turned(key + d[None, :], there, k_norm_ptr, k_eps, new_cos, new_sin, HALF, WIDE, NORM)
-            n1, n2 = n1.to(CACHE), n2.to(CACHE)
-            row_of_v = key + KV_HEADS * DIM + wide[None, :]
-            new_v = tl.load(row_of_v, mask=(j <= index)[:, None] & whole[None, :], other=0.0).to(CACHE)
-            visible = (j <= index) & (index - j < window)
-            highest, total, mixed = _seen(q1, q2, n1, n2, new_v, visible, highest, total, mixed, DIM, CACHE)
-            slot = ((length + index) % capacity) * DIM + (j * 0)[:, None]
-            last = (j == index)[:, None]
-            tl.store(keys + slot + d[None, :], n1, mask=last & half[None, :])
-            tl.store(keys + slot + HALF + d[None, :], n2, mask=last & half[None, :])
-            tl.store(values + slot + wide[None, :], new_v, mask=last & whole[None, :])
+        if FRESH > 1:
+            if split == used - 1:
+                j = tl.arange(0, 16)
+                fresh = row - index + j
+                there = (j <= index)[:, None] & half[None, :]
+                angle = fresh[:, None] * HALF + d[None, :]
+                new_cos = tl.load(cos_ptr + angle, mask=there, other=0.0)
+                new_sin = tl.load(sin_ptr + angle, mask=there, other=0.0)
+                keys_of = qkv_ptr + fresh[:, None] * WIDTH + (HEADS + head) * DIM
+                f1, f2 = turned(keys_of + d[None, :], there, k_norm_ptr, k_eps, new_cos, new_sin, HALF, WIDE, NORM)
+                f1, f2 = f1.to(CACHE), f2.to(CACHE)
+                rows_of_v = keys_of + KV_HEADS * DIM + wide[None, :]
+                fresh_v = tl.load(rows_of_v, mask=(j <= index)[:, None] & whole[None, :], other=0.0).to(CACHE)
+                visible = (j <= index) & (index - j < window)
+                highest, total, mixed = _seen(q1, q2, f1, f2, fresh_v, visible, highest, total, mixed, DIM, CACHE)
+                slot = ((length + index) % capacity) * DIM + (j * 0)[:, None]
+                its = (j == index)[:, None]
+                tl.store(keys + slot + d[None, :], f1, mask=its & half[None, :])
+                tl.store(keys + slot + HALF + d[None, :], f2, mask=its & half[None, :])
+                tl.store(values + slot + wide[None, :], fresh_v, mask=its & whole[None, :])
         inside = (g < GROUP)[:, None] & whole[None, :]
         out = out_ptr + (row * HEADS + head * GROUP) * DIM + wide
         if used == 1:
@@ -152,23 +203,14 @@ def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_pt
             tl.store(out[None, :] + g[:, None] * DIM, rows, mask=inside)
         else:
             cell = row * KV_HEADS + head
-            part = (cell * SPLITS + split) * PADDED
+            part = (cell * splits + split) * PADDED
             tl.store(part_ptr + (part + g)[:, None] * (2 * WIDE) + wide[None, :], mixed, mask=inside)
             tl.store(stat_ptr + (part + g) * 2, highest)
             tl.store(stat_ptr + (part + g) * 2 + 1, total)
             tl.debug_barrier()
             if tl.atomic_add(counter_ptr + cell, 1) == used - 1:
-                others = tl.arange(0, SPLITS)
-                for member in tl.static_range(GROUP):
-                    parts = (cell * SPLITS + others) * PADDED + member
-                    row_of = part_ptr + parts[:, None] * (2 * WIDE) + wide[None, :]
-                    there = (others < used)[:, None] & whole[None, :]
-                    its = tl.load(row_of, mask=there, other=0.0, cache_modifier=".cg")
-                    peaks = tl.load(stat_ptr + parts * 2, mask=others < used, other=float("-inf"), cache_modifier=".cg")
-                    totals = tl.load(stat_ptr + parts * 2 + 1, mask=others < used, other=0.0, cache_modifier=".cg")
-                    grown = tl.exp(peaks - tl.max(peaks, 0))
-                    rows = tl.sum(its * grown[:, None], 0) / tl.sum(totals * grown, 0)
-                    tl.store(out + member * DIM, rows.to(out_ptr.dtype.element_ty), mask=whole)
+                _added_up(part_ptr, stat_ptr, cell * splits, used, out, whole, SPLITS, PADDED, GROUP, MEMBERS,
+                          TOGETHER, 2 * WIDE, DIM)  # fmt: skip
                 tl.store(counter_ptr + cell, 0)
     else:
         take_input(PDL)
@@ -223,14 +265,16 @@ def decode_attention(
         fresh: rows of each store in this step, one below the other.
     """
     rows, group = len(qkv), heads // kv_heads
+    members = triton.next_power_of_2(group)
     out = torch.empty(rows, heads * head_dim, dtype=compute, device=qkv.device)
     (q_norm, q_eps), (k_norm, k_eps) = norms or ((qkv, 0.0), (qkv, 0.0))
     splits = _splits(rows * kv_heads)
     block, warps, stages, least = _FEW if rows * kv_heads < _MANY_CELLS else _MANY
     _decode[(rows, kv_heads, splits)](
         qkv, q_norm, k_norm, *table, stores, out, scratch.parts, scratch.stats, scratch.counters, q_eps, k_eps, layer,
-        window or EVERYTHING, HEADS=heads, KV_HEADS=kv_heads, HALF=head_dim // 2, WIDE=_wide(head_dim), FRESH=fresh,
-        PADDED=max(_MIN_GROUP, triton.next_power_of_2(group)), BLOCK=block, STAGES=stages, SPLITS=splits, LEAST=least,
-        NORM=norms is not None, CACHE=TYPES[cache], **launch_options(pdl, warps),
+        window or EVERYTHING, splits, least, HEADS=heads, KV_HEADS=kv_heads, HALF=head_dim // 2, WIDE=_wide(head_dim),
+        FRESH=fresh, PADDED=max(_MIN_GROUP, members), BLOCK=block, STAGES=stages, SPLITS=_SPLITS, MEMBERS=members,
+        TOGETHER=max(1, min(_SPLITS, _ADDED // members)), NORM=norms is not None, CACHE=TYPES[cache],
+        **launch_options(pdl, warps),
     )  # fmt: skip
     return out

@@ -228,8 +228,9 @@ def choose_tiling(average: float) -> Tiling:
     rows = 32 if average <= 24 else 64 if average <= 96 else 128
     if rows == 32:
         return Tiling(rows, Tile(128, 64, 4, 3), Tile(128, 64, 4, 3))
-    warps = 8 if rows == 128 else 4
-    return Tiling(rows, Tile(64, 64, warps, 3), Tile(128, 64, warps, 3))
+    if rows == 64:
+        return Tiling(rows, Tile(64, 64, 4, 3), Tile(128, 64, 4, 3))
+    return Tiling(rows, Tile(128, 64, 8, 4), Tile(128, 64, 8, 3))
 
 
 def _tiles(ids: Tensor, experts: int, block: int, *, pdl: bool) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:

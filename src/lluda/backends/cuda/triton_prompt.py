@@ -20,7 +20,7 @@ from lluda.backends.cuda.triton_target import interpreted, launch_options, produ
 COUNTERS = 512
 """Zeros that split launches count in."""
 
-_PROGRAMS = 264  # two for each processor of a large GPU
+_PROGRAMS = 132  # one for each processor of a large GPU
 _LEAST = 32 if interpreted() else 256  # positions for which it pays to ask another program
 _TOGETHER = 16  # heads that a program turns
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -96,10 +96,10 @@ def _seen(q, keys, values, slots, end, position, window, highest, total, mixed, 
     return peak, total, mixed
 
 
-@triton.jit(do_not_specialize=["layer", "rows"])
-def _attend(q_ptr, table_ptr, out_ptr, part_ptr, stat_ptr, counter_ptr, layer, window, rows,
+@triton.jit(do_not_specialize=["layer", "rows", "splits"])
+def _attend(q_ptr, table_ptr, out_ptr, part_ptr, stat_ptr, counter_ptr, layer, window, rows, splits,
             HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr,
-            BLOCK_N: tl.constexpr, STAGES: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr,
+            BLOCK_N: tl.constexpr, STAGES: tl.constexpr, SPLIT: tl.constexpr, LEAST: tl.constexpr,
             WINDOWED: tl.constexpr, CACHE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the last rows see most: they begin first
     head, split = tl.program_id(1), tl.program_id(2)
@@ -114,7 +114,7 @@ def _attend(q_ptr, table_ptr, out_ptr, part_ptr, stat_ptr, counter_ptr, layer, w
     first = length + tl.minimum(tile * BLOCK_M // GROUP, fresh - 1)
     end = length + tl.minimum((tile * BLOCK_M + BLOCK_M - 1) // GROUP + 1, fresh)
     low = tl.maximum(first - window + 1, 0) // BLOCK_N * BLOCK_N
-    per = tl.maximum(tl.cdiv(tl.cdiv(end - low, SPLITS), BLOCK_N) * BLOCK_N, LEAST)
+    per = tl.maximum(tl.cdiv(tl.cdiv(end - low, splits), BLOCK_N) * BLOCK_N, LEAST)
     used = tl.cdiv(end - low, per)
     if tile * BLOCK_M // GROUP >= fresh:
         used = 1
@@ -148,10 +148,10 @@ def _attend(q_ptr, table_ptr, out_ptr, part_ptr, stat_ptr, counter_ptr, layer, w
                                           DIM, WIDE, True, CACHE)  # fmt: skip
         out = out_ptr + at[:, None] + wide[None, :]
         last = used == 1
-        if SPLITS > 1:
+        if SPLIT:
             cell = tile * KV_HEADS + head
             if used > 1:
-                part = (cell * SPLITS + split) * BLOCK_M + tl.arange(0, BLOCK_M)
+                part = (cell * splits + split) * BLOCK_M + tl.arange(0, BLOCK_M)
                 tl.store(part_ptr + part[:, None] * WIDE + wide[None, :], mixed)
                 tl.store(stat_ptr + part * 2, highest)
                 tl.store(stat_ptr + part * 2 + 1, total)
@@ -162,7 +162,7 @@ def _attend(q_ptr, table_ptr, out_ptr, part_ptr, stat_ptr, counter_ptr, layer, w
                     total = tl.zeros([BLOCK_M], tl.float32)
                     mixed = tl.zeros([BLOCK_M, WIDE], tl.float32)
                     for other in range(0, used):
-                        part = (cell * SPLITS + other) * BLOCK_M + tl.arange(0, BLOCK_M)
+                        part = (cell * splits + other) * BLOCK_M + tl.arange(0, BLOCK_M)
                         its_peak = tl.load(stat_ptr + part * 2, cache_modifier=".cg")
                         its_total = tl.load(stat_ptr + part * 2 + 1, cache_modifier=".cg")
                         its = tl.load(part_ptr + part[:, None] * WIDE + wide[None, :], cache_modifier=".cg")
@@ -242,9 +242,10 @@ def attend(
         parts = torch.empty(count, wide, dtype=torch.float32, device=query.device)
         stats = torch.empty(count, 2, dtype=torch.float32, device=query.device)
     _attend[(tiles, kv_heads, splits)](
-        query, store, out, parts, stats, counters, layer, window or EVERYTHING, rows, HEADS=heads, KV_HEADS=kv_heads,
-        DIM=head_dim, WIDE=wide, BLOCK_M=tile.rows, BLOCK_N=tile.positions, STAGES=tile.stages, SPLITS=splits,
-        LEAST=_LEAST, WINDOWED=window is not None, CACHE=TYPES[cache], **launch_options(pdl, tile.warps),
+        query, store, out, parts, stats, counters, layer, window or EVERYTHING, rows, splits, HEADS=heads,
+        KV_HEADS=kv_heads, DIM=head_dim, WIDE=wide, BLOCK_M=tile.rows, BLOCK_N=tile.positions, STAGES=tile.stages,
+        SPLIT=splits > 1, LEAST=_LEAST, WINDOWED=window is not None, CACHE=TYPES[cache],
+        **launch_options(pdl, tile.warps),
     )  # fmt: skip
     return out
 
@@ -254,8 +255,8 @@ def choose_tile(rows: int) -> Tile:
     if interpreted():
         return Tile(32, 32, 4, 1)
     if rows <= 64:
-        return Tile(max(16, triton.next_power_of_2(rows)), 64, 4, 3)
-    return Tile(64, 64, 4, 3) if rows <= 1024 else Tile(128, 64, 8, 3)
+        return Tile(16 if rows <= 16 else 32, 64, 4, 3)
+    return Tile(64, 64, 4, 3) if rows <= 4096 else Tile(128, 64, 8, 3)
 
 
 def _splits(cells: int) -> int:

@@ -141,6 +141,7 @@ class WgpuBackend(TorchExecutor):
         kv_dtype: torch.dtype,
         *,
         sampled: bool = False,  # noqa: ARG002
+        capture: bool = True,  # noqa: ARG002
     ) -> WgpuDecode | None:
         """See `ComputeBackend.decode_graph`. None where a kernel is missing, which `describe` says."""
         return self._where_there_are_kernels(lambda: self._decode(run, rows, kv_dtype))
