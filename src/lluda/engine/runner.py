@@ -70,6 +70,11 @@ class Runner:
         return KVCache(config, self.cache_options, device, capacity)
 
     @property
+    def leads(self) -> bool:
+        """Whether other ranks make the same steps."""
+        return self._leader is not None
+
+    @property
     def few_rows(self) -> int | None:
         """Rows of a step up to which sums are in another order than of more, where nothing else about the rows beside
         it changes a row's numbers; None: they depend on where chunks begin."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from copy import copy
+from functools import partial
 
 import torch
 
 from lluda.backends.capture import ARGMAX
 from lluda.backends.components import Observer, StageObserver
-from lluda.engine.kv_cache import STORAGE_DTYPES
+from lluda.engine.kv_cache import STORAGE_DTYPES, KVCache
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.runner import BUCKETS, Runner
 from lluda.engine.sampling.sampler import Sampler
@@ -27,14 +29,14 @@ def warm_up(runner: Runner, sequences: int = BUCKETS[-1], *, stage: str = "") ->
     begun = time.perf_counter()
     prompts = [rows for rows in backend.prompt_rows if rows <= runner.cache_options.max_length]
     steps = list(_steps(sequences))
-    works = [lambda rows=rows: _prompt(runner, rows) for rows in prompts]
-    works += [lambda step=step: _step(runner, *step) for step in steps]
-    backend.compile(works)
+    cache = runner.new_cache(max(prompts, default=1))
+    if not runner.leads:  # else the others would be told of all at once
+        works = [partial(_prompt, runner, rows, copy(cache)) for rows in prompts]
+        backend.compile(works + [partial(_step, runner, count, sampled, copy(cache)) for count, sampled in steps])
     for rows in prompts:
-        _prompt(runner, rows)
+        _prompt(runner, rows, cache)
         if stage:
-            _prompt(runner, rows, StageObserver(stage, lambda _: None))
-    cache = runner.new_cache(1)
+            _prompt(runner, rows, cache, StageObserver(stage, lambda _: None))
     for count, sampled in steps:
         cache.truncate(0)
         if sampled:
@@ -56,13 +58,14 @@ def _steps(sequences: int) -> Iterator[tuple[int, bool]]:
             return
 
 
-def _prompt(runner: Runner, rows: int, observer: Observer | None = None) -> None:
+def _prompt(runner: Runner, rows: int, cache: KVCache, observer: Observer | None = None) -> None:
+    cache.truncate(0)
     observe: Callable[[int], Observer | None] | None = (lambda _: observer) if observer else None
-    runner.prefill_rows(PromptRows([0] * rows), runner.new_cache(rows), rows, observe)
+    runner.prefill_rows(PromptRows([0] * rows), cache, rows, observe)
 
 
 @torch.inference_mode()
-def _step(runner: Runner, count: int, sampled: bool) -> None:
+def _step(runner: Runner, count: int, sampled: bool, cache: KVCache) -> None:
     """Launch by launch."""
     graph = runner.model.backend.decode_graph(
         lambda ids, positions, segments: runner.model(ids, positions, segments, None),
@@ -72,5 +75,5 @@ def _step(runner: Runner, count: int, sampled: bool) -> None:
         capture=False,
     )
     if graph is not None:
-        graph.launch([0] * count, [0.0] * count, [runner.new_cache(1)] * count, [ARGMAX] * count if sampled else ())
+        graph.launch([0] * count, [0.0] * count, [cache] * count, [ARGMAX] * count if sampled else ())
         graph.result()
