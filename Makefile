@@ -86,7 +86,7 @@ docs: $(VENV)/.docs
 # A wheel in dist/ for any Python 3 and for systems as old as its tag says (auditwheel).
 wheel: $(VENV)/.wheel
 	rm -rf dist
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist/built .
+	CMAKE_BUILD_PARALLEL_LEVEL=$$(getconf _NPROCESSORS_ONLN) $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist/built .
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist dist/built/*.whl
 
 # That wheel in an environment that has torch and nothing else: without extras, then with each.

@@ -103,6 +103,8 @@ def test_serve_answers(environment: Environment) -> None:
         assert server.end() == 0
     finally:
         process.kill()
+    said = environment.run(environment.lluda, "serve", "--replicas", "2", code=1).stderr
+    assert "pip install 'lluda[ray]'" in said
 
 
 @pytest.mark.parametrize("extra", sorted(EXTRAS.keys() - {"bench"}))
