@@ -151,7 +151,7 @@ class TalkerPrefixes:
         return _Kept(prompt.key, cache)
 
     def _put(self, kept: _Kept) -> None:
-        if kept.cache.length:
+        if kept.cache.length >= MIN_REUSED:
             self._kept.append(kept)
         while sum(each.cache.capacity for each in self._kept) > self._options.max_length:
             self._kept.pop(0)
