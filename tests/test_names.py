@@ -26,6 +26,8 @@ OPTIONS_OF_OTHERS = {
     *{"--abbrev", "--always", "--dirty", "--no-optional-locks", "--porcelain", "--short", "--untracked-files"},  # git
     *{"--index-url", "--no-deps"},  # pip
     "--kl-divergence",  # llama-perplexity
+    *{"--address", "--generate", "--head"},  # ray
+    "--nproc-per-node",  # torchrun
 }
 OPTIONS_OF_MODULES = {"--layers"}
 """Of ``python -m tools.journal``."""

@@ -17,7 +17,7 @@ import pytest
 from tests.clients.environments import require, variables
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 120.0
+SECONDS = 240.0
 """For Ray and three replicas to start on a busy machine."""
 
 
