@@ -28,7 +28,7 @@ from lluda.engine.loading.loading import (
 )
 from lluda.engine.media import EncodedMedia, MediaReader, read_media
 from lluda.engine.parallel.follower import follow
-from lluda.engine.parallel.leader import Leader, LedEmbedding
+from lluda.engine.parallel.leader import Leader
 from lluda.engine.parallel.limits import require_shareable
 from lluda.engine.parallel.ranks import is_follower
 from lluda.engine.parallel.setup import CheckpointSetup
@@ -272,9 +272,8 @@ class Model:
         """What speaks; loaded at the first call. UnsupportedModel: the checkpoint has no talker."""
         with self._loading_speech:
             if self._speech_stack is None:
-                table = self.network.decoder.embed_tokens
-                shared = LedEmbedding(self._leader, table) if self._leader else table
-                self._speech_stack = load_speech_stack(self.files, self._options, shared, progress)
+                table = self.runner.table_of_tokens
+                self._speech_stack = load_speech_stack(self.files, self._options, table, progress)
             return self._speech_stack
 
     def close(self) -> None:

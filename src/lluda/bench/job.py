@@ -83,8 +83,8 @@ class Plan:
 class Job:
     """One engine's turn: ``model`` (what the engine opens: a folder, or a .gguf file; with ``random`` a folder whose
     config.json alone is read), ``format`` and ``backend`` for lluda, ``allow_unknown_config`` as `lluda.load` takes it,
-    ``rounds`` of each test in this one process, ``started`` the parent's monotonic clock in seconds just before the
-    process was made."""
+    ``tensor_parallel`` processes share the text model, ``rounds`` of each test in this one process, ``started`` the
+    parent's monotonic clock in seconds just before the process was made."""
 
     engine: str
     model: str
@@ -93,6 +93,7 @@ class Job:
     backend: str = "auto"
     device: str = "cpu"
     threads: int = 1
+    tensor_parallel: int = 1
     vocab_size: int = 2
     context: int = 2048
     allow_unknown_config: bool = False

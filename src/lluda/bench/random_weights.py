@@ -16,8 +16,8 @@ from lluda.errors import OutOfMemory
 from lluda.formats.format import BlockFormat
 from lluda.formats.plain import BF16, plain_tensor
 from lluda.formats.stored_tensor import StoredTensor
-from lluda.models.build import all_parameters, text_parameters
-from lluda.parameters import ParameterSpec
+from lluda.models.build import all_parameters, shared_specs, text_parameters
+from lluda.parameters import ParameterSpec, Share
 
 _LEAST_RESERVE, _LARGEST_RESERVE = 1 << 27, 2 << 30
 """Bytes that caches, activations and graphs take beside the weights: half as many as these, within limits."""
@@ -55,12 +55,14 @@ def _placed(
     return backend.take(stored, spec.role)[0]
 
 
-def require_memory(config: ModelConfig, format_name: str, *, speech: bool, device: str, free: int) -> None:
+def require_memory(
+    config: ModelConfig, format_name: str, *, speech: bool, device: str, free: int, ranks: int = 1
+) -> None:
     """OutOfMemory if the network (with ``speech``: with what speaks) does not fit ``free`` bytes of ``device``: by how
     much, and what would fit."""
 
     def needed(name: str, *, speech: bool) -> float:
-        specs = all_parameters(config) if speech else text_parameters(config)
+        specs = shared_specs(config, all_parameters(config) if speech else text_parameters(config), Share(0, ranks))
         weights = BYTES_PER_WEIGHT[name] * sum(spec.elements for spec in specs if spec.tied_to is None)
         return weights + min(_LARGEST_RESERVE, _LEAST_RESERVE + weights / 2)
 

@@ -40,7 +40,7 @@ class Settings:
     """What to run. ``random``: the network of a config.json with random weights made on the device, each engine once
     and each test ``repeat`` times; else a checkpoint, each engine ``repeat`` times. ``formats`` are lluda's; peers run
     in BF16 (llama.cpp: in the type its file has). ``timeout``: seconds for one round of an engine. ``threads`` None:
-    every core this process may use."""
+    every core this process may use. ``tensor_parallel``: processes that share lluda's text model."""
 
     random: bool = False
     against: tuple[str, ...] = ()
@@ -50,6 +50,7 @@ class Settings:
     plan: Plan = field(default_factory=Plan)
     repeat: int = 5
     threads: int | None = None
+    tensor_parallel: int = 1
     timeout: float = 900.0
     cache_dir: Path | None = None
     allow_unknown_config: bool = False
@@ -60,6 +61,8 @@ class Settings:
                 raise InvalidRequest(f"random weights are compared with transformers alone, not with {name}")
         for name in self.formats:
             format_name(name)
+        if self.tensor_parallel < 1:
+            raise InvalidRequest(f"tensor_parallel (--tp) must be at least 1, not {self.tensor_parallel}")
         if self.repeat < 1 or self.timeout <= 0 or (self.threads is not None and self.threads < 1):
             raise InvalidRequest("repeat, timeout and threads must be at least 1")
 
@@ -184,7 +187,9 @@ def _for_random_weights(config: ModelConfig, settings: Settings) -> Settings:
     device = str(usable_device(settings.device))
     for name in settings.formats:
         free = memory_available(settings.device)
-        require_memory(config, format_name(name), speech=speaks, device=device, free=free)
+        require_memory(
+            config, format_name(name), speech=speaks, device=device, free=free, ranks=settings.tensor_parallel
+        )
     return replace(settings, plan=replace(settings.plan, tests=tests))
 
 
@@ -218,6 +223,7 @@ def _entrants(path: Path, config: ModelConfig, settings: Settings, threads: int,
         backend=settings.backend,
         device=settings.device,
         threads=threads,
+        tensor_parallel=settings.tensor_parallel,
         vocab_size=text.vocab_size,
         context=text.max_context,
         allow_unknown_config=settings.allow_unknown_config,
@@ -225,7 +231,9 @@ def _entrants(path: Path, config: ModelConfig, settings: Settings, threads: int,
         rounds=settings.repeat if settings.random else 1,
     )
     ours = [_Entrant(replace(job, format=format_name(name))) for name in settings.formats]
-    peers = [_peer(replace(job, engine=name), path, config, settings, notify) for name in settings.against]
+    peers = [
+        _peer(replace(job, engine=name, tensor_parallel=1), path, config, settings, notify) for name in settings.against
+    ]
     return ours + peers
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,13 +17,23 @@ from lluda.bench.job import Job
 from lluda.bench.random_weights import random_parameters
 from lluda.config.model import ModelConfig, resolve_dtype
 from lluda.engine.kv_cache import CacheOptions
-from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_network, load_parameters
+from lluda.engine.loading.loading import (
+    Join,
+    LoadOptions,
+    ModelFiles,
+    load_network,
+    load_parameters,
+    make_runner,
+)
+from lluda.engine.parallel.leader import Leader
+from lluda.engine.parallel.limits import require_shareable
+from lluda.engine.parallel.setup import CheckpointSetup
 from lluda.engine.runner import Runner
 from lluda.files.json_file import read_json_object
 from lluda.formats.plain import BF16
 from lluda.formats.q8_0 import Q8_0
-from lluda.models.build import build_text_model, text_parameters
-from lluda.parameters import ParameterSpec
+from lluda.models.build import build_text_model, decoder_and_head, shared_specs, text_parameters
+from lluda.parameters import ParameterSpec, Share
 from lluda.weights.checkpoint import open_checkpoint
 
 
@@ -74,10 +84,14 @@ class CheckpointSource:
 
     def runner(self, positions: int) -> tuple[Runner, Mapping[str, int]]:
         """See ``Source``."""
-        options = replace(self._options, max_context=positions)
-        network, report = load_network(self._files, options)
-        cache = self._files.cache_options(options, self._dtype)
-        return Runner(network, cache, options.prefill_rows), report.sizes
+        options, leader = replace(self._options, max_context=positions), None
+        share = Share(0, options.tensor_parallel)
+        if share.ranks > 1:
+            require_shareable(self._files, options)
+            leader = Leader(CheckpointSetup(str(self._files.path), options), share.ranks)
+        options = options.on_rank()
+        network, report = load_network(self._files, options, share=share, join=leader.join if leader else None)
+        return make_runner(self._files, options, network, leader), report.sizes
 
 
 class RandomSource:
@@ -87,14 +101,15 @@ class RandomSource:
     generation_config: Mapping[str, Any] = {}
 
     def __init__(self, job: Job) -> None:
-        options = _options(job)
+        options = _options(job).on_rank()
         torch.set_num_threads(job.threads)
+        self._job = job
         self.config = read_random_config(Path(job.model), allow_unknown=job.allow_unknown_config)
         self.format = job.format
         dtype = resolve_dtype(options.dtype, self.config.dtype)
         self.dtype: str = dtype
         name = "cuda" if job.device.startswith("cuda") and job.backend == "auto" else job.backend
-        self._backend = select_backend(name, job.device, dtype, options.weights, options.activations)
+        self._backend = select_backend(name, options.device, dtype, options.weights, options.activations)
         self._prefill_rows = options.prefill_rows
 
     def backend(self, _component: str) -> ComputeBackend:
@@ -107,10 +122,38 @@ class RandomSource:
 
     def runner(self, positions: int) -> tuple[Runner, Mapping[str, int]]:
         """See ``Source``."""
-        parameters = self.parameters(text_parameters(self.config))
-        model = build_text_model(self.config, parameters, self.backend)
+        ranks = self._job.tensor_parallel
+        leader = Leader(RandomSetup(self._job, positions), ranks) if ranks > 1 else None
+        return self.rank_runner(positions, Share(0, ranks), leader.join if leader else None, leader)
+
+    def rank_runner(
+        self, positions: int, share: Share, join: Join | None, leader: Leader | None = None
+    ) -> tuple[Runner, Mapping[str, int]]:
+        """What ``share`` of a model steps, and what its tensors take. All ranks draw the same numbers."""
+        specs = text_parameters(self.config) if share.rank == 0 else decoder_and_head(self.config)
+        parameters = self.parameters(shared_specs(self.config, specs, share))
         sizes = {name: value.nbytes for name, value in parameters.values.items()}
-        return Runner(model, CacheOptions(positions, "preallocated", self.dtype), self._prefill_rows), sizes
+        group = join(self._backend, sum(sizes.values())) if join else None
+        model = build_text_model(self.config, parameters, self.backend, group)
+        cache = CacheOptions(positions, "preallocated", self.dtype)
+        return Runner(model, cache, self._prefill_rows, leader=leader), sizes
+
+
+@dataclass(frozen=True, slots=True)
+class RandomSetup:
+    """See `lluda.engine.parallel.setup.Setup`: a share of the network of a job's config.json, with random weights."""
+
+    job: Job
+    positions: int
+
+    @property
+    def device(self) -> str:
+        """See `Setup`."""
+        return self.job.device
+
+    def runner(self, share: Share, join: Join) -> Runner:
+        """See `Setup`."""
+        return RandomSource(self.job).rank_runner(self.positions, share, join)[0]
 
 
 def read_random_config(folder: Path, *, allow_unknown: bool = False) -> ModelConfig:
@@ -120,4 +163,10 @@ def read_random_config(folder: Path, *, allow_unknown: bool = False) -> ModelCon
 
 
 def _options(job: Job) -> LoadOptions:
-    return LoadOptions(device=job.device, backend=job.backend, threads=job.threads, **load_options(job.format))
+    return LoadOptions(
+        device=job.device,
+        backend=job.backend,
+        threads=job.threads,
+        tensor_parallel=job.tensor_parallel,
+        **load_options(job.format),
+    )

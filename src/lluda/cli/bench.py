@@ -30,6 +30,7 @@ _SYNTH_HELP = (
 )
 _DEVICE_HELP = "cpu, cuda, cuda:1, … for lluda and transformers (default cpu, with --synth cuda)"
 _MODEL_TESTS = ("load", "ttft", "pp", "tg", "memory", "streams", "products")
+_SHARED_TESTS = ("pp", "tg", "streams", "turn")
 _TESTS_HELP = (
     f"which (default {','.join(_MODEL_TESTS)}, with --synth pp,tg,products and, of an Omni model, speech,audio,turn; "
     "products: how fast lluda multiplies, by which other rows are predicted; callers: requests to the engine that "
@@ -60,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="for every engine (default: all cores)")
     parser.add_argument("--timeout", type=float, default=900, metavar="S", help="seconds for a turn (default 900)")
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where copies for peers are stored")
+    options.add_ranks(parser)
     add_report(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a bar chart (.png)")
     add_server_arguments(parser)
@@ -101,6 +103,10 @@ def _settings(args: argparse.Namespace) -> Settings:
     from lluda.bench.job import Plan
     from lluda.bench.runner import Settings
 
+    if args.tensor_parallel > 1 and args.tests is None:
+        raise InvalidRequest(
+            f"--tp measures the text model: say which with --tests, of {', '.join(_SHARED_TESTS)}, turn"
+        )
     tests = _MODEL_TESTS if args.tests is None else _names(args.tests)
     if args.synth and args.tests is None:
         tests = ("pp", "tg", "audio", "products")
@@ -121,6 +127,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         ),
         repeat=args.repeat,
         threads=args.threads,
+        tensor_parallel=args.tensor_parallel,
         timeout=args.timeout,
         cache_dir=args.cache_dir,
         allow_unknown_config=args.allow_unknown_config,

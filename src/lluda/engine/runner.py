@@ -18,12 +18,13 @@ from lluda.backends.capture import ARGMAX, CapturedDecode, RowChoice, RowSamplin
 from lluda.backends.components import Observer, StageObserver
 from lluda.engine.forked import require_own_threads
 from lluda.engine.kv_cache import STORAGE_DTYPES, CacheOptions, KVCache
-from lluda.engine.parallel.leader import Leader, state_of
+from lluda.engine.parallel.leader import Leader, LedEmbedding, state_of
 from lluda.engine.parallel.steps import Forward, InjectedShape, Launch, StepRows, send_injected
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.sampling.sampler import Sampler
 from lluda.models.causal_lm import CausalLM
 from lluda.models.decoder import MultimodalEmbeddings
+from lluda.models.linear import Embedding
 
 ObserverAt = Callable[[int], Observer | None]
 """Given the row of the prompt that a step of its prefill begins with, whom to tell of the step."""
@@ -68,6 +69,12 @@ class Runner:
         if self._leader is not None:
             return self._leader.new_cache(config, self.cache_options, device, capacity)
         return KVCache(config, self.cache_options, device, capacity)
+
+    @property
+    def table_of_tokens(self) -> Embedding:
+        """The model's, for what else needs rows of it; of several ranks that share it, all look them up."""
+        table = self.model.decoder.embed_tokens
+        return table if self._leader is None else LedEmbedding(self._leader, table)
 
     @property
     def leads(self) -> bool:

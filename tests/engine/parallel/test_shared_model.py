@@ -155,8 +155,8 @@ def _said(events):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_a_mixture_between_dense_layers_with_a_shared_expert(tmp_path, ranks):
-    folder = folder_of(TINY_MIXED | {"shared_expert_intermediate_size": 64}, tmp_path / "model")
+def test_a_mixture_between_dense_layers(tmp_path, ranks):
+    folder = folder_of(TINY_MIXED, tmp_path / "model")
     with shared(folder, ranks) as (runner, _):
         assert tokens(engine_of(runner), SAMPLED) == tokens(engine_of(single(folder)), SAMPLED)
 

@@ -41,12 +41,14 @@ from lluda.backends.cuda import (
 from lluda.backends.cuda.capabilities import CAPABILITIES
 from lluda.backends.cuda.coded_weight import PACKED, CodedWeight, coded, pack
 from lluda.backends.cuda.encoder import GraphEncoder
+from lluda.backends.cuda.gpu_group import GpuGroup, connected
 from lluda.backends.cuda.graph import DecodeGraph, Graph
 from lluda.backends.cuda.prompt_graphs import BUCKETS, PromptGraphs, Rows
 from lluda.backends.cuda.triton_target import has_dependent_launch, interpreted
 from lluda.backends.cuda.vocoder import StreamVocoder
 from lluda.backends.executor.decoder import Step
 from lluda.backends.executor.operations import RotaryTable
+from lluda.backends.group import Group
 from lluda.backends.weight import DenseWeight, Weight
 from lluda.errors import InvalidRequest
 from lluda.formats.plain import plain_format
@@ -107,6 +109,7 @@ class CudaBackend(StreamVocoder, GraphEncoder):
         self._biases: dict[int, tuple[Tensor, Tensor]] = {}
         self._scratch: dict[tuple[int, int, int], triton_attention.DecodeScratch] = {}
         self._sums = triton_products.SplitScratch(device)
+        self._zero = torch.zeros((), dtype=precision.residual, device=device)
 
     def _description(self) -> str:
         """One line for people."""
@@ -197,11 +200,33 @@ class CudaBackend(StreamVocoder, GraphEncoder):
         assert len(fresh) == 1, f"sequences of a device step have one number of rows, not {sorted(fresh)}"
         return DeviceStep(*table, segments, stores[0].table, fresh.pop(), stores[0].dtype)
 
-    def attention_block(self, x: Tensor, block: AttentionBlock, layer: int, step: Step) -> Tensor:
+    def connect(self, group: Group) -> Group:
+        return connected(group, self.device, pdl=self._pdl) if self.device.type == "cuda" and self._fused else group
+
+    def shared_layer(
+        self, x: Tensor, group: Group, blocks: tuple[AttentionBlock, SwiGLUBlock | MixtureBlock], layer: int, step: Step
+    ) -> Tensor:
+        attention, feed_forward = blocks
+        x = self._add_branches(x, group, lambda onto: self.attention_block(x, attention, layer, step, onto))
+        if isinstance(feed_forward, MixtureBlock):
+            return self._add_branches(x, group, lambda onto: self.mixture_block(x, feed_forward, onto))
+        return self._add_branches(x, group, lambda onto: self.swiglu_block(x, feed_forward, onto))
+
+    def _add_branches(self, x: Tensor, group: Group, block: Callable[[Tensor], Tensor]) -> Tensor:
+        """``x`` and what ``block`` adds, on every rank of ``group``, to the zeros that it is given. Many rows are
+        summed in the compute dtype, to which products round them in any case."""
+        if isinstance(group, GpuGroup) and group.takes(x):
+            return group.add(x, block(group.blank(x)))
+        return x + group.sum(block(self._zero.expand_as(x)).to(self.precision.compute))
+
+    def attention_block(
+        self, x: Tensor, block: AttentionBlock, layer: int, step: Step, onto: Tensor | None = None
+    ) -> Tensor:
+        """See AttentionBlock. ``onto`` is what the branch is added to, in the place of ``x``."""
         if isinstance(step, PromptStep):
-            return self._prompt_rows(x, block, layer, step)
+            return self._prompt_rows(x, block, layer, step, onto)
         if not isinstance(step, DeviceStep):
-            return super().attention_block(x, block, layer, step)
+            return (x if onto is None else onto) + self.attention_branch(x, block, layer, step)
         heads, kv_heads = (p.weight.out_features // block.head_dim for p in (block.q_proj, block.k_proj))
         scratch = self._scratch_for(heads, kv_heads, block)
         attended = triton_attention.decode_attention(
@@ -209,25 +234,27 @@ class CudaBackend(StreamVocoder, GraphEncoder):
             heads=heads, kv_heads=kv_heads, head_dim=block.head_dim, layer=layer, fresh=step.fresh,
             window=block.window, compute=self.precision.compute, cache=step.cache, pdl=self._pdl,
         )  # fmt: skip
-        return self._add(x, attended, block.o_proj, block.scale)
+        return self._add(x if onto is None else onto, attended, block.o_proj, block.scale)
 
-    def swiglu_block(self, x: Tensor, block: SwiGLUBlock) -> Tensor:
-        mlp = block.mlp
+    def swiglu_block(self, x: Tensor, block: SwiGLUBlock, onto: Tensor | None = None) -> Tensor:
+        """See SwiGLUBlock. ``onto`` is what the branch is added to, in the place of ``x``."""
+        mlp, base = block.mlp, x if onto is None else onto
         if self._several(x, mlp.gate_proj, mlp.up_proj, mlp.down_proj):
             normed = self.rms_norm(x, block.norm)
             acts = triton_products.gated(normed, mlp.gate_proj, mlp.up_proj, pdl=self._pdl)
-            return self._add(x, acts, Projection(mlp.down_proj), block.scale)
+            return self._add(base, acts, Projection(mlp.down_proj), block.scale)
         if not (self._few(x) and self._takes(mlp.gate_proj, mlp.up_proj, mlp.down_proj)):
-            return super().swiglu_block(x, block)
+            return base + self.swiglu_branch(x, block)
         norm = block.norm.weight, block.norm.eps
         acts = triton_gemv.gated(x.contiguous(), norm, mlp.gate_proj, mlp.up_proj, pdl=self._pdl)
-        return self._add(x, acts, Projection(mlp.down_proj), block.scale)
+        return self._add(base, acts, Projection(mlp.down_proj), block.scale)
 
-    def mixture_block(self, x: Tensor, block: MixtureBlock) -> Tensor:
+    def mixture_block(self, x: Tensor, block: MixtureBlock, onto: Tensor | None = None) -> Tensor:
+        """See MixtureBlock. ``onto`` is what the branch is added to, in the place of ``x``."""
         block = self._uniform(block)
         first, shared, table = block.experts[0], block.shared, self._table(block)
         if table is None:
-            return super().mixture_block(x, block)
+            return self._add_mixture((x if onto is None else onto).clone(), x, block)
         count, width = len(block.experts), first.gate_proj.out_features
         norm, x = (block.norm.weight, block.norm.eps), x.contiguous()
         if not self._few(x):
@@ -235,7 +262,7 @@ class CudaBackend(StreamVocoder, GraphEncoder):
             weights, ids = self.route(normed, block.router, block.top_k, normalise=block.normalise)
             table, decoded = self._plain_experts(first, table, count)
             out = triton_grouped.grouped_mixture(
-                x, normed, weights, ids, table, experts=count, width=width, pdl=self._pdl
+                x, normed, weights, ids, table, experts=count, width=width, pdl=self._pdl, onto=onto
             )
             del decoded  # whose addresses were in the table
             return out if shared is None else out.add_(self.shared_expert(normed, shared))
@@ -247,6 +274,7 @@ class CudaBackend(StreamVocoder, GraphEncoder):
         return triton_mixture.mixture(
             x, norm, logits, table, experts=count, top_k=block.top_k, width=width, shared=inner,
             normalise=block.normalise, like=first.gate_proj, pdl=self._pdl,
+            onto=None if onto is None else onto.contiguous(),
         )  # fmt: skip
 
     def decode_graph(
@@ -324,7 +352,7 @@ class CudaBackend(StreamVocoder, GraphEncoder):
     ) -> Tensor:
         """The next rows of a sequence as one launch, where they are not too many."""
         graphs = None
-        if deepstack is None and layers.experts is None and layers.group is None:
+        if deepstack is None and layers.experts is None:
             graphs = self._prompt_graphs(layers, x, segments, observe)
         if graphs is None:
             return super().run_layers(layers, x, positions, segments, observe, deepstack)
@@ -374,7 +402,9 @@ class CudaBackend(StreamVocoder, GraphEncoder):
         place = torch.tensor([[*store_row(segment.store, segment.rows), segment.rows]], device=self.device)
         return PromptStep(*table, segments, place, segment.store.reserve(segment.rows)[0].dtype)
 
-    def _prompt_rows(self, x: Tensor, block: AttentionBlock, layer: int, step: PromptStep) -> Tensor:
+    def _prompt_rows(
+        self, x: Tensor, block: AttentionBlock, layer: int, step: PromptStep, onto: Tensor | None
+    ) -> Tensor:
         """Attention of a prompt's rows, whose keys and values are stored on the way."""
         parts = block.q_proj, block.k_proj, block.v_proj
         normed, weights = self.rms_norm(x, block.norm), [part.weight for part in parts]
@@ -392,7 +422,7 @@ class CudaBackend(StreamVocoder, GraphEncoder):
             query, step.table, self._split_prompts, kv_heads=kv_heads, layer=layer, window=block.window,
             cache=step.cache, pdl=self._pdl,
         )  # fmt: skip
-        return self._add(x, attended, block.o_proj, block.scale)
+        return self._add(x if onto is None else onto, attended, block.o_proj, block.scale)
 
     def _qkv(self, x: Tensor, block: AttentionBlock) -> Tensor:
         """Queries, keys and values side by side, float32."""

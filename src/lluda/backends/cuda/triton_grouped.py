@@ -186,14 +186,15 @@ def route(logits: Tensor, top_k: int, *, normalise: bool, pdl: bool) -> tuple[Te
 
 def grouped_mixture(
     x: Tensor, normed: Tensor, weights: Tensor, ids: Tensor, table: Tensor, *, experts: int, width: int,
-    pdl: bool, tiling: Tiling | None = None,
+    pdl: bool, onto: Tensor | None = None, tiling: Tiling | None = None,
 ) -> Tensor:  # fmt: skip
-    """``x`` (float32) plus the chosen experts of rows ``normed`` (the compute dtype), both ``[rows, hidden]``, each
-    rounded to the compute dtype before it is weighted.
+    """``x``, or in its place ``onto`` (float32), plus the chosen experts of rows ``normed`` (the compute dtype), all
+    ``[rows, hidden]``, each rounded to the compute dtype before it is weighted.
 
     ``weights`` (float32) and ``ids`` (int64) are ``[rows, top_k]``; ``table`` as in `triton_mixture.mixture`, of plain
     matrices of the compute dtype.
     """
+    base = x if onto is None else onto
     rows, hidden = x.shape
     top_k, compute = ids.shape[1], normed.dtype
     tiling = tiling or choose_tiling(rows * top_k / experts)
@@ -212,7 +213,7 @@ def grouped_mixture(
     )
     out = torch.empty_like(x)
     _gather[(rows, triton.cdiv(hidden, _WIDTH))](
-        parts, weights.float().contiguous(), x.contiguous(), out, HIDDEN=hidden, TOP_K=top_k, BLOCK=_WIDTH,
+        parts, weights.float().contiguous(), base.contiguous(), out, HIDDEN=hidden, TOP_K=top_k, BLOCK=_WIDTH,
         **launch_options(pdl, 4),
     )  # fmt: skip
     return out

@@ -134,9 +134,11 @@ def mixture(
     normalise: bool,
     like: Weight,
     pdl: bool,
+    onto: Tensor | None = None,
     tiles: tuple[tuple[int, int], tuple[int, int]] | None = None,
 ) -> Tensor:
     """``x [rows, hidden]`` (float32, changed in place) plus the chosen experts of its norm, weighted by the router.
+    With ``onto`` these are added to that, in the place of ``x``.
 
     Args:
         logits: float32 ``[rows, experts (+ 1 with a shared expert: its gate's)]``.
@@ -162,11 +164,11 @@ def mixture(
         CHUNKS=triton.cdiv(hidden, block_k), **sizes, **launch_options(pdl, warps),
     )  # fmt: skip
     _down[(triton.cdiv(hidden, down_n), rows)](
-        acts, places, weights, x, WIDTH=hidden, BLOCK_N=down_n,
+        acts, places, weights, x if onto is None else onto, WIDTH=hidden, BLOCK_N=down_n,
         BLOCK_K=tile_columns(width, like, 1 << 20), SHARED_K=max(16, tile_columns(max(1, shared), like, 1 << 20)),
         **sizes, **launch_options(pdl, down_warps),
     )  # fmt: skip
-    return x
+    return x if onto is None else onto
 
 
 def _tiles(hidden: int, width: int, like: Weight) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -114,7 +114,7 @@ class LludaSpeech(StreamingSession):
     def _embed(self) -> Embedding:
         """The thinker's table of tokens."""
         if self._runner is not None:
-            return self._runner.model.decoder.embed_tokens
+            return self._runner.table_of_tokens
         table = next(spec for spec in text_parameters(self._source.config) if spec.role == "embedding")
         words = self._source.parameters([table]).matrix(table.name)
         return Embedding(self._source.backend("thinker"), words)
