@@ -25,6 +25,8 @@ def test_limits_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
         (["--api-key-file", "no/such/file"], "no/such/file: the API keys cannot be read"),
         (["-m", "no/such/folder/here"], "no/such/folder/here"),
         (["--port", "0", "--host", "192.0.2.1"], "no address of this machine"),
+        (["--port", "0", "--replicas", "many"], "--replicas many: say how many, as --replicas 3"),
+        (["--port", "0", "--replicas", "4:1"], "no fewer than the least, not 4 to 1"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(
@@ -34,6 +36,13 @@ def test_what_cannot_be_served_is_one_line(
     assert main(["serve", *arguments]) == 2
     *_, last = capsys.readouterr().err.splitlines()
     assert last.startswith("lluda serve: ") and said in last
+
+
+def test_replicas_need_ray(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["serve", "--port", "0", "--replicas", "2"]) == 1
+    said = capsys.readouterr().err
+    assert "lluda serve --replicas needs ray, which is not installed; get it with: pip install 'lluda[ray]'" in said
 
 
 def test_extra_that_is_not_installed_is_named(

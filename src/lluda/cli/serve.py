@@ -130,10 +130,10 @@ def _serve_replicas(
     from lluda.serving.http.listener import addresses
     from lluda.serving.replicas.plan import on_this_machine
 
+    plan = on_this_machine(os.fspath(source), settings, options.load_options(args), args.replicas)
     require("lluda serve --replicas", "ray")
     with heavy_imports():
         from lluda.serving.replicas.local_ray import serve_here
-    plan = on_this_machine(os.fspath(source), settings, options.load_options(args), args.replicas)
     where, port = addresses(sockets), sockets[0].getsockname()[1]
     say(
         f"starting Ray, then {args.replicas} replicas of {args.model} with {plan.cpus:g} CPU and {plan.gpus:g} GPU each"

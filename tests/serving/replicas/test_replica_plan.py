@@ -50,6 +50,8 @@ def test_replicas_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = on_this_machine("m", Settings(), {"threads": None}, "1:3")
     assert (plan.least, plan.most, plan.cpus, plan.options["threads"]) == (1, 3, 2, 2)
     assert on_this_machine("m", Settings(), {"threads": 5}, "3").cpus == 5
+    sharded = on_this_machine("m", Settings(), {"threads": None, "tensor_parallel": 2}, "2")
+    assert (sharded.cpus, sharded.options["threads"]) == (4, 2), "each rank has its threads"
 
 
 def test_arguments_of_a_config_are_a_plan() -> None:

@@ -49,17 +49,18 @@ def on_this_machine(model: str, settings: Settings, options: Mapping[str, Any], 
     """So many (as `replica_range`) that share this machine's cores; each has GPUs of its own where ``options`` name
     some."""
     least, most = replica_range(replicas)
-    threads = options.get("threads") or max(1, (os.cpu_count() or 1) // max(1, most))
+    ranks = options.get("tensor_parallel", 1)
+    threads = options.get("threads") or max(1, (os.cpu_count() or 1) // (max(1, most) * ranks))
     placement = options.get("place") or ""
     named = placement.split(",") if isinstance(placement, str) else [f"={device}" for device in placement.values()]
     devices = {str(options.get("device", "cpu")), *(one.partition("=")[2].strip() for one in named)}
-    gpus = sum(one.startswith("cuda") for one in devices) * options.get("tensor_parallel", 1)
+    gpus = sum(one.startswith("cuda") for one in devices) * ranks
     return ReplicaPlan(
         model=model,
         settings=settings,
         options={**options, "threads": threads},
         least=least,
         most=most,
-        cpus=threads,
+        cpus=threads * ranks,
         gpus=gpus,
     )
