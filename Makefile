@@ -12,7 +12,7 @@ define native_tests
 	$(BIN)/ctest --test-dir $(VENV)/native/$(1) --output-on-failure
 endef
 
-.PHONY: demo test test-slow test-clients test-replicas test-gpu test-native test-aarch64 sanitize lint format native docs wheel test-wheel clean
+.PHONY: demo test test-slow test-clients test-replicas test-gpu test-native test-aarch64 sanitize fuzz lint format native docs wheel test-wheel clean
 
 # A spoken question is heard, answered and spoken by tiny-omni (models/tiny-omni), then a text model answers a typed one.
 # make expands a whole recipe before its first line runs: $(shell date) is when the demo began.
@@ -66,6 +66,19 @@ test-aarch64: $(VENV)/.test
 
 sanitize: $(VENV)/.test
 	$(call native_tests,sanitized,address$(COMMA)undefined)
+
+# Readers of files under atheris, then packed views and calls of the kernels under libFuzzer with AddressSanitizer and UBSan
+# (apt-get install clang): so many minutes in all. What was found lies in .venv/fuzz and belongs into tests/fuzz/found.
+MINUTES ?= 10
+fuzz: $(VENV)/.fuzz
+	@command -v clang++ > /dev/null || { echo "clang++ is missing; apt-get install clang"; exit 1; }
+	$(BIN)/python -m tests.fuzz --minutes $$(( $(MINUTES) / 2 + $(MINUTES) % 2 ))
+	$(BIN)/cmake -S native -B $(VENV)/native/fuzz -DCMAKE_CXX_COMPILER=clang++ -DLLUDA_NATIVE_FUZZ=ON \
+	-DLLUDA_SANITIZE=address,undefined > /dev/null
+	$(BIN)/cmake --build $(VENV)/native/fuzz --parallel > /dev/null
+	for part in views calls; do mkdir -p $(VENV)/fuzz/$$part && $(VENV)/native/fuzz/fuzz/fuzz_$$part -timeout=20 \
+	-max_total_time=$$(( $(MINUTES) * 15 )) -verbosity=0 -print_final_stats=1 -max_len=4096 \
+	-artifact_prefix=$(VENV)/fuzz/$$part- $(VENV)/fuzz/$$part || exit 1; done
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -125,6 +138,10 @@ $(VENV)/.docs: $(VENV)/.test requirements/docs.txt
 
 $(VENV)/.wheel: $(VENV)/.test requirements/wheel.txt
 	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -r requirements/wheel.txt
+	touch $@
+
+$(VENV)/.fuzz: $(VENV)/.test requirements/fuzz.txt
+	$(BIN)/python -m pip install --quiet -r requirements/fuzz.txt
 	touch $@
 
 $(VENV)/clients/%/.ready: requirements/clients/%.txt

@@ -82,8 +82,9 @@ LLUDA_API const char *lluda_last_error(void);
 typedef struct lluda_context lluda_context;
 
 /* A context with kernels by name ("amx", "avx512bf16", "avx512", "avx2", "neonbf16", "neondot", "portable"), or the best
- * this machine has with NULL or "auto"; LLUDA_UNSUPPORTED if this build or machine lacks them. threads: those that compute, the calling one
- * included, 1 .. 256; 0: as many as CPUs that this process may run on, at most 256. They start with the first call.
+ * this machine has with NULL or "auto"; LLUDA_UNSUPPORTED if this build or machine lacks them. threads: those that
+ * compute, the calling one included, 1 .. 256; 0: as many as CPUs that this process may run on, at most 256. They start
+ * with the first call.
  * "amx" and "auto" ask Linux for the matrix unit's registers, for the whole process: where it refuses, "auto" is the next
  * best kernels, and lluda_context_isa says so. */
 LLUDA_API int lluda_context_create(const char *isa, int threads, lluda_context **context);

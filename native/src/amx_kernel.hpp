@@ -245,61 +245,125 @@ void matrix_linear(const LinearTask &task, int64_t begin, int64_t end, const voi
 
 // ---- Many rows
 
-template <int Sums>
-LLUDA_INLINE void start_sums(const TileTask &task, const float *out) {
+// Sums of 16 outputs and lanes from `out` on, to and from a tile, which the intrinsics want as a literal.
+template <int Tile>
+LLUDA_INLINE void load_sums(const float *out) {
     constexpr int64_t kStride = kTileRows * 4;
-    if (task.accumulate) {
-        _tile_loadd(0, out, kStride);
-        if constexpr (Sums > 1) _tile_loadd(1, out + kMatrixLanes, kStride);
-        if constexpr (Sums > 2) _tile_loadd(2, out + 2 * kMatrixLanes, kStride);
-        if constexpr (Sums > 3) _tile_loadd(3, out + 3 * kMatrixLanes, kStride);
-    } else {
-        _tile_zero(0);
-        if constexpr (Sums > 1) _tile_zero(1);
-        if constexpr (Sums > 2) _tile_zero(2);
-        if constexpr (Sums > 3) _tile_zero(3);
-    }
+    if constexpr (Tile == 0) _tile_loadd(0, out, kStride);
+    if constexpr (Tile == 1) _tile_loadd(1, out, kStride);
+    if constexpr (Tile == 2) _tile_loadd(2, out, kStride);
+    if constexpr (Tile == 3) _tile_loadd(3, out, kStride);
 }
 
-template <int Sums>
+template <int Tile>
+LLUDA_INLINE void start_sums(const TileTask &task, const float *out) {
+    if (task.accumulate) return load_sums<Tile>(out);
+    if constexpr (Tile == 0) _tile_zero(0);
+    if constexpr (Tile == 1) _tile_zero(1);
+    if constexpr (Tile == 2) _tile_zero(2);
+    if constexpr (Tile == 3) _tile_zero(3);
+}
+
+template <int Tile>
 LLUDA_INLINE void put_sums_of(float *out) {
     constexpr int64_t kStride = kTileRows * 4;
-    _tile_stored(0, out, kStride);
-    if constexpr (Sums > 1) _tile_stored(1, out + kMatrixLanes, kStride);
-    if constexpr (Sums > 2) _tile_stored(2, out + 2 * kMatrixLanes, kStride);
-    if constexpr (Sums > 3) _tile_stored(3, out + 3 * kMatrixLanes, kStride);
+    if constexpr (Tile == 0) _tile_stored(0, out, kStride);
+    if constexpr (Tile == 1) _tile_stored(1, out, kStride);
+    if constexpr (Tile == 2) _tile_stored(2, out, kStride);
+    if constexpr (Tile == 3) _tile_stored(3, out, kStride);
 }
+
+// Where the operands of a task's products lie, as they are gone through: tile by tile of words, tap by tap.
+struct Operands {
+    const char *w;
+    const uint32_t *x;
+    int64_t w_stride, x_stride;
+    uintptr_t ahead;
+
+    LLUDA_INLINE Operands(const TileTask &task, int first, int tap)
+        : w(static_cast<const char *>(task.multiplicands) + (first * task.output_stride + tap * task.tap_words) * 4),
+          x(static_cast<const uint32_t *>(task.panel) + tap * task.tap_lanes),
+          w_stride(task.output_stride * 4),
+          x_stride(task.panel_width * 4),
+          ahead(task.prefetch && tap == 0
+                    ? reinterpret_cast<uintptr_t>(task.prefetch) + static_cast<uintptr_t>(first * task.words * 4)
+                    : 0) {}
+
+    LLUDA_INLINE void prefetch(int outputs) {
+        if (!ahead) return;
+        for (int o = 0; o < outputs; ++o, ahead += 64)
+            __builtin_prefetch(reinterpret_cast<const void *>(ahead), 0, 2);
+    }
+    LLUDA_INLINE void move() {
+        w += 64;
+        x += kMatrixWords * x_stride / 4;
+    }
+};
 
 // 16 outputs from `first` on times Sums * 16 lanes, over whole tiles of words.
 template <int Sums>
 __attribute__((noinline)) void matrix_outputs(const TileTask &task, int first, int64_t words) {
-    const char *w = static_cast<const char *>(task.multiplicands) + first * task.output_stride * 4;
-    const uint32_t *x = static_cast<const uint32_t *>(task.panel);
-    const int64_t w_stride = task.output_stride * 4, x_stride = task.panel_width * 4;
-    uintptr_t ahead = reinterpret_cast<uintptr_t>(task.prefetch) + static_cast<uintptr_t>(first * task.words * 4);
     float *out = task.out + first * kTileRows;
-    start_sums<Sums>(task, out);
-    for (int64_t k = 0; k < words; k += kMatrixWords, w += 64, x += kMatrixWords * task.panel_width) {
-        if (task.prefetch)
-            for (int o = 0; o < kMatrixOutputs; ++o, ahead += 64)
-                __builtin_prefetch(reinterpret_cast<const void *>(ahead), 0, 2);
-        _tile_loadd(7, w, w_stride);
-        _tile_loadd(4, x, x_stride);
-        _tile_dpbf16ps(0, 7, 4);
-        if constexpr (Sums > 1) {
-            _tile_loadd(5, x + kMatrixLanes, x_stride);
-            _tile_dpbf16ps(1, 7, 5);
-        }
-        if constexpr (Sums > 2) {
-            _tile_loadd(6, x + 2 * kMatrixLanes, x_stride);
-            _tile_dpbf16ps(2, 7, 6);
-        }
-        if constexpr (Sums > 3) {
-            _tile_loadd(4, x + 3 * kMatrixLanes, x_stride);
-            _tile_dpbf16ps(3, 7, 4);
+    start_sums<0>(task, out);
+    if constexpr (Sums > 1) start_sums<1>(task, out + kMatrixLanes);
+    if constexpr (Sums > 2) start_sums<2>(task, out + 2 * kMatrixLanes);
+    if constexpr (Sums > 3) start_sums<3>(task, out + 3 * kMatrixLanes);
+    for (int tap = 0; tap < task.taps; ++tap) {
+        Operands at(task, first, tap);
+        for (int64_t k = 0; k < words; k += kMatrixWords, at.move()) {
+            at.prefetch(kMatrixOutputs);
+            _tile_loadd(7, at.w, at.w_stride);
+            _tile_loadd(4, at.x, at.x_stride);
+            _tile_dpbf16ps(0, 7, 4);
+            if constexpr (Sums > 1) {
+                _tile_loadd(5, at.x + kMatrixLanes, at.x_stride);
+                _tile_dpbf16ps(1, 7, 5);
+            }
+            if constexpr (Sums > 2) {
+                _tile_loadd(6, at.x + 2 * kMatrixLanes, at.x_stride);
+                _tile_dpbf16ps(2, 7, 6);
+            }
+            if constexpr (Sums > 3) {
+                _tile_loadd(4, at.x + 3 * kMatrixLanes, at.x_stride);
+                _tile_dpbf16ps(3, 7, 4);
+            }
         }
     }
-    put_sums_of<Sums>(out);
+    put_sums_of<0>(out);
+    if constexpr (Sums > 1) put_sums_of<1>(out + kMatrixLanes);
+    if constexpr (Sums > 2) put_sums_of<2>(out + 2 * kMatrixLanes);
+    if constexpr (Sums > 3) put_sums_of<3>(out + 3 * kMatrixLanes);
+}
+
+// 32 outputs from `first` on times Lanes, 16 or 32 of them: each tile that is loaded serves two outputs or lanes.
+template <int Lanes>
+__attribute__((noinline)) void matrix_output_pairs(const TileTask &task, int first, int64_t words) {
+    constexpr bool kTwo = Lanes > kMatrixLanes;
+    float *out = task.out + first * kTileRows, *second = out + kMatrixOutputs * kTileRows;
+    start_sums<0>(task, out);
+    start_sums<1>(task, second);
+    if constexpr (kTwo) start_sums<2>(task, out + kMatrixLanes);
+    if constexpr (kTwo) start_sums<3>(task, second + kMatrixLanes);
+    for (int tap = 0; tap < task.taps; ++tap) {
+        Operands at(task, first, tap);
+        for (int64_t k = 0; k < words; k += kMatrixWords, at.move()) {
+            at.prefetch(2 * kMatrixOutputs);
+            _tile_loadd(6, at.w, at.w_stride);
+            _tile_loadd(4, at.x, at.x_stride);
+            _tile_dpbf16ps(0, 6, 4);
+            _tile_loadd(7, at.w + kMatrixOutputs * at.w_stride, at.w_stride);
+            _tile_dpbf16ps(1, 7, 4);
+            if constexpr (kTwo) {
+                _tile_loadd(5, at.x + kMatrixLanes, at.x_stride);
+                _tile_dpbf16ps(2, 6, 5);
+                _tile_dpbf16ps(3, 7, 5);
+            }
+        }
+    }
+    put_sums_of<0>(out);
+    put_sums_of<1>(second);
+    if constexpr (kTwo) put_sums_of<2>(out + kMatrixLanes);
+    if constexpr (kTwo) put_sums_of<3>(second + kMatrixLanes);
 }
 
 // Up to 16 at a time of the outputs begin .. end-1.
@@ -323,13 +387,28 @@ LLUDA_INLINE void matrix_tiles(const TileTask &task, int begin, int end, int64_t
     }
 }
 
+// Of the first outputs as many as are done 32 at a time.
+LLUDA_INLINE int matrix_pairs(const TileTask &task, int64_t words) {
+    const int lanes = task.lanes / kMatrixLanes, paired = task.outputs / kGroupOutputs * kGroupOutputs;
+    if (lanes > 2 || paired == 0) return 0;
+    const TilesInUse in_use(kMatrixOutputs, kMatrixLanes, 6);
+    for (int o = 0; o < paired; o += kGroupOutputs) {
+        if (lanes == 1) {
+            matrix_output_pairs<kMatrixLanes>(task, o, words);
+        } else {
+            matrix_output_pairs<2 * kMatrixLanes>(task, o, words);
+        }
+    }
+    return paired;
+}
+
 // The vector kernels do what is left over of words, and what is no product of BF16 pairs in rows: a choice that does
 // not depend on how outputs and lanes are shared out.
 void matrix_multiply_tile(const TileTask &task) {
-    const int whole = task.outputs / kMatrixOutputs * kMatrixOutputs;
     const int64_t words = task.words / kMatrixWords * kMatrixWords;
-    if (task.scales || task.floats || task.word_stride != 1 || words == 0) return multiply_any_tile(task);
-    matrix_tiles(task, 0, whole, words);
+    if (task.scales || task.floats || task.word_stride != 1 || words == 0) return multiply_taps<multiply_any_tile>(task);
+    const int paired = matrix_pairs(task, words), whole = task.outputs / kMatrixOutputs * kMatrixOutputs;
+    matrix_tiles(task, paired, whole, words);
     matrix_tiles(task, whole, task.outputs, words);
     if (words == task.words) return;
     TileTask rest = task;
@@ -338,7 +417,7 @@ void matrix_multiply_tile(const TileTask &task) {
     rest.panel = static_cast<const uint32_t *>(task.panel) + words * task.panel_width;
     rest.words = task.words - words;
     rest.accumulate = true;
-    multiply_any_tile(rest);
+    multiply_taps<multiply_any_tile>(rest);
 }
 
 }  // namespace

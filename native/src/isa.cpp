@@ -5,8 +5,10 @@
 #include "context.hpp"
 #include "failure.hpp"
 
-#if defined(__linux__) && defined(__x86_64__)
+#if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
+#endif
+#if defined(__linux__) && defined(__x86_64__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -19,16 +21,25 @@ namespace lluda {
 namespace {
 
 #if defined(__x86_64__) || defined(__i386__)
+// A leaf of CPUID; zeros where there is none.
+struct Leaf {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    explicit Leaf(unsigned leaf, unsigned subleaf = 0) { __get_cpuid_count(leaf, subleaf, &a, &b, &c, &d); }
+};
+
 // Each feature that CMakeLists.txt lets the compiler use is asked for, the system's saving of the registers included.
+// F16C, AVX512-BF16 and AMX by their bits of CPUID: not every compiler has a name for them.
 bool has_avx2() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    constexpr unsigned kF16c = 1u << 29;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && (Leaf(1).c & kF16c);
 }
 bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 bool has_avx512bf16() {
-    return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+    constexpr unsigned kAvx512Bf16 = 1u << 5;
+    return has_avx512() && __builtin_cpu_supports("avx512vnni") && (Leaf(7, 1).a & kAvx512Bf16);
 }
 #else
 bool has_avx2() { return false; }
@@ -39,10 +50,10 @@ bool has_avx512bf16() { return false; }
 // Linux gives a process the matrix unit's registers when it asks for them. They are asked for once, for all threads.
 #if defined(__linux__) && defined(__x86_64__)
 bool has_amx() {
-    constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;  // of leaf 7's EDX
+    constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
     constexpr long kRequestPermission = 0x1023, kTileData = 18;
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    if (!has_avx512bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kBf16) || !(d & kTile)) return false;
+    const unsigned has = Leaf(7).d;
+    if (!has_avx512bf16() || !(has & kAmxBf16) || !(has & kAmxTile)) return false;
     static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
     return granted;
 }

@@ -31,9 +31,9 @@ constexpr auto kArrangeRows = arrange_nothing;
 constexpr auto kLinear = vector_linear;
 constexpr int64_t kLinearStep = 6;  // a multiple of every tile_outputs
 #if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
-constexpr auto kMultiplyTile = pair_multiply_tile;
+constexpr auto kMultiplyTile = multiply_taps<pair_multiply_tile>;
 #else
-constexpr auto kMultiplyTile = multiply_any_tile;
+constexpr auto kMultiplyTile = multiply_taps<multiply_any_tile>;
 #endif
 #endif
 

@@ -62,6 +62,10 @@ struct TileTask {
     // Of Q8_0 weights as pairs, or null: their scales, a float for each 32 columns at o * output_stride; and those of a
     // rounded panel, [blocks][panel_width], or null.
     const float *scales = nullptr, *panel_scales = nullptr;
+    // Taps of a convolution, added up one after the other: the words of the next are tap_words further on, its panel begins
+    // tap_lanes further on.
+    int taps = 1;
+    std::int64_t tap_words = 0, tap_lanes = 0;
 };
 
 // A tile's sums to rows: y[r] of lane r, from the element of the first output on.

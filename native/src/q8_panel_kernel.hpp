@@ -165,5 +165,18 @@ void multiply_any_tile(const TileTask &task) { multiply_tile(task); }
 
 #endif
 
+// A tap at a time.
+template <void (*Multiply)(const TileTask &)>
+void multiply_taps(const TileTask &task) {
+    TileTask tap = task;
+    for (int t = 0; t < task.taps; ++t) {
+        Multiply(tap);
+        tap.multiplicands = static_cast<const uint32_t *>(tap.multiplicands) + task.tap_words;
+        tap.panel = static_cast<const uint32_t *>(tap.panel) + task.tap_lanes;
+        tap.prefetch = nullptr;
+        tap.accumulate = true;
+    }
+}
+
 }  // namespace
 }  // namespace lluda

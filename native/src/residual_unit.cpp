@@ -49,8 +49,8 @@ public:
           buffer_(session.allocate<std::uint32_t>(
               features_ * (rounded_up(weight.in_features, kBlockWeights) + kLineWords))) {}
 
-    // Words of features begin .. end-1 from column `column` on.
-    const void *at(std::int64_t begin, std::int64_t end, std::int64_t column, std::int64_t *stride) {
+    // Words of features begin .. end-1.
+    const void *at(std::int64_t begin, std::int64_t end, std::int64_t *stride) {
         const bool all = features_ == weight_.out_features;
         if (!words_ || (!all && begin != begin_)) {
             begin_ = all ? 0 : begin;
@@ -59,8 +59,7 @@ public:
                                                &stride_, &scales);
         }
         *stride = stride_;
-        const std::int64_t bytes = (begin - begin_) * stride_ * 4 + column * kernels_.words(2) * 2;
-        return static_cast<const std::byte *>(words_) + bytes;
+        return static_cast<const std::uint32_t *>(words_) + (begin - begin_) * stride_;
     }
 
 private:
@@ -112,12 +111,11 @@ public:
                                            kFeatureStep, kBlockOutputs)),
           second_(session, longest_, unit.channels) {
         const std::int64_t conv1_bytes = 2 * unit.channels * unit.channels * unit.taps;
-        const std::int64_t tiles = by_tiles_ ? 1 : (longest_ + kTileRows - 1) / kTileRows;
         for (int i = 0; i < session.threads(); ++i) {
             packers_.emplace_back(session, unit.channels);
             halves_.push_back(session.allocate<std::uint16_t>(unit.channels));
             weights_.emplace_back(session, *unit.conv1, by_tiles_ && conv1_bytes <= kKeptBytes, features_);
-            sums_.push_back(session.allocate<float>(tiles * kBlockOutputs * kTileRows));
+            sums_.push_back(session.allocate<float>(kBlockOutputs * kTileRows));
             workspaces_.emplace_back(session, kTileRows, unit.channels);
         }
         group_split_.reset(groups_, session.threads());
@@ -211,33 +209,23 @@ private:
     void convolve(int lane, std::int64_t begin, std::int64_t end, const UnitRun &run, std::int64_t tile,
                   std::int64_t last) {
         float *sums = sums_[static_cast<std::size_t>(lane)];
-        for (std::int64_t tap = 0; tap < u_.taps; ++tap) {
-            TileTask task{};
-            task.multiplicands = weights_[static_cast<std::size_t>(lane)].at(begin, end, tap * u_.channels,
-                                                                             &task.output_stride);
-            task.outputs = static_cast<int>(end - begin);
-            task.accumulate = tap > 0;
-            multiply(task, run, tap * u_.dilation, tile, last, sums);
-        }
+        TileTask task{};
+        task.multiplicands = weights_[static_cast<std::size_t>(lane)].at(begin, end, &task.output_stride);
+        task.outputs = static_cast<int>(end - begin);
+        task.word_stride = 1;
+        task.words = task.tap_words = words_;
+        task.taps = static_cast<int>(u_.taps);
+        task.tap_lanes = u_.dilation;
+        task.panel_width = run.width;
         const float *bias = u_.conv1->bias ? u_.conv1->bias + begin : nullptr;
         const Panel &inner = run.inner;
-        for (; tile < last; ++tile, sums += kBlockOutputs * kTileRows)
-            kernels_.snake_tile(sums, bias, u_.frequency2 + begin, u_.amplitude2 + begin,
-                                 static_cast<int>(end - begin), inner.tile_width(tile),
-                                 inner.at(tile, kernels_.words(begin)), inner.tile_width(tile));
-    }
-
-    // With the packed rows from `shift` on.
-    void multiply(TileTask &task, const UnitRun &run, std::int64_t shift, std::int64_t tile, std::int64_t last,
-                  float *sums) const {
-        task.word_stride = 1;
-        task.words = words_;
-        task.panel_width = run.width;
-        for (; tile < last; ++tile, sums += kBlockOutputs * kTileRows) {
-            task.panel = run.input + tile * kTileRows + shift;
-            task.lanes = run.inner.tile_width(tile);
+        for (; tile < last; ++tile) {
+            task.panel = run.input + tile * kTileRows;
+            task.lanes = inner.tile_width(tile);
             task.out = sums;
             kernels_.multiply_tile(task);
+            kernels_.snake_tile(sums, bias, u_.frequency2 + begin, u_.amplitude2 + begin, task.outputs, task.lanes,
+                                inner.at(tile, kernels_.words(begin)), task.lanes);
         }
     }
 

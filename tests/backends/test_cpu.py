@@ -327,16 +327,16 @@ def test_every_struct_of_the_interface_is_checked_for_its_size():
 
 
 def test_every_instruction_that_the_compiler_may_use_is_asked_for_at_run_time():
-    """-m flags of native/CMakeLists.txt against __builtin_cpu_supports in native/src/isa.cpp; of AMX, for which not all
-    compilers have a name there, against the bits of CPUID."""
+    """-m flags of native/CMakeLists.txt against native/src/isa.cpp: __builtin_cpu_supports, and the bits of CPUID for what
+    not all compilers have a name for there."""
     source = Path(__file__).parents[2] / "native"
     build, choice = (source / "CMakeLists.txt").read_text(), (source / "src" / "isa.cpp").read_text()
     used = set(re.findall(r"-m([\w-]+)", " ".join(re.findall(r"set\((?:avx|amx)\w*_flags (.*)\)", build))))
-    assert {flag for flag in used if flag.startswith("amx")} == {"amx-tile", "amx-bf16"}
-    assert {"kTile", "kBf16"} == set(re.findall(r"d & (\w+)", choice))
-    used -= {"amx-tile", "amx-bf16"}
-    assert used == {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "avx512vnni"}
-    assert used == set(re.findall(r'__builtin_cpu_supports\("(\w+)"\)', choice))
+    bits = {"kF16c": "f16c", "kAvx512Bf16": "avx512bf16", "kAmxTile": "amx-tile", "kAmxBf16": "amx-bf16"}
+    assert set(bits) == set(re.findall(r"(?:Leaf\(.+\)\.[acd]|has) & (k\w+)", choice))
+    named = set(re.findall(r'__builtin_cpu_supports\("(\w+)"\)', choice))
+    assert named == {"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"}
+    assert used == named | set(bits.values())
 
 
 def test_the_kernels_that_can_be_named_are_those_of_the_library():

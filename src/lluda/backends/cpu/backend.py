@@ -23,6 +23,7 @@ from lluda.backends.components import CodePredictorSteps, DecoderLayers
 from lluda.backends.cpu.capabilities import CAPABILITIES
 from lluda.backends.cpu.native_blocks import NativeBlocks, NativeWeight, biased, native
 from lluda.backends.cpu.native_library import (
+    BYTE_PRODUCTS,
     CHOOSE,
     DTYPE_BF16,
     DTYPE_F32,
@@ -97,8 +98,9 @@ class CpuBackend(TorchExecutor):
         kept = f" ({self.incompressible} incompressible matrices kept BF16)" if self.incompressible else ""
         weights = f"packed BF16{kept}" if self._packed or "PACKED_BF16" in self._formats else "BF16"
         if "Q8_0" in self._formats:
-            vnni = "VNNI, " if self._native.isa in ("amx", "avx512bf16") else ""
-            weights += f" and Q8_0 ({vnni}rows rounded)" if self._q8_0_rows else " and Q8_0 (exact)"
+            by = BYTE_PRODUCTS.get(self._native.isa)
+            rounded = f"{by}, rows rounded" if by else "rows rounded"
+            weights += f" and Q8_0 ({rounded})" if self._q8_0_rows else " and Q8_0 (exact)"
         return f"cpu backend ({self._native.isa} kernels), {weights} weights, {self._native.threads} threads"
 
     # Parameters
