@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="the kernels of the cuda backend are Triton
 
 from lluda.backends.backend import Precision
 from lluda.backends.blocks import LayerNorm, Projection
-from lluda.backends.components import EncoderLayers, Merger, Rotary
+from lluda.backends.components import ConvStem, EncoderLayers, Merger, Rotary
 from lluda.backends.cuda import encoder
 from lluda.backends.cuda.backend import CudaBackend
 from lluda.backends.cuda.triton_target import interpreted
@@ -82,7 +82,30 @@ def test_rows_do_not_depend_on_what_filled_up_the_launch_before():
     for index in (2, 3, 5):
         assert torch.equal(found[index][0], found[0][0])
     assert torch.equal(found[4][0], found[1][0])
-    assert len(backend._encoders) == (1 if DEVICE.type == "cuda" else 0)
+    assert len(backend._shapes) == (1 if DEVICE.type == "cuda" else 0)
+
+
+@torch.inference_mode()
+def test_a_stem_and_a_merger_are_the_reference_s():
+    ours, theirs = CudaBackend(DEVICE, Precision.of("f32")), ReferenceBackend(DEVICE, Precision.of("f32"))
+    for backend in (theirs, ours):
+        merger = layers_of(VISION, backend).deepstack[0]
+        random = torch.Generator().manual_seed(2)
+        kernel, bias = torch.randn(4, 1, 3, 3, generator=random).to(DEVICE), torch.randn(4, generator=random).to(DEVICE)
+        out = Projection(taken(backend, torch.randn(20, 4 * 8, generator=random).bfloat16()), None)
+        stem = ConvStem([(kernel, bias)], out, torch.randn(13, 20, generator=random).to(DEVICE))
+        x, chunks = torch.randn(14, 36, generator=random), torch.randn(2, 1, 16, 25, generator=random)
+        found = [
+            made
+            for _ in range(3)
+            for made in (backend.merge(merger, x.to(DEVICE)), backend.conv_stem(stem, chunks.to(DEVICE)))
+        ]
+        if backend is theirs:
+            expected = found
+    assert found[0].shape == (7, 20)
+    assert found[1].shape == (26, 20)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="nothing is captured without a GPU")
@@ -95,5 +118,5 @@ def test_a_captured_encoder_is_the_launched_one_and_few_are_kept(dtype, monkeypa
     for layers, shape, lengths in [(audio, AUDIO, (70,)), (vision, VISION, (40, 24)), (audio, AUDIO, (20, 20, 20))]:
         found = [encoded(backend, layers, shape, lengths) for _ in range(3)]
         assert all(torch.equal(one, other) for later in found[1:] for one, other in zip(found[0], later, strict=True))
-        assert list(backend._encoders.values())[-1] is not None
-    assert len(backend._encoders) == 2
+        assert list(backend._shapes._graphs.values())[-1] is not None
+    assert len(backend._shapes) == 2

@@ -206,23 +206,24 @@ class MediaReader:
         return PromptRows(prompt.ids, rows, self._injected(prompt.ids, media), spans, _block_keys(prompt, media))
 
     def _injected(self, ids: Sequence[int], media: Sequence[EncodedMedia]) -> MultimodalEmbeddings:
-        tokens, device = self._layout.tokens, self._thinker.backend.device
-        placed = torch.tensor(ids, device=device)
-        is_heard = placed == tokens.audio_pad
-        is_seen = (placed == tokens.image_pad) | (placed == tokens.video_pad)
-        width = self._thinker.config.hidden_size
+        """Rows are on the host, who places them: asking a GPU for them would wait for its encoders."""
+        tokens, backend = self._layout.tokens, self._thinker.backend
+        device, compute = backend.device, backend.precision.compute
+        placed = torch.tensor(ids)
+        heard_rows = (placed == tokens.audio_pad).nonzero()[:, 0]
+        seen_rows = ((placed == tokens.image_pad) | (placed == tokens.video_pad)).nonzero()[:, 0]
         heard = [medium.heard for medium in media if medium.heard is not None]
         seen = [medium.seen for medium in media if medium.seen is not None]
-        embeddings = torch.empty(len(ids), width, dtype=self._thinker.backend.precision.compute, device=device)
-        if heard:
-            embeddings[is_heard] = torch.cat(heard).to(device)
-        if seen:
-            embeddings[is_seen] = torch.cat([output.embeddings for output in seen]).to(device)
-        injected = is_heard | is_seen
+        parts = (*heard, *(output.embeddings for output in seen))
+        embeddings = torch.cat([part.to(device, compute) for part in parts])
+        rows = torch.cat([heard_rows, seen_rows])
+        if len(heard_rows) and len(seen_rows):
+            rows, order = rows.sort()
+            embeddings = embeddings[order.to(device)]
         return MultimodalEmbeddings(
-            rows=injected.nonzero()[:, 0],
-            embeddings=embeddings[injected],
-            deepstack_rows=is_seen.nonzero()[:, 0],
+            rows=rows,
+            embeddings=embeddings,
+            deepstack_rows=seen_rows,
             deepstack=[
                 torch.cat(parts).to(device) for parts in zip(*(output.deepstack for output in seen), strict=True)
             ],

@@ -73,7 +73,7 @@ class AudioEncoder:
             rows, self.config.output_dim, dtype=self._backend.precision.compute, device=self._backend.device
         )
         end = 0
-        blocks = (block for recording in recordings for block in sound_blocks(recording, self.config))
+        blocks = (block for recording in recordings for block in self._placed_blocks(recording))
         for part in self._encode(blocks, observe):
             start, end = end, end + len(part)
             out[start:end] = part
@@ -83,6 +83,15 @@ class AudioEncoder:
     def encode_block(self, block: SoundBlock) -> Tensor:
         """The rows that the block has in its recording: ``[config.tokens(frames), output_dim]``."""
         return next(self._encode([block], None))
+
+    def _placed_blocks(self, recording: Tensor) -> Iterator[SoundBlock]:
+        """As `sound_blocks`, on the device: so many at once as go through the layers together, since a copy of one
+        would wait for the layers of those before it."""
+        config = self.config
+        for piece in torch.split(recording, BLOCKS_AT_ONCE * config.block_frames):
+            for frames in torch.split(piece.to(self._backend.device), config.block_frames):
+                if len(frames):
+                    yield SoundBlock(frames, alone=len(recording) < config.chunk_frames)
 
     def _encode(self, blocks: Iterable[SoundBlock], observe: Observer | None) -> Iterator[Tensor]:
         """Rows of consecutive groups of blocks."""

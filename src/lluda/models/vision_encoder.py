@@ -6,6 +6,7 @@ slices go through the layers in bounded groups, and a long video takes no more m
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,9 @@ LAYER_NORM_EPS = 1e-6
 GROUP_PATCHES = 4096
 """Patches of whole slices that go through the layers together, some 200 MB of activations; a larger one goes alone."""
 
+_KNOWN_SIZES = 8
+"""Whose places are kept: 330 KB of one with 4,096 patches."""
+
 Grid = tuple[int, int, int]
 """Temporal slices, and rows and columns of patches of each."""
 
@@ -51,6 +55,7 @@ class VisionEncoder:
     ) -> None:
         self.config = config
         self._backend = backend
+        self._known: OrderedDict[tuple[int, int], tuple[Tensor, list[tuple[Tensor, Tensor]]]] = OrderedDict()
         build = _Builder(config, parameters)
         # A convolution whose stride is its size reads each patch once: a product with the kernel's rows.
         kernel = parameters.vector(f"{prefix}patch_embed.proj.weight").flatten(1)
@@ -104,12 +109,28 @@ class VisionEncoder:
 
     def _embed(self, patches: Tensor, slices: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """Residual rows ``[patches, hidden_size]`` with their learned positions, and their places ``[2, patches]``."""
-        device, config = self._backend.device, self.config
-        placed = torch.cat([merge_block_order(*grid, config.spatial_merge_size) for grid in slices]).to(device)
-        sizes = torch.tensor(slices, device=device)
-        sides = sizes.repeat_interleave(sizes.prod(dim=1), dim=0)
-        corners = list(bilinear_corners(placed, sides, config.table_side))
+        known = [self._places(grid) for grid in slices]
+        if len(known) == 1:
+            placed, corners = known[0]
+        else:
+            placed = torch.cat([place for place, _ in known])
+            corners = [
+                (torch.cat([rows for rows, _ in corner]), torch.cat([weights for _, weights in corner]))
+                for corner in zip(*(each for _, each in known), strict=True)
+            ]
         return self._backend.embed_patches(self._patch_embedding, patches, corners), placed.T
+
+    def _places(self, grid: tuple[int, int]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Row and column of each patch of a slice, and its corners in the table, on the device: kept for the sizes that
+        were met last, since pictures of one source have one size."""
+        if grid not in self._known:
+            placed = merge_block_order(*grid, self.config.spatial_merge_size).to(self._backend.device)
+            sides = torch.tensor([grid], device=placed.device).expand(len(placed), 2)
+            self._known[grid] = placed, list(bilinear_corners(placed, sides, self.config.table_side))
+        self._known.move_to_end(grid)
+        if len(self._known) > _KNOWN_SIZES:
+            self._known.popitem(last=False)
+        return self._known[grid]
 
 
 class _Builder:

@@ -8,6 +8,7 @@ cuda.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 
 from lluda.backends.backend import Precision
 from lluda.backends.batch import DeepStack, Segment
-from lluda.backends.blocks import AttentionBlock, MixtureBlock, Norm, Projection, SwiGLU, SwiGLUBlock
+from lluda.backends.blocks import AttentionBlock, MixtureBlock, Norm, Projection, SharedExpert, SwiGLU, SwiGLUBlock
 from lluda.backends.capabilities import BackendRequest
 from lluda.backends.capture import CodeRows, DeviceStore, PromptStore, Run, store_row
 from lluda.backends.components import DecoderLayers, Observer, Rotary, StageObserver
@@ -37,6 +38,7 @@ from lluda.backends.cuda import (
     triton_row_sampling,
     triton_rows,
     triton_sampling,
+    triton_shared,
 )
 from lluda.backends.cuda.capabilities import CAPABILITIES
 from lluda.backends.cuda.coded_weight import PACKED, CodedWeight, coded, pack
@@ -53,6 +55,11 @@ from lluda.backends.weight import DenseWeight, Weight
 from lluda.errors import InvalidRequest
 from lluda.formats.plain import plain_format
 from lluda.formats.stored_tensor import StoredTensor
+
+_log = logging.getLogger(__name__)
+
+_COMPILERS = 12
+"""Threads at most; each takes the memory of a prompt's step meanwhile."""
 
 _STEP_ROWS = 64
 """Of a captured decode step at most."""
@@ -166,7 +173,7 @@ class CudaBackend(StreamVocoder, GraphEncoder):
         if not self._fused:
             return super().rotate(x, table, norm)
         weight = (norm.weight, norm.eps) if norm else None
-        return triton_rows.rotate(x.contiguous(), weight, table, self.precision.compute, pdl=self._pdl)
+        return triton_rows.rotate(x, weight, table, self.precision.compute, pdl=self._pdl)
 
     def route(self, x: Tensor, router: Tensor, top_k: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
         if not self._fused or len(router) > triton_mixture.MAX_EXPERTS:
@@ -265,7 +272,7 @@ class CudaBackend(StreamVocoder, GraphEncoder):
                 x, normed, weights, ids, table, experts=count, width=width, pdl=self._pdl, onto=onto
             )
             del decoded  # whose addresses were in the table
-            return out if shared is None else out.add_(self.shared_expert(normed, shared))
+            return out if shared is None else self._add_shared(out, normed, shared)
         inner = shared.mlp.gate_proj.out_features if shared else 0
         routers: list[Weight] = [
             DenseWeight(part, "F32") for part in (block.router, *([shared.gate] if shared else []))
@@ -292,18 +299,17 @@ class CudaBackend(StreamVocoder, GraphEncoder):
         if self.device.type != "cuda" or not works:
             return
         self._capturing = False
+        use_device = partial(torch.cuda.set_device, self._split_prompts.device)
         try:
             works[0]()  # makes what all share
-            with ThreadPoolExecutor(os.cpu_count(), initializer=self._use_device) as pool:
-                for done in [pool.submit(work) for work in works[1:]]:
-                    done.result()
+            with ThreadPoolExecutor(min(_COMPILERS, os.cpu_count() or 1), initializer=use_device) as pool:
+                failures = [done.exception() for done in [pool.submit(work) for work in works[1:]]]
         finally:
             self.synchronize()
+            torch.cuda.empty_cache()
             self._capturing = True
-
-    def _use_device(self) -> None:
-        """As the current one of this thread."""
-        torch.cuda.set_device(self.device)
+        for failure in filter(None, failures):
+            _log.warning("compiled later, since side by side it failed: %s", " ".join(str(failure).split())[:200])
 
     def new_graph(self, body: Callable[[], None], *, capture: bool = True, state: Sequence[Tensor] = ()) -> Graph:
         """See `ComputeBackend.new_graph`."""
@@ -507,6 +513,14 @@ class CudaBackend(StreamVocoder, GraphEncoder):
         index = torch.arange(count, device=self.device)
         columns = [part.data_ptr() + index * (part.stride(0) * part.element_size()) for part in decoded]
         return torch.stack(columns, dim=1), decoded
+
+    def _add_shared(self, out: Tensor, normed: Tensor, shared: SharedExpert) -> Tensor:
+        """The shared expert's part of normalised rows, added to ``out`` in place."""
+        gate, up, down = _matrices(shared.mlp)
+        if not self._several(normed, gate, up, down):
+            return out.add_(self.shared_expert(normed, shared))
+        acts = triton_products.gated(normed, gate, up, pdl=self._pdl)
+        return triton_shared.add_gated(out, normed, shared.gate, self.linear(acts, down), pdl=self._pdl)
 
     def _scratch_for(self, heads: int, kv_heads: int, block: AttentionBlock) -> triton_attention.DecodeScratch:
         """Made once for each kind of heads."""

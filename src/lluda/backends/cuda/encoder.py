@@ -1,9 +1,10 @@
-"""Encoders of sound and pictures on a GPU: a layer in few launches, and all layers in one for shapes that come again."""
+"""Encoders of sound and pictures on a GPU: a layer in few launches, and all in one for shapes that come again."""
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lluda.backends.blocks import EncoderBlock, LayerNorm
-from lluda.backends.components import EncoderLayers, Observer
+from lluda.backends.components import ConvStem, EncoderLayers, Merger, Observer
 from lluda.backends.cuda.graph import Graph
 from lluda.backends.cuda.triton_rows import add_norm
 from lluda.backends.executor.executor import TorchExecutor
@@ -20,12 +21,14 @@ from lluda.backends.executor.operations import RotaryTable
 MOST_ROWS = 2048
 """Of a captured launch; more rows keep a GPU busy longer than launching takes."""
 
-_GRAPHS = 24
+_GRAPHS = 32
 """Kept, the last that were used: a shape each, in memory that they share."""
 
 _BUCKET, _BUCKETED = 16, 512
 """One run of rows without rotary positions, of up to so many, is filled up to a multiple of the former: sound, whose
 last block is of any length."""
+
+Work = Callable[..., Sequence[Tensor]]
 
 
 class GraphEncoder(TorchExecutor):
@@ -35,8 +38,14 @@ class GraphEncoder(TorchExecutor):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._encoders: OrderedDict[tuple[object, ...], _EncoderGraph | None] = OrderedDict()
-        self._encoder_pool: Any = None
+        self._shapes = _ShapeGraphs(self.device)
+
+    def conv_stem(self, stem: ConvStem, chunks: Tensor) -> Tensor:
+        """See `ComputeBackend.conv_stem`. Captured the second time that a shape comes."""
+        if not self._fused:
+            return super().conv_stem(stem, chunks)
+        key = stem, *chunks.shape
+        return self._shapes(key, lambda x: [super(GraphEncoder, self).conv_stem(stem, x)], chunks)[0]
 
     def encode(
         self,
@@ -49,24 +58,38 @@ class GraphEncoder(TorchExecutor):
         """See `ComputeBackend.encode`. Captured the second time that a shape comes."""
         if not self._fused:
             return super().encode(layers, x, lengths, positions, observe)
-        if len(lengths) == 1 and positions is None and len(x) <= _BUCKETED:
-            rows = -(-len(x) // _BUCKET) * _BUCKET
-            key: tuple[object, ...] = layers, rows
-        else:
-            rows, key = len(x), (layers, *lengths)
-        run = _EncoderRun(self, layers, rows, lengths)
-        if observe is not None or len(x) > MOST_ROWS or self.device.type != "cuda":
-            return run(x, positions, observe)
-        if key not in self._encoders:
-            self._encoders[key] = None  # many shapes come once only
-            return self._kept(key, run(x, positions, None))
-        graph = self._encoders[key]
-        if graph is None:
-            self._encoder_pool = self._encoder_pool or torch.cuda.graph_pool_handle()
-            graph = self._encoders[key] = _EncoderGraph(run, x, positions, self._encoder_pool)
-        return self._kept(key, graph(x, positions))
+        count, rotary, given = len(x), layers.rotary, [x]
+        key: tuple[object, ...] = layers, *lengths
+        if rotary is not None:
+            assert positions is not None, "an encoder with rotary positions is told them"
+            given.append(positions)
+        elif len(lengths) == 1 and count <= _BUCKETED:
+            x = _filled_up(x)
+            mask = torch.zeros(1, 1, 1, len(x), dtype=self.precision.compute, device=x.device)
+            mask[..., count:] = -math.inf
+            given, key = [x, mask], (layers, "filled up", len(x))
 
-    def encoder_layers(
+        def work(x: Tensor, beside: Tensor | None = None) -> Sequence[Tensor]:
+            table = self.rotary_table(beside, rotary) if rotary is not None and beside is not None else None
+            seen = (lambda stage, rows: observe(stage, rows[:count])) if observe else None
+            return self._layers(layers, x, lengths, table, None if rotary is not None else beside, seen)
+
+        out, *deep = work(*given) if observe or len(x) > MOST_ROWS else self._shapes(key, work, *given)
+        return out[:count], deep
+
+    def merge(self, merger: Merger, x: Tensor) -> Tensor:
+        """See `ComputeBackend.merge`. Captured the second time that a number of rows comes."""
+        if not self._fused or len(x) > MOST_ROWS:
+            return super().merge(merger, x)
+        key, given = (merger, len(filled := _filled_up(x))), filled
+        merged = self._shapes(key, lambda x: [super(GraphEncoder, self).merge(merger, x)], given)[0]
+        return merged[: x.numel() // merger.inner.weight.in_features]
+
+    def layer_norm(self, x: Tensor, norm: LayerNorm) -> Tensor:
+        """See `TorchOperations.layer_norm`."""
+        return self._add_norm(x, None, norm)[1] if self._fused else super().layer_norm(x, norm)
+
+    def _layers(
         self,
         layers: EncoderLayers,
         x: Tensor,
@@ -74,8 +97,9 @@ class GraphEncoder(TorchExecutor):
         table: RotaryTable | None,
         mask: Tensor | None,
         observe: Observer | None,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """All layers of ``x [rows, hidden]``; ``mask [rows]``: which of one run's rows are looked at."""
+    ) -> list[Tensor]:
+        """``x [rows, hidden]`` after all layers, and what each of their `deepstack` made of it. ``mask [1, 1, 1,
+        rows]``: 0 for rows that are looked at, -inf for others."""
         deep: list[Tensor] = []
         normed = self.layer_norm(x, layers.blocks[0].norm1)
         following = [block.norm1 for block in layers.blocks[1:]]
@@ -88,13 +112,8 @@ class GraphEncoder(TorchExecutor):
             if observe:
                 observe(f"layers.{index}", x)
             if index in layers.deepstack:
-                deep.append(self.merge(layers.deepstack[index], x))
-        return x, deep
-
-    def layer_norm(self, x: Tensor, norm: LayerNorm) -> Tensor:
-        if not self._fused:
-            return super().layer_norm(x, norm)
-        return self._add_norm(x, None, norm)[1]
+                deep.append(super().merge(layers.deepstack[index], x))
+        return [x, *deep]
 
     def _add_norm(self, x: Tensor, branch: Tensor | None, norm: LayerNorm | None) -> tuple[Tensor, Tensor]:
         parts = None if norm is None else (norm.weight, norm.bias, norm.eps)
@@ -112,77 +131,60 @@ class GraphEncoder(TorchExecutor):
         if mask is None:
             return self.block_attention(query, key, value, lengths)
         q, k, v = (part.transpose(0, 1)[None] for part in (query, key, value))
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None, None, None])
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return attended[0].transpose(0, 1).reshape(len(normed), -1)
 
-    def _kept(self, key: tuple[object, ...], result: tuple[Tensor, list[Tensor]]) -> tuple[Tensor, list[Tensor]]:
-        """The result, after which ``key`` is the shape that was used last."""
-        self._encoders.move_to_end(key)
-        if len(self._encoders) > _GRAPHS:
-            self._encoders.popitem(last=False)
-        return result
+
+class _ShapeGraphs:
+    """Captured work by what it is and the shapes it is given, the last that were used."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._graphs: OrderedDict[tuple[object, ...], _ShapeGraph | None] = OrderedDict()
+        self._pool: Any = None
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def __call__(self, key: tuple[object, ...], work: Work, *given: Tensor) -> Sequence[Tensor]:
+        """What ``work`` makes of ``given``, of the same shapes wherever ``key`` is the same."""
+        if self._device.type != "cuda":
+            return work(*given)
+        if key not in self._graphs:
+            self._graphs[key] = None  # many shapes come once only
+            made = work(*given)
+        else:
+            graph = self._graphs[key]
+            if graph is None:
+                self._pool = self._pool or torch.cuda.graph_pool_handle()
+                graph = self._graphs[key] = _ShapeGraph(work, given, self._pool)
+            made = graph(*given)
+        self._graphs.move_to_end(key)
+        if len(self._graphs) > _GRAPHS:
+            self._graphs.popitem(last=False)
+        return made
 
 
-class _EncoderRun:
-    """All layers over ``rows`` rows: where there are fewer (of one run), zeros fill them up, which nobody looks at."""
+class _ShapeGraph:
+    """Work as one launch, from and to places that do not change."""
 
-    def __init__(self, backend: GraphEncoder, layers: EncoderLayers, rows: int, lengths: Sequence[int]) -> None:
-        self.rows, self._backend, self._layers, self._lengths = rows, backend, layers, lengths
-        self.device = backend.device
+    def __init__(self, work: Work, given: Sequence[Tensor], pool: Any) -> None:
+        self._work, self._given = work, [part.clone() for part in given]
+        self._made: Sequence[Tensor] = ()
+        self.graph = Graph(self._body, given[0].device, capture=True, pool=pool)
 
-    @property
-    def is_filled_up(self) -> bool:
-        """Whether it takes fewer rows, too."""
-        return len(self._lengths) == 1 and self._layers.rotary is None and self.rows <= _BUCKETED
-
-    def __call__(self, x: Tensor, positions: Tensor | None, observe: Observer | None) -> tuple[Tensor, list[Tensor]]:
-        """Of ``x [up to rows, hidden]`` at ``positions [axes, rows]``, where the layers are rotary."""
-        rows, count = len(x), torch.full((1,), len(x), device=self.device)
-        if rows < self.rows:
-            x = F.pad(x, (0, 0, 0, self.rows - rows))
-        shown = (lambda stage, all_rows: observe(stage, all_rows[:rows])) if observe else None
-        out, deep = self.body(x, positions, count, shown)
-        return out[:rows], deep
-
-    def body(
-        self, x: Tensor, positions: Tensor | None, count: Tensor, observe: Observer | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Of ``x [rows, hidden]``, of which the first ``count [1]`` are looked at."""
-        table = mask = None
-        if self._layers.rotary is not None:
-            assert positions is not None, "an encoder with rotary positions is told them"
-            table = self._backend.rotary_table(positions, self._layers.rotary)
-        if self.is_filled_up:
-            mask = torch.arange(self.rows, device=self.device) < count
-        return self._backend.encoder_layers(self._layers, x, self._lengths, table, mask, observe)
-
-
-class _EncoderGraph:
-    """A run as one launch, from and to places that do not change."""
-
-    def __init__(self, run: _EncoderRun, x: Tensor, positions: Tensor | None, pool: Any) -> None:
-        self._run = run
-        self._x = torch.zeros(run.rows, x.shape[1], dtype=x.dtype, device=run.device)
-        self._positions = None if positions is None else torch.zeros_like(positions)
-        self._count = torch.zeros(1, dtype=torch.int64, device=run.device)
-        self._out: tuple[Tensor, list[Tensor]] = self._x, []
-        self._fill(x, positions)
-        self._graph = Graph(self._body, run.device, capture=True, pool=pool)
-
-    def __call__(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """As the run's."""
-        self._fill(x, positions)
-        self._graph.launch()
-        out, deep = self._out
+    def __call__(self, *given: Tensor) -> list[Tensor]:
+        """As the work's."""
+        for place, part in zip(self._given, given, strict=True):
+            place.copy_(part)
+        self.graph.launch()
         # The next launch of any of them may write where these lie.
-        return out[: len(x)].clone(), [part.clone() for part in deep]
-
-    def _fill(self, x: Tensor, positions: Tensor | None) -> None:
-        self._x[: len(x)] = x
-        self._x[len(x) :].zero_()
-        self._count.fill_(len(x))
-        if self._positions is not None and positions is not None:
-            self._positions.copy_(positions)
+        return [part.clone() for part in self._made]
 
     def _body(self) -> None:
-        self._out = self._run.body(self._x, self._positions, self._count)
+        self._made = self._work(*self._given)
+
+
+def _filled_up(x: Tensor) -> Tensor:
+    """``x [rows, hidden]`` with zeros behind it up to a multiple of ``_BUCKET`` rows."""
+    return F.pad(x, (0, 0, 0, -len(x) % _BUCKET)) if len(x) % _BUCKET else x

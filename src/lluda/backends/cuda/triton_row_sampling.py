@@ -72,7 +72,7 @@ def _larger(mine, others_ptr, count, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _weight_before(mine, scores_ptr, weights_ptr, count, WIDTH: tl.constexpr):
+def weight_before(mine, scores_ptr, weights_ptr, count, WIDTH: tl.constexpr):
     """The sum of the weights of those that come before each of ``mine`` where the largest comes first, of equals the
     first."""
     g = tl.arange(0, WIDTH)
@@ -142,7 +142,7 @@ def _choose(logits_ptr, score_ptr, numbers_ptr, sampling_ptr, chunk_ptr, part_pt
     tl.store(weight_ptr + r * CANDIDATES + g, weight)
     tl.debug_barrier()
     if top_p < 1.0:
-        before = _weight_before(mine, kept_ptr + r * CANDIDATES, weight_ptr + r * CANDIDATES, number, CANDIDATES)
+        before = weight_before(mine, kept_ptr + r * CANDIDATES, weight_ptr + r * CANDIDATES, number, CANDIDATES)
         weight = tl.where(before < needed, weight, 0.0)
     weight = tl.where(weight >= min_p, weight, 0.0)
     reached = tl.cumsum(weight, 0)

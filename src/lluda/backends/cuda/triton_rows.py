@@ -86,17 +86,18 @@ def _snake(x_ptr, frequency_ptr, amplitude_ptr, out_ptr, count, WIDTH: tl.conste
 
 
 @triton.jit
-def _rotate(x_ptr, norm_ptr, cos_ptr, sin_ptr, out_ptr, eps, HEADS: tl.constexpr, HALF: tl.constexpr,
+def _rotate(x_ptr, norm_ptr, cos_ptr, sin_ptr, out_ptr, stride, eps, HEADS: tl.constexpr, HALF: tl.constexpr,
             TOGETHER: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     r = tl.program_id(0)
     head = tl.program_id(1) * TOGETHER + tl.arange(0, TOGETHER)
     d = tl.arange(0, BLOCK)
     half = d < HALF
     inside = (head < HEADS)[:, None] & half[None, :]
-    at = (r.to(tl.int64) * HEADS + head)[:, None] * (2 * HALF) + d[None, :]
+    place = head[:, None] * (2 * HALF) + d[None, :]
+    given, at = r.to(tl.int64) * stride + place, r.to(tl.int64) * (HEADS * 2 * HALF) + place
     take_input(PDL)
-    a = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(x_ptr + at + HALF, mask=inside, other=0.0).to(tl.float32)
+    a = tl.load(x_ptr + given, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(x_ptr + given + HALF, mask=inside, other=0.0).to(tl.float32)
     if NORM:
         scale = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / (2 * HALF) + eps)[:, None]
         a = a * scale * tl.load(norm_ptr + d, mask=half, other=0.0)[None, :]
@@ -110,13 +111,14 @@ def _rotate(x_ptr, norm_ptr, cos_ptr, sin_ptr, out_ptr, eps, HEADS: tl.constexpr
 def rotate(x: Tensor, norm: tuple[Tensor, float] | None, table: tuple[Tensor, Tensor], dtype: torch.dtype, *,
            pdl: bool) -> Tensor:  # fmt: skip
     """RMSNorm of each head if given, then the half-split rotation by ``table`` (cosines and sines ``[rows, head_dim /
-    2]``, float32) of contiguous ``x [rows, heads, head_dim]``, rounded once to ``dtype``."""
+    2]``, float32) of ``x [rows, heads, head_dim]``, whose rows may lie apart, rounded once to ``dtype``."""
     rows, heads, head_dim = x.shape
-    out = torch.empty_like(x, dtype=dtype)
+    x = x if x.stride()[1:] == (head_dim, 1) else x.contiguous()
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
     weight, eps = norm or (table[0], 0.0)
     together = min(_HEADS, triton.next_power_of_2(heads))
     _rotate[(rows, triton.cdiv(heads, together))](
-        x, weight, *table, out, eps, HEADS=heads, HALF=head_dim // 2, TOGETHER=together,
+        x, weight, *table, out, x.stride(0), eps, HEADS=heads, HALF=head_dim // 2, TOGETHER=together,
         BLOCK=triton.next_power_of_2(head_dim // 2), NORM=norm is not None, **launch_options(pdl, 4),
     )  # fmt: skip
     return out

@@ -11,9 +11,12 @@ from torch import Tensor
 
 from lluda.backends.capture import CodeRows, SaidCodes
 from lluda.backends.cuda.triton_formats import values_of
+from lluda.backends.cuda.triton_row_sampling import weight_before
 from lluda.backends.cuda.triton_target import interpreted, launch_options, take_input
 
 MAX_VOCABULARY = 8192
+_FEW = 128
+"""Scores that are put side by side to be drawn of: the released top-k keeps 50, and what ties."""
 _PARTS = 4 if interpreted() else 128
 
 
@@ -77,10 +80,63 @@ def _top_k_bound(key, top_k, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _nucleus(key, weight, needed):
+    """``weight [BLOCK]`` where less than ``needed`` goes before it, the largest first, else 0: the smallest threshold
+    above which less lies; those above it are kept, of those at it as many, by id, as are needed."""
+    low, high = tl.min(key, 0).to(tl.int64) - 1, tl.max(key, 0).to(tl.int64)
+    while high - low > 1:
+        step = (high - low + 3) >> 2
+        first, second, third = low + step, low + 2 * step, low + 3 * step
+        more = (tl.sum(tl.where(key > first, weight, 0.0), 0) >= needed).to(tl.int64)
+        more += (tl.sum(tl.where(key > second, weight, 0.0), 0) >= needed).to(tl.int64)
+        more += (tl.sum(tl.where(key > third, weight, 0.0), 0) >= needed).to(tl.int64)
+        low += more * step
+        high = tl.minimum(low + step, high)
+    border = high.to(tl.int32)
+    above = tl.sum(tl.where(key > border, weight, 0.0), 0)
+    at = tl.where(key == border, weight, 0.0)
+    before = tl.cumsum(at, 0) - at
+    return tl.where((key > border) | ((key == border) & (above + before < needed)), weight, 0.0)
+
+
+@triton.jit
+def _draw(weight, uniform):
+    """The place of ``weight [BLOCK]`` that a number of [0, 1) falls on."""
+    reached = tl.cumsum(weight, 0)
+    total = tl.max(reached, 0)
+    place = tl.sum((reached <= uniform * total).to(tl.int32), 0)
+    return tl.minimum(place, tl.sum((reached < total).to(tl.int32), 0))
+
+
+@triton.jit
+def _draw_of_few(score, kept, i, peak, uniform, kept_ptr, id_ptr, weight_ptr, temperature, top_p, min_p,
+                 FEW: tl.constexpr):  # fmt: skip
+    """The id drawn of ``kept`` ones, at most ``FEW``: put side by side, each is compared with each."""
+    place = tl.cumsum(kept.to(tl.int32), 0) - 1
+    tl.store(kept_ptr + place, score, mask=kept)
+    tl.store(id_ptr + place, i, mask=kept)
+    found = tl.sum(kept.to(tl.int32), 0)
+    tl.debug_barrier()
+    g = tl.arange(0, FEW)
+    mine = tl.load(kept_ptr + g, mask=g < found, other=float("-inf"))
+    weight = tl.exp((mine.to(tl.float64) - peak.to(tl.float64)) / temperature)
+    weight = tl.where(g < found, weight, 0.0)
+    if top_p < 1.0:
+        tl.store(weight_ptr + g, weight)
+        tl.debug_barrier()
+        needed = top_p * tl.sum(weight, 0)
+        weight = tl.where(weight_before(mine, kept_ptr, weight_ptr, found, FEW) < needed, weight, 0.0)
+    weight = tl.where(weight >= min_p, weight, 0.0)
+    drawn = _draw(weight, uniform)
+    return tl.sum(tl.where(g == drawn, tl.load(id_ptr + g, mask=g < found, other=0), 0), 0)
+
+
+@triton.jit
 def _sample(logits_ptr, suppressed_ptr, seen_ptr, slots_ptr, uniform_ptr, out_ptr, peak_ptr, table_ptr, row_ptr,
-            total_ptr, temperature, top_k, top_p, min_p, repetition, row_stride,
-            COUNT: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr, SUPPRESS: tl.constexpr, SEEN: tl.constexpr,
-            WIDTH: tl.constexpr, WIDE: tl.constexpr, BEGIN: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+            total_ptr, kept_ptr, id_ptr, weight_ptr, temperature, top_k, top_p, min_p, repetition, row_stride,
+            COUNT: tl.constexpr, FEW: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr, SUPPRESS: tl.constexpr,
+            SEEN: tl.constexpr, WIDTH: tl.constexpr, WIDE: tl.constexpr, BEGIN: tl.constexpr,
+            PDL: tl.constexpr):  # fmt: skip
     r = tl.program_id(0)
     i = tl.arange(0, BLOCK)
     take_input(PDL)
@@ -102,31 +158,16 @@ def _sample(logits_ptr, suppressed_ptr, seen_ptr, slots_ptr, uniform_ptr, out_pt
         kept = i < COUNT
         if top_k > 0:
             kept = kept & (key >= _top_k_bound(key, top_k, BLOCK))
-        weight = tl.where(kept, tl.exp((score.to(tl.float64) - peak.to(tl.float64)) / temperature), 0.0)
-        if top_p < 1.0:
-            needed = top_p * tl.sum(weight, 0)
-            low, high = tl.min(key, 0).to(tl.int64) - 1, tl.max(key, 0).to(tl.int64)
-            # The smallest threshold above which less than `needed` lies: those above it are kept, of those at it as
-            # many, by id, as are needed.
-            while high - low > 1:
-                step = (high - low + 3) >> 2
-                first, second, third = low + step, low + 2 * step, low + 3 * step
-                more = (tl.sum(tl.where(key > first, weight, 0.0), 0) >= needed).to(tl.int64)
-                more += (tl.sum(tl.where(key > second, weight, 0.0), 0) >= needed).to(tl.int64)
-                more += (tl.sum(tl.where(key > third, weight, 0.0), 0) >= needed).to(tl.int64)
-                low += more * step
-                high = tl.minimum(low + step, high)
-            border = high.to(tl.int32)
-            above = tl.sum(tl.where(key > border, weight, 0.0), 0)
-            at = tl.where(key == border, weight, 0.0)
-            before = tl.cumsum(at, 0) - at
-            weight = tl.where((key > border) | ((key == border) & (above + before < needed)), weight, 0.0)
-        weight = tl.where(weight >= min_p, weight, 0.0)
-        reached = tl.cumsum(weight, 0)
-        total = tl.max(reached, 0)
-        target = tl.load(uniform_ptr + r) * total
-        token = tl.sum((reached <= target).to(tl.int32), 0)
-        token = tl.minimum(token, tl.sum((reached < total).to(tl.int32), 0))
+        uniform = tl.load(uniform_ptr + r)
+        if tl.sum(kept.to(tl.int32), 0) <= FEW:
+            token = _draw_of_few(score, kept, i, peak, uniform, kept_ptr + r * FEW, id_ptr + r * FEW,
+                                 weight_ptr + r * FEW, temperature, top_p, min_p, FEW)  # fmt: skip
+        else:
+            weight = tl.where(kept, tl.exp((score.to(tl.float64) - peak.to(tl.float64)) / temperature), 0.0)
+            if top_p < 1.0:
+                weight = _nucleus(key, weight, top_p * tl.sum(weight, 0))
+            weight = tl.where(weight >= min_p, weight, 0.0)
+            token = _draw(weight, uniform)
     token = tl.where(token < COUNT, token, 0)
     tl.store(out_ptr + r, token.to(tl.int64))
     tl.store(peak_ptr + r, tl.where(bad, float("nan"), peak))
@@ -181,14 +222,18 @@ def sample(
     rows, count = logits.shape
     assert count <= MAX_VOCABULARY, f"{count} logits for one program"
     marks, slots = seen or (out, out)
+    device = logits.device
+    kept = torch.empty(rows, _FEW, dtype=torch.float32, device=device)
+    ids = torch.empty(rows, _FEW, dtype=torch.int32, device=device)
+    weights = torch.empty(rows, _FEW, dtype=torch.float64, device=device)
     table, row, total, begins, width = logits, logits, logits, True, 0
     if embedded is not None:
         table, row, total, begins = values_of(embedded.table), *embedded[1:]
         width = table.shape[1]
     _sample[(rows,)](
         logits.contiguous(), suppressed if suppressed is not None else out, marks, slots, uniform, out, peak, table,
-        row, total, temperature, top_k, top_p, min_p, repetition, row.stride(0), COUNT=count,
-        BLOCK=triton.next_power_of_2(count), GREEDY=temperature == 0.0, SUPPRESS=suppressed is not None,
+        row, total, kept, ids, weights, temperature, top_k, top_p, min_p, repetition, row.stride(0), COUNT=count,
+        FEW=_FEW, BLOCK=triton.next_power_of_2(count), GREEDY=temperature == 0.0, SUPPRESS=suppressed is not None,
         SEEN=seen is not None, WIDTH=width, WIDE=triton.next_power_of_2(max(width, 1)), BEGIN=begins,
         **launch_options(pdl, 4),
     )  # fmt: skip

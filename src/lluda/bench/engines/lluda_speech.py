@@ -76,6 +76,7 @@ class LludaSpeech(StreamingSession):
         chosen = SpeechParams(sampling=SamplingParams(seed=7), max_frames=FRAMES)
         self._params = chosen.with_defaults(self._source.generation_config)
         self._frames: FrameGenerator | GraphFrames | None = None
+        self._patches: torch.Tensor | None = None
         self.splits_frames = not self._source.backend("talker").captures
 
     @property
@@ -243,8 +244,9 @@ class LludaSpeech(StreamingSession):
         """See ``SpeechSession``."""
         config = self._omni.vision
         patches = side // config.patch_size
-        values = torch.zeros(patches * patches, config.patch_values)
-        rows = self._vision(values, [(1, patches, patches)]).embeddings
+        if self._patches is None or len(self._patches) != patches * patches:
+            self._patches = torch.zeros(patches * patches, config.patch_values)
+        rows = self._vision(self._patches, [(1, patches, patches)]).embeddings
         runtime_of(rows.device).synchronize()
 
     def speak(self, frames: int) -> tuple[float, float]:

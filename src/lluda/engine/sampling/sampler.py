@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,8 +33,10 @@ _DRAWN = 64
 """Uniform numbers drawn at once: the same as one by one, for a fraction of the time."""
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
+_row_sampling: Callable[[tuple[float | int, ...]], RowSampling] = partial(tuple.__new__, RowSampling)
+
+
+class SampledToken(NamedTuple):
     """A chosen token; if log-probabilities were asked for, its own and the most likely ``(id, logprob)``, best first
     (of equals the lowest id first). They are natural logarithms of the model's own distribution: the log-softmax of
     the raw logits, before penalties, suppression and temperature."""
@@ -135,9 +138,12 @@ class Sampler:
         logits: for a constraint or log-probabilities, or where top-k keeps too many."""
         if self._row is None:
             return None
-        uniform = self._next_uniform() if self._temperature else 0.0
+        uniform = 0.0
+        if self._temperature:
+            uniform = (self._uniforms or self._draw_uniforms())[-1]
         if self._seen is None and self._bias is None and not self._suppressed:
-            return RowSampling(*self._row, uniform)
+            # As RowSampling's own constructor, in a third of the time: it is called for each row of each step.
+            return _row_sampling((*self._row, uniform, 0, 0, 0))
         occurrences, fed = self._seen.table_on(device, self.vocab) if self._seen is not None else (0, 0)
         active = [ids for until, ids in self._suppressed if self._count < until]
         addends = self._addends_on(device, active).data_ptr() if active or self._bias is not None else 0
@@ -237,10 +243,13 @@ class Sampler:
 
     def _next_uniform(self) -> float:
         """The same until a token is remembered."""
-        if not self._uniforms:
-            drawn: list[float] = torch.rand(_DRAWN, dtype=torch.float64, generator=self._generator).tolist()
-            self._uniforms = drawn[::-1]
-        return self._uniforms[-1]
+        return (self._uniforms or self._draw_uniforms())[-1]
+
+    def _draw_uniforms(self) -> list[float]:
+        """The next numbers, the first of them last."""
+        drawn: list[float] = torch.rand(_DRAWN, dtype=torch.float64, generator=self._generator).tolist()
+        self._uniforms = drawn[::-1]
+        return self._uniforms
 
     def _addends_on(self, device: torch.device, suppressed: Sequence[Tensor]) -> Tensor:
         """What is added to the scores ``[vocab]``: the bias, and -inf for what is ``suppressed``."""
@@ -256,9 +265,7 @@ class Sampler:
     def _remember(self, token: int) -> None:
         self._count += 1
         if self._temperature:
-            if not self._uniforms:
-                self._next_uniform()
-            self._uniforms.pop()
+            (self._uniforms or self._draw_uniforms()).pop()
         if self._seen is not None:
             self._seen.add(token)
         if self._constraint is not None and token not in self._end_ids:

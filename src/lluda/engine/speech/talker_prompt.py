@@ -47,9 +47,11 @@ class CapturedHiddenStates:
         """To be told of a step whose first row is row ``start`` of the prompt."""
 
         def keep(x: Tensor) -> None:
-            for row in self.rows:
-                if start <= row < start + len(x):
-                    self.hidden[row] = x[row - start].clone()
+            rows = [row for row in self.rows if start <= row < start + len(x)]
+            if rows:
+                # Copied at once, with what is between media: on a GPU each row by itself would be a launch.
+                kept = x[rows[0] - start : rows[-1] + 1 - start].clone()
+                self.hidden.update((row, kept[row - rows[0]]) for row in rows)
 
         return StageObserver(self._stage, keep)
 
