@@ -16,8 +16,10 @@ _SPLITS, _MIN_GROUP = 4 if interpreted() else 32, 16
 _PROGRAMS = 2048  # of a launch, where that leaves one for each row and head
 _MANY_CELLS = 128  # rows times heads, from which on programs are smaller, so that more of them run at once
 _FEW, _MANY = (64, 4, 2, 128), (32, 4, 2, 256)
-"""Positions taken at once, warps, such steps under way, and positions for which it pays to ask another program, whose
-part must be added."""
+"""Positions taken at once, warps, such steps under way, and positions of a program at least where there are several."""
+
+_ALONE = 64 if interpreted() else 256
+"""Positions up to which one program takes all: to add up what several have found takes as long as two blocks more."""
 
 _ADDED = 64  # heads of parts that are added up at once
 
@@ -82,12 +84,24 @@ def _seen(q1, q2, k1, k2, v, valid, highest, total, mixed, DIM: tl.constexpr, CA
 
 
 @triton.jit
+def _parts(part_ptr, stat_ptr, parts, which, used, whole, PADDED: tl.constexpr, GROUP: tl.constexpr,
+           MEMBERS: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
+    """Of the programs ``which``, the weighted values of each head and its largest score."""
+    g, wide = tl.arange(0, MEMBERS), tl.arange(0, WIDE)
+    place = (parts + which)[:, None] * PADDED + g[None, :]
+    inside = (which < used)[:, None] & (g < GROUP)[None, :]
+    at = part_ptr + place[:, :, None] * WIDE + wide[None, None, :]
+    its = tl.load(at, mask=inside[:, :, None] & whole[None, None, :], other=0.0, cache_modifier=".cg")
+    return its, tl.load(stat_ptr + place * 2, mask=inside, other=float("-inf"), cache_modifier=".cg")
+
+
+@triton.jit
 def _added_up(part_ptr, stat_ptr, parts, used, out, whole, SPLITS: tl.constexpr, PADDED: tl.constexpr,
               GROUP: tl.constexpr, MEMBERS: tl.constexpr, TOGETHER: tl.constexpr, WIDE: tl.constexpr,
               DIM: tl.constexpr):  # fmt: skip
     """What the ``used`` programs of one row and key head have found from ``parts`` on, as attended rows at ``out``."""
     s, t, g = tl.arange(0, SPLITS), tl.arange(0, TOGETHER), tl.arange(0, MEMBERS)
-    wide = tl.arange(0, WIDE)
+    its, peak = _parts(part_ptr, stat_ptr, parts, t, used, whole, PADDED, GROUP, MEMBERS, WIDE)
     there = (s < used)[:, None] & (g < GROUP)[None, :]
     stat = stat_ptr + ((parts + s)[:, None] * PADDED + g[None, :]) * 2
     peaks = tl.load(stat, mask=there, other=float("-inf"), cache_modifier=".cg")
@@ -96,21 +110,17 @@ def _added_up(part_ptr, stat_ptr, parts, used, out, whole, SPLITS: tl.constexpr,
     highest = tl.where(highest == float("-inf"), 0.0, highest)  # where there is no head
     total = tl.sum(totals * tl.exp(peaks - highest[None, :]), 0)
     mixed = tl.zeros([TOGETHER, MEMBERS, WIDE], tl.float32)
-    for first in range(0, used, TOGETHER):
-        place = (parts + first + t)[:, None] * PADDED + g[None, :]
-        inside = (first + t < used)[:, None] & (g < GROUP)[None, :]
-        peak = tl.load(stat_ptr + place * 2, mask=inside, other=float("-inf"), cache_modifier=".cg")
-        its = part_ptr + place[:, :, None] * WIDE + wide[None, None, :]
-        its = tl.load(its, mask=inside[:, :, None] & whole[None, None, :], other=0.0, cache_modifier=".cg")
+    for first in range(TOGETHER, used + TOGETHER, TOGETHER):
         mixed += its * tl.exp(peak - highest[None, :])[:, :, None]
+        its, peak = _parts(part_ptr, stat_ptr, parts, first + t, used, whole, PADDED, GROUP, MEMBERS, WIDE)
     rows = tl.sum(mixed, 0) / tl.where(g < GROUP, total, 1.0)[:, None]
     inside = (g < GROUP)[:, None] & whole[None, :]
     tl.store(out[None, :] + g[:, None] * DIM, rows.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["layer", "splits", "least"])
+@triton.jit(do_not_specialize=["layer", "splits", "least", "alone"])
 def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_ptr, part_ptr, stat_ptr, counter_ptr,
-            q_eps, k_eps, layer, window, splits, least,
+            q_eps, k_eps, layer, window, splits, least, alone,
             HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, WIDE: tl.constexpr, FRESH: tl.constexpr,
             PADDED: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, SPLITS: tl.constexpr,
             MEMBERS: tl.constexpr, TOGETHER: tl.constexpr, NORM: tl.constexpr, CACHE: tl.constexpr,
@@ -127,6 +137,7 @@ def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_pt
     count = tl.minimum(length + index + 1, capacity).to(tl.int32)
     low = tl.maximum(count - window, 0)
     per = tl.maximum(tl.cdiv(tl.cdiv(count - low, splits), BLOCK) * BLOCK, least)
+    per = tl.where(count - low <= alone, alone, per)
     used = tl.cdiv(count - low, per)
     if split < used:
         start = low + split * per
@@ -272,9 +283,9 @@ def decode_attention(
     block, warps, stages, least = _FEW if rows * kv_heads < _MANY_CELLS else _MANY
     _decode[(rows, kv_heads, splits)](
         qkv, q_norm, k_norm, *table, stores, out, scratch.parts, scratch.stats, scratch.counters, q_eps, k_eps, layer,
-        window or EVERYTHING, splits, least, HEADS=heads, KV_HEADS=kv_heads, HALF=head_dim // 2, WIDE=_wide(head_dim),
-        FRESH=fresh, PADDED=max(_MIN_GROUP, members), BLOCK=block, STAGES=stages, SPLITS=_SPLITS, MEMBERS=members,
-        TOGETHER=max(1, min(_SPLITS, _ADDED // members)), NORM=norms is not None, CACHE=TYPES[cache],
+        window or EVERYTHING, splits, least, _ALONE, HEADS=heads, KV_HEADS=kv_heads, HALF=head_dim // 2,
+        WIDE=_wide(head_dim), FRESH=fresh, PADDED=max(_MIN_GROUP, members), BLOCK=block, STAGES=stages, SPLITS=_SPLITS,
+        MEMBERS=members, TOGETHER=max(1, min(_SPLITS, _ADDED // members)), NORM=norms is not None, CACHE=TYPES[cache],
         **launch_options(pdl, warps),
     )  # fmt: skip
     return out
