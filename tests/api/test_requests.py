@@ -101,3 +101,8 @@ def test_prompts_with_logprobs_through_the_model(model):
     completion = model.generate("What is this?", max_tokens=0, prompt_logprobs=1)
     assert len(completion.prompt_logprobs) == completion.prompt_tokens
     assert completion.prompt_logprobs[0].logprob is None
+
+
+def test_a_model_on_a_cpu_has_nothing_to_warm_up(model):
+    """And says so; what is warmed up on a GPU is of tests/backends/test_cuda_graph.py."""
+    assert model.warm_up(4) == 0

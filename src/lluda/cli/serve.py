@@ -100,7 +100,11 @@ def run(args: argparse.Namespace) -> int:
 
     def load_model() -> Model:
         with byte_progress("loading") as progress:
-            return load(source, progress=progress, **options.load_options(args))
+            model = load(source, progress=progress, **options.load_options(args))
+        seconds = model.warm_up(settings.limits.running)
+        if seconds:
+            say(f"warmed up in {seconds:.1f} s: all steps of {settings.limits.running} sequences and their prompts")
+        return model
 
     def ready(service: Service) -> None:
         model = service.model

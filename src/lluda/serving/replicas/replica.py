@@ -45,6 +45,7 @@ class Replica:
         settings = replace(plan.settings, replica=self._number)
         self._service = service = Service(settings)
         model = await service.in_worker(load, plan.model, **plan.options)
+        await service.in_worker(model.warm_up, settings.limits.running)
         self._watchdog = Watchdog(model.engine, settings.limits.step_seconds, self._failed)
         await service.use(model)
         service.exposition = self._exposition
