@@ -83,7 +83,7 @@ def _ask(client: httpx2.Client, number: int, streams: bool) -> None:
         "model": "tiny-omni",
         "messages": [{"role": "system", "content": f"Caller {number}."}, {"role": "user", "content": question}],
         "stream": streams,
-        "max_tokens": 48,
+        "max_tokens": 160,
         "ignore_eos": True,
     }
     if not streams:

@@ -7,10 +7,11 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import openai
 
-from tests.replicas.conftest import Replicas
+from tests.replicas.conftest import SECONDS, Replicas, running_replicas
 from tests.replicas.load import callers
 
 ENDS_SECONDS, SERVES_SECONDS = 10.0, 2.0
@@ -18,8 +19,8 @@ ENDS_SECONDS, SERVES_SECONDS = 10.0, 2.0
 
 def test_killed_replica_costs_only_what_it_had(replicas: Replicas) -> None:
     before = replicas.wait_for_names(3)
-    with callers(replicas.url, 6) as load:
-        load.wait_for(30)
+    with callers(replicas.url, 12) as load:
+        load.wait_for(40)
         victim = min(replicas.pids())
         killed = time.monotonic()
         os.kill(victim, signal.SIGKILL)
@@ -59,6 +60,19 @@ def test_rolling_restart_fails_no_request(replicas: Replicas) -> None:
     assert said == [("draining", 1001)] * 3, "idle sessions are told, and closed as by a server that goes"
     slowest = max(one.seconds for one in load.since(restarted))
     print(json.dumps({"restarted": {"requests": len(load.asked), "failed": 0, "slowest_s": slowest}}))
+
+
+def test_sigterm_waits_for_what_runs(tmp_path: Path) -> None:
+    body = {"model": "tiny-omni", "messages": [{"role": "user", "content": "Spell the word elephant."}]}
+    with running_replicas(tmp_path, 1) as alone:
+        options = {"stream": True, "max_tokens": 900, "ignore_eos": True}
+        with alone.client.stream("POST", "/v1/chat/completions", json=body | options) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("data: ")
+            alone.process.terminate()
+            *_, last = (line for line in lines if line)
+        assert last == "data: [DONE]"
+        assert alone.process.wait(SECONDS) == 0
 
 
 def _session_until_closed(url: str) -> tuple[str | None, int]:

@@ -65,7 +65,8 @@ def test_a_clients_session_is_not_handed_on_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "told", "code"), [(500, 503, "replica_lost"), (503, 503, "loading"), (429, 429, "queue_full")]
+    ("status", "told", "code"),
+    [(500, 503, "replica_lost"), (503, 503, "loading"), (404, 503, "loading"), (429, 429, "queue_full")],
 )
 def test_errors_of_ray_get_our_envelope(status: int, told: int, code: str) -> None:
     answer = post(Proxy(lambda send: text(send, status)), b"{}")

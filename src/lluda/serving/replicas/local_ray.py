@@ -24,7 +24,8 @@ RESTART = getattr(signal, "SIGUSR1", None)
 
 
 def serve_here(plan: ReplicaPlan, host: str, port: int, ready: Callable[[], None]) -> int:
-    """Start Ray and the replicas, call ``ready``, and serve until a signal; the exit code.
+    """Start Ray and the replicas, call ``ready``, and serve until a signal, which drains; the next one ends at once.
+    The exit code.
 
     InvalidRequest: the machine has not what the replicas reserve. LludaError: a replica did not start.
     """
@@ -45,6 +46,7 @@ def serve_here(plan: ReplicaPlan, host: str, port: int, ready: Callable[[], None
         ready()
         while signals.next() == RESTART:
             _deploy(plan)
+        _drain(signals)
         return 0
     finally:
         serve.shutdown()
@@ -69,6 +71,14 @@ def _deploy(plan: ReplicaPlan) -> None:
         raise LludaError(f"the replicas did not start: {found or error}") from None
 
 
+def _drain(signals: _Signals) -> None:
+    """Until what runs has ended, or another signal comes. Without this Ray would end its proxies first."""
+    ending = threading.Thread(target=serve.delete, args=(NAME,), daemon=True)
+    ending.start()
+    while ending.is_alive() and not signals.waiting:
+        ending.join(0.2)
+
+
 class _Signals:
     """Signals as they come, from where there are replicas to be ended."""
 
@@ -78,6 +88,11 @@ class _Signals:
         for number in filter(None, (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", None), RESTART)):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 signal.signal(number, self._note)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether one came that `next` has not given."""
+        return bool(self._numbers)
 
     def next(self) -> int:
         """Waits for one."""

@@ -123,12 +123,12 @@ class _Answer:
 
 def _rays_error(status: int, headers: Headers) -> ApiError | None:
     """What Ray means, in our words; None: a replica answers (its errors are JSON)."""
-    if (status < 500 and status != 429) or not headers.get("content-type", "").startswith("text/plain"):
+    if (status < 500 and status not in (404, 429)) or not headers.get("content-type", "").startswith("text/plain"):
         return None
     if status == 429:
         message = "as many requests run and wait as all replicas together take; try again"
         return ApiError(429, "queue_full", message, headers={"retry-after": str(RETRY_SECONDS)})
-    if status == 503:
+    if status in (404, 503):  # 404: the application is not there yet, or no more
         return unavailable("loading", "no replica takes requests now; try again soon")
     return _lost()
 
