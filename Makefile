@@ -36,7 +36,8 @@ test-slow: $(VENV)/.test $(VENV)/.peers sanitize
 	$(BIN)/python -m pytest -m slow -rs $(OTHERS:%=--ignore tests/%)
 
 # Clients of the server that others wrote, unmodified, each in an environment of its own: 3 GB and minutes to install.
-# `browser` drives the chromium that the system has (apt-get install chromium).
+# `browser` drives the chromium that the system has (apt-get install chromium); the page's test in Firefox also needs a
+# loudspeaker (apt-get install firefox-esr pulseaudio).
 CLIENTS := agents aiperf browser chainlit livekit lm_eval npm pipecat schemathesis
 test-clients: $(VENV)/.test $(CLIENTS:%=$(VENV)/clients/%/.ready)
 	$(BIN)/python -m pytest -m "not slow" tests/clients
