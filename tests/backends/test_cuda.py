@@ -99,7 +99,7 @@ def test_a_row_wider_than_a_program_takes_at_once(pair):
     assert_close(cuda, cuda.head(x, norm, matrix), reference.head(x, norm, matrix))
 
 
-@pytest.mark.parametrize("count", [1, 2, 9])
+@pytest.mark.parametrize("count", [1, 2, 9, 70])
 def test_swiglu_with_a_scale(pair, count):
     cuda, reference = pair
     block, x = SwiGLUBlock(Norm(vector(HIDDEN), 1e-6), swiglu(cuda, 160), vector(HIDDEN)), rows(count)

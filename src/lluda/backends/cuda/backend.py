@@ -175,6 +175,11 @@ class CudaBackend(StreamVocoder, GraphEncoder):
         weight = (norm.weight, norm.eps) if norm else None
         return triton_rows.rotate(x, weight, table, self.precision.compute, pdl=self._pdl)
 
+    def gated_silu(self, gate: Tensor, up: Tensor) -> Tensor:
+        if not self._fused:
+            return super().gated_silu(gate, up)
+        return triton_rows.gated_silu(gate.contiguous(), up.contiguous(), self.precision.compute, pdl=self._pdl)
+
     def route(self, x: Tensor, router: Tensor, top_k: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
         if not self._fused or len(router) > triton_mixture.MAX_EXPERTS:
             return super().route(x, router, top_k, normalise=normalise)

@@ -86,6 +86,16 @@ def _snake(x_ptr, frequency_ptr, amplitude_ptr, out_ptr, count, WIDTH: tl.conste
 
 
 @triton.jit
+def _gated_silu(gate_ptr, up_ptr, out_ptr, count, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    take_input(PDL)
+    gate = tl.load(gate_ptr + at, mask=at < count, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + at, mask=at < count, other=0.0).to(tl.float32)
+    out = gate / (1.0 + tl.exp(-gate)) * up
+    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=at < count)
+
+
+@triton.jit
 def _rotate(x_ptr, norm_ptr, cos_ptr, sin_ptr, out_ptr, stride, eps, HEADS: tl.constexpr, HALF: tl.constexpr,
             TOGETHER: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     r = tl.program_id(0)
@@ -183,4 +193,12 @@ def snake(x: Tensor, frequency: Tensor, amplitude: Tensor, dtype: torch.dtype, *
     out = torch.empty_like(x, dtype=dtype)
     grid = (triton.cdiv(x.numel(), _BLOCK),)
     _snake[grid](x, frequency, amplitude, out, x.numel(), WIDTH=x.shape[1], BLOCK=_BLOCK, **launch_options(pdl, 4))
+    return out
+
+
+def gated_silu(gate: Tensor, up: Tensor, dtype: torch.dtype, *, pdl: bool) -> Tensor:
+    """``silu(gate) * up`` of contiguous tensors of one shape, computed in float32 and rounded once to ``dtype``."""
+    out = torch.empty_like(gate, dtype=dtype)
+    grid = (triton.cdiv(gate.numel(), _BLOCK),)
+    _gated_silu[grid](gate, up, out, gate.numel(), BLOCK=_BLOCK, **launch_options(pdl, 4))
     return out
