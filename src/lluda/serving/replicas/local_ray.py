@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -67,8 +68,14 @@ def _deploy(plan: ReplicaPlan) -> None:
         serve.run(build_application(plan), name=NAME)
     except RuntimeError as error:
         status = serve.status().applications.get(NAME)
-        found = "" if status is None else "; ".join(one.message for one in status.deployments.values())
-        raise LludaError(f"the replicas did not start: {found or error}") from None
+        found = "" if status is None else "\n".join(one.message for one in status.deployments.values())
+        raise LludaError(f"the replicas did not start: {_last_line(found or str(error))}") from None
+
+
+def _last_line(text: str) -> str:
+    """What a traceback ends with: the error itself. Ray colours it, and writes more of it on stderr."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()]
+    return next((line for line in reversed(lines) if line), "for no reason that Ray knows")
 
 
 def _drain(signals: _Signals) -> None:
