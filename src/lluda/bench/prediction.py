@@ -34,20 +34,22 @@ _SPOKEN_ROWS = 10
 @dataclass(frozen=True, slots=True)
 class _Fixed:
     """What a backend takes beside its products. ``layer``, ``sparse_layer``: seconds of a layer in a step, dense and
-    with experts; ``attention``, ``vocoder``: shares of the products' FLOP/s that attention over a prompt and code2wav's
-    convolutions reach."""
+    with experts; ``prompt_layer``: in a prompt; ``prompt``, ``attention``, ``vocoder``: shares of the products' FLOP/s
+    that a prompt's own products, its attention and code2wav's convolutions reach."""
 
     layer: float
     sparse_layer: float
+    prompt_layer: float
+    prompt: float
     attention: float
     vocoder: float
 
 
 _FIXED = {
-    "cpu": _Fixed(layer=30e-6, sparse_layer=60e-6, attention=0.25, vocoder=0.4),
-    "cuda": _Fixed(layer=13e-6, sparse_layer=22e-6, attention=0.5, vocoder=0.05),
+    "cpu": _Fixed(layer=30e-6, sparse_layer=60e-6, prompt_layer=100e-6, prompt=0.8, attention=0.25, vocoder=0.4),
+    "cuda": _Fixed(layer=13e-6, sparse_layer=22e-6, prompt_layer=70e-6, prompt=0.6, attention=0.5, vocoder=0.0115),
 }
-_UNKNOWN = _Fixed(layer=100e-6, sparse_layer=200e-6, attention=0.25, vocoder=0.25)
+_UNKNOWN = _Fixed(layer=100e-6, sparse_layer=200e-6, prompt_layer=3e-4, prompt=0.6, attention=0.25, vocoder=0.25)
 """Of the reference backend and of GPUs that were not at hand."""
 
 
@@ -80,14 +82,19 @@ class Prediction:
 
     def prefill(self, config: DecoderConfig, rows: int) -> float:
         """Seconds of a prompt of ``rows`` rows and the logits of its last one."""
-        weights, products = DecoderWeights.of(config), self._products
-        dense = max(2 * rows * weights.dense / products.flops, weights.dense * self._bytes / products.read)
-        multiplied = 2 * rows * chosen_share(config) * weights.experts / products.flops
-        experts = max(multiplied, read_share(config, rows) * weights.experts * self._bytes / products.read)
-        attention = attention_flops(config, rows, 0) / (self._fixed.attention * products.flops)
-        layer = self._fixed.sparse_layer if config.moe else self._fixed.layer
-        head = weights.head * self._bytes / products.read
-        return dense + experts + attention + head + layer * config.num_hidden_layers
+        weights, read, fixed = DecoderWeights.of(config), self._products.read, self._fixed
+        flops = fixed.prompt * self._products.flops
+        dense = max(2 * rows * weights.dense / flops, weights.dense * self._bytes / read)
+        multiplied = 2 * rows * chosen_share(config) * weights.experts / flops
+        experts = max(multiplied, read_share(config, rows) * weights.experts * self._bytes / read)
+        attention = attention_flops(config, rows, 0) / (fixed.attention * self._products.flops)
+        return (
+            dense
+            + experts
+            + attention
+            + weights.head * self._bytes / read
+            + fixed.prompt_layer * config.num_hidden_layers
+        )
 
     def code_predictor(self, speech: SpeechConfig) -> float:
         """Seconds of a frame: all its passes and heads."""
