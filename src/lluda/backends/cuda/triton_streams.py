@@ -5,35 +5,34 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.cuda.triton_target import interpreted, launch_options, take_input
+from lluda.backends.cuda.triton_target import launch_options, take_input
 
-_ROWS = 8 if interpreted() else 16
+_ROWS = 8
 _COLUMNS = 128
 
 
 @triton.jit
-def _row(x_ptr, context_ptr, frequency, amplitude, e, i_least, columns, inside, COUNT: tl.constexpr,
-         WIDTH: tl.constexpr, SNAKE: tl.constexpr):  # fmt: skip
+def _row(x_ptr, context_ptr, frequency, amplitude, e, count, i_least, columns, inside, WIDTH: tl.constexpr,
+         SNAKE: tl.constexpr):  # fmt: skip
     """Rows ``e`` of the context and the new rows behind it; zeros where nothing was before the stream began."""
-    fresh = e - COUNT
-    new = tl.load(x_ptr + fresh[:, None] * WIDTH + columns[None, :],
-                  mask=inside & ((fresh >= 0) & (fresh >= i_least))[:, None], other=0.0).to(tl.float32)  # fmt: skip
+    fresh = e - count
+    there = fresh >= i_least
+    new = tl.load(x_ptr + fresh[:, None] * WIDTH + columns[None, :], mask=inside & ((fresh >= 0) & there)[:, None],
+                  other=0.0).to(tl.float32)  # fmt: skip
     if SNAKE:
         wave = tl.sin(new * frequency[None, :])
         new = new + amplitude[None, :] * (wave * wave)
-    if COUNT > 0:
-        old = tl.load(context_ptr + e[:, None] * WIDTH + columns[None, :],
-                      mask=inside & ((fresh < 0) & (fresh >= i_least))[:, None], other=0.0).to(tl.float32)  # fmt: skip
-        new = tl.where((fresh < 0)[:, None], old, new)
-    return new
+    old = tl.load(context_ptr + e[:, None] * WIDTH + columns[None, :], mask=inside & ((fresh < 0) & there)[:, None],
+                  other=0.0).to(tl.float32)  # fmt: skip
+    return tl.where((fresh < 0)[:, None], old, new)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count_streams", "rows", "missing", "count", "taps", "dilation"])
 def _windows(x_ptr, context_ptr, streams_ptr, frames_ptr, frequency_ptr, amplitude_ptr, out_ptr, count_streams, rows,
-             MISSING: tl.constexpr, COUNT: tl.constexpr, TAPS: tl.constexpr, DILATION: tl.constexpr,
-             WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SNAKE: tl.constexpr,
-             PDL: tl.constexpr):  # fmt: skip
-    """Programs of the first blocks write windows of the rows, those of the others the context of the next frame."""
+             missing, count, taps, dilation, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+             SNAKE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """Programs of the first blocks write windows of the rows, those of the others the context of the next frame, each
+    as if it were one more tap."""
     s, block = tl.program_id(0), tl.program_id(1)
     columns = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
     held = columns < WIDTH
@@ -44,27 +43,26 @@ def _windows(x_ptr, context_ptr, streams_ptr, frames_ptr, frequency_ptr, amplitu
         amplitude = tl.load(amplitude_ptr + columns, mask=held, other=0.0)
     take_input(PDL)
     frames = tl.load(frames_ptr + s)
-    # New row i is row `frames * rows + i` of the stream, of which the first `MISSING` do not exist.
-    i_least = MISSING - frames * rows
-    stream = tl.load(streams_ptr + s)
-    half = count_streams * (COUNT * WIDTH)
-    before = context_ptr + (frames % 2) * half + stream * (COUNT * WIDTH)
-    after = context_ptr + ((frames + 1) % 2) * half + stream * (COUNT * WIDTH)
+    # New row i is row `frames * rows + i` of the stream, of which the first `missing` do not exist.
+    i_least = missing - frames * rows
+    half = count_streams * (count * WIDTH)
+    stream = tl.load(streams_ptr + s) * (count * WIDTH)
+    before = context_ptr + (frames % 2) * half + stream
+    after = context_ptr + ((frames + 1) % 2) * half + stream
     x_ptr += s.to(tl.int64) * rows * WIDTH
     blocks = tl.cdiv(rows, ROWS)
-    if block < blocks:
-        i = block * ROWS + tl.arange(0, ROWS)
-        inside = (i < rows)[:, None] & held[None, :]
-        out = out_ptr + (s.to(tl.int64) * rows + i)[:, None] * (TAPS * WIDTH) + columns[None, :]
-        for tap in tl.static_range(TAPS):
-            e = i + tap * DILATION
-            values = _row(x_ptr, before, frequency, amplitude, e, i_least, columns, inside, COUNT, WIDTH, SNAKE)
+    is_kept = block >= blocks
+    i = tl.where(is_kept, block - blocks, block) * ROWS + tl.arange(0, ROWS)
+    inside = (i < tl.where(is_kept, count, rows))[:, None] & held[None, :]
+    out = out_ptr + (s.to(tl.int64) * rows + i)[:, None] * (taps * WIDTH) + columns[None, :]
+    for tap in range(0, tl.where(is_kept, 1, taps)):
+        e = i + tl.where(is_kept, rows, tap * dilation)
+        values = _row(x_ptr, before, frequency, amplitude, e, count, i_least, columns, inside, WIDTH, SNAKE)
+        if is_kept:
+            kept = after + i[:, None] * WIDTH + columns[None, :]
+            tl.store(kept, values.to(context_ptr.dtype.element_ty), mask=inside)
+        else:
             tl.store(out + tap * WIDTH, values.to(out_ptr.dtype.element_ty), mask=inside)
-    elif COUNT > 0:
-        j = (block - blocks) * ROWS + tl.arange(0, ROWS)
-        inside = (j < COUNT)[:, None] & held[None, :]
-        values = _row(x_ptr, before, frequency, amplitude, rows + j, i_least, columns, inside, COUNT, WIDTH, SNAKE)
-        tl.store(after + j[:, None] * WIDTH + columns[None, :], values.to(context_ptr.dtype.element_ty), mask=inside)
 
 
 def windows(
@@ -98,8 +96,7 @@ def windows(
     columns = min(_COLUMNS, triton.next_power_of_2(width))
     grid = count_streams, triton.cdiv(rows, _ROWS) + triton.cdiv(count, _ROWS), triton.cdiv(width, columns)
     _windows[grid](
-        x.contiguous(), kept, streams, frames, frequency, amplitude, out, kept.shape[1], rows, MISSING=missing,
-        COUNT=count, TAPS=taps, DILATION=dilation, WIDTH=width, ROWS=_ROWS, COLUMNS=columns, SNAKE=act is not None,
-        **launch_options(pdl, 4),
+        x.contiguous(), kept, streams, frames, frequency, amplitude, out, kept.shape[1], rows, missing, count, taps,
+        dilation, WIDTH=width, ROWS=_ROWS, COLUMNS=columns, SNAKE=act is not None, **launch_options(pdl, 4),
     )  # fmt: skip
     return out
