@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
 from tests.serving.realtime.talking import talking
 from tests.serving.running import RunningServer
@@ -102,7 +106,14 @@ BAD: tuple[tuple[dict[str, Any], str, str], ...] = (
     ({"max_output_tokens": 0}, "session.max_output_tokens", "invalid_value"),
     ({"tools": [{"type": "mcp", "server_label": "x"}]}, "session.tools[0].type", "invalid_value"),
     ({"tools": [{"type": "function", "name": "a b"}]}, "session.tools[0].name", "invalid_value"),
-    ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+    ({"tools": [{"type": "function", "name": "a"}] * 2}, "session.tools[1]", "invalid_value"),
+    ({"tool_choice": "required"}, "session.tool_choice", "invalid_value"),
+    ({"truncation": "disable"}, "session.truncation", "invalid_value"),
+    (
+        {"truncation": {"type": "retention_ratio", "retention_ratio": 8}},
+        "session.truncation.retention_ratio",
+        "invalid_value",
+    ),
     ({"type": "phone"}, "session.type", "invalid_value"),
 )
 
@@ -116,6 +127,33 @@ def test_nothing_is_applied_of_an_update_that_is_wrong(
         error = talk.refused("session.update", session={"type": "realtime", "instructions": "New.", **session})
         assert (error["code"], error["param"], error["type"]) == (code, param, "invalid_request_error")
         assert talk.update() == before
+
+
+BAD_RESPONSES: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"audio": {"output": {"voice": "nobody"}}}, "response.audio.output.voice"),
+    ({"conversation": "non"}, "response.conversation"),
+    ({"metadata": {str(number): "" for number in range(17)}}, "response.metadata"),
+    ({"tools": [{"type": "function", "name": "a"}] * 2}, "response.tools[1]"),
+    ({"tool_choice": {"type": "function", "name": "nobody"}}, "response.tool_choice"),
+)
+
+
+@pytest.mark.parametrize(("wish", "param"), BAD_RESPONSES)
+def test_a_response_that_cannot_be_is_not_begun(server: RunningServer, wish: dict[str, Any], param: str) -> None:
+    with talking(server) as talk:
+        error = talk.refused("response.create", response=wish)
+        assert (error["code"], error["param"]) == ("invalid_value", param)
+        assert "None" not in error["message"]
+        assert talk.ask("What is one plus two?", conversation="auto")["status"] == "completed"
+
+
+def test_a_file_is_no_sound_to_append(server: RunningServer) -> None:
+    sound = io.BytesIO()
+    soundfile.write(sound, np.zeros(2400, np.float32), 24_000, format="WAV", subtype="PCM_16")
+    with talking(server) as talk:
+        error = talk.refused("input_audio_buffer.append", audio=base64.b64encode(sound.getvalue()).decode())
+        assert (error["code"], error["param"]) == ("invalid_media", "audio")
+        assert "WAV" in error["message"]
 
 
 def test_voice_and_modality_hold_from_the_next_answer_on(server: RunningServer) -> None:

@@ -157,6 +157,8 @@ def _first(error: ValidationError, body: object) -> ApiError:
     param = _path(_steps(chosen, body))
     name, kind = param or "the body", chosen["type"]
     context = chosen.get("ctx", {})
+    if "actual_length" in context:  # None of an object
+        context = {**context, "actual_length": len(chosen["input"])}
     if kind == "missing":
         return invalid(f"{name} is required", param, "missing_required_parameter")
     if kind == "extra_forbidden":

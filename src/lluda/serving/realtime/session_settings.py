@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lluda.serving.http.errors import ApiError, invalid
 from lluda.serving.questions.tool_use import ToolUse, tool_use
 from lluda.serving.realtime.events.session_fields import (
     Audio,
@@ -84,7 +85,7 @@ class SessionSettings:
         """ApiError 400: no such voice, or tools that contradict each other."""
         self._service = service
         self.fields = fields or SessionFields()
-        self._answer = _answer(self.fields, service)
+        self._answer = _answer(self.fields, service, "session")
 
     def updated(self, change: SessionFields) -> SessionSettings:
         """With what ``change`` sets. ApiError 400, after which nothing has changed."""
@@ -96,7 +97,8 @@ class SessionSettings:
         if change is None:
             return self._answer
         changes = change.model_dump(exclude_unset=True, exclude=set(_OF_A_RESPONSE))
-        return _answer(SessionFields.model_validate(_merged(self.fields.model_dump(), changes)), self._service)
+        merged = SessionFields.model_validate(_merged(self.fields.model_dump(), changes))
+        return _answer(merged, self._service, "response")
 
     @property
     def is_transcription(self) -> bool:
@@ -132,7 +134,7 @@ class SessionSettings:
         if self.is_transcription:
             return {"type": "transcription", "include": fields.include, "audio": {"input": heard}}
         answer = self._answer
-        choice = fields.tool_choice
+        choice, truncation = fields.tool_choice, fields.truncation
         return {
             "type": "realtime",
             "model": name,
@@ -142,7 +144,7 @@ class SessionSettings:
             "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
             "parallel_tool_calls": fields.parallel_tool_calls,
             "max_output_tokens": fields.max_output_tokens,
-            "truncation": fields.truncation,
+            "truncation": truncation if isinstance(truncation, str) else truncation.model_dump(exclude_none=True),
             "tracing": fields.tracing,
             "include": fields.include,
             "prompt": None,
@@ -153,10 +155,10 @@ class SessionSettings:
         }
 
 
-def _answer(fields: SessionFields, service: Service) -> AnswerSettings:
+def _answer(fields: SessionFields, service: Service, where: str) -> AnswerSettings:
     speaks = "audio" in fields.output_modalities and bool(service.voices.names) and fields.type == "realtime"
     voice = _voice(fields.audio)
-    speaker = service.voices.resolve(voice, "session.audio.output.voice") if speaks else None
+    speaker = service.voices.resolve(voice, f"{where}.audio.output.voice") if speaks else None
     most = fields.max_output_tokens
     effort = fields.reasoning.effort if fields.reasoning else None
     return AnswerSettings(
@@ -164,7 +166,7 @@ def _answer(fields: SessionFields, service: Service) -> AnswerSettings:
         voice=voice or speaker,
         format=SoundFormat.of(fields.audio.output.format),
         instructions=fields.instructions,
-        tools=_tools(fields, service.limits),
+        tools=_tools(fields, service.limits, where),
         max_tokens=None if isinstance(most, str) else most,
         temperature=fields.temperature,
         thinking=None if effort is None else effort not in ("none", "minimal"),
@@ -176,13 +178,16 @@ def _voice(audio: Audio) -> str | None:
     return voice if voice is None or isinstance(voice, str) else voice.id
 
 
-def _tools(fields: SessionFields, limits: Limits) -> ToolUse:
+def _tools(fields: SessionFields, limits: Limits, where: str) -> ToolUse:
     tools = [Tool(type="function", function=Function(**tool.model_dump(exclude={"type"}))) for tool in fields.tools]
     given = fields.tool_choice
     choice: ToolChoice | None = (
         given if isinstance(given, str) else NamedTool(type="function", function=FunctionChoice(name=given.name))
     )
-    return tool_use(tools, choice, fields.parallel_tool_calls, limits)
+    try:
+        return tool_use(tools, choice, fields.parallel_tool_calls, limits)
+    except ApiError as error:
+        raise invalid(error.message, f"{where}.{error.param}", error.code) from None
 
 
 def _merged(fields: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

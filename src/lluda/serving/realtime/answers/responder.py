@@ -71,6 +71,9 @@ class Responder:
     def create(self, settings: SessionSettings, wish: ResponseFields, given: list[Item] | None) -> None:
         """Answer as the client wishes; ``given``: items in place of the conversation's. ApiError 400: it contradicts
         itself, or an answer is under way."""
+        if wish.conversation not in (None, "auto", "none", self._conversation.id):
+            words = f"response.conversation must be auto or none, not {wish.conversation!r:.60}"
+            raise invalid(words, "response.conversation")
         answer = settings.answer(wish)
         if answer.tools.must_call and not answer.tools.functions:
             raise invalid("tool_choice required needs tools", "response.tool_choice")

@@ -158,12 +158,20 @@ class _AnswerFields(Settings):
     prompt: None = None
 
 
+class RetentionRatio(Settings):
+    """As ``auto``: how much is kept of a conversation that is too long is the server's own."""
+
+    type: Literal["retention_ratio"]
+    retention_ratio: float = Field(ge=0, le=1)
+    token_limits: Any = None
+
+
 class SessionFields(_AnswerFields):
     """A session. What stands last has no meaning here."""
 
     type: Literal["realtime", "transcription"] = "realtime"
     audio: Audio = Audio()
-    truncation: Any = "auto"
+    truncation: Literal["auto", "disabled"] | RetentionRatio = "auto"
     include: Any = None
     tracing: Any = None
     model: str | None = None

@@ -143,9 +143,12 @@ class InputTurns:
         return len(self._leaving) > _LEAVING
 
     async def append(self, data: bytes) -> None:
-        """More sound, in the input format. ApiError 400: half a sample, or no room without a turn's end."""
+        """More sound, in the input format. ApiError 400: a file, half a sample, or no room without a turn's end."""
         assert self._format is not None, "set by configure"
         width = self._format.sample_bytes
+        if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
+            words = "audio is a WAV file; append its samples alone, or send the file in a message's input_audio"
+            raise invalid(words, "audio", "invalid_media")
         if len(data) % width:
             words = f"audio has {len(data)} bytes, which are no whole samples of {width} bytes"
             raise invalid(words, "audio", "invalid_media")
