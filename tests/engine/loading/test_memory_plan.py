@@ -4,7 +4,8 @@ import pytest
 
 from lluda.config.model import ModelConfig
 from lluda.engine.kv_cache import CacheOptions
-from lluda.engine.loading.memory_plan import MemoryPlan, PlanRow, plan_memory
+from lluda.engine.loading import memory_plan
+from lluda.engine.loading.memory_plan import MemoryPlan, PlanRow, plan_memory, plan_speech
 from lluda.errors import OutOfMemory
 from lluda.models.causal_lm import causal_lm_parameters
 
@@ -82,3 +83,20 @@ def test_a_card_that_is_too_small_is_told_what_fits(card, machine, message):
 def test_a_card_that_is_too_small_for_the_experts_is_told_to_place_them(card, machine, message):
     with pytest.raises(OutOfMemory, match=message):
         omni_plan(card, machine, experts=57).require_fit()
+
+
+@pytest.mark.parametrize(("device", "tables"), [("cpu", []), ("cuda", [3 * 8 * 151_936])])
+def test_what_a_gpu_looks_up_to_choose_tokens_is_counted(released_config, monkeypatch, device, tables):
+    monkeypatch.setattr(memory_plan, "memory_available", lambda _: 10**12)
+    config = ModelConfig.from_hf(released_config("Qwen3-0.6B")).text
+    plan = plan_memory([], config, dtype="bf16", kv_bytes=7, context=1, prefill_rows=1, sequences=3, device=device)
+    assert [row.nbytes for row in plan.sampling] == tables
+    assert plan.total == 3 * 7 + plan.activations.nbytes + sum(tables)
+
+
+@pytest.mark.parametrize(("sequences", "streams"), [(1, 17), (16, 17), (17, 34)])
+def test_the_pasts_of_a_gpu_s_streams_are_counted(released_config, sequences, streams):
+    config = ModelConfig.from_hf(released_config("Qwen3-Omni-30B-A3B-Instruct")).omni.speech
+    rows = {row.component: row.nbytes for row in plan_speech(config, sequences, 64, 2, lambda _: "cuda")}
+    assert rows[f"code2wav's pasts, {streams} streams"] == streams * 2 * 8 * 16 * 72 * 64 * 2
+    assert "pasts" not in "".join(row.component for row in plan_speech(config, sequences, 64, 2, lambda _: "cpu"))

@@ -11,6 +11,7 @@ from lluda.config.model import DTypeName
 from lluda.config.omni import SpeechConfig
 from lluda.engine.speech.speech_params import MAX_FRAMES
 from lluda.engine.speech.talker_prefixes import RETAINED_ROWS
+from lluda.engine.speech.vocoder_graph import STREAMS
 from lluda.errors import OutOfMemory
 from lluda.models.components import BY_NAME, component_and_part
 from lluda.parameters import ParameterSpec
@@ -59,11 +60,13 @@ class MemoryPlan:
     """Of answers that are spoken: keys and values of the talker, and what code2wav computes with."""
     media: tuple[PlanRow, ...] = ()
     """Of pictures and sound in a prompt (`plan_media`)."""
+    sampling: tuple[PlanRow, ...] = ()
+    """What penalties and biases of each sequence are looked up in, where the device chooses tokens itself."""
 
     @property
     def rows(self) -> tuple[PlanRow, ...]:
         """All lines."""
-        return (*self.weights, self.kv_cache, *self.speech, *self.media, self.activations)
+        return (*self.weights, self.kv_cache, *self.sampling, *self.speech, *self.media, self.activations)
 
     @property
     def parameters(self) -> int:
@@ -175,6 +178,7 @@ def plan_memory(
         available={name: memory_available(name) for name in devices},
         speech=tuple(speech),
         media=tuple(media),
+        sampling=_sampling_tables(config, sequences, device),
     )
 
 
@@ -183,13 +187,19 @@ def plan_speech(
 ) -> list[PlanRow]:
     """What ``sequences`` spoken answers of the most frames take beside weights: the talker's keys and values, what is
     kept of users' turns of up to ``context`` rows, and code2wav's rows of the frames that it makes at once, each four
-    times (input, output and the two between)."""
+    times (input, output and the two between); on a GPU what its decoder keeps of all streams that have a place."""
     talker, vocoder = config.talker.decoder, config.code2wav
     positions = MAX_FRAMES + _TALKER_PROMPT
     row = talker.kv_elements_per_token * kv_itemsize
     kept = min(RETAINED_ROWS, context)
     width = vocoder.decoder_dim // 2 ** len(vocoder.upsample_rates)
     rows = FRAMES_AT_ONCE * vocoder.samples_per_frame * width * 4 * _ROWS_ALIVE
+    vocoder_device = device_of("code2wav.")
+    pasts: list[PlanRow] = []
+    if vocoder_device.startswith("cuda"):
+        streams = -(-sequences // STREAMS) * (STREAMS + 1)
+        past = vocoder.transformer.kv_elements_per_token * vocoder.window * kv_itemsize
+        pasts.append(PlanRow(f"code2wav's pasts, {streams} streams", 0, streams * past, vocoder_device))
     return [
         PlanRow(
             f"talker's KV cache, {_times(sequences)}{positions} positions",
@@ -198,8 +208,20 @@ def plan_speech(
             device_of("talker."),
         ),
         PlanRow(f"talker's rows of turns, {kept} positions", 0, kept * row, device_of("talker.")),
-        PlanRow(f"code2wav, {_times(sequences)}{FRAMES_AT_ONCE} frames", 0, sequences * rows, device_of("code2wav.")),
+        PlanRow(f"code2wav, {_times(sequences)}{FRAMES_AT_ONCE} frames", 0, sequences * rows, vocoder_device),
+        *pasts,
     ]
+
+
+def _sampling_tables(config: DecoderConfig, sequences: int, device: str) -> tuple[PlanRow, ...]:
+    """An int32 and a float32 for each id of the vocabulary and each sequence, at most: `capture.RowSampling`."""
+    if not device.startswith("cuda"):
+        return ()
+    return (
+        PlanRow(
+            f"sampling tables, {_times(sequences)}{config.vocab_size} ids", 0, sequences * 8 * config.vocab_size, device
+        ),
+    )
 
 
 def _activation_bytes(config: DecoderConfig, dtype: DTypeName, rows: int) -> int:
