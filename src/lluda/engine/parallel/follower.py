@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -54,7 +55,7 @@ class Follower:
             model = runner.model
             model.decoder.embed_tokens(torch.tensor(list(order.ids), device=model.backend.device))
 
-    def drop(self, numbers: list[int]) -> None:
+    def drop(self, numbers: Sequence[int]) -> None:
         """These caches are not used any more."""
         for number in numbers:
             del self._caches[number]

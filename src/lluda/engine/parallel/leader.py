@@ -53,7 +53,7 @@ class Leader:
         self._listeners: list[weakref.WeakMethod[Callable[[RankLost], None]]] = []
         reports = {rank: link.reports for rank, link in links.items()}
         self._watch = RankWatch(reports, processes, weakref.WeakMethod(self._lose))
-        weakref.finalize(self, _end, self._watch, list(self._orders.values()), self._processes)
+        self._ending = weakref.finalize(self, _end, self._watch, list(self._orders.values()), self._processes)
         self.group: Group = _NO_GROUP
         self.bytes_of_ranks: dict[int, int] = {}
         """Of weights, in each rank's memory."""
@@ -123,12 +123,8 @@ class Leader:
     def close(self) -> None:
         """End the other ranks."""
         with self._lock:
-            if self._watch.error is None:
-                with suppress(OSError):
-                    self._send(Stop())
-            _end(self._watch, list(self._orders.values()), self._processes, _END_SECONDS)
-            if distributed.is_initialized():
-                distributed.destroy_process_group()
+            if self._ending.detach() is not None:  # else it has been done
+                _end(self._watch, list(self._orders.values()), self._processes, _END_SECONDS)
 
     def _tell(self, order: Order) -> None:
         self._require_all()
@@ -240,9 +236,11 @@ def _end(
     processes: Sequence[subprocess.Popen[bytes]],
     seconds: float = 0.0,
 ) -> None:
-    """End the other ranks: those that were started here by force after ``seconds``, all by closing what they listen
-    to."""
+    """End the other ranks: all are told to, and those that were started here are ended by force after ``seconds``."""
     watch.close()
+    for channel in orders:
+        with suppress(OSError):
+            channel.send(((), Stop()))
     end = time.monotonic() + seconds
     for process in processes:
         with suppress(subprocess.TimeoutExpired):
@@ -251,3 +249,5 @@ def _end(
         process.wait()
     for channel in orders:
         channel.close()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
