@@ -78,7 +78,7 @@ LLUDA_INLINE void hide(const AttendTileTask &task, int64_t begin, int count, int
     for (int p = 0; p < count; ++p) {
         const Ints here = p - Ints{};
         float *at = scores + p * kTileRows;
-        store(at, (here > after) & (here <= last) ? load(at) : hidden);
+        store(at, ((here > after) & (here <= last)) ? load(at) : hidden);
     }
 }
 

@@ -327,8 +327,8 @@ def test_every_struct_of_the_interface_is_checked_for_its_size():
 
 
 def test_every_instruction_that_the_compiler_may_use_is_asked_for_at_run_time():
-    """-m flags of native/CMakeLists.txt against native/src/isa.cpp: __builtin_cpu_supports, and the bits of CPUID for what
-    not all compilers have a name for there."""
+    """-m flags of native/CMakeLists.txt against native/src/isa.cpp: __builtin_cpu_supports, and the bits of CPUID for
+    what not all compilers have a name for there."""
     source = Path(__file__).parents[2] / "native"
     build, choice = (source / "CMakeLists.txt").read_text(), (source / "src" / "isa.cpp").read_text()
     used = set(re.findall(r"-m([\w-]+)", " ".join(re.findall(r"set\((?:avx|amx)\w*_flags (.*)\)", build))))

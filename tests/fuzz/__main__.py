@@ -1,6 +1,6 @@
 """`python -m tests.fuzz --minutes M [READER …]`: readers in turn under atheris (libFuzzer, guided by the coverage of
-lluda's own code), each in a process of its own for its share of the time. Exit code 1 if one ended with an input that it
-neither reads nor refuses, or took too long or too much memory for; the input lies in .venv/fuzz/READER/crashes."""
+lluda's own code), each in a process of its own for its share of the time. Exit code 1 if one ended with an input that
+it neither reads nor refuses, or took too long or too much memory for; the input lies in .venv/fuzz/READER/crashes."""
 
 from __future__ import annotations
 
