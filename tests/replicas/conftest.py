@@ -39,10 +39,15 @@ class Replicas:
                 continue
         return found
 
+    def running(self) -> dict[str, int]:
+        """Of replicas that get requests, by their numbers: what each has admitted."""
+        lines = self.client.get("/metrics").text.splitlines()
+        found = [line.split('"') for line in lines if line.startswith("lluda_requests_running{")]
+        return {name: int(float(value.strip("} "))) for _, name, value in found}
+
     def names(self) -> set[str]:
         """The numbers of replicas that get requests."""
-        lines = self.client.get("/metrics").text.splitlines()
-        return {line.split('"')[1] for line in lines if line.startswith("lluda_requests_running{")}
+        return set(self.running())
 
     def wait_for_names(self, count: int, without: set[str] = frozenset()) -> set[str]:  # type: ignore[assignment]
         """Until exactly so many get requests, none of them in ``without``."""
@@ -63,7 +68,7 @@ def ray_variables(folder: Path, **more: str) -> dict[str, str]:
 
 
 @contextmanager
-def running_replicas(tmp_path: Path, count: int, *arguments: str) -> Iterator[Replicas]:
+def running_replicas(tmp_path: Path, count: int | str, *arguments: str) -> Iterator[Replicas]:
     folder = require("ray")
     log = tmp_path / "serve.log"
     command = [str(folder / "bin/python"), "-m", "lluda.cli.main", "serve", "-m", "tiny-omni", "--port", "0"]
