@@ -108,3 +108,19 @@ def test_more_answers_than_there_are_places_have_places_of_their_own():
     assert len({(answer.graphs, answer.number) for answer in answers}) == STREAMS + 1
     streams = [graphs.vocoder().captured for _ in range(STREAMS + 1)]
     assert len({(stream.graph, stream.number) for stream in streams}) == STREAMS + 1
+
+
+def test_a_voice_that_was_warmed_up_captures_nothing_more_and_says_the_same():
+    backend, count = cuda_backend(), 4 if ON_GPU else 1
+    graphs = SpeechGraphs(*voice_parts(backend), vocoder(backend), "f32")
+    graphs.warm_up(params_of(3), count)
+    (frames,), (speaking,) = graphs.made[next(iter(graphs.made))], graphs.made["vocoder"]
+    made, seconds = (set(frames._graphs), set(speaking._batches)), (frames.warm_up_seconds, speaking.warm_up_seconds)
+    torch.manual_seed(1)
+    rows, text = torch.randn(5, 64).to(DEVICE), torch.randn(1, 64).to(DEVICE)
+    assert spoken(graphs.frames(params_of(3), 64), rows, text, 1 + ON_GPU) == alone(3, rows, text, 1 + ON_GPU)
+    assert made == (set(frames._graphs), set(speaking._batches))
+    assert made[0] == {(1, True), *((answers, False) for answers in (1, 2, 4) if answers <= count)}
+    if ON_GPU:
+        assert seconds == (frames.warm_up_seconds, speaking.warm_up_seconds)
+        assert min(seconds) > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -279,11 +280,17 @@ class Model:
 
     def warm_up(self, sequences: int = 1) -> float:
         """Compile and capture what up to ``sequences`` answers at once launch on a GPU, before anyone waits for it:
-        seconds that it took, 0 where nothing is captured. Of speech, the thinker's part alone."""
+        seconds that it took, 0 where nothing is captured. Of a model that speaks, what speaks is loaded, too."""
         speech = self.config.omni.speech if self.config.omni else None
         layer = speech.talker.accept_hidden_layer if speech else 0
         together = 1 if self.runner.deterministic else sequences
-        return warm_up(self.runner, together, stage=f"layers.{layer - 1}" if layer else "")
+        seconds = warm_up(self.runner, together, stage=f"layers.{layer - 1}" if layer else "")
+        if seconds and speech:
+            graphs, params = self.speech_stack().graphs, SpeechParams().with_defaults(self.files.generation_config)
+            begun = time.perf_counter()
+            graphs.warm_up(params, together)
+            seconds += time.perf_counter() - begun
+        return seconds
 
     def close(self) -> None:
         """End the engine: what runs is cancelled, and nothing can be asked any more. Other ranks end too."""

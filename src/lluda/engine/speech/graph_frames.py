@@ -72,6 +72,13 @@ class FrameGraphs:
         for answer in answers:
             answer.cache.advance(1)
 
+    @torch.inference_mode()
+    def warm_up(self, answers: int, *, first: bool = False) -> None:
+        """Compile and capture what so many answers launch, by a launch of nobody's."""
+        graph = self._graph(answers, first=first)
+        graph.launch(())
+        graph.result()
+
     def read(self, answer: GraphFrames) -> None:
         """Wait for what was launched with ``answer``."""
         graph = next(graph for graph, answers in self._unread.items() if answer in answers)

@@ -4,6 +4,7 @@ speaks."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from lluda.engine.speech.graph_frames import FrameGraphs, GraphFrames
 from lluda.engine.speech.speech_params import SpeechParams
-from lluda.engine.speech.vocoder_graph import VocoderGraph, VocoderStream
+from lluda.engine.speech.vocoder_graph import BUCKETS, VocoderGraph, VocoderStream
 from lluda.models.code2wav import Code2Wav, Code2WavState
 from lluda.models.code_predictor import CodePredictor
 from lluda.models.talker import Talker
@@ -41,23 +42,51 @@ class SpeechGraphs:
 
     def frames(self, params: SpeechParams, max_rows: int) -> GraphFrames | None:
         """The frames of one answer; None where they cannot be captured."""
-        sampling = params.sampling
-        together = self._talker.backend is self._predictor.backend and self._talker.backend.captures
-        if not together or sampling.presence_penalty or sampling.frequency_penalty:
-            return None
-        made: list[FrameGraphs] = self.made.setdefault(_key(params), [])
-        if all(graphs.is_full for graphs in made):
-            made.append(FrameGraphs(self._talker, self._predictor, sampling, self._kv_dtype))
-        return next(graphs for graphs in made if not graphs.is_full).answer(params, max_rows)
+        return self._frame_graphs(params).answer(params, max_rows) if self._captures_frames(params) else None
 
     def vocoder(self) -> CodesStream:
         """The waveform of one answer."""
         if not self._code2wav.backend.captures:
             return CodesStream(self._code2wav, None)
+        return CodesStream(self._code2wav, self._vocoder_graph().stream())
+
+    def warm_up(self, params: SpeechParams, answers: int) -> None:
+        """Compile, side by side, and capture what up to so many answers at once launch, of this way of sampling."""
+        counts = [bucket for bucket in BUCKETS if bucket < answers] + [min(answers, BUCKETS[-1])]
+        if self._captures_frames(params):
+            graphs = self._frame_graphs(params)
+            works = [partial(self._new_frames(params, capture=False).warm_up, count) for count in counts]
+            self._talker.backend.compile(works)
+            graphs.warm_up(1, first=True)
+            for count in counts:
+                graphs.warm_up(count)
+        if self._code2wav.backend.captures:
+            vocoder = self._vocoder_graph()
+            works = [partial(VocoderGraph(self._code2wav, capture=False).warm_up, count) for count in counts]
+            self._code2wav.backend.compile(works)
+            for count in counts:
+                vocoder.warm_up(count)
+
+    def _captures_frames(self, params: SpeechParams) -> bool:
+        together = self._talker.backend is self._predictor.backend and self._talker.backend.captures
+        return together and not (params.sampling.presence_penalty or params.sampling.frequency_penalty)
+
+    def _new_frames(self, params: SpeechParams, *, capture: bool) -> FrameGraphs:
+        return FrameGraphs(self._talker, self._predictor, params.sampling, self._kv_dtype, capture=capture)
+
+    def _frame_graphs(self, params: SpeechParams) -> FrameGraphs:
+        """Those of this way of sampling that have a place."""
+        made: list[FrameGraphs] = self.made.setdefault(_key(params), [])
+        if all(graphs.is_full for graphs in made):
+            made.append(self._new_frames(params, capture=True))
+        return next(graphs for graphs in made if not graphs.is_full)
+
+    def _vocoder_graph(self) -> VocoderGraph:
+        """One that has a place."""
         made: list[VocoderGraph] = self.made.setdefault("vocoder", [])
         if all(graph.is_full for graph in made):
             made.append(VocoderGraph(self._code2wav))
-        return CodesStream(self._code2wav, next(graph for graph in made if not graph.is_full).stream())
+        return next(graph for graph in made if not graph.is_full)
 
     def give_back(self, frames: object, stream: CodesStream | None) -> None:
         """The places of an answer that has ended."""

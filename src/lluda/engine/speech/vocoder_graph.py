@@ -80,12 +80,19 @@ class VocoderGraph:
     @torch.inference_mode()
     def launch(self, streams: Sequence[VocoderStream], codes: Sequence[Sequence[int]]) -> CapturedStep:
         """Start the next frame of up to ``BUCKETS[-1]`` streams, which are not counted on."""
-        batch = self._batch(len(streams))
+        return self._start(self._batch(len(streams)), streams, codes)
+
+    @torch.inference_mode()
+    def warm_up(self, streams: int) -> None:
+        """Compile and capture what so many streams launch, by a launch of nobody's."""
+        self._start(self._batch(streams), (), ()).wait()
+
+    def _start(self, batch: _Batch, streams: Sequence[VocoderStream], codes: Sequence[Sequence[int]]) -> CapturedStep:
         nobody = batch.rows - len(streams)
         stores = [self._store(stream.number, stream.frames) for stream in streams]
         stores += [self._store(STREAMS, 0)] * nobody
         numbers = [stream.number for stream in streams] + [STREAMS] * nobody
-        filled = [*codes, *[[0] * len(codes[0])] * nobody]
+        filled = [*codes, *[[0] * self._network.config.num_quantizers] * nobody]
         batch.fill(stores, numbers, [store[2] for store in stores], zip(*filled, strict=True))
         if batch.graph is None:
             # What is run to warm up reads what it then writes again: nothing has to be put back.
