@@ -27,19 +27,20 @@ struct Census {
 constexpr bool is_denormal(std::uint16_t bits) { return (bits & 0x7f80) == 0 && (bits & 0x7f) != 0; }
 
 void count(const std::uint16_t *values, std::int64_t n, Census &census) {
-    // Two tables in turn, so that runs of one exponent do not wait for the same counter.
-    std::array<std::int64_t, 256> odd{};
+    // Tables in turn, so that runs of one exponent do not wait for the same counter.
+    constexpr int kTables = 8;
+    std::array<std::int64_t, 256> tables[kTables] = {};
     std::int64_t i = 0;
-    for (; i + 2 <= n; i += 2) {
-        ++census.exponents[(values[i] >> 7) & 255];
-        ++odd[(values[i + 1] >> 7) & 255];
-        census.denormals += is_denormal(values[i]) + is_denormal(values[i + 1]);
+    for (; i + kTables <= n; i += kTables)
+        for (int t = 0; t < kTables; ++t) ++tables[t][(values[i + t] >> 7) & 255];
+    for (; i < n; ++i) ++tables[0][(values[i] >> 7) & 255];
+    std::int64_t exponent_zero = 0;
+    for (const auto &table : tables) {
+        exponent_zero += table[0];
+        for (int e = 0; e < 256; ++e) census.exponents[e] += table[e];
     }
-    if (i < n) {
-        ++census.exponents[(values[i] >> 7) & 255];
-        census.denormals += is_denormal(values[i]);
-    }
-    for (int e = 0; e < 256; ++e) census.exponents[e] += odd[e];
+    if (exponent_zero == 0) return;
+    for (i = 0; i < n; ++i) census.denormals += is_denormal(values[i]);
 }
 
 template <class Body>
@@ -153,16 +154,30 @@ void pack_rows(const std::uint16_t *values, std::int64_t width, std::int64_t beg
     }
 }
 
+bool has_escapes(const std::uint8_t *block) {
+    int found = 0;
+    for (int i = 0; i < 64; ++i) {
+        const std::uint8_t codes = block[kBlockCodes + i];
+        found |= (codes & 15) == kEscapeCode || codes >> 4 == kEscapeCode;
+    }
+    return found != 0;
+}
+
+// Of rows whose blocks are packed: only those that have escapes are gone through.
 void collect_escapes(const std::uint16_t *values, std::int64_t width, std::int64_t begin, std::int64_t end,
-                     const Coding &coding, const std::uint32_t *escape_rows, std::uint32_t *columns,
-                     std::uint16_t *escape_values) {
+                     const Coding &coding, const std::uint8_t *blocks, const std::uint32_t *escape_rows,
+                     std::uint32_t *columns, std::uint16_t *escape_values) {
+    const std::uint8_t *block = blocks + begin * blocks_per_row(width) * kBlockBytes;
     for (std::int64_t row = begin; row < end; ++row) {
         std::uint32_t next = escape_rows[row];
-        for (std::int64_t column = 0; column < width && next < escape_rows[row + 1]; ++column) {
-            const std::uint16_t bits = values[row * width + column];
-            if (coding.code_of(bits) != kEscapeCode) continue;
-            columns[next] = static_cast<std::uint32_t>(column);
-            escape_values[next++] = bits;
+        for (std::int64_t at = 0; at < width; at += kBlockWeights, block += kBlockBytes) {
+            if (next == escape_rows[row + 1] || !has_escapes(block)) continue;
+            for (std::int64_t column = at; column < std::min(at + kBlockWeights, width); ++column) {
+                const std::uint16_t bits = values[row * width + column];
+                if (coding.code_of(bits) != kEscapeCode) continue;
+                columns[next] = static_cast<std::uint32_t>(column);
+                escape_values[next++] = bits;
+            }
         }
     }
 }
@@ -214,7 +229,8 @@ int lluda_pack(lluda_context *context, const uint16_t *values, int64_t out_featu
         });
         for (int64_t row = 0; row < out_features; ++row) escape_rows[row + 1] += escape_rows[row];
         over_rows(session, out_features, [&](int, std::int64_t begin, std::int64_t end) {
-            collect_escapes(values, in_features, begin, end, coding, escape_rows, columns, escape_values);
+            collect_escapes(values, in_features, begin, end, coding, start + sections.blocks, escape_rows, columns,
+                            escape_values);
         });
 
         PackedHeader header{};
