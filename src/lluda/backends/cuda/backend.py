@@ -1,9 +1,7 @@
-"""The cuda backend: the reference's operations, those of few rows as Triton kernels, whole steps as graphs.
+"""The cuda backend: blocks of layers in few launches, and whole steps as one, captured as a graph.
 
-Steps of up to `triton_gemv.MAX_ROWS` rows go through kernels that read each weight into registers, of up to
-`triton_products.MAX_ROWS` through those of the matrix units; more rows through torch's products and attention. Experts
-of more than a few rows are one grouped launch. It also serves AMD's GPUs through torch's ROCm build, which calls them
-cuda.
+A prompt's rows attend to what is stored and to themselves in one kernel, decode steps in another; experts of more than
+a few rows are one grouped launch. It also serves AMD's GPUs through torch's ROCm build, which calls them cuda.
 """
 
 from __future__ import annotations
@@ -19,14 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lluda.backends.backend import Precision
 from lluda.backends.batch import DeepStack, Segment
-from lluda.backends.blocks import AttentionBlock, MixtureBlock, Norm, Projection, SharedExpert, SwiGLU, SwiGLUBlock
+from lluda.backends.blocks import AttentionBlock, MixtureBlock, Projection, SharedExpert, SwiGLU, SwiGLUBlock
 from lluda.backends.capabilities import BackendRequest
 from lluda.backends.capture import CodeRows, DeviceStore, PromptStore, Run, store_row
-from lluda.backends.components import DecoderLayers, Observer, Rotary, StageObserver
+from lluda.backends.components import DecoderLayers, Observer, StageObserver
 from lluda.backends.cuda import (
     triton_attention,
     triton_formats,
@@ -36,7 +33,6 @@ from lluda.backends.cuda import (
     triton_products,
     triton_prompt,
     triton_row_sampling,
-    triton_rows,
     triton_sampling,
     triton_shared,
 )
@@ -45,8 +41,9 @@ from lluda.backends.cuda.coded_weight import PACKED, CodedWeight, coded, pack
 from lluda.backends.cuda.encoder import GraphEncoder
 from lluda.backends.cuda.gpu_group import GpuGroup, connected
 from lluda.backends.cuda.graph import DecodeGraph, Graph
+from lluda.backends.cuda.operations import KERNEL_TYPES, CudaOperations
 from lluda.backends.cuda.prompt_graphs import BUCKETS, PromptGraphs, Rows
-from lluda.backends.cuda.triton_target import has_dependent_launch, interpreted
+from lluda.backends.cuda.triton_target import interpreted
 from lluda.backends.cuda.vocoder import StreamVocoder
 from lluda.backends.executor.decoder import Step
 from lluda.backends.executor.operations import RotaryTable
@@ -63,7 +60,6 @@ _COMPILERS = 12
 
 _STEP_ROWS = 64
 """Of a captured decode step at most."""
-_KERNEL_TYPES = (torch.bfloat16, torch.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +79,7 @@ class PromptStep(Step):
     cache: torch.dtype
 
 
-class CudaBackend(StreamVocoder, GraphEncoder):
+class CudaBackend(StreamVocoder, GraphEncoder, CudaOperations):
     """Triton kernels on one GPU (in Triton's interpreter: on any device, for tests)."""
 
     name = "cuda"
@@ -103,9 +99,7 @@ class CudaBackend(StreamVocoder, GraphEncoder):
         super().__init__(device, precision)
         self._packed = packed
         self._forms = {PACKED} if packed else set[str]()
-        self._fused = precision.compute in _KERNEL_TYPES
         self.captures = self._fused
-        self._pdl = has_dependent_launch(device)
         self._experts: dict[MixtureBlock, Tensor | None] = {}
         self._uniforms: dict[MixtureBlock, MixtureBlock] = {}
         self._capturing = device.type == "cuda"
@@ -113,9 +107,7 @@ class CudaBackend(StreamVocoder, GraphEncoder):
         self._axes: dict[DecoderLayers, int] = {}
         self._pool: Any = None
         self._split_prompts = torch.zeros(triton_prompt.COUNTERS, dtype=torch.int32, device=device)
-        self._biases: dict[int, tuple[Tensor, Tensor]] = {}
         self._scratch: dict[tuple[int, int, int], triton_attention.DecodeScratch] = {}
-        self._sums = triton_products.SplitScratch(device)
         self._zero = torch.zeros((), dtype=precision.residual, device=device)
 
     def _description(self) -> str:
@@ -138,69 +130,6 @@ class CudaBackend(StreamVocoder, GraphEncoder):
             return None
         self._forms.add(weight.format)
         return weight, False
-
-    def embedding(self, weight: Weight, ids: Tensor) -> Tensor:
-        if isinstance(weight, CodedWeight):
-            return triton_formats.decoded(weight, self.precision.residual, ids, pdl=self._pdl)
-        if not self._takes(weight):
-            return super().embedding(weight, ids)
-        return triton_rows.lookup(triton_formats.values_of(weight), ids, pdl=self._pdl)
-
-    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-        several = self._several(x, weight)
-        if not several and not (self._few(x) and self._takes(weight)):
-            return super().linear(x, self._plain(weight), self._rounded(bias))
-        out = torch.empty(len(x), weight.out_features, dtype=self.precision.compute, device=x.device)
-        if several:
-            x = x.to(out.dtype).contiguous()
-            return triton_products.project(x, [weight], self._sums, pdl=self._pdl, out=out, bias=bias)
-        return triton_gemv.project(x.contiguous(), None, [weight], pdl=self._pdl, out=out, bias=bias)
-
-    def rms_norm(self, x: Tensor, norm: Norm) -> Tensor:
-        if not self._fused:
-            return super().rms_norm(x, norm)
-        return triton_rows.rms_norm(x.contiguous(), norm.weight, norm.eps, self.precision.compute, pdl=self._pdl)
-
-    def final_norm(self, x: Tensor, norm: Norm) -> Tensor:
-        return self.rms_norm(x, norm) if self._fused else super().final_norm(x, norm)
-
-    def rotary_table(self, positions: Tensor, rotary: Rotary) -> RotaryTable:
-        if not self._fused:
-            return super().rotary_table(positions, rotary)
-        return triton_rows.angles(rotary.chosen(positions), rotary.frequencies, rotary.scale, pdl=self._pdl)
-
-    def rotate(self, x: Tensor, table: RotaryTable, norm: Norm | None) -> Tensor:
-        if not self._fused:
-            return super().rotate(x, table, norm)
-        weight = (norm.weight, norm.eps) if norm else None
-        return triton_rows.rotate(x, weight, table, self.precision.compute, pdl=self._pdl)
-
-    def gated_silu(self, gate: Tensor, up: Tensor) -> Tensor:
-        if not self._fused:
-            return super().gated_silu(gate, up)
-        return triton_rows.gated_silu(gate.contiguous(), up.contiguous(), self.precision.compute, pdl=self._pdl)
-
-    def route(self, x: Tensor, router: Tensor, top_k: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
-        if not self._fused or len(router) > triton_mixture.MAX_EXPERTS:
-            return super().route(x, router, top_k, normalise=normalise)
-        weight = DenseWeight(router, "F32")
-        if self._several(x, weight) and x.dtype == self.precision.compute:
-            logits = triton_products.project(x.contiguous(), [weight], self._sums, pdl=self._pdl)
-        else:
-            logits = F.linear(x.to(router.dtype), router)
-        return triton_grouped.route(logits, top_k, normalise=normalise, pdl=self._pdl)
-
-    def snake_beta(self, x: Tensor, frequency: Tensor, amplitude: Tensor) -> Tensor:
-        if not self._fused:
-            return super().snake_beta(x, frequency, amplitude)
-        return triton_rows.snake(x.contiguous(), frequency, amplitude, self.precision.compute, pdl=self._pdl)
-
-    def head(self, x: Tensor, norm: Norm, weight: Weight) -> Tensor:
-        if self._several(x, weight):
-            return triton_products.project(self.rms_norm(x, norm), [weight], self._sums, pdl=self._pdl)
-        if not (self._few(x) and self._takes(weight)):
-            return super().head(x, norm, weight)
-        return triton_gemv.project(x.contiguous(), (norm.weight, norm.eps), [weight], pdl=self._pdl)
 
     def begin_step(self, table: RotaryTable, segments: Sequence[Segment]) -> Step:
         stores = [segment.store for segment in segments]
@@ -293,7 +222,7 @@ class CudaBackend(StreamVocoder, GraphEncoder):
         self, run: Run, rows: int, kv_dtype: torch.dtype, *, sampled: bool = False, capture: bool = True
     ) -> DecodeGraph | None:
         """See `ComputeBackend.decode_graph`; without ``capture`` it runs launch by launch."""
-        if not self._fused or kv_dtype not in _KERNEL_TYPES or rows > _STEP_ROWS:
+        if not self._fused or kv_dtype not in KERNEL_TYPES or rows > _STEP_ROWS:
             return None
         capture = capture and self._capturing
         choose = self.choose if sampled else self.argmax
@@ -403,7 +332,7 @@ class CudaBackend(StreamVocoder, GraphEncoder):
             return False
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return False
-        return segment.store.reserve(segment.rows)[0].dtype in _KERNEL_TYPES
+        return segment.store.reserve(segment.rows)[0].dtype in KERNEL_TYPES
 
     def _launched_step(self, table: RotaryTable, segments: Sequence[Segment]) -> Step:
         """Of stores that the host knows: kernels take more than a few rows of one."""
@@ -434,55 +363,6 @@ class CudaBackend(StreamVocoder, GraphEncoder):
             cache=step.cache, pdl=self._pdl,
         )  # fmt: skip
         return self._add(x if onto is None else onto, attended, block.o_proj, block.scale)
-
-    def _qkv(self, x: Tensor, block: AttentionBlock) -> Tensor:
-        """Queries, keys and values side by side, float32."""
-        parts, x = (block.q_proj, block.k_proj, block.v_proj), x.contiguous()
-        weights = [part.weight for part in parts]
-        if self._several(x, *weights) and block.q_proj.bias is None:
-            return triton_products.project(self.rms_norm(x, block.norm), weights, self._sums, pdl=self._pdl)
-        if self._few(x) and self._takes(*weights) and block.q_proj.bias is None:
-            norm = block.norm.weight, block.norm.eps
-            return triton_gemv.project(x, norm, weights, pdl=self._pdl)
-        normed = self.rms_norm(x, block.norm)
-        return torch.cat([self.project(normed, part) for part in parts], dim=1).float()
-
-    def _add(self, x: Tensor, rows: Tensor, projection: Projection, scale: Tensor | None) -> Tensor:
-        """``x + scale * projection(rows)``, in place where one kernel does it."""
-        if self._several(x, projection.weight) and projection.bias is None:
-            x, rows = x.contiguous(), rows.contiguous()
-            return triton_products.add(rows, projection.weight, x, scale, self._sums, pdl=self._pdl)
-        if self._few(x) and self._takes(projection.weight) and projection.bias is None:
-            return triton_gemv.add(rows, projection.weight, x.contiguous(), scale, pdl=self._pdl)
-        branch = self.project(rows, projection)
-        return x + (branch if scale is None else branch * scale)
-
-    def _few(self, x: Tensor) -> bool:
-        return self._fused and len(x) <= triton_gemv.MAX_ROWS
-
-    def _several(self, x: Tensor, *weights: Weight) -> bool:
-        """Whether products of these rows are those of the matrix units' kernels: of plain weights alone."""
-        some = self._fused and triton_gemv.MAX_ROWS < len(x) <= triton_products.MAX_ROWS
-        return some and all(isinstance(weight, DenseWeight) for weight in weights)
-
-    def _takes(self, *weights: Weight) -> bool:
-        """Whether kernels multiply with these together: all of one form."""
-        known = all(isinstance(weight, DenseWeight | CodedWeight) for weight in weights)
-        return self._fused and known and len({weight.format for weight in weights}) == 1
-
-    def _rounded(self, bias: Tensor | None) -> Tensor | None:
-        """A parameter as the library's products take it, made once: rounding is a launch beside each of theirs."""
-        if bias is None or bias.dtype == self.precision.compute:
-            return bias
-        if id(bias) not in self._biases:
-            self._biases[id(bias)] = bias, bias.to(self.precision.compute)
-        return self._biases[id(bias)][1]
-
-    def _plain(self, weight: Weight) -> Weight:
-        """For products of many rows, which are no faster for fewer bytes of weights. Q8_0 ones are rounded to BF16."""
-        if not isinstance(weight, CodedWeight):
-            return weight
-        return DenseWeight(triton_formats.decoded(weight, self.precision.compute, pdl=self._pdl), "BF16")
 
     def _uniform(self, block: MixtureBlock) -> MixtureBlock:
         """The block with all experts in one form, made once: as they are, or else as plain numbers."""
