@@ -17,7 +17,7 @@ struct Arguments {
     std::int64_t size(std::int64_t most = kMostFeatures) { return input.size(most, wrong); }
     std::int64_t rows() { return input.number(kMostRows); }
     // Of rows of this width.
-    std::int64_t stride(std::int64_t width) { return width + input.byte() % 4; }
+    std::int64_t stride(std::int64_t width) { return wrong ? width : width + input.byte() % 4; }
     template <class T>
     T *array(std::int64_t rows, std::int64_t stride, std::int64_t width) {
         const std::int64_t count = wrong || rows < 1 ? 0 : (rows - 1) * stride + width;
@@ -48,7 +48,7 @@ struct Arguments {
 };
 
 void linear(lluda_context *context, Arguments &a) {
-    const std::int64_t out = a.size(), in = a.input.byte() % 2 ? a.size() : 32 * a.size(5), rows = a.rows();
+    const std::int64_t out = a.size(), in = a.input.byte() % 2 ? a.size() : 32 + 32 * a.input.number(4), rows = a.rows();
     const lluda_weight weight = a.weight(out, in);
     const std::int64_t x_stride = a.stride(in), y_stride = a.stride(out);
     const auto *x = a.array<std::uint16_t>(rows, x_stride, in);

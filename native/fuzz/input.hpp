@@ -26,12 +26,12 @@ public:
     std::int64_t number(std::int64_t most) { return (byte() << 8 | byte()) % (most + 1); }
     bool rarely() { return byte() == 0xff; }
 
-    // 1 .. most; rarely what no size is, which `wrong` is then told.
+    // 1 .. most; rarely what no size is (0 is one of outputs), which `wrong` is then told.
     std::int64_t size(std::int64_t most, bool &wrong) {
         if (!rarely()) return 1 + number(most - 1);
         wrong = true;
-        constexpr std::int64_t kWrong[] = {0, -1, INT64_MIN, INT64_MAX, std::int64_t{LLUDA_MOST} + 1};
-        return kWrong[byte() % 5];
+        constexpr std::int64_t kWrong[] = {-1, INT64_MIN, INT64_MAX, std::int64_t{LLUDA_MOST} + 1};
+        return kWrong[byte() % 4];
     }
 
 private:
