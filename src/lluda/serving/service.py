@@ -26,9 +26,9 @@ from lluda.serving.model_names import ModelNames
 from lluda.serving.readiness import Readiness
 from lluda.serving.realtime.client_secrets import ClientSecrets
 from lluda.serving.realtime.sessions import Sessions
+from lluda.serving.source_commit import source_commit
 from lluda.serving.ticket import Interruption, Ticket
 from lluda.serving.voices import Voices
-from lluda.source_commit import source_commit
 
 if TYPE_CHECKING:
     from lluda.api.model import Model

@@ -60,7 +60,7 @@ def test_models(server: RunningServer) -> None:
     listed = server.get("/v1/models").json()
     assert listed["object"] == "list" and [model["id"] for model in listed["data"]] == ["tiny-omni"]
     model = listed["data"][0]
-    assert model["voices"] == ["lark", "rms"] and model["max_model_len"] == 4096
+    assert model["voices"] == ["lark", "rook"] and model["max_model_len"] == 4096
     assert model["modalities"] == {"input": ["text", "audio", "image", "video"], "output": ["text", "audio"]}
     assert server.get("/v1/models/tiny-omni").json() == model
 
@@ -135,7 +135,7 @@ def test_ready_makes_a_step(server: RunningServer) -> None:
 def test_version(server: RunningServer) -> None:
     version = server.get("/version").json()
     assert version["model"] == "tiny-omni" and version["backend"] in ("cpu", "reference")
-    assert version["commit"] == server.service.commit  # at the server's start: tests/test_source_commit.py
+    assert version["commit"] == server.service.commit  # at the server's start: tests/serving/test_source_commit.py
 
 
 def test_tokens_there_and_back(server: RunningServer) -> None:

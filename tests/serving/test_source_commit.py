@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lluda.source_commit import UNKNOWN, source_commit
+from lluda.serving.source_commit import UNKNOWN, source_commit
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 UNKNOWN = "unknown"
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _DESCRIBE = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 _SECONDS = 5.0
 
