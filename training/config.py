@@ -29,7 +29,7 @@ FIRST_RELEASED_TOKEN, FIRST_TOKEN = 151643, 704
 _VOCABULARY = 768
 _RELEASED_CODES = 2048
 _ROPE = {"interleaved": True, "mrope_section": [6, 5, 5], "rope_type": "default", "type": "default"}
-_SPEAKERS = {"lark": CODES + 253, "rms": CODES + 254}
+_SPEAKERS = {"lark": CODES + 253, "rook": CODES + 254}
 
 _THINKER = {
     "hidden_size": 256,
