@@ -217,7 +217,8 @@ def test_every_loading_option_is_passed_on(lluda, model, monkeypatch):
     }
     flags = [text for name, value in arguments.items() for text in (f"--{name.replace('_', '-')}", value)]
     switches = ("--deterministic", "--check-tensors", "--allow-unexpected", "--allow-unknown-config")
-    lluda("generate", "-m", model, "x", *flags, *switches)
+    lluda("generate", "-m", model, "x", *flags, *switches, "--tp", 2)
+    arguments["tensor_parallel"] = 2
     chosen = {"deterministic": True, "check_tensors": "fail", "allow_unexpected": True, "allow_unknown_config": True}
     assert seen == arguments | chosen
 

@@ -162,7 +162,7 @@ def test_a_gpu_computes_more_rows_of_a_prompt_at_once(mixture):
         "thinker": LoadOptions(device="cuda", place="thinker=cpu"),
         "given": LoadOptions(device="cuda", prefill_chunk=7),
     }
-    assert [options.prefill_rows for options in chunks.values()] == [512, 2048, 2048, 2048, 512, 7]
+    assert [options.prefill_rows for options in chunks.values()] == [512, 8192, 8192, 8192, 512, 7]
     files = ModelFiles.find(mixture)
     plans = [files.plan(LoadOptions(prefill_chunk=rows)).activations for rows in (None, 512, 7)]
     assert plans[0] == plans[1] != plans[2]
