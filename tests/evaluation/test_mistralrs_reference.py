@@ -13,6 +13,7 @@ from lluda.engine.kv_cache import CacheOptions
 from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_network
 from lluda.engine.runner import Runner
 from lluda.errors import InvalidRequest, LludaError, UnsupportedModel
+from lluda.evaluation import ladder
 from lluda.evaluation.mistralrs_reference import TOP, MistralRsReference
 from tests.conftest import TINY_QWEN3
 from tests.evaluation.conftest import TINY, run_validation, text_of
@@ -74,6 +75,8 @@ def stand_in(checkpoint, monkeypatch):
     def make(**options):
         made = StandIn(checkpoint(RAW), **options)
         monkeypatch.setitem(sys.modules, "mistralrs", made.module())
+        # Whose version is told.
+        monkeypatch.setitem(ladder._DISTRIBUTIONS, "mistralrs", "pytest")
         return made
 
     return make
