@@ -59,13 +59,13 @@ EXPECTED_SKIPS = (
     r"the interpreter takes any device",
     r"no BF16 product over oneDNN blocks",
     r"nothing is read-only for root",
-    r"llama-cpp-python is (not installed|an optional peer)",
+    r"(llama-cpp-python|mistralrs) is (not installed|an optional (peer|reference))",
     r"could not import 'onnxruntime'|the package silero-vad is not installed",
     r"other processes take the cores",
     r"there is no software Vulkan driver|wgpu-py is not installed",
 )
 """Reasons for which a test may be left out where CI runs: what the machine is (its devices, drivers, processor, user
-and load), the peer that only `make test-slow` installs, and what lluda's own voice detector was copied from."""
+and load), the peers that only `make test-slow` installs, and what lluda's own voice detector was copied from."""
 _unexpected_skips: list[str] = []
 
 
