@@ -34,22 +34,30 @@ _SPOKEN_ROWS = 10
 @dataclass(frozen=True, slots=True)
 class _Fixed:
     """What a backend takes beside its products. ``layer``, ``sparse_layer``: seconds of a layer in a step, dense and
-    with experts; ``prompt_layer``: in a prompt; ``prompt``, ``attention``, ``vocoder``: shares of the products' FLOP/s
-    that a prompt's own products, its attention and code2wav's convolutions reach."""
+    with experts; ``prompt_layer``: of a layer in a prompt, and ``row`` of each of its rows for 1,024 of the hidden size
+    (norms, rotation, activations); ``prompt``, ``attention``, ``vocoder``: shares of the products' FLOP/s that a
+    prompt's own products, its attention and code2wav's convolutions reach."""
 
     layer: float
     sparse_layer: float
     prompt_layer: float
+    row: float
     prompt: float
     attention: float
     vocoder: float
 
 
 _FIXED = {
-    "cpu": _Fixed(layer=30e-6, sparse_layer=60e-6, prompt_layer=100e-6, prompt=0.8, attention=0.25, vocoder=0.4),
-    "cuda": _Fixed(layer=13e-6, sparse_layer=22e-6, prompt_layer=70e-6, prompt=0.6, attention=0.5, vocoder=0.0115),
+    "cpu": _Fixed(
+        layer=30e-6, sparse_layer=60e-6, prompt_layer=100e-6, row=18e-6, prompt=1.0, attention=0.6, vocoder=0.17
+    ),
+    "cuda": _Fixed(
+        layer=13e-6, sparse_layer=22e-6, prompt_layer=70e-6, row=0.0, prompt=0.6, attention=0.5, vocoder=0.0115
+    ),
 }
-_UNKNOWN = _Fixed(layer=100e-6, sparse_layer=200e-6, prompt_layer=3e-4, prompt=0.6, attention=0.25, vocoder=0.25)
+_UNKNOWN = _Fixed(
+    layer=100e-6, sparse_layer=200e-6, prompt_layer=3e-4, row=20e-6, prompt=0.6, attention=0.25, vocoder=0.25
+)
 """Of the reference backend and of GPUs that were not at hand."""
 
 
@@ -88,13 +96,9 @@ class Prediction:
         multiplied = 2 * rows * chosen_share(config) * weights.experts / flops
         experts = max(multiplied, read_share(config, rows) * weights.experts * self._bytes / read)
         attention = attention_flops(config, rows, 0) / (fixed.attention * self._products.flops)
-        return (
-            dense
-            + experts
-            + attention
-            + weights.head * self._bytes / read
-            + fixed.prompt_layer * config.num_hidden_layers
-        )
+        head = weights.head * self._bytes / read
+        layer = fixed.prompt_layer + fixed.row * rows * config.hidden_size / 1024
+        return dense + experts + attention + head + layer * config.num_hidden_layers
 
     def code_predictor(self, speech: SpeechConfig) -> float:
         """Seconds of a frame: all its passes and heads."""
