@@ -92,3 +92,11 @@ def test_the_bench_shows_what_it_expected(little: None, in_this_process: None, c
     without = run_bench(str(checkpoint(TINY_QWEN3)), Settings(plan=Plan(tests=("tg",), generate=4), repeat=1))
     assert all(row.predicted is None for row in without.rows)
     assert "predicted" not in [str(column.header) for column in render(without).renderables[0].columns]  # type: ignore[attr-defined]
+
+
+def test_the_first_sound_is_predicted_where_it_is_known(released_config: Callable[[str], dict[str, Any]]) -> None:
+    config = ModelConfig.from_hf(released_config("Qwen3-Omni-30B-A3B-Instruct"))
+    tests = {
+        name: {row.test for row in Prediction(config, FAST, 2.0, name).rows((128,), 128)} for name in ("cpu", "cuda")
+    }
+    assert tests["cpu"] - tests["cuda"] == {"first_audio"}

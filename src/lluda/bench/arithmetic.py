@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from lluda.config.code2wav import Code2WavConfig
 from lluda.config.decoder import DecoderConfig
 from lluda.models.causal_lm import causal_lm_parameters
-from lluda.models.code2wav import code2wav_parameters
-
-_TAPS, _DILATIONS, _EXPANSION = 7, 3, 4
-"""Of code2wav's convolutions (spec section 8): taps, residual units a block, width inside a ConvNeXt block."""
+from lluda.models.code2wav import DILATIONS, EXPANSION, TAPS, code2wav_parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +48,9 @@ def attention_flops(config: DecoderConfig, rows: int, behind: int) -> float:
     return 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * seen
 
 
-def cache_bytes(config: DecoderConfig, positions: int, element_bytes: int = 2) -> float:
-    """Keys and values of ``positions`` positions, which a step reads."""
-    return 2.0 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * element_bytes * positions
+def cache_bytes(config: DecoderConfig, positions: int) -> float:
+    """Keys and values of ``positions`` positions in BF16, which a step reads."""
+    return 2.0 * config.kv_elements_per_token * positions
 
 
 def vocoder_weights(config: Code2WavConfig) -> float:
@@ -69,11 +66,11 @@ def vocoder_flops(config: Code2WavConfig) -> float:
     for ratio in config.upsampling_ratios:
         multiplied += rows * width * width * ratio
         rows *= ratio
-        multiplied += rows * width * (_TAPS + 2 * _EXPANSION * width)
-    multiplied += rows * width * config.decoder_dim * _TAPS
+        multiplied += rows * width * (TAPS + 2 * EXPANSION * width)
+    multiplied += rows * width * config.decoder_dim * TAPS
     width = config.decoder_dim
     for rate in config.upsample_rates:
         multiplied += rows * width * (width // 2) * 2 * rate
         rows, width = rows * rate, width // 2
-        multiplied += rows * width * width * (_TAPS + 1) * _DILATIONS
-    return 2.0 * (multiplied + rows * width * _TAPS) + attention_flops(config.transformer, 1, config.window)
+        multiplied += rows * width * width * (TAPS + 1) * len(DILATIONS)
+    return 2.0 * (multiplied + rows * width * TAPS) + attention_flops(config.transformer, 1, config.window)

@@ -76,15 +76,14 @@ class Prediction:
     def __init__(self, config: ModelConfig, products: Products, bytes_per_weight: float, backend: str) -> None:
         """``bytes_per_weight`` of the format; ``backend`` by its name."""
         self._config, self._products, self._bytes = config, products, bytes_per_weight
-        self._fixed = _FIXED.get(backend, _UNKNOWN)
+        self._backend, self._fixed = backend, _FIXED.get(backend, _UNKNOWN)
 
-    def step(self, config: DecoderConfig, positions: int = 0, *, head: bool = True, rows: int = 1) -> float:
-        """Seconds of a decode step of ``rows`` sequences behind ``positions`` each."""
+    def step(self, config: DecoderConfig, positions: int = 0) -> float:
+        """Seconds of a decode step of one sequence behind ``positions``."""
         weights = DecoderWeights.of(config)
-        read = weights.dense + read_share(config, rows) * weights.experts + (weights.head if head else 0)
-        multiplied = weights.dense + chosen_share(config) * weights.experts + (weights.head if head else 0)
-        products = max(read * self._bytes / self._products.read, 2 * rows * multiplied / self._products.flops)
-        caches = rows * cache_bytes(config, positions) / self._products.read
+        used = weights.dense + chosen_share(config) * weights.experts + weights.head
+        products = max(used * self._bytes / self._products.read, 2 * used / self._products.flops)
+        caches = cache_bytes(config, positions) / self._products.read
         layer = self._fixed.sparse_layer if config.moe else self._fixed.layer
         return products + caches + layer * config.num_hidden_layers
 
@@ -127,10 +126,12 @@ class Prediction:
 
     def _speech(self, speech: SpeechConfig) -> Iterator[Predicted]:
         talker, predictor, vocoder = self.talker(speech), self.code_predictor(speech), self.code2wav(speech)
-        first = self.prefill(speech.talker.decoder, _SPOKEN_ROWS) + predictor + vocoder
         yield Predicted("code_predictor", 1e3 * predictor, "ms")
         yield Predicted("talker", 1e3 * talker, "ms")
         yield Predicted("speech_frame", 1e3 * (talker + predictor), "ms")
         yield Predicted("code2wav1", 1e3 * vocoder, "ms")
-        yield Predicted("first_audio", first, "s")
+        if self._backend == "cpu":
+            # Elsewhere it is mostly what the host does meanwhile, of which nothing is known here.
+            first = self.prefill(speech.talker.decoder, _SPOKEN_ROWS) + predictor + vocoder
+            yield Predicted("first_audio", first, "s")
         yield Predicted("rtf", (talker + predictor + vocoder) / FRAME_SECONDS, "of real time")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lluda.bench.arithmetic import chosen_share
 from lluda.config.decoder import DecoderConfig
 from lluda.config.talker import TalkerConfig
 from lluda.models.causal_lm import causal_lm_parameters
@@ -52,6 +53,4 @@ def code_predictor_bytes(config: TalkerConfig, sizes: Mapping[str, int]) -> floa
 def _share_read(config: DecoderConfig, name: str, is_embedding: bool) -> float:
     if is_embedding:
         return 1 / config.vocab_size
-    if ".experts." in name and config.moe is not None:
-        return config.moe.num_experts_per_tok / config.moe.num_experts
-    return 1.0
+    return chosen_share(config) if ".experts." in name else 1.0

@@ -39,9 +39,12 @@ PREFIX = BY_NAME["code2wav"].prefix
 FRAMES_AT_ONCE = 25
 """Frames of one pass: longer pushes are cut, so that memory is bounded and activations fit the processor's caches."""
 
-_DILATIONS = (1, 3, 9)
-_TAPS = 7
-_EXPANSION = 4
+DILATIONS, TAPS = (1, 3, 9), 7
+"""Of the residual units of a block: one unit a dilation, its first convolution of so many taps."""
+
+EXPANSION = 4
+"""How much wider a ConvNeXt block is inside."""
+
 _LAYER_NORM_EPS = 1e-6
 _SNAKE_EPS = 1e-9
 
@@ -86,7 +89,7 @@ class _Builder:
         return UpsampleBlock(
             self._snake(f"{name}.0"),
             transposed_conv(self._backend, *self._kernel(f"{name}.1"), rate),
-            [self._residual_unit(f"{name}.{2 + i}", dilation) for i, dilation in enumerate(_DILATIONS)],
+            [self._residual_unit(f"{name}.{2 + i}", dilation) for i, dilation in enumerate(DILATIONS)],
         )
 
     def _residual_unit(self, name: str, dilation: int) -> ResidualUnit:
@@ -96,7 +99,7 @@ class _Builder:
             self._conv(f"{name}.conv1").projection,
             self._snake(f"{name}.act2"),
             self._conv(f"{name}.conv2").projection,
-            _TAPS,
+            TAPS,
             dilation,
         )
 
@@ -225,20 +228,20 @@ def code2wav_parameters(config: Code2WavConfig) -> Iterator[ParameterSpec]:
         yield from _conv(f"{PREFIX}upsample.{index}.0", (hidden, hidden, ratio), hidden)
         yield from _convnext(f"{PREFIX}upsample.{index}.1", hidden)
     rates, width = config.upsample_rates, config.decoder_dim
-    yield from _conv(f"{PREFIX}decoder.0", (width, hidden, _TAPS), width)
+    yield from _conv(f"{PREFIX}decoder.0", (width, hidden, TAPS), width)
     for index, rate in enumerate(rates, start=1):
         yield from _block(f"{PREFIX}decoder.{index}.block", width, rate)
         width //= 2
     yield from _snake(f"{PREFIX}decoder.{1 + len(rates)}", width)
-    yield from _conv(f"{PREFIX}decoder.{2 + len(rates)}", (1, width, _TAPS), 1)
+    yield from _conv(f"{PREFIX}decoder.{2 + len(rates)}", (1, width, TAPS), 1)
 
 
 def _convnext(name: str, width: int) -> Iterator[ParameterSpec]:
     yield ParameterSpec(f"{name}.gamma", (width,), "scale")
-    yield from _conv(f"{name}.dwconv", (width, 1, _TAPS), width)
+    yield from _conv(f"{name}.dwconv", (width, 1, TAPS), width)
     yield ParameterSpec(f"{name}.norm.weight", (width,), "norm")
     yield ParameterSpec(f"{name}.norm.bias", (width,), "bias")
-    inner = _EXPANSION * width
+    inner = EXPANSION * width
     for layer, (out, into) in {"pwconv1": (inner, width), "pwconv2": (width, inner)}.items():
         yield ParameterSpec(f"{name}.{layer}.weight", (out, into), "matrix")
         yield ParameterSpec(f"{name}.{layer}.bias", (out,), "bias")
@@ -248,9 +251,9 @@ def _block(name: str, width: int, rate: int) -> Iterator[ParameterSpec]:
     out = width // 2
     yield from _snake(f"{name}.0", width)
     yield from _conv(f"{name}.1", (width, out, 2 * rate), out)
-    for index in range(2, 2 + len(_DILATIONS)):
+    for index in range(2, 2 + len(DILATIONS)):
         yield from _snake(f"{name}.{index}.act1", out)
-        yield from _conv(f"{name}.{index}.conv1", (out, out, _TAPS), out)
+        yield from _conv(f"{name}.{index}.conv1", (out, out, TAPS), out)
         yield from _snake(f"{name}.{index}.act2", out)
         yield from _conv(f"{name}.{index}.conv2", (out, out, 1), out)
 
