@@ -109,9 +109,49 @@ def test_the_experts_of_the_released_30b_on_a_device_of_their_own(lluda, release
     assert json.loads(printed.out)["parameters"] == 30_532_122_624
 
 
+def test_ranks_hold_their_parts_and_a_cpu_holds_all_of_them(lluda):
+    """The encoders, and norms and routers of each, are whole."""
+
+    def plan(*options):
+        return json.loads(lluda("plan", "tiny-omni", "--json", *options).out)
+
+    def held(plan, *kept):
+        return sum(
+            row["nbytes"]
+            for row in plan["weights"]
+            if ("tower" in row["component"] or "visual" in row["component"]) in kept
+        )
+
+    whole, shared = plan(), plan("--tp", "2")
+    assert shared["kv_cache"]["nbytes"] == whole["kv_cache"]["nbytes"] // 2
+    assert held(shared, True) == held(whole, True)
+    assert 0.5 < held(shared, False) / held(whole, False) < 0.51
+    (other,) = shared["ranks"]
+    assert (other["component"], other["device"]) == ("rank 1", "cpu")
+    beside = shared["kv_cache"]["nbytes"] + shared["activations"]["nbytes"]
+    assert other["nbytes"] == held(shared, False) + beside
+    assert shared["total"] == shared["weight_bytes"] + beside + other["nbytes"]
+    assert plan("--tp", "2", "--speech")["ranks"] == shared["ranks"], "only the first speaks"
+    assert [row["component"] for row in plan("--tp", "4")["ranks"]] == ["rank 1", "rank 2", "rank 3"]
+
+
+def test_ranks_that_do_not_fit_together_are_refused(lluda, monkeypatch):
+    total = json.loads(lluda("plan", "tiny-omni", "--json", "--tp", "2").out)["total"]
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=total - 1))
+    planned, generated = (
+        lluda("plan", "tiny-omni", "--tp", "2"),
+        lluda("generate", "-m", "tiny-omni", "--tp", "2", "hi"),
+    )
+    assert (planned.code, generated.code) == (2, 2)
+    assert "other ranks 0.01 GB" in planned.err
+    assert generated.err == planned.err.replace("lluda plan:", "lluda generate:")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--tp", "2"], "265 rows of model.embed_tokens.weight cannot be shared by 2 ranks"),
+        (["--tp", "2", "--speed"], "--speed predicts one process; leave --tp out"),
         (["--place", "experts=cpu:0"], "place: this qwen3 model has no experts; leave experts= out"),
         (["--max-context", "5000"], "max_context 5000 exceeds the model's 1024 positions"),
         (["--max-context", "0"], "max_context must be a positive integer, not 0"),

@@ -32,6 +32,7 @@ from lluda.engine.parallel.follower import follow
 from lluda.engine.parallel.leader import Leader
 from lluda.engine.parallel.limits import require_shareable
 from lluda.engine.parallel.ranks import is_follower
+from lluda.engine.parallel.ranks_plan import with_other_ranks
 from lluda.engine.parallel.setup import CheckpointSetup
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.request import (
@@ -116,6 +117,7 @@ class Model:
         self._leader: Leader | None = None
         if options.tensor_parallel > 1:
             require_shareable(files, options)
+            with_other_ranks(files.plan(options), files, options).require_fit()
             self._leader = Leader(CheckpointSetup(str(files.path), options), options.tensor_parallel)
         self._options = options.on_rank()
         try:

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plan_speed.add_speed(parser)
     add_report(parser)
     options.add_memory(parser)
+    options.add_ranks(parser)
     options.add_rope_scaling(parser)
 
 
@@ -43,12 +44,16 @@ def run(args: argparse.Namespace) -> int:
     with heavy_imports():
         from lluda.engine.loading.loading import LoadOptions, ModelFiles
         from lluda.engine.loading.media_plan import MediaLoad
+        from lluda.engine.parallel.limits import require_shareable
+        from lluda.engine.parallel.ranks_plan import with_other_ranks
 
     files = ModelFiles.find(path, allow_unknown_config=args.allow_unknown_config, rope_scaling=args.rope_scaling)
     media = MediaLoad(_pixels(args.image), args.audio) if args.image or args.audio is not None else None
-    plan = files.plan(
-        LoadOptions(**options.load_options(args)), speech=args.speech or args.only is not None, media=media
-    )
+    load = LoadOptions(**options.load_options(args))
+    plan = files.plan(load, speech=args.speech or args.only is not None, media=media)
+    if load.tensor_parallel > 1:
+        require_shareable(files, load)
+        plan = with_other_ranks(plan, files, load)
     if args.only is not None:
         plan = _only(plan, args.only)
     totals = {"parameters": plan.parameters, "weight_bytes": plan.weight_bytes, "total": plan.total}
@@ -115,4 +120,4 @@ def _only(plan: MemoryPlan, component: str) -> MemoryPlan:
         raise InvalidRequest(f"component {component!r:.60} is not one of {', '.join(dict.fromkeys(names.values()))}")
     kv_cache = plan.kv_cache if component in ("thinker", "text") else replace(plan.kv_cache, nbytes=0)
     speech = tuple(row for row in plan.speech if row.component.startswith(component))
-    return replace(plan, weights=weights, kv_cache=kv_cache, speech=speech, media=())
+    return replace(plan, weights=weights, kv_cache=kv_cache, speech=speech, media=(), ranks=())

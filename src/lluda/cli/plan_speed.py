@@ -56,6 +56,8 @@ def is_wanted(args: argparse.Namespace) -> bool:
         raise InvalidRequest(f"--bandwidth and --flops must be above 0, not {args.bandwidth:g} and {args.flops:g}")
     if (args.speed or told) and args.place:
         raise InvalidRequest("--speed predicts one device; leave --place out and ask for each device by itself")
+    if (args.speed or told) and args.tensor_parallel > 1:
+        raise InvalidRequest("--speed predicts one process; leave --tp out (docs/scaling.md has what two GPUs gave)")
     return bool(args.speed or told)
 
 

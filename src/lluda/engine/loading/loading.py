@@ -208,12 +208,16 @@ class ModelFiles:
         reader = ConfigReader(self.generation_config, str(self.path / "generation_config.json"))
         return tuple(dict.fromkeys((*reader.token_ids("eos_token_id"), *self.config.eos_token_ids)))
 
-    def plan(self, options: LoadOptions, *, speech: bool = False, media: MediaLoad | None = None) -> MemoryPlan:
+    def plan(
+        self, options: LoadOptions, *, speech: bool = False, media: MediaLoad | None = None, rank: int = 0
+    ) -> MemoryPlan:
         """The memory this model will take under ``options``, with what speaks if ``speech``, and for a prompt with
-        ``media``. InvalidRequest: media for a model of text."""
+        ``media``; of several ranks what ``rank`` takes. InvalidRequest: media for a model of text."""
         context, dtype = self.context(options), resolve_dtype(options.dtype, self.config.dtype)
-        share = Share(0, options.tensor_parallel)
-        whole = all_parameters(self.config) if speech else text_parameters(self.config)
+        share = Share(rank, options.tensor_parallel)
+        whole = decoder_and_head(self.config) if rank > 0 else text_parameters(self.config)
+        if speech:
+            whole = all_parameters(self.config)
         specs = shared_specs(self.config, whole, share)
         decoder = self.config.text.of_rank(share.ranks)
         sequences, cache = options.max_sequences or 1, self.cache_options(options, dtype)
@@ -349,7 +353,7 @@ def load_network(
     Errors as :func:`lluda.api.model.load`.
     """
     require_own_threads()
-    files.plan(options).require_fit()
+    files.plan(options, rank=share.rank).require_fit()
     specs, skip = text_parameters(files.config), SPEECH_PREFIXES if files.config.omni else ()
     if share.rank > 0:
         specs, skip = decoder_and_head(files.config), ("",)

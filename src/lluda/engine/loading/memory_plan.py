@@ -62,11 +62,14 @@ class MemoryPlan:
     """Of pictures and sound in a prompt (`plan_media`)."""
     sampling: tuple[PlanRow, ...] = ()
     """What penalties and biases of each sequence are looked up in, where the device chooses tokens itself."""
+    ranks: tuple[PlanRow, ...] = ()
+    """Of the other processes that share the model, all that each takes (`engine.parallel.ranks_plan`)."""
 
     @property
     def rows(self) -> tuple[PlanRow, ...]:
         """All lines."""
-        return (*self.weights, self.kv_cache, *self.sampling, *self.speech, *self.media, self.activations)
+        own = (*self.weights, self.kv_cache, *self.sampling, *self.speech, *self.media, self.activations)
+        return (*own, *self.ranks)
 
     @property
     def parameters(self) -> int:
@@ -100,6 +103,8 @@ class MemoryPlan:
                 parts = [f"weights {_gb(weights)}"]
                 if self.kv_cache.device == device:
                     parts += [f"KV cache {_gb(self.kv_cache.nbytes)}", f"activations {_gb(self.activations.nbytes)}"]
+                if others := sum(row.nbytes for row in self.ranks if row.device == device):
+                    parts.append(f"other ranks {_gb(others)}")
                 elsewhere = ", another --place" if len(self.available) > 1 else ""
                 fitting = self._moved_to_cpu(device)
                 remedy = f"--place {fitting} fits; or " if fitting else ""

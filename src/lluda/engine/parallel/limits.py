@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lluda.engine.loading.placement import EXPERTS, read_placement
+from lluda.engine.parallel.ranks import ranks_here
 from lluda.errors import InvalidRequest
 from lluda.models.build import decoder_and_head
 from lluda.parameters import Share
@@ -35,8 +36,9 @@ def require_shareable(files: ModelFiles, options: LoadOptions) -> None:
             f"with tensor_parallel (--tp) each rank takes the GPU of its own number, so device is cuda, not "
             f"{device!r}; CUDA_VISIBLE_DEVICES chooses which there are"
         )
-    if device == "cuda" and (found := torch.accelerator.device_count()) < ranks:
+    needed = ranks_here(ranks)
+    if device == "cuda" and (found := torch.accelerator.device_count()) < needed:
         fewer = f"take --tp {found}, or --device cpu" if found else "take --device cpu"
-        raise InvalidRequest(f"tensor_parallel (--tp) {ranks} needs {ranks} GPUs but there are {found}; {fewer}")
+        raise InvalidRequest(f"tensor_parallel (--tp) {ranks} needs {needed} GPUs but there are {found}; {fewer}")
     for spec in decoder_and_head(files.config):
         spec.part(Share(0, ranks))

@@ -51,6 +51,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
 
 
+def ranks_here(ranks: int) -> int:
+    """How many of ``ranks`` are on this machine: all, if torchrun did not start some of them on others."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", ranks)) if under_torchrun() else ranks
+
+
 def rank_device(device: str) -> torch.device:
     """The device of this process where each of several takes one: of GPUs, that of its number on its machine."""
     return torch.device(device, local_rank()) if device == "cuda" else torch.device(device)
