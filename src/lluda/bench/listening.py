@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 import lluda
 from lluda.api.model import Model
 from lluda.bench.formats import load_options
 from lluda.bench.job import Job, Sample
 from lluda.bench.session import EngineInfo
+from lluda.bench.voice import voice
 from lluda.engine.request import SpeechChunk, Token
 from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.engine.speech.speech_params import SpeechParams
@@ -21,6 +20,7 @@ from lluda.engine.speech.speech_params import SpeechParams
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from lluda.engine.listening.listener import Listener
@@ -75,7 +75,7 @@ def measure_listening(job: Job, opened: Callable[[ListeningSession], None]) -> I
 
 
 def _turns(model: Model, seconds: int) -> Iterator[Sample]:
-    turn, samples = f"listen{seconds}", speechlike(seconds)
+    turn, samples = f"listen{seconds}", voice(seconds, RATE)
     model.engine.release_prefixes()
     yield from _answered(model, f"{turn}_at_once", lambda: {"audio": samples, "sampling_rate": RATE})
     for name, expects in ((turn, False), (f"{turn}_expected", True)):
@@ -122,12 +122,3 @@ def _answered(model: Model, name: str, sound: Callable[[], dict[str, Any]]) -> I
             if not wanted:
                 break
     model.engine.drain()
-
-
-def speechlike(seconds: float) -> NDArray[np.float32]:
-    """Noise that swells four times a second, over a quieter one; nothing in it is louder than its beginning."""
-    time_axis = np.arange(round(seconds * RATE)) / RATE
-    noise = np.random.default_rng(3).standard_normal(len(time_axis))
-    samples = 0.05 * noise * (0.1 + np.sin(4 * np.pi * time_axis) ** 2)
-    samples[: RATE // 2] *= 4
-    return samples.astype(np.float32)

@@ -91,12 +91,12 @@ def _run_server(args: argparse.Namespace) -> int:
     if args.synth or args.plot or args.against:
         raise InvalidRequest("--serve measures a running server; leave --synth, --plot and --against out")
     concurrency, prompts = _numbers("--concurrency", args.concurrency), _numbers("--prompt", args.prompt)
-    engine = None
+    turns, engine = _numbers("--turns", args.turns), None
     if args.model:
         settings = _settings(args)
         engine = replace(settings, plan=replace(settings.plan, tests=("callers",), streams=concurrency))
     with _turn_progress() as progress:
-        return run_server(args, concurrency, prompts[0], engine, progress)
+        return run_server(args, concurrency, prompts[0], turns, engine, progress)
 
 
 def _settings(args: argparse.Namespace) -> Settings:

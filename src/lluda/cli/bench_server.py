@@ -27,12 +27,19 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
         "--concurrency", default="1,2,4,8,16,32", metavar="N,…", help="callers at once (default 1,2,4,8,16,32)"
     )
     group.add_argument("--requests", type=int, default=4, metavar="N", help="of each caller (default 4)")
+    group.add_argument(
+        "--turns",
+        default="",
+        metavar="S,…",
+        help="measure turns of so many seconds over /v1/realtime instead: said in real time until the server finds "
+        "their end (said), or a key is let go of (held), and sent as a recording (sent)",
+    )
     group.add_argument("--api-key-file", type=Path, metavar="F", help="its first line is the server's key")
 
 
 def run_server(
-    args: argparse.Namespace, concurrency: tuple[int, ...], prompt: int, engine: Settings | None,
-    progress: Callable[[str, int, int], None],
+    args: argparse.Namespace, concurrency: tuple[int, ...], prompt: int, turns: tuple[int, ...],
+    engine: Settings | None, progress: Callable[[str, int, int], None],
 ) -> int:  # fmt: skip
     """Measure and report; 1 if a request failed. ``engine``: how to measure the model of ``-m`` without a server."""
     with heavy_imports():
@@ -40,7 +47,7 @@ def run_server(
         from lluda.bench.server.report import print_server_report
     load = Load(
         concurrency=concurrency, requests=args.requests, prompt=prompt, generate=args.gen,
-        speech=not args.no_speech, timeout=args.timeout,
+        turns=turns, speech=not args.no_speech, timeout=args.timeout,
     )  # fmt: skip
     report = _measured(args, load, engine, progress)
     publish(args, report.to_json(), lambda: print_server_report(report))

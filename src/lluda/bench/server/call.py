@@ -48,11 +48,12 @@ class Address:
 
 @dataclass(slots=True)
 class Seen:
-    """What came of one call, in seconds of ``time.perf_counter``. ``texts``: when a piece of text came; ``sounds``:
-    when so many bytes of sound had come. ``tokens``: of the answer, as the server counts them. ``error``: why it
-    failed."""
+    """What came of one call, in seconds of ``time.perf_counter``. ``turn_ended``: when the server said that a spoken
+    turn was over (0: it was none). ``texts``: when a piece of text came; ``sounds``: when so many bytes of sound had
+    come. ``tokens``: of the answer, as the server counts them. ``error``: why it failed."""
 
     sent: float = 0.0
+    turn_ended: float = 0.0
     ended: float = 0.0
     texts: list[float] = field(default_factory=list)
     sounds: list[tuple[float, int]] = field(default_factory=list)

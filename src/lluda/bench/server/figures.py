@@ -36,9 +36,10 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One round. Times in seconds. ``tokens_per_second``: of all callers, from the first request to the last answer's
-    end; ``decode_rate``: while all of them decode (None where there is no such time). ``real_time_factor``: seconds
-    from a request to its last sound for each second of sound; ``goodput``: good requests a second."""
+    """One round. Times in seconds. ``first_sound_of_turn``: from when the server said that a spoken turn was over,
+    where it finds that out. ``tokens_per_second``: of all callers, from the first request to the last answer's end;
+    ``decode_rate``: while all of them decode (None where there is no such time). ``real_time_factor``: seconds from a
+    request to its last sound for each second of sound; ``goodput``: good requests a second."""
 
     kind: str
     callers: int
@@ -50,6 +51,7 @@ class Figures:
     tokens_per_second: float | None
     decode_rate: float | None
     first_sound: Spread | None
+    first_sound_of_turn: Spread | None
     real_time_factor: Spread | None
     audio_seconds_per_second: float | None
     underruns: int
@@ -66,6 +68,7 @@ def figures(measured: Round) -> Figures:
     begun = min((one.sent for one in measured.seen), default=0.0)
     seconds = max((one.ended for one in measured.seen), default=0.0) - begun
     spoken = [one for one in well if one.sounds]
+    found = [one for one in spoken if one.turn_ended]
     tokens = sum(one.tokens for one in well)
     return Figures(
         kind=measured.kind,
@@ -78,6 +81,7 @@ def figures(measured: Round) -> Figures:
         tokens_per_second=tokens / seconds if tokens and seconds > 0 else None,
         decode_rate=_decode_rate(well, measured.callers),
         first_sound=Spread.of([one.sounds[0][0] - one.sent for one in spoken]),
+        first_sound_of_turn=Spread.of([one.sounds[0][0] - one.turn_ended for one in found]),
         real_time_factor=Spread.of([(one.sounds[-1][0] - one.sent) / one.audio_seconds for one in spoken]),
         audio_seconds_per_second=sum(one.audio_seconds for one in spoken) / seconds if spoken else None,
         underruns=sum(one.underruns for one in spoken),

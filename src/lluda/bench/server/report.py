@@ -71,7 +71,8 @@ def print_server_report(report: ServerReport) -> None:
     title = f"{report.model['id']} at {report.address}, {load.requests} requests a caller, {load.generate} tokens each"
     table = Table(title=escape(title), title_justify="left", title_style="bold")
     for name in ("request", "callers", "done", "first token ms", "between ms", "tok/s", "decode tok/s", "of engine",
-                 "first sound ms", "real-time factor", "sound s/s", "underruns", "good/s"):  # fmt: skip
+                 "first sound ms", "of the turn ms", "real-time factor", "sound s/s", "underruns",
+                 "good/s"):  # fmt: skip
         table.add_column(name, justify="left" if name == "request" else "right", no_wrap=True)
     for one in report.rounds:
         table.add_row(*_cells(one, report.share_of_engine(one)))
@@ -98,6 +99,7 @@ def _cells(one: Figures, share: float | None) -> list[str]:
         _number(one.decode_rate),
         f"{100 * share:.0f} %" if share is not None else "",
         _milliseconds(one.first_sound),
+        _milliseconds(one.first_sound_of_turn),
         f"{one.real_time_factor.median:.2f}, {one.real_time_factor.p95:.2f}" if one.real_time_factor else "",
         _number(one.audio_seconds_per_second),
         str(one.underruns) if one.first_sound else "",
