@@ -108,13 +108,16 @@ def load_tensors(
     done = converted = 0
     for spec in read:
         name = stored_as.get(spec.name, spec.name)
-        stored = stored_part(checkpoint.stored(name), spec, share)
+        whole = checkpoint.stored(name)
+        stored = stored_part(whole, spec, share)
         placed[spec.name], reads_stored = take(spec, stored)
-        is_read = stored.format.checks_finiteness or not reads_stored or stored.nbytes <= _SMALL
+        is_copied = not reads_stored or (stored is not whole and spec.axis == 1)
+        is_read = stored.format.checks_finiteness or is_copied or stored.nbytes <= _SMALL
         if check in ("warn", "fail") or (check == "auto" and is_read):
             suspicious += _suspicions(spec, stored)
         if not reads_stored:
             converted += 1
+        if is_copied:
             checkpoint.release(name)
         done += checkpoint.entries[name].nbytes
         if progress:
