@@ -153,6 +153,7 @@ ESPEAK_SEEN = tuple(
 ESPEAK_UNSEEN = tuple(f"{accent}+{kind}" for accent in ("en-us", "en-gb") for kind in "f5 m7 m8 klatt klatt4".split())
 FAMILIES = {
     "lark": lambda rng: f"lark{_speed(rng)}{_accent(rng)}",
+    "bodies": lambda rng: f"body-{rng.randrange(50, 116)}-{rng.randrange(83, 111)}{_speed(rng)}{_accent(rng)}",
     "blends": lambda rng: f"blend-{rng.choice(SEEN_BLENDS)}{_speed(rng)}{_accent(rng)}",
     "flite": lambda rng: f"flite-{rng.choice(('slt', 'rms', 'kal16'))}{_speed(rng)}",
     "festival": lambda rng: f"festival-{rng.choice(('slt', 'kal', 'ked'))}{_speed(rng)}",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.voices.body import BODIES, Body, in_body
+from training.voices.body import BODIES, Body, body_of, in_body
 
 
 def parts(bins=61, frames=3):
@@ -34,3 +34,13 @@ def test_above_a_lowered_tract_the_last_bin_goes_on():
 
 def test_rook_is_lower_than_lark_in_both():
     assert BODIES["rook"].pitch < 0.8 and BODIES["rook"].formants < 0.95
+
+
+def test_a_body_is_named_by_its_factors():
+    assert body_of("body-65-88") == BODIES["rook"] == body_of("rook")
+
+
+@pytest.mark.parametrize("name", ["robin", "body-65"])
+def test_another_name_is_refused_with_what_there_is(name):
+    with pytest.raises(ValueError, match=f"'{name}'.*lark, rook or body-PITCH-FORMANTS"):
+        body_of(name)

@@ -18,6 +18,20 @@ BODIES = {"lark": Body(), "rook": Body(0.65, 0.88)}
 """The speakers. Lark is the voice as it is, a woman's; rook sounds like a man's."""
 
 
+def body_of(name: str) -> Body:
+    """A speaker's, or of "body-65-88" 0.65 of the pitch and formants at 0.88 of their frequencies.
+
+    Raises:
+        ValueError: neither of them.
+    """
+    if name in BODIES:
+        return BODIES[name]
+    match name.split("-"):
+        case ["body", pitch, formants]:
+            return Body(int(pitch) / 100, int(formants) / 100)
+    raise ValueError(f"the body is {name!r}: it is one of {', '.join(BODIES)} or body-PITCH-FORMANTS in a hundred")
+
+
 def in_body(body: Body, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
     """What `hibari.dsp.synth` makes sound of, for a body: the harmonics' level and phase, the noise's level, the level
     and phase of the rest (all ``[bins, frames]``), and the pitch ``[frames]`` in hertz, 0 where there is none."""

@@ -9,7 +9,7 @@ import onnxruntime
 from hibari import Hibari, dsp
 
 from training.voices.accents import accented
-from training.voices.body import BODIES, in_body
+from training.voices.body import body_of, in_body
 from training.voices.voice import Spoken, Voice
 
 _DURATIONS = "/Clip_output_0"
@@ -35,9 +35,9 @@ def phonemes(text: str) -> str:
 
 
 def speaker(name: str, speed: float = 1.0, accent: int | None = None) -> Voice:
-    """One of `BODIES` at a speed: 0.8 is slow, 1.25 fast. The seed fixes its noise part. With an accent no time is
-    known of a word."""
-    body = BODIES[name]
+    """The voice in the body of a name at a speed: 0.8 is slow, 1.25 fast. The seed fixes its noise part. With an accent
+    no time is known of a word."""
+    body = body_of(name)
 
     def speak(text: str, seed: int) -> Spoken:
         tts, rng = hibari(), np.random.default_rng(seed)

@@ -1,9 +1,9 @@
 """What a voice is, and which there are.
 
 A voice is named by one string, which says everything: "lark", "lark@1.15" (speed), "lark@1.15~7" (and accent), "rook",
-"kumo", "blend-17", "flite-slt", "festival-slt", "pico-GB-110-95" (speed and pitch in a hundred),
-"espeak-en-us+f3-150-50" (words a minute, pitch), "joe". Lark, rook and the blends have accents; they, flite and
-festival have speeds.
+"body-80-95" (lark with 0.8 of the pitch and formants at 0.95 of their frequencies), "kumo", "blend-17", "flite-slt",
+"festival-slt", "pico-GB-110-95" (speed and pitch in a hundred), "espeak-en-us+f3-150-50" (words a minute, pitch),
+"joe". Lark, its bodies and the blends have accents; they, flite and festival have speeds.
 """
 
 from collections.abc import Callable
@@ -40,10 +40,10 @@ def open_voice(name: str) -> Voice:
     voice, _, at_speed = spoken.partition("@")
     speed, accent = float(at_speed or 1), int(accented) if accented else None
     family = voice.partition("-")[0]
-    if family in ("lark", "rook"):
+    if family in ("lark", "rook", "body"):
         from training.voices.hibari_voice import speaker
 
-        return speaker(family, speed, accent)
+        return speaker(voice, speed, accent)
     if family in ("kumo", "blend"):
         from training.voices.kokoro_voice import kokoro
 
@@ -60,6 +60,5 @@ def open_voice(name: str) -> Voice:
         from training.voices.tone_voice import tone
 
         return tone
-    raise ValueError(
-        f"the voice is {name!r}: known are lark, rook, kumo, blend-N, flite-X, festival-X, pico-X, espeak-X, joe, tone"
-    )
+    known = "lark, rook, body-X-Y, kumo, blend-N, flite-X, festival-X, pico-X, espeak-X, joe, tone"
+    raise ValueError(f"the voice is {name!r}: known are {known}")
