@@ -15,7 +15,10 @@ WIDE = TINY_QWEN3 | {
     "vocab_size": 16384,
     "torch_dtype": "float32",
 }
-"""460 MB, of which the caches and activations of a short prompt are little."""
+"""380 MB; were the pages of what is copied not released, a rank would have 60 to 100 MB more than its share."""
+
+ALLOCATOR = 30_000_000
+"""Bytes, the same for a model of any size."""
 
 
 @pytest.mark.slow
@@ -24,4 +27,4 @@ def test_a_rank_takes_its_share(tmp_path, ranks):
     row = measure(str(folder_of(WIDE, tmp_path / "model")), ranks)
     assert len(row["taken_bytes"]) == ranks - 1
     for taken in row["taken_bytes"]:
-        assert 0.95 * row["share_bytes"] < taken < 1.05 * row["planned_bytes"]
+        assert 0.95 * row["share_bytes"] < taken < 1.05 * row["planned_bytes"] + ALLOCATOR
