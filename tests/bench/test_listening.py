@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from lluda.bench import listening
 from lluda.bench.job import Plan
 from lluda.bench.runner import Settings, run_bench
 from lluda.cli.main import main
+from lluda.weights.model_folder import VOCABULARIES
 from tests.bench.test_speech import job_for
 from tests.cli.omni import write_omni, write_speaking_omni
 from tests.conftest import TINY_QWEN3
@@ -60,10 +62,22 @@ def test_a_model_that_does_not_speak_has_no_first_sound(tmp_path: Path, monkeypa
     assert found == ["listen1_at_once_token", "listen1_work", "listen1_token", "listen1_expected_token"]
 
 
-@pytest.mark.parametrize(("random", "message"), [(False, "needs an Omni model"), (True, "needs a tokenizer")])
-def test_what_cannot_listen_is_refused(
-    random: bool, message: str, folder: Path, checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+def test_random_weights_need_a_tokenizer_but_no_file_of_weights(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["--synth", str(folder), "--device", "cpu"] if random else ["-m", str(checkpoint(TINY_QWEN3))]
-    assert main(["bench", *given, "--tests", "listen"]) == 2
-    assert message in capsys.readouterr().err
+    monkeypatch.setattr(listening, "SECONDS", (1,))
+    for path in folder.iterdir():
+        if path.suffix != ".safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    job = replace(job_for(tmp_path, "listen"), random=True, rounds=2)
+    found = [sample.test for sample in listening.measure_listening(job, lambda _session: None)]
+    assert found.count("listen1_at_once_sound") == found.count("listen1_expected_sound") == 2
+    for name in VOCABULARIES:
+        (tmp_path / name).unlink(missing_ok=True)
+    assert main(["bench", "--synth", str(tmp_path), "--device", "cpu", "--tests", "listen"]) == 2
+    assert "listen needs a tokenizer and a template: copy" in capsys.readouterr().err
+
+
+def test_what_cannot_listen_is_refused(checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "-m", str(checkpoint(TINY_QWEN3)), "--tests", "listen"]) == 2
+    assert "needs an Omni model" in capsys.readouterr().err

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lluda
 from lluda.api.model import Model
 from lluda.bench.formats import load_options
 from lluda.bench.job import Job, Sample
+from lluda.bench.random_weights import RandomFiles
 from lluda.bench.session import EngineInfo
+from lluda.bench.source import random_backend, random_format, read_random_config
 from lluda.bench.voice import voice
+from lluda.engine.loading.loading import LoadOptions, ModelFiles
 from lluda.engine.request import SpeechChunk, Token
 from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.engine.speech.speech_params import SpeechParams
@@ -61,17 +64,32 @@ def measure_listening(job: Job, opened: Callable[[ListeningSession], None]) -> I
 
     First sounds are left out where nothing speaks. All is run once before, for a turn of nine seconds.
     """
-    options = load_options(job.format)
-    threads, context = job.threads, min(_CONTEXT, job.context)
-    model = lluda.load(
-        job.model, device=job.device, backend=job.backend, threads=threads, max_context=context, **options
-    )
+    model = _open(job)
     opened(ListeningSession(model, job.format))
-    for seconds in (_WARM_UP, *SECONDS):
-        for sample in _turns(model, seconds):
-            if seconds != _WARM_UP:
-                yield sample
+    model.warm_up()
+    for _ in _turns(model, _WARM_UP):
+        pass
+    for _ in range(job.rounds):
+        for seconds in SECONDS:
+            yield from _turns(model, seconds)
     model.close()
+
+
+def _open(job: Job) -> Model:
+    options = LoadOptions(
+        device=job.device,
+        backend=random_backend(job) if job.random else job.backend,
+        threads=job.threads,
+        max_context=min(_CONTEXT, job.context),
+        **load_options(job.format),
+    )
+    folder, unknown = Path(job.model), job.allow_unknown_config
+    if job.random:
+        config = read_random_config(folder, allow_unknown=unknown)
+        files: ModelFiles = RandomFiles.of_folder(folder, config, random_format(job))
+    else:
+        files = ModelFiles.find(folder, allow_unknown_config=unknown, answers=True)
+    return Model(files, options)
 
 
 def _turns(model: Model, seconds: int) -> Iterator[Sample]:

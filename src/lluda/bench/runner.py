@@ -26,6 +26,7 @@ from lluda.config.decoder import DecoderConfig
 from lluda.config.model import ModelConfig
 from lluda.engine.loading.loading import ModelFiles
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError, UnsupportedModel
+from lluda.weights.model_folder import VOCABULARIES, tokenizer_files
 
 Progress = Callable[[str, int, int], None]
 """Called with what is going on, and work done and in all (turns of engines, or bytes of a copy)."""
@@ -150,7 +151,7 @@ def run_bench(model: str, settings: Settings, progress: Progress | None = None) 
     notify: Progress = progress or (lambda _what, _done, _total: None)
     path, config = _find(model, settings)
     if settings.random:
-        settings = _for_random_weights(config, settings)
+        settings = _for_random_weights(path, config, settings)
     _require_runnable(path, config, settings)
     threads = settings.threads or available_cores()
     entrants = _entrants(path, config, settings, threads, notify)
@@ -178,12 +179,12 @@ def _find(model: str, settings: Settings) -> tuple[Path, ModelConfig]:
     return files.path, files.config
 
 
-def _for_random_weights(config: ModelConfig, settings: Settings) -> Settings:
+def _for_random_weights(folder: Path, config: ModelConfig, settings: Settings) -> Settings:
     """Without tests that the model has nothing for. InvalidRequest, OutOfMemory: the device cannot run it."""
-    if set(LISTENING_TESTS) & set(settings.plan.tests):
-        raise InvalidRequest("listen needs a tokenizer and a template: give -m a folder, which lluda synth can make")
     tests = tuple(test for test in settings.plan.tests if _has(config, test))
-    speaks = bool({"speech", "turn"} & set(tests))
+    if set(LISTENING_TESTS) & set(tests) and not any(name in tokenizer_files(folder) for name in VOCABULARIES):
+        raise InvalidRequest(f"listen needs a tokenizer and a template: copy the model's into {folder}")
+    speaks = bool({"speech", "turn", *LISTENING_TESTS} & set(tests))
     device = str(usable_device(settings.device))
     for name in settings.formats:
         free = memory_available(settings.device)

@@ -30,6 +30,7 @@ from lluda.engine.parallel.limits import require_shareable
 from lluda.engine.parallel.setup import CheckpointSetup
 from lluda.engine.runner import Runner
 from lluda.files.json_file import read_json_object
+from lluda.formats.format import BlockFormat
 from lluda.formats.plain import BF16
 from lluda.formats.q8_0 import Q8_0
 from lluda.models.build import build_text_model, decoder_and_head, shared_specs, text_parameters
@@ -95,8 +96,7 @@ class CheckpointSource:
 
 
 class RandomSource:
-    """A folder's config.json. On a GPU the cuda backend, if no other is named: what is measured there is not to be
-    another for want of it."""
+    """A folder's config.json."""
 
     generation_config: Mapping[str, Any] = {}
 
@@ -108,8 +108,7 @@ class RandomSource:
         self.format = job.format
         dtype = resolve_dtype(options.dtype, self.config.dtype)
         self.dtype: str = dtype
-        name = "cuda" if job.device.startswith("cuda") and job.backend == "auto" else job.backend
-        self._backend = select_backend(name, options.device, dtype, options.weights, options.activations)
+        self._backend = select_backend(random_backend(job), options.device, dtype, options.weights, options.activations)
         self._prefill_rows = options.prefill_rows
 
     def backend(self, _component: str) -> ComputeBackend:
@@ -118,7 +117,7 @@ class RandomSource:
 
     def parameters(self, specs: Iterable[ParameterSpec]) -> Parameters:
         """See ``Source``."""
-        return random_parameters(specs, self._backend, stored_as=Q8_0 if self.format.startswith("Q8_0") else BF16)
+        return random_parameters(specs, self._backend, stored_as=random_format(self._job))
 
     def runner(self, positions: int) -> tuple[Runner, Mapping[str, int]]:
         """See ``Source``."""
@@ -154,6 +153,16 @@ class RandomSetup:
     def runner(self, share: Share, join: Join) -> Runner:
         """See `Setup`."""
         return RandomSource(self.job).rank_runner(self.positions, share, join)[0]
+
+
+def random_backend(job: Job) -> str:
+    """On a GPU the cuda backend, if no other is named: what is measured there is not to be another for want of it."""
+    return "cuda" if job.device.startswith("cuda") and job.backend == "auto" else job.backend
+
+
+def random_format(job: Job) -> BlockFormat:
+    """What random matrices are stored as."""
+    return Q8_0 if job.format.startswith("Q8_0") else BF16
 
 
 def read_random_config(folder: Path, *, allow_unknown: bool = False) -> ModelConfig:

@@ -70,7 +70,7 @@ from lluda.weights.checkpoint import (
 )
 from lluda.weights.config_override import with_rope_scaling
 from lluda.weights.hub import find_source
-from lluda.weights.loader import CheckTensors, LoadReport, Progress, load_tensors
+from lluda.weights.loader import CheckTensors, LoadReport, Progress, Take, load_tensors
 from lluda.weights.media_settings import read_media_settings
 
 _log = logging.getLogger(__name__)
@@ -315,6 +315,28 @@ class ModelFiles:
             experts,
         )
 
+    def load_tensors(
+        self,
+        specs: Sequence[ParameterSpec],
+        options: LoadOptions,
+        take: Take[Weight | Tensor],
+        *,
+        skip: tuple[str, ...] = (),
+        share: Share = WHOLE,
+        progress: Progress | None = None,
+    ) -> tuple[dict[str, Weight | Tensor], LoadReport]:
+        """The checkpoint's tensors, each given to ``take``; see `lluda.weights.loader.load_tensors`."""
+        return load_tensors(
+            open_checkpoint(self.source),
+            specs,
+            skip=skip,
+            share=share,
+            take=take,
+            allow_unexpected=options.allow_unexpected,
+            check=options.check_tensors,
+            progress=progress,
+        )
+
     def cache_options(self, options: LoadOptions, dtype: DTypeName) -> CacheOptions:
         """The KV cache under ``options``."""
         kv_dtype = dtype if options.kv_dtype == "auto" else options.kv_dtype
@@ -418,16 +440,7 @@ def _load(
     dtype = resolve_dtype(options.dtype, files.config.dtype)
     backends = files.backends(options, dtype)
     taker = _Taker(backends, as_stored=options.weights in KEEPS_STORED)
-    placed, report = load_tensors(
-        open_checkpoint(files.source),
-        specs,
-        skip=skip,
-        share=share,
-        take=taker,
-        allow_unexpected=options.allow_unexpected,
-        check=options.check_tensors,
-        progress=progress,
-    )
+    placed, report = files.load_tensors(specs, options, taker, skip=skip, share=share, progress=progress)
     sizes = {name: value.nbytes for name, value in placed.items()}
     report = replace(
         report,
