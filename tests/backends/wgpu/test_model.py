@@ -27,7 +27,7 @@ def test_tiny_omni_answers_with_the_tokens_of_the_cpu(device):
     ours, how = answer(device)
     theirs, _ = answer("cpu")
     assert ours.token_ids == theirs.token_ids and len(ours.token_ids) == STEPS
-    assert "wgpu backend (experimental)" in how and "no kernels for prompts through experts;" in how
+    assert "wgpu backend (experimental)" in how and "no kernels" not in how
 
 
 def spoken(device, place=""):

@@ -94,7 +94,7 @@ def test_steps_of_the_talker_are_as_near_to_float64_as_the_reference(one_gpu):
     backend = backend_of("wgpu", one_gpu)
     ours = talker_steps(backend)
     assert (ours - exact).abs().mean() <= 1.1 * (plain - exact).abs().mean()
-    assert "bf16 matrices there" in backend.describe() and "prompts through experts;" in backend.describe()
+    assert "bf16 matrices there" in backend.describe() and "no kernels" not in backend.describe()
     assert torch.equal(talker_steps(backend_of("wgpu", one_gpu), 1), ours[:1])
 
 

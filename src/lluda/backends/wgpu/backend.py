@@ -33,8 +33,8 @@ from lluda.backends.wgpu.steps.code_passes import CodePasses
 from lluda.backends.wgpu.steps.decode import WgpuDecode
 from lluda.backends.wgpu.steps.exchange import next_places
 from lluda.backends.wgpu.steps.given_rows import WgpuHead, WgpuTable
-from lluda.backends.wgpu.steps.prompt import PROMPT_ROWS, PromptBuilder
-from lluda.backends.wgpu.steps.stack import STACK_ROWS, WgpuStack
+from lluda.backends.wgpu.steps.prompt import PromptBuilder, prompt_sizes
+from lluda.backends.wgpu.steps.stack import STACK_ROWS, WgpuStack, run_prompt
 from lluda.backends.wgpu.steps.step import StepBuilder
 from lluda.backends.wgpu.weight import NoKernel, PackedWeight, plain
 from lluda.formats.packed_bf16 import PACKED_BF16
@@ -59,7 +59,7 @@ class WgpuBackend(TorchExecutor):
         self._pools: dict[tuple[int, int, int], KeyValuePool] = {}
         self._builder: StepBuilder | None = None
         self._missing: dict[str, None] = {}
-        self._stacks: dict[tuple[DecoderLayers, int, torch.dtype], WgpuStack | None] = {}
+        self._stacks: dict[tuple[type[StepBuilder], DecoderLayers, int, torch.dtype], WgpuStack | None] = {}
         self._heads: dict[tuple[Norm, Weight, int], WgpuHead | None] = {}
         self._tables: dict[PackedWeight, WgpuTable | None] = {}
         self._passes: dict[tuple[CodePredictorSteps, int, torch.dtype], CodePasses | None] = {}
@@ -151,12 +151,18 @@ class WgpuBackend(TorchExecutor):
         stores, table = [segment.store for segment in step.segments], (step.cos, step.sin)
         if not stores:
             return super().decoder_layers(x, layers, step)
-        alone = len(stores) == len(x) <= STACK_ROWS[-1]
-        rows = next(rows for rows in STACK_ROWS if rows >= len(x)) if alone else PROMPT_ROWS
-        stack = self._stack_of(layers, rows, x.shape[1], stores[0])
-        if stack is None:
+        if len(stores) == len(x) <= STACK_ROWS[-1]:
+            rows = next(rows for rows in STACK_ROWS if rows >= len(x))
+            stack = self._stack_of(StepBuilder, layers, rows, x.shape[1], stores[0])
+            if stack is None:
+                return super().decoder_layers(x, layers, step)
+            return stack.run(x, table, next_places(stores))
+        sizes = prompt_sizes(len(x))
+        made = {rows: self._stack_of(PromptBuilder, layers, rows, x.shape[1], stores[0]) for rows in sizes}
+        stacks = [stack for stack in (made[rows] for rows in sizes) if stack is not None]
+        if len(stacks) < len(sizes):
             return super().decoder_layers(x, layers, step)
-        return stack.run(x, table, next_places(stores)) if alone else stack.run_prompt(x, table, step.segments)
+        return run_prompt(stacks, x, table, step.segments)
 
     def predict_codes(
         self,
@@ -191,12 +197,14 @@ class WgpuBackend(TorchExecutor):
         seconds = time.perf_counter() - started
         return WgpuDecode(self._gpu, step, self.rotary_table, logits, vocabulary, warm_up_seconds=seconds)
 
-    def _stack_of(self, layers: DecoderLayers, rows: int, hidden: int, store: KeyValueStore) -> WgpuStack | None:
-        """Made once for each number of rows; None where a kernel is missing."""
+    def _stack_of(
+        self, kind: type[StepBuilder], layers: DecoderLayers, rows: int, hidden: int, store: KeyValueStore
+    ) -> WgpuStack | None:
+        """Made once for each kind and number of rows; None where a kernel is missing."""
         dtype = store.reserve(1)[0].dtype
-        key = layers, rows, dtype
+        key = kind, layers, rows, dtype
         if key not in self._stacks:
-            self._stacks[key] = self._where_there_are_kernels(lambda: self._stack(layers, rows, hidden, dtype))
+            self._stacks[key] = self._where_there_are_kernels(lambda: self._stack(kind, layers, rows, hidden, dtype))
         return self._stacks[key]
 
     def _passes_of(self, passes: CodePredictorSteps, x: Tensor, store: KeyValueStore) -> CodePasses | None:
@@ -206,15 +214,17 @@ class WgpuBackend(TorchExecutor):
         key = passes, rows, dtype
 
         def make() -> CodePasses:
-            return CodePasses(self._stack(passes.layers, rows, x.shape[-1], dtype), passes, self.embedding)
+            stack = self._stack(StepBuilder, passes.layers, rows, x.shape[-1], dtype)
+            return CodePasses(stack, passes, self.embedding)
 
         if key not in self._passes:
             self._passes[key] = self._where_there_are_kernels(make)
         return self._passes[key]
 
-    def _stack(self, layers: DecoderLayers, rows: int, hidden: int, kv_dtype: torch.dtype) -> WgpuStack:
+    def _stack(
+        self, kind: type[StepBuilder], layers: DecoderLayers, rows: int, hidden: int, kv_dtype: torch.dtype
+    ) -> WgpuStack:
         _require_bf16(kv_dtype)
-        kind = PromptBuilder if rows == PROMPT_ROWS else StepBuilder
         builder = kind(self._gpu, self._matrices, self._pool, rows)
         return WgpuStack(self._gpu, builder, layers, rows, hidden)
 

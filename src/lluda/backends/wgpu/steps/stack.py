@@ -56,17 +56,15 @@ class WgpuStack:
         self._endings.append(Ending(len(self._endings), launches, logits, target, weight.out_features))
         return self._endings[-1]
 
-    def run_prompt(self, x: Tensor, table: RotaryTable, segments: Sequence[Segment]) -> Tensor:
-        """Rows of ``segments``, several of each, in as many steps as they take."""
+    @property
+    def rows(self) -> int:
+        """Of one step."""
+        return self._rows
+
+    def place(self, segments: Sequence[Segment]) -> None:
+        """Make room for all rows of ``segments``."""
         with self._gpu.lock:
-            # All at once, so that nothing is moved between the steps: the host does not know yet what they store.
             self._step.layers.pool.place([each.store for each in segments], [each.rows for each in segments])
-        places = [Place(each.store, each.store.length + row) for each in segments for row in range(each.rows)]
-        parts = []
-        for begin in range(0, len(x), self._rows):
-            part = slice(begin, begin + self._rows)
-            parts.append(self.run(x[part], (table[0][part], table[1][part]), places[part]))
-        return torch.cat(parts)
 
     def run(self, x: Tensor, table: RotaryTable, places: Sequence[Place], ending: Ending | None = None) -> Tensor:
         """Rows ``[n, hidden]`` at ``places`` and the angles ``table`` -> what the ending gives, or the rows after all
@@ -86,6 +84,19 @@ class WgpuStack:
             self._exchange.finish()
             raw = self._gpu.read(ending.target, 4 * len(x) * ending.width)
         return torch.from_numpy(raw.view(np.float32).copy()).view(len(x), ending.width)
+
+
+def run_prompt(stacks: Sequence[WgpuStack], x: Tensor, table: RotaryTable, segments: Sequence[Segment]) -> Tensor:
+    """Rows of ``segments``, several of each, in one step of each of ``stacks``, whose layers are the same."""
+    # All at once, so that nothing is moved between the steps: the host does not know yet what they store.
+    stacks[0].place(segments)
+    places = [Place(each.store, each.store.length + row) for each in segments for row in range(each.rows)]
+    parts, begin = [], 0
+    for stack in stacks:
+        part = slice(begin, begin + stack.rows)
+        parts.append(stack.run(x[part], (table[0][part], table[1][part]), places[part]))
+        begin += stack.rows
+    return torch.cat(parts)
 
 
 class _Padding:
