@@ -11,6 +11,7 @@ from lluda.engine.request import SpeechChunk, Token
 from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.engine.speech.speech_params import SpeechParams
 from lluda.errors import InvalidRequest, LimitExceeded
+from lluda.inputs.media.audio_features import GrowingLogMel
 from tests.cli.omni import write_omni, write_speaking_omni
 from tests.inputs.media.recordings import RATE, sound
 
@@ -207,6 +208,28 @@ def test_a_turn_that_goes_on_computes_nothing_again(fast):
         hear(listener, samples[10 * RATE :])
         assert fast.engine.stats().reused_tokens - before == first
         assert len(encoded) == 1
+
+
+def test_features_are_not_made_again_where_it_ends_as_expected(fast, monkeypatch):
+    """Though louder sound has come behind that end."""
+    made, ending = [], GrowingLogMel.ending
+    monkeypatch.setattr(GrowingLogMel, "ending", lambda self, end: (made.append(end), ending(self, end))[1])
+    samples, end = steady(10), 9 * RATE
+    with fast.listen([SYSTEM]) as listener:
+        hear(listener, samples)
+        listener.expect_end(end)
+        assert listener.settled(PATIENCE)
+        listener.push(np.float32(3) * noise(1))
+        found = listener.finish(end).result(PATIENCE)
+    assert made == [end]
+    _, (expected,) = fast.read_prompt([message(samples[:end])], fast.chosen(None, {})[0])
+    assert found.blocks == expected.blocks
+    with fast.listen([SYSTEM]) as listener:
+        hear(listener, samples)
+        listener.expect_end(end)
+        assert listener.settled(PATIENCE)
+        assert listener.finish(end - RATE).result(PATIENCE).blocks != expected.blocks
+    assert made[1:] == [end, end - RATE]
 
 
 def test_blocks_behind_an_expected_end_wait(fast):

@@ -56,6 +56,7 @@ class Listener:
         self._engine, self._reader, self._prompt, self._request = engine, reader, prompt, request
         self._ask_first_token = first_token
         self._token: tuple[int, Token] | None = None  # of the end that was expected
+        self._heard: tuple[int, EncodedMedia] | None = None  # up to the end that was expected
         self._mel = GrowingLogMel(reader.mel)
         self._rows: dict[bytes, Tensor] = {}
         self._changed = threading.Condition()
@@ -176,7 +177,7 @@ class Listener:
         if not self._result.set_running_or_notify_cancel():
             return
         try:
-            self._result.set_result(self._encoded(self._mel.ending(end)))
+            self._result.set_result(self._heard_until(end))
         except BaseException as error:
             self._result.set_exception(error)
 
@@ -186,7 +187,7 @@ class Listener:
             if expected is None:
                 self._prepare_blocks(frames // self._reader.block_frames)
             elif expected >= self._reader.mel.min_samples:
-                prompt = self._prompt(self._encoded(self._mel.ending(expected)))
+                prompt = self._prompt(self._heard_until(expected))
                 if self._ask_first_token is None:
                     self._prefill(prompt.head(len(prompt) - 1))  # whoever answers computes the last one in any case
                 else:
@@ -204,6 +205,12 @@ class Listener:
             prompt = self._prompt(heard)
             self._prefill(prompt.head(prompt.rows_of_last_medium()[1]))
             self._ready = heard.key
+
+    def _heard_until(self, end: int) -> EncodedMedia:
+        """The recording if it ends before sample ``end``, which is the same whatever comes behind it."""
+        if self._heard is None or self._heard[0] != end:
+            self._heard = end, self._encoded(self._mel.ending(end))
+        return self._heard[1]
 
     def _encoded(self, features: NDArray[np.float32]) -> EncodedMedia:
         """The recording of these features; blocks that were encoded before are not again."""
