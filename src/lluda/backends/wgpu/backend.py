@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,15 +19,14 @@ from lluda.backends.blocks import Norm
 from lluda.backends.capture import Run
 from lluda.backends.components import CodePredictorSteps, DecoderLayers, Observer
 from lluda.backends.executor.decoder import Step
-from lluda.backends.executor.executor import TorchExecutor
 from lluda.backends.executor.operations import RotaryTable
 from lluda.backends.executor.q8_weight import Q8Weight
 from lluda.backends.weight import DenseWeight, Weight
 from lluda.backends.wgpu.capabilities import CAPABILITIES
 from lluda.backends.wgpu.device import WgpuRuntime
+from lluda.backends.wgpu.encoder import WgpuEncoder
 from lluda.backends.wgpu.gpu import Gpu, is_out_of_memory
 from lluda.backends.wgpu.memory.key_values import KeyValuePool
-from lluda.backends.wgpu.memory.matrices import Matrices
 from lluda.backends.wgpu.steps.code_passes import CodePasses
 from lluda.backends.wgpu.steps.decode import WgpuDecode
 from lluda.backends.wgpu.steps.exchange import next_places
@@ -42,10 +40,8 @@ from lluda.formats.plain import plain_format
 from lluda.formats.q8_0 import Q8_0
 from lluda.formats.stored_tensor import StoredTensor
 
-Made = TypeVar("Made")
 
-
-class WgpuBackend(TorchExecutor):
+class WgpuBackend(WgpuEncoder):
     """``packed``: BF16 matrices are packed to 12 bits on their way to the device."""
 
     name = "wgpu"
@@ -53,12 +49,10 @@ class WgpuBackend(TorchExecutor):
     has_kernels = True
 
     def __init__(self, gpu: Gpu, precision: Precision, *, packed: bool = False) -> None:
-        super().__init__(torch.device("cpu"), precision)
+        super().__init__(gpu, precision, packed=packed)
         self.runtime = WgpuRuntime(gpu.adapter.device)
-        self._gpu, self._matrices = gpu, Matrices(gpu, packed=packed)
         self._pools: dict[tuple[int, int, int], KeyValuePool] = {}
         self._builder: StepBuilder | None = None
-        self._missing: dict[str, None] = {}
         self._stacks: dict[tuple[type[StepBuilder], DecoderLayers, int, torch.dtype], WgpuStack | None] = {}
         self._heads: dict[tuple[Norm, Weight, int], WgpuHead | None] = {}
         self._tables: dict[PackedWeight, WgpuTable | None] = {}
@@ -144,7 +138,7 @@ class WgpuBackend(TorchExecutor):
         capture: bool = True,  # noqa: ARG002
     ) -> WgpuDecode | None:
         """See `ComputeBackend.decode_graph`. None where a kernel is missing, which `describe` says."""
-        return self._where_there_are_kernels(lambda: self._decode(run, rows, kv_dtype))
+        return self.where_there_are_kernels(lambda: self._decode(run, rows, kv_dtype))
 
     def decoder_layers(self, x: Tensor, layers: DecoderLayers, step: Step) -> Tensor:
         """Rows of the host, on the device where there are kernels."""
@@ -204,7 +198,7 @@ class WgpuBackend(TorchExecutor):
         dtype = store.reserve(1)[0].dtype
         key = kind, layers, rows, dtype
         if key not in self._stacks:
-            self._stacks[key] = self._where_there_are_kernels(lambda: self._stack(kind, layers, rows, hidden, dtype))
+            self._stacks[key] = self.where_there_are_kernels(lambda: self._stack(kind, layers, rows, hidden, dtype))
         return self._stacks[key]
 
     def _passes_of(self, passes: CodePredictorSteps, x: Tensor, store: KeyValueStore) -> CodePasses | None:
@@ -218,7 +212,7 @@ class WgpuBackend(TorchExecutor):
             return CodePasses(stack, passes, self.embedding)
 
         if key not in self._passes:
-            self._passes[key] = self._where_there_are_kernels(make)
+            self._passes[key] = self.where_there_are_kernels(make)
         return self._passes[key]
 
     def _stack(
@@ -233,7 +227,7 @@ class WgpuBackend(TorchExecutor):
         rows = next(rows for rows in STACK_ROWS if rows >= count)
         key = norm, weight, rows
         if key not in self._heads:
-            self._heads[key] = self._where_there_are_kernels(
+            self._heads[key] = self.where_there_are_kernels(
                 lambda: WgpuHead(self._gpu, self._steps(rows), norm, weight)
             )
         return self._heads[key]
@@ -242,22 +236,13 @@ class WgpuBackend(TorchExecutor):
         """The same of a table."""
         if table not in self._tables:
             rows = STACK_ROWS[-1]
-            self._tables[table] = self._where_there_are_kernels(
+            self._tables[table] = self.where_there_are_kernels(
                 lambda: WgpuTable(self._gpu, self._steps(rows), table, rows)
             )
         return self._tables[table]
 
     def _steps(self, rows: int) -> StepBuilder:
         return StepBuilder(self._gpu, self._matrices, self._pool, rows)
-
-    def _where_there_are_kernels(self, make: Callable[[], Made]) -> Made | None:
-        """None, and what is missing for `describe`, where there are not."""
-        with self._gpu.lock:
-            try:
-                return make()
-            except NoKernel as missing:
-                self._missing[str(missing)] = None
-                return None
 
     def _pool(self, layers: int, kv_heads: int, head_dim: int) -> KeyValuePool:
         key = layers, kv_heads, head_dim
@@ -274,7 +259,7 @@ def _require_bf16(kv_dtype: torch.dtype) -> None:
 class _Unwritten(KeyValueStore):
     """A store of a step that is only written down."""
 
-    length = 0
+    length, elsewhere = 0, None
 
     def reserve(self, rows: int) -> tuple[Tensor, Tensor]:
         """Not there."""

@@ -11,10 +11,11 @@ from torch import Tensor
 from lluda.backends.wgpu.gpu import Buffer
 from lluda.backends.wgpu.memory.matrices import Matrices, Matrix, Part
 from lluda.backends.wgpu.steps.launch import LateRange, Range
+from lluda.backends.wgpu.steps.step import whole
 from lluda.backends.wgpu.wgsl import rows as row_kernels
 from lluda.backends.wgpu.wgsl import tiled
 from lluda.backends.wgpu.wgsl.shader import Shader
-from lluda.backends.wgpu.wgsl.tiled import Ending, Experts, Rows, Squares, Tiled, Windows
+from lluda.backends.wgpu.wgsl.tiled import Ending, Experts, Rows, Source, Tiled
 
 AddLaunch = Callable[[Shader, Sequence[Range | LateRange], tuple[int, int, int]], None]
 """Takes a kernel, what it is given, and its workgroups."""
@@ -60,7 +61,7 @@ class TiledProducts:
         *,
         columns: Sequence[int] = (0,),
         above: int = 0,
-        source: Rows | Windows | Squares | None = None,
+        source: Source | None = None,
         ending: Ending | None = None,
         bias: Sequence[Tensor] = (),
         scale: Tensor | None = None,
@@ -68,8 +69,8 @@ class TiledProducts:
         """``rows`` rows of x times the matrix, whose members' results begin at ``columns`` of y, ``width`` wide and
         ``above`` rows down. ``bias``: of the matrices that the only member joins; it and ``scale`` are the ending's."""
         ending = replace(ending or Ending(), bias=bool(bias), scaled=scale is not None)
-        beside = [_all_of(self._matrices.vectors(*bias))] if bias else []
-        beside += [_all_of(self._matrices.vectors(scale))] if scale is not None else []
+        beside = [whole(self._matrices.vectors(*bias))] if bias else []
+        beside += [whole(self._matrices.vectors(scale))] if scale is not None else []
         small = rows <= _FEW
         for part in matrix.parts:
             body = self._plain(matrix, part, len(columns))
@@ -78,7 +79,7 @@ class TiledProducts:
                     part.rows, matrix.columns, width, column + part.first, above, member, len(columns),
                     small=small, source=source or Rows(), ending=ending,
                 )  # fmt: skip
-                ranges = [body, _all_of(x), _all_of(y), *beside]
+                ranges = [body, whole(x), whole(y), *beside]
                 self._launch(_product(kernel), ranges, kernel.grid(-(-rows // kernel.tile)))
 
     def add_experts(
@@ -100,9 +101,9 @@ class TiledProducts:
                     part.rows, matrix.columns, width, column + part.first, 0, member, len(columns), matrix.form,
                     plan.small, experts=experts,
                 )  # fmt: skip
-                ranges = [(part.body, 0, part.nbytes), _all_of(x), _all_of(y)]
-                ranges += [_all_of(part.side)] if part.side else []
-                self._launch(_product(kernel), [*ranges, _all_of(plan.buffer)], kernel.grid(plan.tiles))
+                ranges = [(part.body, 0, part.nbytes), whole(x), whole(y)]
+                ranges += [whole(part.side)] if part.side else []
+                self._launch(_product(kernel), [*ranges, whole(plan.buffer)], kernel.grid(plan.tiles))
 
     def _plain(self, matrix: Matrix, part: Part, members: int) -> Range:
         """The part as BF16."""
@@ -112,12 +113,8 @@ class TiledProducts:
         shader, grid = row_kernels.decoded(matrix.form, members * part.rows, matrix.columns)
         nbytes = 2 * members * part.rows * matrix.columns
         plain = self._bytes_of("decoded", nbytes)
-        self._launch(shader, [(part.body, 0, part.nbytes), _all_of(plain), _all_of(part.side)], grid)
+        self._launch(shader, [(part.body, 0, part.nbytes), whole(plain), whole(part.side)], grid)
         return plain, 0, nbytes
-
-
-def _all_of(buffer: Buffer) -> Range:
-    return buffer, 0, buffer.nbytes
 
 
 @lru_cache(maxsize=256)

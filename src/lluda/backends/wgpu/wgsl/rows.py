@@ -26,6 +26,29 @@ def normed(columns: int, eps: float, target: Target) -> Shader:
     return Shader("\n".join([ROUNDED, *bindings, code]), "rrw")
 
 
+def layer_normed(columns: int, eps: float, target: Target) -> Shader:
+    """For workgroups (rows): LayerNorm, rounded. Bindings: x float ``[rows, columns]``; weights and biases float ``[2,
+    columns]``; y."""
+    shared, vectors = max(1, target.sum_floats(_WORKGROUP, _WORKGROUP)), columns // 4
+    code = f"""var<workgroup> part: array<f32, {shared}>;
+@compute @workgroup_size({_WORKGROUP}) fn main({target.builtins}) {{
+  {target.thread}
+  let row = wid.x * {vectors}u; var mean = 0.0; var square = 0.0;
+  for (var i = t; i < {vectors}u; i += {_WORKGROUP}u) {{ mean += dot(x[row + i], vec4(1.0)); }}
+  {target.sum(["mean"], _WORKGROUP, _WORKGROUP)}
+  mean /= {float(columns)};
+  for (var i = t; i < {vectors}u; i += {_WORKGROUP}u) {{ let v = x[row + i] - vec4(mean); square += dot(v, v); }}
+  {target.sum(["square"], _WORKGROUP, _WORKGROUP)}
+  let scale = inverseSqrt(square / {float(columns)} + {eps});
+  for (var i = t; i < {vectors}u; i += {_WORKGROUP}u) {{
+    y[row + i] = rounded((x[row + i] - vec4(mean)) * scale * norm[i] + norm[{vectors}u + i]);
+  }}
+}}"""
+    names = [("r", "x"), ("r", "norm"), ("w", "y")]
+    bindings = [binding(i, kind, name, "vec4<f32>") for i, (kind, name) in enumerate(names)]
+    return Shader("\n".join([ROUNDED, *bindings, code]), "rrw")
+
+
 def gated(width: int, count: int) -> tuple[Shader, tuple[int, int, int]]:
     """``rounded(silu(gate) * up)`` of ``count`` rows, where gate and up ``[width]`` stand side by side. Bindings: both
     float ``[count, 2 * width]``; y ``[count, width]``."""

@@ -93,6 +93,25 @@ class Squares:
 
 
 @dataclass(frozen=True, slots=True)
+class Columns:
+    """A column of a picture ``[height, width, channels]`` (a multiple of 4) from above to below: m is picture and x."""
+
+    height: int
+    width: int
+    channels: int
+    inside = "true"
+
+    def at(self, columns: int) -> str:  # noqa: ARG002
+        """As of Rows."""
+        cell = f"(m / {self.width}u * {self.height}u + k / {self.channels}u) * {self.width}u + m % {self.width}u"
+        return f"(({cell}) * {self.channels}u + k % {self.channels}u) / 4u"
+
+
+Source = Rows | Windows | Squares | Columns
+"""Where the rows of x lie."""
+
+
+@dataclass(frozen=True, slots=True)
 class Experts:
     """Of ``count`` experts' matrices, one behind the other: each tile's rows are pairs of a row and one of the
     ``top_k`` experts that it chose, which `grouping.group` put together. ``of_rows``: x is the row, else the pair."""
@@ -117,7 +136,7 @@ class Tiled:
     members: int = 1
     form: str = "bf16"
     small: bool = False
-    source: Rows | Windows | Squares = field(default_factory=Rows)
+    source: Source = field(default_factory=Rows)
     experts: Experts | None = None
     ending: Ending = field(default_factory=Ending)
 
