@@ -79,6 +79,6 @@ def _help_of_verbs() -> str:
     parts = []
     for verb, summary in VERBS.items():
         parser: Any = argparse.ArgumentParser(prog=f"lluda {verb}", allow_abbrev=False)
-        import_module(f"lluda.cli.{verb}").add_arguments(parser)
+        import_module(f"lluda.cli.verbs.{verb}").add_arguments(parser)
         parts.append(f"## lluda {verb}\n\n{summary[0].upper()}{summary[1:]}.\n\n```text\n{parser.format_help()}```")
     return "\n\n".join(parts)

@@ -101,8 +101,7 @@ def test_text_alone_imports_no_optional_package():
         "for each in optional: sys.modules[each] = None\n"
         "import lluda\n"
         "for name in lluda.__all__: getattr(lluda, name)\n"
-        "import lluda.cli.generate, lluda.cli.chat, lluda.cli.ask, lluda.cli.speak, lluda.cli.plan, lluda.cli.inspect\n"
-        "import lluda.cli.bench, lluda.cli.validate, lluda.cli.serve, lluda.cli.talk, lluda.cli.quantize\n"
+        "from lluda.cli.verbs import ask, bench, chat, generate, inspect, plan, quantize, serve, speak, talk, validate\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

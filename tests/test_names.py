@@ -14,7 +14,7 @@ from pathlib import Path
 from lluda.bench.engines import ENGINES
 from lluda.cli.main import VERBS
 from lluda.formats.registry import FORMATS
-from lluda.weights.declared_formats import metadata_key
+from lluda.weights.safetensors.declared_formats import metadata_key
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -60,7 +60,7 @@ def options() -> frozenset[str]:
     found = {"--version"}
     for verb in VERBS:
         parser = argparse.ArgumentParser()
-        importlib.import_module(f"lluda.cli.{verb}").add_arguments(parser)
+        importlib.import_module(f"lluda.cli.verbs.{verb}").add_arguments(parser)
         found |= {name for action in parser._actions for name in action.option_strings}
     return frozenset(found)
 
@@ -92,7 +92,7 @@ def test_verbs_exist():
     }
     assert unknown(found, VERBS) == []
     for verb in VERBS:
-        assert importlib.util.find_spec(f"lluda.cli.{verb}")
+        assert importlib.util.find_spec(f"lluda.cli.verbs.{verb}")
 
 
 def test_modules_exist():

@@ -149,7 +149,7 @@ def test_a_text_model_refuses_media_by_name(lluda, model, files):
     ],
 )
 def test_what_can_be_refused_is_refused_before_loading(lluda, omni, monkeypatch, arguments, rule):
-    monkeypatch.setattr("lluda.cli.ask.load_model", lambda _args: pytest.fail("it was loaded"))
+    monkeypatch.setattr("lluda.cli.verbs.ask.load_model", lambda _args: pytest.fail("it was loaded"))
     printed = lluda("ask", "-m", omni, *arguments, "what?")
     assert printed.code == 2
     assert rule in printed.err

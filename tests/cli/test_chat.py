@@ -144,7 +144,7 @@ def test_ctrl_c_between_turns_ends_a_pipe(lluda, model, monkeypatch):
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lluda.cli.chat._read_line", interrupted)
+    monkeypatch.setattr("lluda.cli.verbs.chat._read_line", interrupted)
     printed = lluda("chat", "-m", model)
     assert printed.code == 130
     assert printed.lines[-1] == "lluda chat: stopped"

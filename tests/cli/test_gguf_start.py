@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lluda.files import gguf_keys
-from lluda.weights import gguf_file
+from lluda.weights.gguf import file as gguf_file
 from tests.cli.conftest import Printed
 
 

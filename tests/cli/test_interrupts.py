@@ -61,7 +61,7 @@ def test_plain_signals_leaves_another_handler_alone():
 def test_sigterm_in_the_midst_of_packing_leaves_nothing_and_is_one_line(model, tmp_path):
     """The signal comes from the work itself, when the first tensor is written."""
     code = (
-        "import os, signal, sys; from lluda.cli import pack; from lluda.cli.main import main\n"
+        "import os, signal, sys; from lluda.cli.verbs import pack; from lluda.cli.main import main\n"
         "from contextlib import contextmanager\n"
         "@contextmanager\n"
         "def progress(label): yield lambda done, total: os.kill(os.getpid(), signal.SIGTERM)\n"

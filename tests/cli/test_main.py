@@ -101,7 +101,7 @@ def test_whatever_a_verb_raises_on_purpose_is_one_line_and_a_code(lluda, monkeyp
     def run(args):
         raise raised
 
-    monkeypatch.setattr("lluda.cli.inspect.run", run)
+    monkeypatch.setattr("lluda.cli.verbs.inspect.run", run)
     printed = lluda("inspect", "x")
     assert printed.code == code
     assert len(printed.lines) == (message is not None)
@@ -112,7 +112,7 @@ def test_our_own_bugs_are_not_hidden(lluda, monkeypatch):
     def run(args):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("lluda.cli.inspect.run", run)
+    monkeypatch.setattr("lluda.cli.verbs.inspect.run", run)
     with pytest.raises(RuntimeError, match="a bug"):
         lluda("inspect", "x")
 

@@ -120,7 +120,7 @@ def test_a_report_is_printed_though_its_file_cannot_be_written(lluda, model, tmp
     folder = tmp_path / "reports"
     folder.mkdir()
     monkeypatch.setattr(
-        "lluda.cli.inspect.open_checkpoint", lambda path: [checkpoint.open_checkpoint(path), folder.rmdir()][0]
+        "lluda.cli.verbs.inspect.open_checkpoint", lambda path: [checkpoint.open_checkpoint(path), folder.rmdir()][0]
     )
     printed = lluda("inspect", model, "--json", "--output", folder / "a.json")
     assert printed.code == 1

@@ -130,7 +130,7 @@ def test_a_config_folder_that_is_none(lluda, tmp_path, make, message):
 
 def test_a_mistyped_folder_is_never_looked_up_on_the_hub(lluda, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lluda.weights.hub.fetch", lambda *_, **__: pytest.fail("asked the Hub"))
+    monkeypatch.setattr("lluda.weights.hub.sources.fetch", lambda *_, **__: pytest.fail("asked the Hub"))
     assert lluda("synth", "configs/Qwen3-0.6B", "out").code == 2
 
 
@@ -175,7 +175,7 @@ def test_progress_counts_to_the_end(lluda, source, tmp_path, monkeypatch):
     def recorded(label):
         yield lambda done, total: seen.append((done, total))
 
-    monkeypatch.setattr("lluda.cli.synth.byte_progress", recorded)
+    monkeypatch.setattr("lluda.cli.verbs.synth.byte_progress", recorded)
     assert lluda("synth", source, tmp_path / "out").code == 0
     size = json.loads(lluda("inspect", tmp_path / "out", "--json").out)["components"][-1]["bytes"]
     assert seen[-1] == (size, size)

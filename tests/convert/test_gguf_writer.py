@@ -11,7 +11,7 @@ import pytest
 from lluda.convert import gguf_writer
 from lluda.convert.gguf_writer import EncodedKey, NewTensor, write_gguf
 from lluda.errors import InvalidRequest, LludaError, UnsupportedModel
-from lluda.weights.gguf_file import GGUFFile
+from lluda.weights.gguf.file import GGUFFile
 
 VALUES = {
     "text": "héllo",

@@ -11,8 +11,8 @@ from lluda.convert.packed_folder import write_packed_folder
 from lluda.errors import CorruptFile, InvalidRequest, LludaError, UnsupportedModel
 from lluda.formats.packed_bf16 import PACKED_BF16
 from lluda.weights.checkpoint import open_checkpoint
-from lluda.weights.declared_formats import metadata_key
 from lluda.weights.entry import TensorEntry
+from lluda.weights.safetensors.declared_formats import metadata_key
 from tests.formats.packed_by_hand import pack_by_hand, save_model
 
 

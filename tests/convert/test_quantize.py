@@ -22,7 +22,7 @@ from lluda.models.build import all_parameters
 from lluda.models.causal_lm import causal_lm_parameters
 from lluda.weights.checkpoint import open_checkpoint, read_config, read_generation_config
 from lluda.weights.entry import TensorEntry
-from lluda.weights.gguf_omni import omni_entries, omni_name, stored_shape
+from lluda.weights.gguf.omni_layout import omni_entries, omni_name, stored_shape
 from tests.conftest import TINY_LLAMA, TINY_MIXED, TINY_MOE, TINY_QWEN3
 from tests.weights.test_gguf import keys_of, normal, shapes_of, write
 

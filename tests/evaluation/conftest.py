@@ -69,7 +69,7 @@ def damage(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[torch.Te
     from lluda.engine.loading import loading
     from lluda.formats.plain import plain_tensor
     from lluda.formats.stored_tensor import StoredTensor
-    from lluda.weights.shards import FolderCheckpoint
+    from lluda.weights.safetensors.folder import FolderCheckpoint
 
     class Damaged(FolderCheckpoint):
         name: str

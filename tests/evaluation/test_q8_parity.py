@@ -25,7 +25,7 @@ from lluda.engine.loading.loading import LoadOptions, ModelFiles
 from lluda.evaluation.inputs import random_ids
 from lluda.evaluation.lluda_components import load_decoder
 from lluda.models.build import all_parameters
-from lluda.weights.gguf import GGUFCheckpoint
+from lluda.weights.gguf.checkpoint import GGUFCheckpoint
 from tests.conftest import TINY_MOE, TINY_QWEN3
 from tests.convert.test_quantize import checkpoint
 

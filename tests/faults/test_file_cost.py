@@ -14,12 +14,12 @@ import pytest
 
 from lluda.errors import CorruptFile
 from lluda.files.json_file import MAX_CONTAINERS, MAX_VALUES, parse_json, read_json
-from lluda.weights import safetensors_header
-from lluda.weights.gguf import GGUFCheckpoint
-from lluda.weights.gguf_header import MAX_ARRAYS, MAX_KEYS, MAX_STRINGS, MAX_TENSORS
-from lluda.weights.gguf_names import MAX_ENTRIES
-from lluda.weights.safetensors import SafetensorsFile
-from lluda.weights.shards import ShardIndex
+from lluda.weights.gguf.checkpoint import GGUFCheckpoint
+from lluda.weights.gguf.header import MAX_ARRAYS, MAX_KEYS, MAX_STRINGS, MAX_TENSORS
+from lluda.weights.gguf.names import MAX_ENTRIES
+from lluda.weights.safetensors import header as safetensors_header
+from lluda.weights.safetensors.file import SafetensorsFile
+from lluda.weights.safetensors.folder import ShardIndex
 from tests.conftest import watchdog
 from tests.faults.test_gguf_faults import ARRAY, STRING, U8, array, file, key, tensor, text, u64
 from tests.faults.test_gguf_keys_faults import keys_of, stored

@@ -18,9 +18,9 @@ from lluda.errors import CorruptFile
 from lluda.files.json_file import read_json_object
 from lluda.inputs.text.text_file import read_text
 from lluda.weights.checkpoint import read_config
-from lluda.weights.gguf import GGUFCheckpoint
-from lluda.weights.safetensors import SafetensorsFile
-from lluda.weights.shards import FolderCheckpoint
+from lluda.weights.gguf.checkpoint import GGUFCheckpoint
+from lluda.weights.safetensors.file import SafetensorsFile
+from lluda.weights.safetensors.folder import FolderCheckpoint
 from tests.faults.test_gguf_faults import head
 from tests.faults.test_safetensors_faults import X, raw
 

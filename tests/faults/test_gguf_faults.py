@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from lluda.errors import CorruptFile, LludaError, ModelNotFound
 from lluda.parameters import ParameterSpec
-from lluda.weights.gguf import GGUFCheckpoint
-from lluda.weights.gguf_file import GGUFFile
-from lluda.weights.gguf_header import MAX_HEADER_BYTES
+from lluda.weights.gguf.checkpoint import GGUFCheckpoint
+from lluda.weights.gguf.file import GGUFFile
+from lluda.weights.gguf.header import MAX_HEADER_BYTES
 from lluda.weights.loader import load_tensors
 from tests.conftest import watchdog
 

@@ -24,7 +24,7 @@ from lluda.weights.checkpoint import (
     open_checkpoint,
     read_document,
 )
-from lluda.weights.gguf import GGUFCheckpoint
+from lluda.weights.gguf.checkpoint import GGUFCheckpoint
 from tests.faults.test_gguf_faults import (
     ARRAY,
     BOOL,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lluda.backends.cpu.native_library import NativeContext
 from lluda.errors import CorruptFile, NativeLibraryError
 from lluda.formats.packed_bf16 import PackedSections
-from lluda.weights.safetensors import SafetensorsFile
+from lluda.weights.safetensors.file import SafetensorsFile
 from tests.formats.packed_by_hand import pack_by_hand, write_packed
 
 ROWS, COLUMNS = 3, 200

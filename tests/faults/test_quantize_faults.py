@@ -19,7 +19,7 @@ from lluda.convert.quantize import TypeChoice
 from lluda.convert.quantize_model import quantize_model
 from lluda.errors import CorruptFile, InvalidRequest, LludaError
 from lluda.weights.checkpoint import read_config, read_generation_config
-from lluda.weights.gguf import GGUFCheckpoint
+from lluda.weights.gguf.checkpoint import GGUFCheckpoint
 from tests.conftest import TINY_QWEN3
 from tests.convert.test_quantize import checkpoint
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lluda.errors import CorruptFile
-from lluda.weights.safetensors import SafetensorsFile
+from lluda.weights.safetensors.file import SafetensorsFile
 from tests.conftest import watchdog
 
 SECONDS = 0.2

@@ -166,9 +166,9 @@ def test_a_folder_has_one_writer_and_a_killed_ones_files_are_removed(tmp_path):
 # The verbs: one in a process of its own stands still in the midst of its work, the other runs in this process.
 
 VERBS = {
-    "quantize": ("lluda.cli.quantize", ["quantize", "-m", "{model}", "-o", "{out}.gguf", "--type", "q8_0"]),
-    "pack": ("lluda.cli.pack", ["pack", "-m", "{model}", "{out}"]),
-    "synth": ("lluda.cli.synth", ["synth", "{model}", "{out}"]),
+    "quantize": ("lluda.cli.verbs.quantize", ["quantize", "-m", "{model}", "-o", "{out}.gguf", "--type", "q8_0"]),
+    "pack": ("lluda.cli.verbs.pack", ["pack", "-m", "{model}", "{out}"]),
+    "synth": ("lluda.cli.verbs.synth", ["synth", "{model}", "{out}"]),
 }
 WAITING = """
 import sys

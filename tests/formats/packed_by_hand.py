@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from lluda.formats.packed_bf16 import PACKED_BF16, PackedSections
-from lluda.weights.declared_formats import metadata_key
+from lluda.weights.safetensors.declared_formats import metadata_key
 
 NATIVE_HEADER = struct.Struct("<8s4q16s8x")
 

@@ -24,7 +24,7 @@ from lluda.formats.plain import bytes_of
 from lluda.formats.stored_tensor import StoredTensor
 from lluda.models.causal_lm import causal_lm_parameters
 from lluda.weights.checkpoint import open_checkpoint
-from lluda.weights.declared_formats import declaration
+from lluda.weights.safetensors.declared_formats import declaration
 from tests.conftest import TINY_QWEN3
 from tests.inputs.conftest import write_tiny
 

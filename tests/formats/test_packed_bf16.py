@@ -13,7 +13,7 @@ from lluda.backends.cpu.weight_memory import WeightMemory
 from lluda.errors import NativeLibraryError
 from lluda.formats.packed_bf16 import PACKED_BF16, decoded_rows
 from lluda.formats.stored_tensor import StoredTensor
-from lluda.weights.safetensors import SafetensorsFile
+from lluda.weights.safetensors.file import SafetensorsFile
 from tests.formats.packed_by_hand import pack_by_hand, same_bits, write_packed
 
 

@@ -22,9 +22,9 @@ from lluda.formats.packed_bf16 import PACKED_BF16
 from lluda.inputs.chat.chat_template import ChatTemplate
 from lluda.inputs.text.tokenizer import Tokenizer
 from lluda.models.build import all_parameters
-from lluda.weights.gguf import GGUFCheckpoint
-from lluda.weights.gguf_file import GGUFFile
-from lluda.weights.safetensors import SafetensorsFile
+from lluda.weights.gguf.checkpoint import GGUFCheckpoint
+from lluda.weights.gguf.file import GGUFFile
+from lluda.weights.safetensors.file import SafetensorsFile
 from tests.conftest import TINY_LLAMA, TINY_MOE, TINY_QWEN3
 from tests.faults.test_gguf_faults import TINY as TINY_GGUF
 from tests.faults.test_gguf_faults import file as gguf_file

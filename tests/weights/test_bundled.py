@@ -12,7 +12,7 @@ import pytest
 from lluda.errors import ModelNotFound
 from lluda.weights import bundled
 from lluda.weights.bundled import tiny_omni_folder
-from lluda.weights.hub import resolve_model
+from lluda.weights.hub.sources import resolve_model
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from lluda.errors import CorruptFile, ModelNotFound
-from lluda.weights import safetensors
 from lluda.weights.checkpoint import (
     ModelSource,
     open_checkpoint,
@@ -17,7 +16,8 @@ from lluda.weights.checkpoint import (
     read_generation_config,
     read_gguf_metadata,
 )
-from lluda.weights.hub import find_source, resolve_model
+from lluda.weights.hub.sources import find_source, resolve_model
+from lluda.weights.safetensors import file as safetensors
 
 gguf = pytest.importorskip("gguf")
 

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from lluda.errors import CorruptFile
 from lluda.formats.q8_0 import Q8_0
 from lluda.formats.registry import FORMATS
-from lluda.weights.declared_formats import declaration
-from lluda.weights.safetensors import SafetensorsFile
+from lluda.weights.safetensors.declared_formats import declaration
+from lluda.weights.safetensors.file import SafetensorsFile
 from tests.formats.stored_by_hand import q8_0_tensor
 
 

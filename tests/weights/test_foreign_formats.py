@@ -13,8 +13,8 @@ from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_network
 from lluda.errors import LludaError, UnsupportedModel
 from lluda.weights.checkpoint import open_checkpoint
 from lluda.weights.foreign_formats import foreign_files
-from lluda.weights.hub import resolve_model
-from lluda.weights.model_name import model_name
+from lluda.weights.hub.model_name import model_name
+from lluda.weights.hub.sources import resolve_model
 from tests.conftest import TINY_QWEN3, random_tensors
 
 MERGE = r"merge_and_unload\(\)\.save_pretrained\(DIR\)"

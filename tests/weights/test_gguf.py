@@ -17,10 +17,10 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 
 from lluda.config.model import ModelConfig
 from lluda.errors import CorruptFile, UnsupportedModel
-from lluda.weights.gguf import GGUFCheckpoint
-from lluda.weights.gguf_file import GGUFFile
-from lluda.weights.gguf_header import STORAGE_TYPES, block_format
-from lluda.weights.gguf_names import ARCHITECTURES, config_from_metadata, hugging_face_name
+from lluda.weights.gguf.checkpoint import GGUFCheckpoint
+from lluda.weights.gguf.file import GGUFFile
+from lluda.weights.gguf.header import STORAGE_TYPES, block_format
+from lluda.weights.gguf.names import ARCHITECTURES, config_from_metadata, hugging_face_name
 
 RANDOM = np.random.default_rng(7)
 HIDDEN, FEED_FORWARD, HEADS, KV_HEADS, HEAD_DIM, EXPERTS, VOCABULARY = 64, 96, 4, 2, 32, 3, 10
@@ -561,7 +561,7 @@ def test_smollm2_equals_the_gguf_package(smollm2: Path) -> None:
 
 def test_smollm2_opens_without_torch(smollm2: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from lluda.weights.gguf import GGUFCheckpoint;"
+        "import sys; from pathlib import Path; from lluda.weights.gguf.checkpoint import GGUFCheckpoint;"
         f"checkpoint = GGUFCheckpoint(Path({str(smollm2)!r})); print(len(checkpoint.entries), 'torch' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

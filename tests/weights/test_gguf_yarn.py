@@ -13,7 +13,7 @@ from lluda.convert.quantize_model import quantize_model
 from lluda.errors import UnsupportedModel
 from lluda.evaluation.inputs import random_ids
 from lluda.weights.checkpoint import read_config
-from lluda.weights.gguf_names import config_from_metadata
+from lluda.weights.gguf.names import config_from_metadata
 from tests.conftest import TINY_QWEN3
 from tests.convert.test_quantize import checkpoint
 from tests.weights.test_gguf import keys_of

@@ -21,8 +21,8 @@ import lluda
 from lluda.cli.main import main
 from lluda.engine.loading.loading import LoadOptions, ModelFiles
 from lluda.errors import CorruptFile, InvalidRequest, LludaError, ModelNotFound, UnsupportedModel
-from lluda.weights import repository
-from lluda.weights.hub import find_source, resolve_model
+from lluda.weights.hub import repository
+from lluda.weights.hub.sources import find_source, resolve_model
 from lluda.weights.model_folder import TOOL_TEMPLATE
 from tests.conftest import TINY_QWEN3, watchdog
 
@@ -175,10 +175,10 @@ def test_a1_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         refuses(file, str(file), "no permission to read it")
         refuses(folder, "config.json", "no permission to read it")
     with monkeypatch.context() as patch:
-        patch.setattr("lluda.weights.hub.os.listdir", refuse)
+        patch.setattr("lluda.weights.hub.sources.os.listdir", refuse)
         refuses(folder, str(folder), "no permission to read it")
     with monkeypatch.context() as patch:
-        patch.setattr("lluda.weights.hub.Path.stat", refuse)
+        patch.setattr("lluda.weights.hub.sources.Path.stat", refuse)
         refuses(folder, str(folder), "no permission to read it")
 
 

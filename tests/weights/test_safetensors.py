@@ -14,8 +14,8 @@ import torch
 from lluda.errors import CorruptFile, ModelNotFound, UnsupportedModel
 from lluda.files.mapped_file import MappedFile
 from lluda.formats.plain import PLAIN_FORMATS
-from lluda.weights.safetensors import SafetensorsFile
-from lluda.weights.safetensors_header import DTYPE_BITS
+from lluda.weights.safetensors.file import SafetensorsFile
+from lluda.weights.safetensors.header import DTYPE_BITS
 
 reference = pytest.importorskip("safetensors.torch", reason="the reference package is in the extra 'validate'")
 
@@ -185,8 +185,8 @@ def test_an_unknown_name_is_a_key_error(tmp_path: Path) -> None:
 def test_listing_does_not_import_torch(tmp_path: Path) -> None:
     path = write(tmp_path / "x.safetensors", {"x": info("F32", [2], 0, 8)}, bytes(8))
     script = (
-        "import sys; from pathlib import Path; from lluda.weights.safetensors import SafetensorsFile; "
-        "import lluda.weights.shards, lluda.weights.checkpoint, lluda.weights.hub; "
+        "import sys; from pathlib import Path; from lluda.weights.safetensors.file import SafetensorsFile; "
+        "import lluda.weights.safetensors.folder, lluda.weights.checkpoint, lluda.weights.hub.sources; "
         "assert SafetensorsFile(Path(sys.argv[1])).entries['x'].shape == (2,); "
         "print([name for name in ('torch', 'numpy', 'huggingface_hub', 'safetensors') if name in sys.modules])"
     )

@@ -14,7 +14,7 @@ import torch
 
 from lluda.errors import CorruptFile, LludaError, ModelNotFound, UnsupportedModel
 from lluda.weights.checkpoint import open_checkpoint
-from lluda.weights.shards import FolderCheckpoint, ShardIndex
+from lluda.weights.safetensors.folder import FolderCheckpoint, ShardIndex
 from tests.conftest import RELEASED_CONFIGS
 
 A, B = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

@@ -119,7 +119,7 @@ def _run(arguments: list[str], verb: str) -> int:
         description = f"{summary[0].upper()}{summary[1:]}."
         sub = verbs.add_parser(known, help=summary, description=description, allow_abbrev=False)
         if known == verb:
-            module = import_module(f"lluda.cli.{verb}")
+            module = import_module(f"lluda.cli.verbs.{verb}")
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
             chosen = sub

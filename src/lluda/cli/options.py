@@ -71,7 +71,7 @@ def find_model(
     from lluda.engine.loading.small_files import small_files_check
     from lluda.weights.checkpoint import CONFIG_NAME, read_config
     from lluda.weights.config_override import with_rope_scaling
-    from lluda.weights.hub import find_source
+    from lluda.weights.hub.sources import find_source
 
     scaling = getattr(args, "rope_scaling", None)
     check = small_files_check(allow_unknown_config=args.allow_unknown_config, rope_scaling=scaling, answers=answers)

@@ -14,8 +14,8 @@ from lluda.config.model import ModelConfig
 from lluda.config.rope import YarnConfig
 from lluda.convert.gguf_writer import EncodedKey, Metadata
 from lluda.errors import UnsupportedModel
-from lluda.weights.gguf import GGUFCheckpoint
-from lluda.weights.gguf_omni import ARCHITECTURE, CONFIG_KEY, SHAPES_KEY, omni_name, shapes_document
+from lluda.weights.gguf.checkpoint import GGUFCheckpoint
+from lluda.weights.gguf.omni_layout import ARCHITECTURE, CONFIG_KEY, SHAPES_KEY, omni_name, shapes_document
 
 _FILE_TYPES = {"q8_0": 7, "bf16": 32}  # llama_ftype: what most matrices are
 _OWN_KEYS = ("general.file_type", "general.quantization_version", "general.alignment")

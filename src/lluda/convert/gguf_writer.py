@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from lluda.errors import InvalidRequest, LludaError, UnsupportedModel
 from lluda.files.atomic_file import atomic_file, require_absent, write_error
 from lluda.weights.checkpoint import is_gguf
-from lluda.weights.gguf_header import DEFAULT_ALIGNMENT, STORAGE_TYPES, block_format
+from lluda.weights.gguf.header import DEFAULT_ALIGNMENT, STORAGE_TYPES, block_format
 
 if TYPE_CHECKING:
     import numpy as np

@@ -18,7 +18,7 @@ from lluda.engine.loading.loading import LoadOptions
 from lluda.errors import NativeLibraryError
 from lluda.formats.packed_bf16 import PACKED_BF16
 from lluda.weights.checkpoint import CONFIG_NAME, ModelSource, open_checkpoint, read_config, read_document
-from lluda.weights.hub import find_source
+from lluda.weights.hub.sources import find_source
 from lluda.weights.loader import Progress
 from lluda.weights.model_folder import SETTINGS_FILES, TOKENIZER_FILES, companion_files, tokenizer_files
 

@@ -15,10 +15,10 @@ from lluda.formats.packed_bf16 import PACKED_BF16, decoded_rows
 from lluda.formats.plain import BF16
 from lluda.formats.stored_tensor import StoredTensor
 from lluda.models.components import part_of
-from lluda.weights.declared_formats import declaration
 from lluda.weights.entry import Checkpoint, TensorEntry
-from lluda.weights.safetensors_header import DTYPE_BITS
-from lluda.weights.shards import INDEX_NAME, SINGLE_NAME
+from lluda.weights.safetensors.declared_formats import declaration
+from lluda.weights.safetensors.folder import INDEX_NAME, SINGLE_NAME
+from lluda.weights.safetensors.header import DTYPE_BITS
 
 if TYPE_CHECKING:
     import torch

@@ -20,10 +20,10 @@ from lluda.formats.stored_tensor import StoredTensor
 from lluda.models.components import component_of, part_of
 from lluda.parameters import ParameterSpec
 from lluda.weights.entry import Checkpoint, TensorEntry
-from lluda.weights.gguf import GGUFCheckpoint
-from lluda.weights.gguf_header import block_format
-from lluda.weights.gguf_names import gguf_name
-from lluda.weights.gguf_omni import omni_name, stored_shape
+from lluda.weights.gguf.checkpoint import GGUFCheckpoint
+from lluda.weights.gguf.header import block_format
+from lluda.weights.gguf.names import gguf_name
+from lluda.weights.gguf.omni_layout import omni_name, stored_shape
 from lluda.weights.loader import tied_sources
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def write_quantized(
 
     Args:
         metadata: all keys of the file.
-        omni: whether names are those of the Omni layout (`gguf_omni`).
+        omni: whether names are those of the Omni layout (`weights.gguf.omni_layout`).
 
     Raises:
         InvalidRequest: an unknown component, or ``path`` refused.

@@ -28,7 +28,7 @@ from lluda.weights.checkpoint import (
     read_document,
     read_generation_config,
 )
-from lluda.weights.gguf import GGUFCheckpoint
+from lluda.weights.gguf.checkpoint import GGUFCheckpoint
 from lluda.weights.loader import Progress
 
 

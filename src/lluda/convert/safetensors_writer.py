@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 
 from lluda.files.atomic_file import atomic_file
-from lluda.weights.safetensors_header import DTYPE_BITS, LENGTH_BYTES, MAX_HEADER_BYTES
+from lluda.weights.safetensors.header import DTYPE_BITS, LENGTH_BYTES, MAX_HEADER_BYTES
 
 _ALIGNMENT = 8
 

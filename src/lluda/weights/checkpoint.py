@@ -12,12 +12,12 @@ from lluda.errors import ModelNotFound
 from lluda.files.gguf_keys import GGUFKeys
 from lluda.files.json_file import read_json_object
 from lluda.weights.entry import Checkpoint
-from lluda.weights.gguf_omni import document
-from lluda.weights.model_name import model_name
-from lluda.weights.shards import FolderCheckpoint
+from lluda.weights.gguf.omni_layout import document
+from lluda.weights.hub.model_name import model_name
+from lluda.weights.safetensors.folder import FolderCheckpoint
 
 if TYPE_CHECKING:
-    from lluda.weights.gguf import GGUFCheckpoint
+    from lluda.weights.gguf.checkpoint import GGUFCheckpoint
 
 CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
@@ -140,6 +140,6 @@ def _gguf(source: Source) -> Iterator[GGUFCheckpoint]:
 def _open_gguf(path: Path) -> GGUFCheckpoint:
     if not is_gguf(path):
         raise ModelNotFound(f"{path}: not a model; give a model folder or a .gguf file")
-    from lluda.weights.gguf import GGUFCheckpoint
+    from lluda.weights.gguf.checkpoint import GGUFCheckpoint
 
     return GGUFCheckpoint(path)

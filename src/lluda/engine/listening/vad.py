@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lluda.weights.safetensors import SafetensorsFile
+from lluda.weights.safetensors.file import SafetensorsFile
 
 if TYPE_CHECKING:
     import numpy as np

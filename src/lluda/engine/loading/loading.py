@@ -69,7 +69,7 @@ from lluda.weights.checkpoint import (
     read_gguf_metadata,
 )
 from lluda.weights.config_override import with_rope_scaling
-from lluda.weights.hub import find_source
+from lluda.weights.hub.sources import find_source
 from lluda.weights.loader import CheckTensors, LoadReport, Progress, Take, load_tensors
 from lluda.weights.media_settings import read_media_settings
 

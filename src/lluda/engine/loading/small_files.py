@@ -11,7 +11,7 @@ from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.errors import ModelNotFound
 from lluda.weights.checkpoint import CONFIG_NAME, read_config, read_generation_config
 from lluda.weights.config_override import with_rope_scaling
-from lluda.weights.repository import Check
+from lluda.weights.hub.repository import Check
 
 
 def small_files_check(

@@ -19,9 +19,9 @@ from typing import Any
 from lluda.errors import LludaError, ModelNotFound, UnsupportedModel
 from lluda.weights.checkpoint import CONFIG_NAME
 from lluda.weights.foreign_formats import PICKLE_SUFFIXES, foreign_files
-from lluda.weights.gguf_parts import PART_NAME
+from lluda.weights.gguf.split_files import PART_NAME
 from lluda.weights.model_folder import TOOL_TEMPLATE
-from lluda.weights.shards import INDEX_NAME, SINGLE_NAME, missing_shards, pickle_only, read_index
+from lluda.weights.safetensors.folder import INDEX_NAME, SINGLE_NAME, missing_shards, pickle_only, read_index
 
 SMALL_FILES = ("*.json", "*.txt", "*.jinja", TOOL_TEMPLATE)
 """What is fetched beside the weights: from the top folder, and `TOOL_TEMPLATE`."""

@@ -14,7 +14,7 @@ from lluda.errors import InvalidRequest
 from lluda.models.components import component_and_part
 from lluda.weights.checkpoint import open_checkpoint
 from lluda.weights.entry import TensorEntry
-from lluda.weights.hub import resolve_model
+from lluda.weights.hub.sources import resolve_model
 
 if TYPE_CHECKING:
     from lluda.backends.wgpu.adapter import Adapter

@@ -8,9 +8,9 @@ from contextlib import closing
 from lluda.cli import options
 from lluda.cli.chat_input import add_chat_options, chat_options
 from lluda.cli.console import byte_progress, say
-from lluda.cli.generate import load_model
-from lluda.cli.speak import add_speech, say_guard, speech_params
 from lluda.cli.text_input import require_text
+from lluda.cli.verbs.generate import load_model
+from lluda.cli.verbs.speak import add_speech, say_guard, speech_params
 from lluda.outputs.audio_sink import DEVICE, open_audio_sink
 
 EAGERNESS = ("low", "medium", "high")

@@ -12,10 +12,10 @@ from lluda.errors import CorruptFile
 from lluda.files.foreign_content import SAMPLE_BYTES, foreign_content
 from lluda.files.mapped_file import MappedFile
 from lluda.formats.stored_tensor import StoredTensor
-from lluda.weights.declared_formats import with_declared_formats
 from lluda.weights.entry import TensorEntry
 from lluda.weights.mapped_tensor import mapped_tensor
-from lluda.weights.safetensors_header import LENGTH_BYTES, MAX_HEADER_BYTES, read_header
+from lluda.weights.safetensors.declared_formats import with_declared_formats
+from lluda.weights.safetensors.header import LENGTH_BYTES, MAX_HEADER_BYTES, read_header
 
 if TYPE_CHECKING:
     import torch

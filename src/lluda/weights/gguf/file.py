@@ -17,7 +17,7 @@ from lluda.files.gguf_keys import GGUFKeys
 from lluda.files.mapped_file import MappedFile
 from lluda.formats.stored_tensor import StoredTensor
 from lluda.weights.entry import TensorEntry
-from lluda.weights.gguf_header import read_header, read_value
+from lluda.weights.gguf.header import read_header, read_value
 from lluda.weights.mapped_tensor import mapped_tensor
 
 if TYPE_CHECKING:

@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any
 from lluda.errors import CorruptFile, UnsupportedModel
 from lluda.formats.stored_tensor import StoredTensor
 from lluda.weights.entry import TensorEntry
-from lluda.weights.gguf_file import GGUFFile
-from lluda.weights.gguf_names import (
+from lluda.weights.gguf.file import GGUFFile
+from lluda.weights.gguf.names import (
     ROPE_FACTORS,
     config_from_metadata,
     hugging_face_entries,
     interleaved_heads,
 )
-from lluda.weights.gguf_omni import ARCHITECTURE as OMNI
-from lluda.weights.gguf_omni import omni_config, omni_entries
-from lluda.weights.gguf_parts import open_parts
+from lluda.weights.gguf.omni_layout import ARCHITECTURE as OMNI
+from lluda.weights.gguf.omni_layout import omni_config, omni_entries
+from lluda.weights.gguf.split_files import open_parts
 
 if TYPE_CHECKING:
     import torch
 
 
 class GGUFCheckpoint:
-    """A GGUF model under the names the models use (`gguf_names`): implements `Checkpoint`.
+    """A GGUF model under the names the models use (`names`): implements `Checkpoint`.
 
     ``metadata`` is that of the first part, ``config`` the Hugging Face config that follows from it, ``files`` the
     opened parts. Expert matrices, stored as one block of all experts, are entries of their own. Tensors that have no

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lluda.errors import CorruptFile, ModelNotFound
 from lluda.files.gguf_keys import described, same_value
-from lluda.weights.gguf_file import GGUFFile
+from lluda.weights.gguf.file import GGUFFile
 
 PART_NAME = re.compile(
     r"(?P<stem>.+)-(?P<number>\d{5})(?P<of>-of-)(?P<count>\d{5})(?P<suffix>\.gguf)", re.DOTALL | re.IGNORECASE

@@ -22,10 +22,10 @@ from lluda.files.mapped_file import open_regular, unreadable
 from lluda.formats.stored_tensor import StoredTensor
 from lluda.weights.entry import TensorEntry
 from lluda.weights.foreign_formats import PICKLE_SUFFIXES, foreign_files
-from lluda.weights.safetensors import SafetensorsFile
+from lluda.weights.hub.unfinished_downloads import unfinished_downloads
+from lluda.weights.safetensors.file import SafetensorsFile
 from lluda.weights.saved_names import missing_prefix, released_entries, released_name, require_listable
 from lluda.weights.tied_weights import same_values
-from lluda.weights.unfinished_downloads import unfinished_downloads
 
 if TYPE_CHECKING:
     import torch

@@ -1,5 +1,5 @@
 """Names in GGUF and in the models: tensor names and config keys of llama, qwen3 and qwen3moe.
-(Of Omni models: `gguf_omni`.)
+(Of Omni models: `omni_layout`.)
 
 Source: the key and tensor tables of the GGUF document and of llama.cpp's converter, which stores the experts of a layer
 as one three-dimensional tensor and, for llama alone, the query and key rows in interleaved rotary order.

@@ -16,8 +16,8 @@ from lluda.files.mapped_file import open_regular, unreadable
 from lluda.weights.bundled import TINY_OMNI, tiny_omni_folder
 from lluda.weights.checkpoint import CONFIG_NAME, ModelSource, is_gguf
 from lluda.weights.foreign_formats import foreign_files
-from lluda.weights.repository import Check, Repository, fetch
-from lluda.weights.unfinished_downloads import unfinished_downloads
+from lluda.weights.hub.repository import Check, Repository, fetch
+from lluda.weights.hub.unfinished_downloads import unfinished_downloads
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _ADDRESS = re.compile(r"(?i)(?:https?|hf|git|ssh)://(?:(?:huggingface\.co|hf\.co)/(?P<name>[\w.-]+/[\w.-]+))?")

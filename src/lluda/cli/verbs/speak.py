@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from lluda.cli import options
 from lluda.cli.console import byte_progress, say
-from lluda.cli.generate import PROMPT_HELP
 from lluda.cli.heavy_imports import heavy_imports
 from lluda.cli.text_input import read_text_argument
+from lluda.cli.verbs.generate import PROMPT_HELP
 from lluda.engine.speech.speech_guard import SpeechGuard
 from lluda.errors import InvalidRequest
 from lluda.outputs.audio_sink import ENCODINGS, AudioSink, open_audio_sink

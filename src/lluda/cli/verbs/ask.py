@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lluda.cli import options
 from lluda.cli.chat_input import add_chat_options, add_messages, chat_options, conversation
 from lluda.cli.console import byte_progress, say
-from lluda.cli.generate import (
+from lluda.cli.text_input import read_text_argument
+from lluda.cli.verbs.generate import (
     PROMPT_HELP,
     document,
     load_model,
@@ -18,8 +19,7 @@ from lluda.cli.generate import (
     rates,
     require_json_for_logprobs,
 )
-from lluda.cli.speak import add_speech, say_guard, speech_params, speech_summary
-from lluda.cli.text_input import read_text_argument
+from lluda.cli.verbs.speak import add_speech, say_guard, speech_params, speech_summary
 from lluda.errors import InvalidRequest
 from lluda.inputs.media.media_parts import check_file
 from lluda.outputs.audio_sink import open_audio_sink

@@ -19,7 +19,7 @@ from lluda.files.gguf_keys import GGUFKeys
 from lluda.files.json_file import MAX_JSON_BYTES, parse_json
 from lluda.formats.registry import FORMATS
 from lluda.weights.entry import TensorEntry
-from lluda.weights.gguf_names import entries_by_name, expert_entries, layer_module, layer_part
+from lluda.weights.gguf.names import entries_by_name, expert_entries, layer_module, layer_part
 
 ARCHITECTURE = "lluda-qwen3-omni"
 """``general.architecture``: no name of llama.cpp's, which cannot run such a file."""

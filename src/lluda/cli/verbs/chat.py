@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from lluda.cli import options
 from lluda.cli.chat_input import add_chat_options, chat_options
 from lluda.cli.console import byte_progress, say
-from lluda.cli.generate import load_model, rates
-from lluda.cli.speak import add_speech, say_guard, speech_params, speech_summary
 from lluda.cli.text_input import MARK, require_text
+from lluda.cli.verbs.generate import load_model, rates
+from lluda.cli.verbs.speak import add_speech, say_guard, speech_params, speech_summary
 from lluda.errors import LimitExceeded, LludaError
 from lluda.outputs.audio_sink import AudioSink, open_audio_sink
 

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from lluda.config.model import ModelConfig
     from lluda.convert.synth import override_config, synthesize
     from lluda.weights.checkpoint import CONFIG_NAME, read_config
-    from lluda.weights.hub import resolve_model
+    from lluda.weights.hub.sources import resolve_model
 
     # Absolute, so that a mistyped path is never taken for a name on the Hub and fetched.
     source = resolve_model(args.config_dir.absolute())

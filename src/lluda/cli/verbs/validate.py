@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lluda.cli import options
-from lluda.cli.ask import add_media, media_content
 from lluda.cli.console import say
 from lluda.cli.heavy_imports import heavy_imports
 from lluda.cli.plot import plot_validation, require_plot
 from lluda.cli.report import add_report, publish, require_writable
+from lluda.cli.verbs.ask import add_media, media_content
 from lluda.errors import InvalidRequest
 from lluda.models.components import COMPONENTS
 

@@ -1,0 +1,1 @@
+"""Models by name: local paths, and repositories on the Hub."""
