@@ -34,6 +34,7 @@ from lluda.backends.wgpu.steps.given_rows import WgpuHead, WgpuTable
 from lluda.backends.wgpu.steps.prompt import PromptBuilder, prompt_sizes
 from lluda.backends.wgpu.steps.stack import STACK_ROWS, WgpuStack, run_prompt
 from lluda.backends.wgpu.steps.step import StepBuilder
+from lluda.backends.wgpu.vocoder import WgpuVocoder
 from lluda.backends.wgpu.weight import NoKernel, PackedWeight, plain
 from lluda.formats.packed_bf16 import PACKED_BF16
 from lluda.formats.plain import plain_format
@@ -41,7 +42,7 @@ from lluda.formats.q8_0 import Q8_0
 from lluda.formats.stored_tensor import StoredTensor
 
 
-class WgpuBackend(WgpuEncoder):
+class WgpuBackend(WgpuEncoder, WgpuVocoder):
     """``packed``: BF16 matrices are packed to 12 bits on their way to the device."""
 
     name = "wgpu"

@@ -15,7 +15,7 @@ from lluda.backends.components import EncoderLayers, Observer
 from lluda.backends.executor.operations import RotaryTable
 from lluda.backends.wgpu.gpu import Buffer
 from lluda.backends.wgpu.steps.products import add_merger
-from lluda.backends.wgpu.steps.row_run import RowRun, RunMemory, row_grid
+from lluda.backends.wgpu.steps.row_run import Given, RowRun, RunMemory, row_grid
 from lluda.backends.wgpu.steps.step import whole
 from lluda.backends.wgpu.steps.tiled_products import padded_rows
 from lluda.backends.wgpu.weight import NoKernel
@@ -39,7 +39,7 @@ class EncoderRun:
         self._turn = run.floats("turn", head_dim) if layers.rotary is not None else None
         for index, block in enumerate(layers.blocks):
             self._block(block, heads, head_dim)
-            run.stop()
+            run.stop(f"layers.{index}", self._x, rows, self._hidden)
             if index in layers.deepstack:
                 merger = layers.deepstack[index]
                 tokens = padded_rows(rows * self._hidden // merger.inner.weight.in_features)
@@ -50,15 +50,14 @@ class EncoderRun:
         self, x: Tensor, lengths: Sequence[int], table: RotaryTable | None, observe: Observer | None
     ) -> tuple[Tensor, list[Tensor]]:
         """Rows ``[n, hidden]`` -> the same, and what each of the layers' ``deepstack`` made of them."""
-        given: list[tuple[Buffer, Tensor | NDArray[np.uint32]]] = [(self._x, x)]
-        given.append((self._bounds, _bounds_of(lengths, self._run.rows)))
+        given: list[Given] = [(self._x, x), (self._bounds, _bounds_of(lengths, self._run.rows))]
         if self._turn is not None:
             assert table is not None, "an encoder with rotary positions is told them"
             given.append((self._turn, torch.cat(table, dim=1)))
 
-        def tell(index: int, rows: Tensor) -> None:
+        def tell(stage: str, rows: Tensor) -> None:
             if observe:
-                observe(f"layers.{index}", rows[: len(x)])
+                observe(stage, rows[: len(x)])
 
         *deep, out = self._run.run(given, tell if observe else None)
         tokens = [x.numel() // merger.inner.weight.in_features for merger in self._mergers.values()]

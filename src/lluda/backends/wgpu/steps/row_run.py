@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lluda.backends.blocks import LayerNorm, Projection
+from lluda.backends.blocks import LayerNorm, Norm, Projection
+from lluda.backends.components import Observer
 from lluda.backends.wgpu.gpu import Buffer, Gpu
 from lluda.backends.wgpu.memory.matrices import Matrices
 from lluda.backends.wgpu.steps.launch import Commands, Copy, LateRange, Launch, Range
@@ -24,6 +25,8 @@ from lluda.backends.wgpu.wgsl.shader import Shader
 from lluda.backends.wgpu.wgsl.tiled import Ending, Source
 
 Made = TypeVar("Made")
+Given = tuple[Buffer, Tensor | NDArray[np.uint32]]
+"""Where the host writes, and what."""
 
 _SHAPES = 16
 """Kept, the last that were used."""
@@ -72,7 +75,7 @@ class RowRun:
         self.rows = padded_rows(rows)
         self._launches: list[Launch] = []
         self._results: list[tuple[Buffer, Buffer, tuple[int, int]]] = []
-        self._stops: list[int] = []
+        self._stops: list[tuple[int, str, Buffer, tuple[int, int]]] = []
         self._commands: Commands | None = None
         self.products = TiledProducts(memory.matrices, self.launch, lambda name, nbytes: self.memory(name, nbytes // 4))
 
@@ -95,6 +98,7 @@ class RowRun:
         y: Buffer,
         *,
         rows: int | None = None,
+        above: int = 0,
         source: Source | None = None,
         activation: Activation | None = None,
         rounded: bool = False,
@@ -107,7 +111,7 @@ class RowRun:
         bias = [] if projection.bias is None else [projection.bias]
         matrix = self.matrices.matrix((((weight,),),))
         count, width = self.rows if rows is None else rows, weight.out_features
-        self.products.add(matrix, x, y, count, width, source=source, ending=ending, bias=bias, scale=scale)
+        self.products.add(matrix, x, y, count, width, above=above, source=source, ending=ending, bias=bias, scale=scale)
 
     def layer_norm(self, x: Buffer, norm: LayerNorm, *, rows: int | None = None) -> Buffer:
         """Rows of the norm's width, rounded."""
@@ -117,41 +121,50 @@ class RowRun:
         self.launch(row_kernels.layer_normed(width, norm.eps, self.gpu.target), ranges, row_grid(count))
         return normed
 
+    def rms_norm(self, x: Buffer, norm: Norm, *, rows: int | None = None) -> Buffer:
+        """The same of RMSNorm."""
+        width, count = len(norm.weight), self.rows if rows is None else rows
+        normed = self.floats("normed", width, rows=count)
+        ranges = [whole(x), whole(self.matrices.vectors(norm.weight)), whole(normed)]
+        self.launch(row_kernels.normed(width, norm.eps, self.gpu.target), ranges, row_grid(count))
+        return normed
+
     def result(self, source: Buffer, rows: int, width: int) -> None:
         """What the host gets beside what it gets already."""
         target = self.gpu.buffer(4 * rows * width, readable=True)
         self._results.append((source, target, (rows, width)))
 
-    def stop(self) -> None:
-        """Where the last result can be observed."""
-        self._stops.append(len(self._launches))
+    def stop(self, name: str, source: Buffer, rows: int, width: int) -> None:
+        """Here an observer is told the ``rows`` in ``source``."""
+        self._stops.append((len(self._launches), name, source, (rows, width)))
 
-    def run(
-        self,
-        given: Sequence[tuple[Buffer, Tensor | NDArray[np.uint32]]],
-        observe: Callable[[int, Tensor], None] | None = None,
-    ) -> list[Tensor]:
-        """Write what is ``given``, in one submission, and read the results: float ``[rows, width]`` each. ``observe``
-        is told the last of them at each stop, by its number, which takes a submission each."""
-        copies: list[Copy] = [(source, target, 4 * n * width) for source, target, (n, width) in self._results]
-        if self._commands is None:
-            self._commands = Commands(self.gpu, self._launches)
+    def run(self, given: Sequence[Given], observe: Observer | None = None) -> list[Tensor]:
+        """Write what is ``given``, in one submission, and read the results: float ``[rows, width]`` each. An observer
+        takes a submission for each stop."""
         with self.gpu.lock:
             for buffer, data in given:
                 self.gpu.write(buffer, 0, _numbers(data))
-            if observe is None:
-                self.gpu.submit(self._commands.recorded(copies))
-            else:
-                self._observed(copies, observe)
+            begin = 0 if observe is None else self._observed(observe)
+            copies: list[Copy] = [(source, target, 4 * n * width) for source, target, (n, width) in self._results]
+            self.gpu.submit(self._commands_from(begin).recorded(copies))
             return [self._read(target, shape) for _, target, shape in self._results]
 
-    def _observed(self, copies: Sequence[Copy], observe: Callable[[int, Tensor], None]) -> None:
+    def _observed(self, observe: Observer) -> int:
+        """Run up to the last stop, which launch that is before."""
         begin = 0
-        for index, end in enumerate(self._stops):
-            self.gpu.submit(Commands(self.gpu, self._launches[begin:end]).recorded(copies[-1:]))
-            observe(index, self._read(*self._results[-1][1:]))
+        for end, name, source, shape in self._stops:
+            self.gpu.submit(Commands(self.gpu, self._launches[begin:end]).recorded())
+            numbers = self.gpu.download(source, 4 * shape[0] * shape[1]).view(np.float32)
+            observe(name, torch.from_numpy(numbers.copy()).view(shape))
             begin = end
-        self.gpu.submit(Commands(self.gpu, self._launches[begin:]).recorded(copies))
+        return begin
+
+    def _commands_from(self, begin: int) -> Commands:
+        if begin:
+            return Commands(self.gpu, self._launches[begin:])
+        if self._commands is None:
+            self._commands = Commands(self.gpu, self._launches)
+        return self._commands
 
     def _read(self, target: Buffer, shape: tuple[int, int]) -> Tensor:
         raw = self.gpu.read(target, 4 * shape[0] * shape[1])

@@ -19,14 +19,14 @@ def takes(head_dim: int) -> bool:
     return head_dim % 4 == 0 and head_dim <= 128
 
 
-def rotated(heads: int, head_dim: int) -> Shader:
-    """For workgroups (rows): queries and keys turned by halves, everything rounded. Bindings: qkv; cosines and sines
-    float ``[rows, head_dim]``."""
+def rotated(heads: int, head_dim: int, above: int = 0) -> Shader:
+    """For workgroups (rows): queries and keys turned by halves, everything rounded, so many rows down. Bindings: qkv;
+    cosines and sines float ``[rows, head_dim]``."""
     D, half = head_dim, head_dim // 2
     code = f"""@compute @workgroup_size({_WORKGROUP})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) t: u32) {{
   for (var i = t; i < {3 * heads * half}u; i += {_WORKGROUP}u) {{
-    let at = wid.x * {3 * heads * D}u + i / {half}u * {D}u + i % {half}u;
+    let at = (wid.x + {above}u) * {3 * heads * D}u + i / {half}u * {D}u + i % {half}u;
     let a = qkv[at]; let b = qkv[at + {half}u]; var both = vec4(a, b, 0.0, 0.0);
     if (i < {2 * heads * half}u) {{
       let c = turn[wid.x * {D}u + i % {half}u]; let s = turn[wid.x * {D}u + {half}u + i % {half}u];
@@ -39,9 +39,10 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     return Shader("\n".join([ROUNDED, *bindings, code]), "wr")
 
 
-def attention(heads: int, head_dim: int) -> Shader:
-    """For workgroups (heads, rows / QUERIES). Bindings: qkv; bounds u32 ``[rows, 2]``: first row and end of the row's
-    block, which do not fall from row to row; out float ``[rows, heads * head_dim]``, rounded."""
+def attention(heads: int, head_dim: int, above: int = 0) -> Shader:
+    """For workgroups (heads, rows / QUERIES). Bindings: qkv, of which the rows ``above`` have keys and values alone;
+    bounds u32 ``[rows, 2]``: of each other row first row and end of what it sees, which do not fall from row to row;
+    out float ``[rows, heads * head_dim]``, rounded."""
     D, sums = head_dim // 4, -(-QUERIES * head_dim // 4 // _WORKGROUP)
     each, scores = range(sums), range(_KEYS // _EACH)
     inside = [
@@ -81,7 +82,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
   let first = bounds[(m0 + query) * 2u]; let end = bounds[(m0 + query) * 2u + 1u];
   let last = bounds[(m0 + {QUERIES - 1}u) * 2u + 1u];
   for (var i = t; i < {QUERIES * D}u; i += {_WORKGROUP}u) {{
-    qs[i] = part(m0 + i / {D}u, 0u, wid.x, i % {D}u) * {head_dim**-0.5};
+    qs[i] = part(m0 + {above}u + i / {D}u, 0u, wid.x, i % {D}u) * {head_dim**-0.5};
   }}
   {" ".join(f"var a{j} = vec4<f32>(0.0);" for j in each)}
   var high = -3.4e38; var total = 0.0;
