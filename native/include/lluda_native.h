@@ -328,6 +328,14 @@ LLUDA_API int lluda_predict_codes(lluda_context *context, const lluda_code_predi
                                   const float *cos, const float *sin, const lluda_cache_row *cache, lluda_choose choose,
                                   void *chooser, float *logits, int64_t *codes, float *total);
 
+/* ---- Launches of a GPU ------------------------------------------------------------------------------------------- */
+
+/* Puts launches into a compute pass of WebGPU by the functions at three addresses: wgpuComputePassEncoderSetPipeline,
+ * wgpuComputePassEncoderSetBindGroup (group 0) and wgpuComputePassEncoderDispatchWorkgroups. launches [count, 5]: handles
+ * of pipeline and bind group, and the workgroups along x, y and z. */
+LLUDA_API void lluda_record_launches(void *pass, const uint64_t *launches, int64_t count, void *set_pipeline,
+                                     void *set_bind_group, void *dispatch);
+
 #ifdef __cplusplus
 }
 #endif

@@ -10,11 +10,23 @@ import torch
 from torch import Tensor
 
 
+class RowsElsewhere(Protocol):
+    """Where a backend keeps rows of stores that their tensors do not hold yet."""
+
+    def settle(self, store: KeyValueStore) -> None:
+        """Bring all rows of a store to its tensors."""
+
+    def wrote(self, store: KeyValueStore) -> None:
+        """The store's tensors are about to be given other rows from its length on."""
+
+
 class KeyValueStore(Protocol):
     """Where one sequence's keys and values live. ``length`` positions are filled before a step; the step's rows are
     stored layer by layer and counted once, by the engine, when the step is done."""
 
     length: int
+    elsewhere: RowsElsewhere | None
+    """Whom to ask for rows before the store's tensors are read but by the backend; None: they hold all."""
 
     def reserve(self, rows: int) -> tuple[Tensor, Tensor]:
         """The buffers of keys and of values with space for ``rows`` more positions in every layer, what is stored kept:

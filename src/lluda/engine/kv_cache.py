@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lluda.backends.batch import RowsElsewhere
 from lluda.config.decoder import DecoderConfig
 from lluda.errors import InvalidRequest, LimitExceeded
 
@@ -47,6 +48,7 @@ class KVCache:
         """``capacity``: positions to take memory for at once, where it is known how many there will be."""
         self.options = options
         self.length = 0
+        self.elsewhere: RowsElsewhere | None = None
         self.position_offset: int | float = 0
         """Position of the next row, less ``length``: media take fewer or more positions than rows."""
         self._layers = config.num_hidden_layers
@@ -94,6 +96,10 @@ class KVCache:
         already; the caller knows that these are equal."""
         start = self.length
         assert start <= rows <= other.length, f"{rows} of {other.length} positions behind {start}"
+        if other.elsewhere is not None:
+            other.elsewhere.settle(other)
+        if self.elsewhere is not None:
+            self.elsewhere.wrote(self)
         keys, values = self.reserve(rows - start)
         keys[:, :, start:rows] = other._keys[:, :, start:rows]
         values[:, :, start:rows] = other._values[:, :, start:rows]

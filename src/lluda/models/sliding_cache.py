@@ -16,6 +16,7 @@ class SlidingCache:
 
     def __init__(self, backend: ComputeBackend, layout: CacheLayout, *, window: int, rows: int) -> None:
         self.length = 0
+        self.elsewhere = None
         self._needed = window - 1
         self._buffers = backend.new_cache(layout, self._needed + rows)
 

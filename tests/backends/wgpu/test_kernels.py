@@ -38,7 +38,7 @@ def whole(buffer):
 def run(gpu, *launches):
     from lluda.backends.wgpu.steps.launch import Commands, Launch
 
-    gpu.submit(Commands(gpu, [Launch(shader, tuple(ranges), grid) for shader, ranges, grid in launches], []).recorded())
+    gpu.submit(Commands(gpu, [Launch(shader, tuple(ranges), grid) for shader, ranges, grid in launches]).recorded())
     gpu.wait()
 
 
@@ -181,9 +181,9 @@ def test_attention(gpu, heads, kv_heads, head_dim, lengths, norms):
     state = np.zeros((2, STATE), np.uint32)
     state[:, 0], state[:, 1] = [length - 1 for length in lengths], starts
     on_device = [words(gpu, each.view(torch.int16).numpy()) for each in (keys, values)]
-    fresh, parts = gpu.buffer(2 * 2 * kv_heads * head_dim * 2), gpu.buffer(4 * 2 * heads * shape.splits * shape.part)
+    parts = gpu.buffer(4 * 2 * heads * shape.splits * shape.part)
     out, given = gpu.buffer(4 * 2 * heads * head_dim), words(gpu, state)
-    ranges = [floats(gpu, qkv), *on_device, fresh, given, floats(gpu, turn), parts]
+    ranges = [floats(gpu, qkv), *on_device, given, floats(gpu, turn), parts]
     ranges += [floats(gpu, weights)] if norms else []
     run(
         gpu,
@@ -191,7 +191,10 @@ def test_attention(gpu, heads, kv_heads, head_dim, lengths, norms):
         (combine(shape), map(whole, (parts, given, out)), (heads, 2, 1)),
     )
     got = torch.from_numpy(read(gpu, out, 2, heads, head_dim).copy()).double()
-    stored = torch.from_numpy(read(gpu, fresh, 2, 2, kv_heads, head_dim, dtype=np.int16).copy()).view(torch.bfloat16)
+    stored = [
+        torch.from_numpy(read(gpu, each, capacity, kv_heads, head_dim, dtype=np.int16).copy()).view(torch.bfloat16)
+        for each in on_device
+    ]
     rows = qkv.double().view(2, -1, head_dim)
     for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         turned = [
@@ -199,10 +202,11 @@ def test_attention(gpu, heads, kv_heads, head_dim, lengths, norms):
             for which, part in enumerate((rows[row, :heads], rows[row, heads : heads + kv_heads]))
         ]
         new_value = rounded(rows[row, heads + kv_heads :])
-        assert (stored[row, 0].double() - turned[1]).abs().max() <= 2**-7 * turned[1].abs().max()
-        assert (stored[row, 1].double() == new_value).all()
+        new = start + length - 1
+        assert (stored[0][new].double() - turned[1]).abs().max() <= 2**-7 * turned[1].abs().max()
+        assert (stored[1][new].double() == new_value).all()
         kept = [each[start : start + length].double() for each in (keys, values)]
-        kept[0][-1], kept[1][-1] = stored[row, 0].double(), new_value
+        kept[0][-1], kept[1][-1] = stored[0][new].double(), new_value
         for head in range(heads):
             key, value = (each[:, head // (heads // kv_heads)] for each in kept)
             want = (key @ turned[0][head] / head_dim**0.5).softmax(0) @ value
@@ -220,15 +224,13 @@ def _turned(part, weight, turn):
 @pytest.mark.parametrize("form", ["bf16", "packed", "q8_0"])
 def test_rows_of_a_table(gpu, form):
     from lluda.backends.wgpu.wgsl import embedding
-    from lluda.backends.wgpu.wgsl.attention import STATE
 
     values = bf16(300, 256, seed=5)
     values[7, :6] = torch.tensor([0.0, -0.0, 1e-30, -3e5, 2.0**-126, 5.0])
     weight, exact = weight_of(form, values)
     matrix = matrices_of(gpu, form).matrix((((weight,),),))
-    state = np.zeros((3, STATE), np.uint32)
-    state[:, 2] = ids = [7, 299, 120]
-    x, given = gpu.buffer(4 * 3 * 256), words(gpu, state)
+    ids = [7, 299, 120]
+    x, given = gpu.buffer(4 * 3 * 256), words(gpu, np.array(ids, np.uint32))
     for part in matrix.parts:
         ranges = [(part.body, 0, part.nbytes), whole(given), whole(x), *([whole(part.side)] if part.side else [])]
         run(gpu, (embedding.lookup(form, part.first, part.rows, 256), ranges, (2, 3, 1)))
@@ -244,13 +246,13 @@ def test_the_first_of_the_largest_logits(gpu):
     logits[1, 4000] = float("inf")
     logits[2, 3] = float("nan")
     logits[3, :] = float("-inf")
-    found, chosen = gpu.buffer(8 * 4 * argmax.GROUPS), gpu.buffer(8 * 4)
+    found, chosen, ids = gpu.buffer(8 * 4 * argmax.GROUPS), gpu.buffer(8 * 4), gpu.buffer(4 * 4)
     run(
         gpu,
         (argmax.partial(5000), [whole(floats(gpu, logits)), whole(found)], (argmax.GROUPS, 4, 1)),
-        (argmax.final(), [whole(found), whole(chosen)], (1, 4, 1)),
+        (argmax.final(), [whole(found), whole(chosen), whole(ids)], (1, 4, 1)),
     )
     got = read(gpu, chosen, 4, 2, dtype=np.uint32)
-    assert got[:, 1].tolist() == [77, 4000, 3, 0]
+    assert got[:, 1].tolist() == read(gpu, ids, 4, dtype=np.uint32).tolist() == [77, 4000, 3, 0]
     peaks = floats_of(got[:, 0])
     assert peaks[0] == -0.5 and peaks[1] == np.inf and np.isnan(peaks[2]) and peaks[3] == -np.inf

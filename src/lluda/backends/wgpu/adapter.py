@@ -15,6 +15,10 @@ DEVICE = "wgpu"
 """Devices are called ``wgpu`` (the best real GPU), ``wgpu:1`` (by number) or ``wgpu:radv`` (by a part of the name)."""
 
 _INTERFACES = ("Vulkan", "Metal", "D3D12")
+_LEAST_SUBGROUP = {0x10DE: 32, 0x1002: 32, 0x106B: 32, 0x8086: 8}
+"""Threads that a subgroup of a vendor's GPUs has at least, by the vendor's PCI number: NVIDIA, AMD, Apple, Intel. Some
+drivers report 4 to 128, whatever they have."""
+
 _BEST_FIRST = ("DiscreteGPU", "IntegratedGPU", "VirtualGPU", "Unknown", "CPU")
 
 
@@ -103,6 +107,7 @@ def _adapter(number: int, handle: Any) -> Adapter:
     info = handle.info
     # wgpu-py 0.32 misspells the names of the sizes of subgroups.
     sizes = [info.get(f"subgroup_{end}_size") or info.get(f"stackgroup_{end}_size") or 0 for end in ("min", "max")]
+    fewest, most = max(int(sizes[0]), _LEAST_SUBGROUP.get(int(info.get("vendor_id") or 0), 0)), int(sizes[1])
     features = tuple(sorted(handle.features))
     return Adapter(
         number=number,
@@ -110,7 +115,7 @@ def _adapter(number: int, handle: Any) -> Adapter:
         driver=str(info["description"] or info["vendor"]),
         kind=_kind(handle),
         interface=str(info["backend_type"]),
-        subgroup=(int(sizes[0]), int(sizes[1])) if "subgroup" in features else (0, 0),
+        subgroup=(fewest, most) if "subgroup" in features else (0, 0),
         features=features,
         limits={name: int(value) for name, value in handle.limits.items()},
         handle=handle,

@@ -43,7 +43,7 @@ class WgpuRuntime(DeviceRuntime):
         source, word = gpu.buffer(nbytes), gpu.buffer(4)
         shader, grid = bandwidth.read(nbytes)
         launch = Launch(shader, ((source, 0, source.nbytes), (word, 0, word.nbytes)), grid)
-        commands = Commands(gpu, [launch] * _READS, [])
+        commands = Commands(gpu, [launch] * _READS)
         seconds = []
         for _ in range(_PASSES):
             gpu.wait()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from wgpu.backends.wgpu_native import _api, ffi, lib
 
 from lluda.backends.wgpu.adapter import Adapter
+from lluda.backends.wgpu.recorder import Recorder, best_recorder
 from lluda.backends.wgpu.wgsl.shader import Shader, Target
 from lluda.errors import OutOfMemory
 
@@ -44,12 +45,20 @@ class Buffer:
 class Gpu:
     """One device. Calls come from one thread at a time: ``lock`` is around each public operation of the backend.
 
-    ``checked`` leaves wgpu's bounds checks in the kernels (tests do). ``subgroups`` False compiles without them, and
+    ``checked`` leaves wgpu's bounds checks in the kernels (tests do). ``subgroup``: the fewest threads that a subgroup
+    has, None: those that the adapter says; 0: kernels without them.
     ``matrix_bytes`` is the most that a kernel is given of a matrix at once, where less than the adapter allows.
+    ``recorder``: None takes the best there is.
     """
 
     def __init__(
-        self, adapter: Adapter, *, checked: bool = False, subgroups: bool = True, matrix_bytes: int | None = None
+        self,
+        adapter: Adapter,
+        *,
+        checked: bool = False,
+        subgroup: int | None = None,
+        matrix_bytes: int | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.adapter, self.checked, self.lock = adapter, checked, threading.RLock()
         features = [name for name in _FEATURES if name in adapter.features]
@@ -60,9 +69,12 @@ class Gpu:
         self.binding_limit = most // 256 * 256
         """Bytes of a buffer that a kernel can be given."""
         self.matrix_bytes = min(self.binding_limit, matrix_bytes or self.binding_limit)
-        self.target = Target(adapter.subgroup[0] if subgroups and "subgroup" in features else 0)
+        self.target = Target((adapter.subgroup[0] if subgroup is None else subgroup) if "subgroup" in features else 0)
         self._pipelines: dict[Shader, Any] = {}
         self._layouts: dict[str, Any] = {}
+        self._handles = ffi.new("WGPUCommandBuffer[1]")
+        self._lost = False
+        self.recorder = recorder or best_recorder()
         self.buffers_made = 0
 
     def buffer(self, nbytes: int, *, readable: bool = False) -> Buffer:
@@ -86,13 +98,33 @@ class Gpu:
         """Before what is submitted next."""
         self._queue.write_buffer(buffer.handle, offset, data)
 
-    def read(self, buffer: Buffer, nbytes: int) -> NDArray[np.uint8]:
-        """Wait, and copy out of a readable buffer."""
-        buffer.handle.map_sync(wgpu.MapMode.READ, 0, nbytes)
-        try:
-            return np.frombuffer(buffer.handle.read_mapped(0, nbytes, copy=True), np.uint8)
-        finally:
-            buffer.handle.unmap()
+    def read(self, buffer: Buffer, nbytes: int, submission: int | None = None) -> NDArray[np.uint8]:
+        """Wait for a ``submission`` (None: all), and copy out of a readable buffer. RuntimeError: the device is
+        lost."""
+        # Through the C library: wgpu-py's own method waits for all that was submitted, on a thread of its own.
+        raw, size = buffer.handle._internal, -(-nbytes // 4) * 4
+        status: list[int] = []
+        kept = ffi.new_handle(status)
+        info = ffi.new("WGPUBufferMapCallbackInfo *")
+        info.mode, info.callback, info.userdata1 = lib.WGPUCallbackMode_AllowProcessEvents, _mapped, kept
+        lib.wgpuBufferMapAsync(raw, wgpu.MapMode.READ, 0, size, info[0])
+        self.wait(submission)
+        if status != [lib.WGPUMapAsyncStatus_Success]:
+            self._lost = True
+            raise RuntimeError(f"{self.adapter.name} does not answer any more: a buffer was not to be read")
+        found = np.frombuffer(ffi.buffer(lib.wgpuBufferGetConstMappedRange(raw, 0, size), size), np.uint8).copy()
+        lib.wgpuBufferUnmap(raw)
+        return found[:nbytes]
+
+    def fetch(self, ranges: Sequence[tuple[Buffer, int, int]]) -> NDArray[np.uint8]:
+        """Wait, and copy out of parts of any buffers, one behind the other: each with offset and bytes, multiples of
+        4."""
+        total, end = sum(nbytes for _, _, nbytes in ranges), 0
+        target, encoder = self.buffer(total, readable=True), self.encoder()
+        for buffer, offset, nbytes in ranges:
+            encoder.copy_buffer_to_buffer(buffer.handle, offset, target.handle, end, nbytes)
+            end += nbytes
+        return self.read(target, total, self.submit(encoder.finish()))
 
     def download(self, buffer: Buffer, nbytes: int | None = None) -> NDArray[np.uint8]:
         """Wait, and copy out of any buffer."""
@@ -104,17 +136,32 @@ class Gpu:
         encoder.copy_buffer_to_buffer(source.handle, 0, target.handle, 0, nbytes)
         self.submit(encoder.finish())
 
-    def submit(self, commands: Any) -> None:
-        """Start them behind what was submitted before."""
-        self._queue.submit([commands])
+    def move(self, places: Sequence[tuple[Buffer, int, int]], nbytes: int) -> None:
+        """So many bytes of each buffer from one offset to another, multiples of 4, behind what was submitted before."""
+        if not nbytes:
+            return
+        encoder, between = self.encoder(), self.buffer(nbytes)
+        for buffer, source, target in places:
+            encoder.copy_buffer_to_buffer(buffer.handle, source, between.handle, 0, nbytes)
+            encoder.copy_buffer_to_buffer(between.handle, 0, buffer.handle, target, nbytes)
+        self.submit(encoder.finish())
+
+    def submit(self, commands: Any) -> int:
+        """Start them behind what was submitted before; the submission's number, to wait for. RuntimeError: the device
+        is lost."""
+        if self._lost:
+            raise RuntimeError(f"{self.adapter.name} does not answer any more: nothing can be submitted")
+        self._handles[0] = commands._internal
+        return int(lib.wgpuQueueSubmitForIndex(self._queue._internal, 1, self._handles))
 
     def encoder(self) -> Any:
         """wgpu's command encoder."""
         return self._device.create_command_encoder()
 
-    def wait(self) -> None:
-        """Until what was submitted is done."""
-        lib.wgpuDevicePoll(self._device._internal, True, ffi.NULL)
+    def wait(self, submission: int | None = None) -> None:
+        """Until a submission, or all that was submitted, is done."""
+        which = ffi.NULL if submission is None else ffi.new("WGPUSubmissionIndex *", submission)
+        lib.wgpuDevicePoll(self._device._internal, True, which)
 
     def pipeline(self, shader: Shader) -> Any:
         """Compiled once."""
@@ -137,8 +184,8 @@ class Gpu:
         try:
             self._queue.read_buffer(self.buffer(256).handle)
         except Exception:  # whatever a driver makes of it
-            return True
-        return False
+            self._lost = True
+        return self._lost
 
     def _layout(self, kinds: str) -> tuple[Any, Any]:
         if kinds not in self._layouts:
@@ -171,6 +218,11 @@ class Gpu:
             made = self._device.create_buffer(size=size, usage=usage, mapped_at_creation=mapped)
         self.buffers_made += 1
         return made
+
+
+@ffi.callback("void(WGPUMapAsyncStatus, WGPUStringView, void *, void *)")  # type: ignore[untyped-decorator]
+def _mapped(status: int, _message: Any, kept: Any, _nothing: Any) -> None:
+    ffi.from_handle(kept).append(status)
 
 
 @contextmanager

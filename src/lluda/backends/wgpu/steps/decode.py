@@ -1,8 +1,15 @@
-"""A decode step as the engine launches it: ids in, the ids of the largest logits out."""
+"""A decode step as the engine launches it: ids in, the ids of the largest logits out.
+
+The device writes the ids it chose to where the next step reads them. So where the engine is seen to go on with what was
+chosen, the next step is submitted before this one's ids have come to the host, and the device never waits for it. A
+step that was submitted and is not wanted has written a row behind all that its sequences hold, where nobody looks.
+"""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,10 +21,36 @@ from lluda.backends.capture import ARGMAX, RowSampling
 from lluda.backends.components import Rotary
 from lluda.backends.executor.operations import RotaryTable
 from lluda.backends.wgpu.gpu import Buffer, Gpu
-from lluda.backends.wgpu.steps.exchange import Exchange, next_places
+from lluda.backends.wgpu.steps.exchange import Exchange
 from lluda.backends.wgpu.steps.step import Step
 
 Angles = Callable[[Tensor, Rotary], RotaryTable]
+
+
+@dataclass(slots=True)
+class _Launched:
+    """A step under way: where its rows are, and where its result will be. ``tokens`` once they are known."""
+
+    positions: Sequence[float]
+    stores: list[weakref.ref[KeyValueStore]]
+    lengths: list[int]
+    uses: int
+    """The pool's, when it was submitted."""
+    result: Buffer
+    submission: int
+    ids: Sequence[int] | None
+    tokens: list[int] = field(default_factory=list)
+
+    def is_followed_by(self, ids: Sequence[int], positions: Sequence[float], stores: Sequence[KeyValueStore]) -> bool:
+        """Whether a step is the next one of the same sequences, with the tokens that this one chose."""
+        if list(ids) != self.tokens or len(stores) != len(self.stores):
+            return False
+        if any(now != before + 1 for now, before in zip(positions, self.positions, strict=True)):
+            return False
+        return all(
+            each() is store and store.length == length + 1
+            for each, store, length in zip(self.stores, stores, self.lengths, strict=True)
+        )
 
 
 class WgpuDecode:
@@ -32,9 +65,15 @@ class WgpuDecode:
         self._exchange = Exchange(gpu, step)
         self._on_device, self._vocabulary = logits, vocabulary
         self._on_host = gpu.buffer(logits.nbytes, readable=True)
+        self._results = [gpu.buffer(step.chosen.nbytes, readable=True) for _ in range(2)]
         self._left_to_host: list[bool] = []
         self._logits: Tensor | None = None
+        self._reads_logits = False
+        self._current: _Launched | None = None
+        self._ahead: _Launched | None = None
         self.rows, self.warm_up_seconds = step.rows, warm_up_seconds
+        self.submitted = 0
+        """Steps so far, with those that were not wanted."""
 
     @property
     def launches(self) -> int:
@@ -50,18 +89,29 @@ class WgpuDecode:
     ) -> None:
         """Start the step: ``ids`` at ``positions`` behind what the ``stores`` hold. They are not advanced."""
         self._left_to_host = [settings != ARGMAX for settings in sampling]
-        self._logits = None
+        self._reads_logits, self._logits = self._logits is not None, None
         with self._gpu.lock:
-            table = self._angles(torch.tensor(positions), self._step.turn.rotary)
-            self._exchange.start(next_places(stores), table, self._step.launches, (), ids=ids)
+            before, ahead = self._current, self._ahead
+            follows = before is not None and before.is_followed_by(ids, positions, stores)
+            self._ahead = None
+            if follows and ahead is not None and ahead.uses == self._step.layers.pool.uses:
+                ahead.ids = list(ids)
+                self._current = ahead
+            else:
+                self._current = self._start(ids, positions, stores)
+            if follows and not self._reads_logits and not any(self._left_to_host):
+                self._ahead = self._start_ahead(stores)
 
     def result(self) -> tuple[list[int], list[float]]:
         """Wait; of each row the id of the largest logit, or -1 where the host chooses, and that logit (NaN where any
         is)."""
+        current = self._current
+        assert current is not None, "a result is asked for once a step is launched"
         with self._gpu.lock:
-            outputs = self._exchange.finish()
-        chosen = outputs[: 8 * self.rows].view(np.uint32).reshape(self.rows, 2)
-        tokens = [int(each) for each in chosen[:, 1]]
+            raw = self._gpu.read(current.result, 8 * self.rows, current.submission)
+        chosen = raw.view(np.uint32).reshape(self.rows, 2)
+        current.tokens = chosen[:, 1].tolist()
+        tokens = list(current.tokens)
         for row, left in enumerate(self._left_to_host):
             tokens[row] = -1 if left else tokens[row]
         return tokens, floats_of(chosen[:, 0]).tolist()
@@ -71,10 +121,59 @@ class WgpuDecode:
         """Float logits ``[rows, vocab]`` of the last step, overwritten by the next."""
         if self._logits is None:
             with self._gpu.lock:
+                self._restore()
                 self._gpu.copy(self._on_device, self._on_host, self._on_device.nbytes)
                 raw = self._gpu.read(self._on_host, 4 * self.rows * self._vocabulary)
-            self._logits = torch.from_numpy(raw.view(np.float32).reshape(self.rows, -1).copy())
+            self._logits = torch.from_numpy(raw.view(np.float32).reshape(self.rows, -1))
         return self._logits
+
+    def _start(self, ids: Sequence[int], positions: Sequence[float], stores: Sequence[KeyValueStore]) -> _Launched:
+        lengths = [store.length for store in stores]
+        pool = self._step.layers.pool
+        rows = dict.fromkeys(stores, 1)
+        starts = dict(zip(rows, pool.place(list(rows), list(rows.values())), strict=True))
+        self._gpu.write(self._step.ids, 0, np.array(ids, np.uint32))
+        return self._submit(list(ids), positions, stores, lengths, [starts[store] for store in stores])
+
+    def _start_ahead(self, stores: Sequence[KeyValueStore]) -> _Launched | None:
+        """The step behind the current one, if its rows have space."""
+        current = self._current
+        assert current is not None
+        starts = self._step.layers.pool.starts(stores, 2)
+        if starts is None:
+            return None
+        positions, lengths = [each + 1 for each in current.positions], [store.length + 1 for store in stores]
+        return self._submit(None, positions, stores, lengths, starts)
+
+    def _submit(
+        self,
+        ids: Sequence[int] | None,
+        positions: Sequence[float],
+        stores: Sequence[KeyValueStore],
+        lengths: list[int],
+        starts: Sequence[int],
+    ) -> _Launched:
+        self._results.reverse()
+        result = self._results[0]
+        table = self._angles(torch.tensor(positions), self._step.turn.rotary)
+        copies = [(self._step.chosen, result, self._step.chosen.nbytes)]
+        submission = self._exchange.submit(lengths, starts, table, self._step.launches, copies)
+        self.submitted += 1
+        uses = self._step.layers.pool.uses
+        return _Launched(positions, [weakref.ref(store) for store in stores], lengths, uses, result, submission, ids)
+
+    def _restore(self) -> None:
+        """The current step's logits where the next step's are: it is computed once more."""
+        current, ahead = self._current, self._ahead
+        if current is None or ahead is None:
+            return
+        self._ahead = None
+        stores = [store for store in (each() for each in current.stores) if store is not None]
+        starts = self._step.layers.pool.starts(stores, 0)
+        assert current.ids is not None and starts is not None, "of a step whose result was taken"
+        self._gpu.write(self._step.ids, 0, np.array(current.ids, np.uint32))
+        self._current = self._submit(current.ids, current.positions, stores, current.lengths, starts)
+        self._current.tokens = current.tokens
 
 
 def floats_of(keys: NDArray[np.uint32]) -> NDArray[np.float32]:

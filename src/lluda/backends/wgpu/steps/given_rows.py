@@ -11,7 +11,6 @@ from lluda.backends.weight import Weight
 from lluda.backends.wgpu.gpu import Gpu
 from lluda.backends.wgpu.steps.launch import Commands
 from lluda.backends.wgpu.steps.step import StepBuilder
-from lluda.backends.wgpu.wgsl.attention import STATE
 
 
 class WgpuHead:
@@ -22,15 +21,15 @@ class WgpuHead:
         self._gpu, self._width = gpu, weight.out_features
         logits = builder.add_logits(builder.given_rows(hidden), norm, weight)
         self._x, self._result = builder.x(hidden), gpu.buffer(logits.nbytes, readable=True)
-        self._commands = Commands(gpu, builder.take_launches(), [(logits, self._result, logits.nbytes)])
+        self._commands, self._copy = Commands(gpu, builder.take_launches()), (logits, self._result, logits.nbytes)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rows ``[n, hidden]`` -> float logits ``[n, out_features]``."""
         with self._gpu.lock:
             self._gpu.write(self._x, 0, x.float().contiguous().numpy())
-            self._gpu.submit(self._commands.recorded())
-            raw = self._gpu.read(self._result, 4 * len(x) * self._width)
-        return torch.from_numpy(raw.view(np.float32).copy()).view(len(x), self._width)
+            submission = self._gpu.submit(self._commands.recorded([self._copy]))
+            raw = self._gpu.read(self._result, 4 * len(x) * self._width, submission)
+        return torch.from_numpy(raw.view(np.float32)).view(len(x), self._width)
 
 
 class WgpuTable:
@@ -40,8 +39,8 @@ class WgpuTable:
         self._gpu, self._rows, self._width = gpu, rows, table.in_features
         builder.embed(table)
         x = builder.x(table.in_features)
-        self._state, self._result = builder.state, gpu.buffer(x.nbytes, readable=True)
-        self._commands = Commands(gpu, builder.take_launches(), [(x, self._result, x.nbytes)])
+        self._ids, self._result = builder.ids, gpu.buffer(x.nbytes, readable=True)
+        self._commands, self._copy = Commands(gpu, builder.take_launches()), (x, self._result, x.nbytes)
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Rows ``ids`` (int64 ``[n]``), float ``[n, width]``."""
@@ -49,10 +48,10 @@ class WgpuTable:
         return torch.cat(parts) if parts else torch.empty(0, self._width)
 
     def _some(self, ids: Tensor) -> Tensor:
-        numbers = np.zeros((self._rows, STATE), np.uint32)
-        numbers[: len(ids), 2] = ids.numpy()
+        numbers = np.zeros(self._rows, np.uint32)
+        numbers[: len(ids)] = ids.numpy()
         with self._gpu.lock:
-            self._gpu.write(self._state, 0, numbers)
-            self._gpu.submit(self._commands.recorded())
-            raw = self._gpu.read(self._result, 4 * len(ids) * self._width)
-        return torch.from_numpy(raw.view(np.float32).copy()).view(len(ids), self._width)
+            self._gpu.write(self._ids, 0, numbers)
+            submission = self._gpu.submit(self._commands.recorded([self._copy]))
+            raw = self._gpu.read(self._result, 4 * len(ids) * self._width, submission)
+        return torch.from_numpy(raw.view(np.float32)).view(len(ids), self._width)

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wgpu.backends.wgpu_native import ffi, lib
-
 from lluda.backends.wgpu.gpu import Buffer, Gpu
 from lluda.backends.wgpu.wgsl.shader import Shader
 
@@ -32,36 +30,29 @@ class Launch:
 
 
 class Commands:
-    """Launches one behind the other in one pass, then copies. What wgpu needs of each is made
-    once; `recorded` makes nothing for a launch, since commands cannot be used twice."""
+    """Launches one behind the other in one pass. What wgpu needs of each is made once; `recorded` makes nothing for a
+    launch, since commands cannot be used twice."""
 
-    def __init__(self, gpu: Gpu, launches: Sequence[Launch], copies: Sequence[Copy]) -> None:
-        self._gpu, self._copies = gpu, copies
+    def __init__(self, gpu: Gpu, launches: Sequence[Launch]) -> None:
+        self._gpu = gpu
         self._held = [(gpu.pipeline(each.shader), gpu.group(each.shader, _now(each.ranges))) for each in launches]
-        self._table = [
-            (pipeline._internal, group._internal, *each.grid)
-            for (pipeline, group), each in zip(self._held, launches, strict=True)
-        ]
+        self._table = gpu.recorder.table(
+            [
+                (pipeline._internal, group._internal, *each.grid)
+                for (pipeline, group), each in zip(self._held, launches, strict=True)
+            ]
+        )
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._held)
 
-    def recorded(self) -> Any:
-        """wgpu's command buffer, for one submission."""
+    def recorded(self, copies: Sequence[Copy] = ()) -> Any:
+        """wgpu's command buffer, for one submission; ``copies`` come behind the launches."""
         encoder = self._gpu.encoder()
         compute = encoder.begin_compute_pass()
-        # Through the C library: wgpu-py's methods cost three times as much.
-        inner, nothing, last = compute._internal, ffi.NULL, None
-        set_pipeline, set_group = lib.wgpuComputePassEncoderSetPipeline, lib.wgpuComputePassEncoderSetBindGroup
-        dispatch = lib.wgpuComputePassEncoderDispatchWorkgroups
-        for pipeline, group, x, y, z in self._table:
-            if pipeline is not last:
-                set_pipeline(inner, pipeline)
-                last = pipeline
-            set_group(inner, 0, group, 0, nothing)
-            dispatch(inner, x, y, z)
+        self._gpu.recorder.record(compute._internal, self._table)
         compute.end()
-        for source, target, nbytes in self._copies:
+        for source, target, nbytes in copies:
             encoder.copy_buffer_to_buffer(source.handle, 0, target.handle, 0, nbytes)
         return encoder.finish()
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lluda.backends.batch import Segment
+from lluda.backends.batch import RowsElsewhere, Segment
 from lluda.backends.blocks import Norm
 from lluda.backends.components import DecoderLayers
 from lluda.backends.executor.operations import RotaryTable
@@ -74,16 +74,15 @@ class WgpuStack:
         cos, sin = (torch.cat((part, part[-1:].expand(missing, -1))) for part in table)
         with self._gpu.lock:
             self._gpu.write(self._step.x, 0, x.float().contiguous().numpy())
-            self._exchange.start(
+            submission = self._exchange.start(
                 [*places, *[Place(self._padding, 0)] * missing],
                 (cos, sin),
                 [*self._step.launches, *ending.launches],
                 [(ending.source, ending.target, ending.source.nbytes)],
                 way=ending.number,
             )
-            self._exchange.finish()
-            raw = self._gpu.read(ending.target, 4 * len(x) * ending.width)
-        return torch.from_numpy(raw.view(np.float32).copy()).view(len(x), ending.width)
+            raw = self._gpu.read(ending.target, 4 * len(x) * ending.width, submission)
+        return torch.from_numpy(raw.view(np.float32)).view(len(x), ending.width)
 
 
 def run_prompt(stacks: Sequence[WgpuStack], x: Tensor, table: RotaryTable, segments: Sequence[Segment]) -> Tensor:
@@ -103,6 +102,7 @@ class _Padding:
     """Where the rows that fill up a step write."""
 
     length = 0
+    elsewhere: RowsElsewhere | None = None
 
     def __init__(self, layers: int, kv_heads: int, head_dim: int) -> None:
         self._memory = torch.zeros(layers, kv_heads, 1, head_dim, dtype=torch.bfloat16)

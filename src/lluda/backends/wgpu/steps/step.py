@@ -25,9 +25,6 @@ from lluda.backends.wgpu.wgsl.shader import Shader, Target
 PoolOf = Callable[[int, int, int], KeyValuePool]
 """The pool of stores with so many layers, key heads, and columns of a head."""
 
-_ALIGNMENT = 256
-"""Bytes at a multiple of which a range of a buffer may begin on every GPU."""
-
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -39,28 +36,25 @@ class Turn:
 
 @dataclass(slots=True)
 class Layers:
-    """The step's decoder stack: its pool, and where its new keys and values begin in the outputs, layer by layer."""
+    """The step's decoder stack, and where its keys and values are."""
 
     pool: KeyValuePool
     heads: Heads
     count: int
-    block_bytes: int
-    """Of one layer's new keys and values."""
 
 
 @dataclass(slots=True)
 class Step:
     """The launches of a step of ``rows`` rows, and what the host reads and writes: ``state`` (u32 ``[rows, STATE]``),
-    ``x`` (float ``[rows, hidden]``), ``outputs`` (key and id of each row's largest logit, then, from byte ``fresh_at``
-    on, each layer's new keys and values)."""
+    ``ids`` (u32 ``[rows]``), ``x`` (float ``[rows, hidden]``), ``chosen`` (key and id of each row's largest logit)."""
 
     rows: int
     state: Buffer
+    ids: Buffer
     x: Buffer
     turn: Turn
     layers: Layers
-    outputs: Buffer
-    fresh_at: int
+    chosen: Buffer
     launches: list[Launch]
 
 
@@ -77,17 +71,18 @@ class StepBuilder:
         self._scratch: dict[tuple[str, int], Buffer] = {}
         self.state = gpu.buffer(4 * STATE * rows)
         """Of each row what `wgsl.attention.STATE` says."""
+        self.ids = gpu.buffer(4 * rows)
+        """Of each row whose row of the table is looked up; the head writes the next step's."""
         self._turn: Turn | None = None
         self._layers: Layers | None = None
-        self._outputs: Buffer | None = None
         self._width = 0
 
     def embed(self, table: Weight) -> Tensor:
-        """Rows of ``table`` of the ids in the state."""
+        """Rows of ``table`` of ``ids``."""
         matrix, columns = self._matrices.matrix((((table,),),)), table.in_features
         for part in matrix.parts:
             shader = embedding.lookup(matrix.form, part.first, part.rows, columns)
-            ranges = [(part.body, 0, part.nbytes), whole(self.state), whole(self._rows_of("x", columns))]
+            ranges = [(part.body, 0, part.nbytes), whole(self.ids), whole(self._rows_of("x", columns))]
             ranges += [whole(part.side)] if part.side else []
             self._launch(shader, ranges, (-(-columns // embedding.WORKGROUP), self._rows, 1))
         return self._hidden(columns)
@@ -100,10 +95,8 @@ class StepBuilder:
             raise NoKernel("a second decoder stack in one step")
         heads, count = self._heads_of(layers), len(layers.blocks)
         self._width = x.shape[1]
-        block = -(-self._rows * 2 * heads.kv_heads * heads.head_dim * 2 // _ALIGNMENT) * _ALIGNMENT
-        self._layers = Layers(self._pool_of(count, heads.kv_heads, heads.head_dim), heads, count, block)
+        self._layers = Layers(self._pool_of(count, heads.kv_heads, heads.head_dim), heads, count)
         self._turn = Turn(layers.rotary, self._gpu.buffer(4 * self._rows * heads.head_dim))
-        self._outputs = self._gpu.buffer(self._chosen_bytes + count * block)
         for index, (attended, feed_forward) in enumerate(layers.blocks):
             self._attention(index, attended, x.shape[1])
             if isinstance(feed_forward, MixtureBlock):
@@ -116,10 +109,9 @@ class StepBuilder:
         """Logits, and the largest of each row."""
         width, found = weight.out_features, self._rows_of("found", 2 * argmax.GROUPS)
         logits = self.add_logits(x, norm, weight)
-        assert self._outputs is not None, "the head comes behind the layers"
         each = 4 * width * self._rows
         self._launch(argmax.partial(width), [(logits, 0, each), whole(found)], (argmax.GROUPS, self._rows, 1))
-        self._launch(argmax.final(), [whole(found), (self._outputs, 0, self._chosen_bytes)], (1, self._rows, 1))
+        self._launch(argmax.final(), [whole(found), whole(self.chosen), whole(self.ids)], (1, self._rows, 1))
         return torch.empty(self._rows, width, device="meta")
 
     def add_logits(self, x: Tensor, norm: Norm, weight: Weight) -> Buffer:
@@ -128,6 +120,11 @@ class StepBuilder:
         matrix = self._matrices.matrix((((weight,),),))
         self._product(matrix, self._rows_of("x", x.shape[1]), logits, weight.out_features, norm=norm)
         return logits
+
+    @property
+    def chosen(self) -> Buffer:
+        """Key and id of each row's largest logit."""
+        return self._rows_of("chosen", 2)
 
     def logits(self, width: int) -> Buffer:
         """Where logits of that width are."""
@@ -148,29 +145,23 @@ class StepBuilder:
 
     def finished(self) -> Step:
         """All of it."""
-        assert self._turn and self._layers and self._outputs, "a step has layers"
+        assert self._turn and self._layers, "a step has layers"
         x = self._rows_of("x", self._width)
         return Step(
-            self._rows, self.state, x, self._turn, self._layers, self._outputs, self._chosen_bytes,
-            self.take_launches(),
+            self._rows, self.state, self.ids, x, self._turn, self._layers, self.chosen, self.take_launches()
         )  # fmt: skip
 
-    @property
-    def _chosen_bytes(self) -> int:
-        return -(-8 * self._rows // _ALIGNMENT) * _ALIGNMENT
-
     def _attention(self, layer: int, block: AttentionBlock, hidden: int) -> None:
-        assert self._layers and self._turn and self._outputs
+        assert self._layers and self._turn
         heads, rows, pool = self._layers.heads, self._rows, self._layers.pool
         x, qkv = self._rows_of("x", hidden), self._rows_of("qkv", heads.width)
         attended = self._rows_of("attended", heads.heads * heads.head_dim)
         parts = self._rows_of("parts", heads.heads * heads.splits * heads.part)
         joined = (block.q_proj.weight, block.k_proj.weight, block.v_proj.weight)
         self._product(self._matrices.matrix(((joined,),)), x, qkv, heads.width, norm=block.norm)
-        fresh = self._outputs, self._chosen_bytes + layer * self._layers.block_bytes, self._layers.block_bytes
         ranges: list[Range | LateRange] = [whole(qkv)]
         ranges += [lambda: (pool.keys[layer], 0, pool.layer_bytes), lambda: (pool.values[layer], 0, pool.layer_bytes)]
-        ranges += [fresh, whole(self.state), whole(self._turn.buffer), whole(parts)]
+        ranges += [whole(self.state), whole(self._turn.buffer), whole(parts)]
         if block.q_norm is not None and block.k_norm is not None:
             ranges.append(whole(self._matrices.vectors(block.q_norm.weight, block.k_norm.weight)))
         self._attend(heads, ranges)

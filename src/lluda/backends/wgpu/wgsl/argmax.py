@@ -40,19 +40,20 @@ def partial(vocabulary: int) -> Shader:
 
 
 def final() -> Shader:
-    """For workgroups (1, rows). Bindings: found; chosen (key, id) ``[rows]``."""
+    """For workgroups (1, rows). Bindings: found; chosen (key, id) ``[rows]``; ids ``[rows]``, for the next step."""
     body = f"""var mine = vec2<u32>(0u, 0xffffffffu);
   if (t < {GROUPS}u) {{ mine = found[wid.y * {GROUPS}u + t]; }}
   {_REDUCE}
-  if (t == 0u) {{ chosen[wid.y] = best[0]; }}"""
-    return _shader([("found", "vec2<u32>"), ("chosen", "vec2<u32>")], body)
+  if (t == 0u) {{ chosen[wid.y] = best[0]; ids[wid.y] = best[0].y; }}"""
+    return _shader([("found", "vec2<u32>"), ("chosen", "vec2<u32>"), ("ids", "u32")], body)
 
 
 def _shader(names: list[tuple[str, str]], body: str) -> Shader:
-    bindings = [binding(0, "r", *names[0]), binding(1, "w", *names[1])]
+    kinds = "r" + "w" * (len(names) - 1)
+    bindings = [binding(index, kinds[index], *name) for index, name in enumerate(names)]
     code = f"""var<workgroup> best: array<vec2<u32>, {WORKGROUP}>;
 @compute @workgroup_size({WORKGROUP})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) t: u32) {{
   {body}
 }}"""
-    return Shader("\n".join([*bindings, _KEY, code]), "rw")
+    return Shader("\n".join([*bindings, _KEY, code]), kinds)

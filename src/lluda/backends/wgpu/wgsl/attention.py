@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 from lluda.backends.wgpu.wgsl.shader import ROUNDED, Shader, Target, binding
 
-STATE = 4
-"""Words that say of a row: positions filled before it, where its run begins, its id, nothing."""
+STATE = 2
+"""Words that say of a row: positions filled before it, and where its run begins."""
 
-WORKGROUP, BLOCK = 128, 64
+WORKGROUP = 128
+_AT_ONCE = 4
+"""Positions that a group of lanes asks for before it waits."""
 _LEAST = 64
 """Positions that a split has at least."""
 
@@ -44,12 +46,12 @@ class Heads:
 
 def attention(heads: Heads, target: Target, *, stored: bool = False) -> Shader:
     """For workgroups (kv_heads, splits, rows). ``stored``: `store` has put the rows' keys and values away, so that rows
-    of one sequence see each other. Bindings: qkv float ``[rows, width]``; keys; values; ``fresh`` (BF16
-    ``[rows, 2, kv_heads, head_dim]``: the new keys and values, for the host); state u32 ``[rows, STATE]``; cosines and
-    sines float ``[rows, head_dim]``; parts float ``[rows, heads, splits, part]``; norms float ``[2, head_dim]``."""
+    of one sequence see each other. Bindings: qkv float ``[rows, width]``; keys; values; state u32 ``[rows, STATE]``;
+    cosines and sines float ``[rows, head_dim]``; parts float ``[rows, heads, splits, part]``; norms float ``[2,
+    head_dim]``."""
     wanted = None if stored else "end == length && p == 0u"
     text = [_head(heads, target), _queries(heads), _new_entry(heads, wanted)]
-    return _shader(heads, [*text, _scores(heads, target), _mix(heads), _parts(heads)])
+    return _shader(heads, [*text, _positions(heads, target), _parts(heads)])
 
 
 def store(heads: Heads, target: Target) -> Shader:
@@ -58,8 +60,8 @@ def store(heads: Heads, target: Target) -> Shader:
 
 
 def _shader(heads: Heads, text: Sequence[str]) -> Shader:
-    kinds = "rwwwrrw" + ("" if heads.eps is None else "r")
-    names = [("qkv", "f32"), ("keys", "vec4<u32>"), ("values", "vec4<u32>"), ("fresh", "vec4<u32>"), ("state", "u32")]
+    kinds = "rwwrrw" + ("" if heads.eps is None else "r")
+    names = [("qkv", "f32"), ("keys", "vec4<u32>"), ("values", "vec4<u32>"), ("state", "u32")]
     names += [("turn", "f32"), ("parts", "f32"), ("norms", "f32")]
     bindings = [binding(i, kind, *names[i]) for i, kind in enumerate(kinds)]
     return Shader("\n".join([ROUNDED, *bindings, *text, "}"]), kinds)
@@ -72,12 +74,13 @@ def _lanes(heads: Heads) -> int:
 
 def _head(heads: Heads, target: Target) -> str:
     D, group, lanes = heads.head_dim, heads.heads // heads.kv_heads, _lanes(heads)
-    shared = 1 if target.shuffles(lanes) else group * WORKGROUP
+    places = WORKGROUP // lanes
+    shared = max(1, group * _AT_ONCE * target.sum_floats(lanes, WORKGROUP))
     return f"""var<workgroup> hs: array<f32, {(group + 2) * D}>;
 var<workgroup> sq: array<f32, {(group + 1) * 4}>;
 var<workgroup> red: array<f32, {shared}>;
-var<workgroup> sc: array<f32, {group * BLOCK}>;
-var<workgroup> mix: array<f32, {WORKGROUP // lanes * D}>;
+var<workgroup> sc: array<f32, {2 * places}>;
+var<workgroup> mix: array<f32, {places * D}>;
 fn bits(v: f32) -> u32 {{ return bitcast<u32>(rounded(vec4(v)).x) >> 16u; }}
 @compute @workgroup_size({WORKGROUP}) fn main({target.builtins}) {{
   {target.thread}
@@ -143,8 +146,6 @@ def _new_entry(heads: Heads, wanted: str | None) -> str:
     )
     stores = f"""  if ({wanted}) {{
     keys[base + (length - 1u) * {stride}u] = newk; values[base + (length - 1u) * {stride}u] = newv;
-    fresh[(row * 2u * {heads.kv_heads}u + head) * {lanes}u + l] = newk;
-    fresh[(row * 2u * {heads.kv_heads}u + {heads.kv_heads}u + head) * {lanes}u + l] = newv;
   }}"""
     return f"""  let p = t / {lanes}u; let l = t % {lanes}u;
   let base = state[row * {STATE}u + 1u] * {stride}u + head * {lanes}u + l;
@@ -153,65 +154,51 @@ def _new_entry(heads: Heads, wanted: str | None) -> str:
 {queries}"""
 
 
-def _entry(name: str, new: str, place: str, stride: int) -> str:
+def _entry(name: str, new: str, place: str, stride: int, target: str) -> str:
     """A position's words, as two vec4 of even and odd columns."""
-    return f"""let stored = {name}[base + {place} * {stride}u];
-      let words = select(stored, {new}, vec4(place == length - 1u));
-      let lo = bitcast<vec4<f32>>(words << vec4(16u)); let hi = bitcast<vec4<f32>>(words & vec4(0xffff0000u));"""
+    return f"""let {target}_words = select({name}[base + {place} * {stride}u], {new}, vec4({place} == length - 1u));
+      let {target}_lo = bitcast<vec4<f32>>({target}_words << vec4(16u));
+      let {target}_hi = bitcast<vec4<f32>>({target}_words & vec4(0xffff0000u));"""
 
 
-def _scores(heads: Heads, target: Target) -> str:
+def _positions(heads: Heads, target: Target) -> str:
+    """The split's positions, several at once for each group of lanes, which keeps its own largest score: nobody waits
+    for the others before the end."""
     group, lanes = heads.heads // heads.kv_heads, _lanes(heads)
-    places, stride, each = WORKGROUP // lanes, heads.kv_heads * lanes, range(group)
-    products = "".join(f"var s{g} = (dot(lo, qe{g}) + dot(hi, qo{g})) * {heads.head_dim**-0.5};\n      " for g in each)
-    if target.shuffles(lanes):
-        steps = [1 << bit for bit in range(lanes.bit_length() - 1)]
-        sums = "".join(f"s{g} += subgroupShuffleXor(s{g}, {step}u);\n      " for step in steps for g in each)
-    else:
-        stores = "".join(f"red[{g * WORKGROUP}u + t] = s{g}; " for g in each)
-        adds = "".join(f"s{g} += red[{g * WORKGROUP}u + t + j]; " for g in each)
-        sums = f"""{stores} workgroupBarrier();
-      if (l == 0u) {{ for (var j = 1u; j < {lanes}u; j++) {{ {adds} }} }}
-      workgroupBarrier();"""
-    kept = "".join(f"sc[{g * BLOCK}u + i * {places}u + p] = select(s{g}, -3.4e38, place >= end); " for g in each)
-    peaks = "\n".join(
-        f"""    var peak{g} = high{g};
-    for (var i = 0u; i < {BLOCK}u; i++) {{ peak{g} = max(peak{g}, sc[{g * BLOCK}u + i]); }}
-    let shrink{g} = exp(high{g} - peak{g}); total{g} *= shrink{g}; me{g} *= shrink{g}; mo{g} *= shrink{g};
-    high{g} = peak{g};"""
-        for g in each
-    )
-    return f"""  for (var at = begin; at < end; at += {BLOCK}u) {{
-    for (var i = 0u; i < {BLOCK // places}u; i++) {{
-      let place = at + i * {places}u + p;
-      {_entry("keys", "newk", "min(place, end - 1u)", stride)}
-      {products}{sums}
-      if (l == 0u) {{ {kept} }}
-    }}
-    workgroupBarrier();
-{peaks}"""
-
-
-def _mix(heads: Heads) -> str:
-    group, lanes = heads.heads // heads.kv_heads, _lanes(heads)
-    places, stride = WORKGROUP // lanes, heads.kv_heads * lanes
-    adds = "\n      ".join(
-        f"let e{g} = exp(sc[{g * BLOCK}u + i * {places}u + p] - high{g}); total{g} += e{g}; "
-        f"me{g} += e{g} * lo; mo{g} += e{g} * hi;"
-        for g in range(group)
-    )
-    return f"""    for (var i = 0u; i < {BLOCK // places}u; i++) {{
-      let place = at + i * {places}u + p;
-      if (place < end) {{
-      {_entry("values", "newv", "place", stride)}
-      {adds}
-      }}
-    }}
-    workgroupBarrier();
-  }}"""
+    places, stride, each, several = WORKGROUP // lanes, heads.kv_heads * lanes, range(group), range(_AT_ONCE)
+    lines = [f"  for (var at = begin; at < end; at += {places * _AT_ONCE}u) {{"]
+    for u in several:
+        lines += [
+            f"    let place{u} = min(at + {u * places}u + p, end - 1u);",
+            "    " + _entry("keys", "newk", f"place{u}", stride, f"k{u}"),
+            "    " + _entry("values", "newv", f"place{u}", stride, f"v{u}"),
+            *(
+                f"    var s{u}_{g} = (dot(k{u}_lo, qe{g}) + dot(k{u}_hi, qo{g})) * {heads.head_dim**-0.5};"
+                for g in each
+            ),
+        ]
+    names = [f"s{u}_{g}" for u in several for g in each]
+    lines.append(target.sum(names, lanes, WORKGROUP, "red"))
+    for u in several:
+        lines += [f"    let inside{u} = at + {u * places}u + p < end;"]
+    for g in each:
+        peak = f"high{g}"
+        for u in several:
+            peak = f"max({peak}, select(-3.4e38, s{u}_{g}, inside{u}))"
+        lines += [
+            f"    let peak{g} = {peak}; let shrink{g} = exp(high{g} - peak{g}); high{g} = peak{g};",
+            f"    total{g} *= shrink{g}; me{g} *= shrink{g}; mo{g} *= shrink{g};",
+        ]
+        for u in several:
+            lines += [
+                f"    let e{u}_{g} = select(0.0, exp(s{u}_{g} - peak{g}), inside{u});",
+                f"    total{g} += e{u}_{g}; me{g} += e{u}_{g} * v{u}_lo; mo{g} += e{u}_{g} * v{u}_hi;",
+            ]
+    return "\n".join([*lines, "  }"])
 
 
 def _parts(heads: Heads) -> str:
+    """The groups of lanes put together."""
     D, group, lanes = heads.head_dim, heads.heads // heads.kv_heads, _lanes(heads)
     places, text = WORKGROUP // lanes, []
     for g in range(group):
@@ -221,15 +208,18 @@ def _parts(heads: Heads) -> str:
             for j, axis in enumerate("xyzw")
         )
         text.append(f"""  {stores}
-  if (l == 0u) {{ sc[p] = total{g}; }}
+  if (l == 0u) {{ sc[p] = high{g}; sc[{places}u + p] = total{g}; }}
   workgroupBarrier();
-  for (var d = t; d < {D}u; d += {WORKGROUP}u) {{
-    var s = 0.0; for (var j = 0u; j < {places}u; j++) {{ s += mix[j * {D}u + d]; }}
-    parts[{at} + d] = s;
-  }}
-  if (t == 0u) {{
-    var s = 0.0; for (var j = 0u; j < {places}u; j++) {{ s += sc[j]; }}
-    parts[{at} + {D}u] = high{g}; parts[{at} + {D + 1}u] = s;
+  {{
+    var peak = sc[0]; for (var j = 1u; j < {places}u; j++) {{ peak = max(peak, sc[j]); }}
+    for (var d = t; d < {D}u; d += {WORKGROUP}u) {{
+      var s = 0.0; for (var j = 0u; j < {places}u; j++) {{ s += mix[j * {D}u + d] * exp(sc[j] - peak); }}
+      parts[{at} + d] = s;
+    }}
+    if (t == 0u) {{
+      var s = 0.0; for (var j = 0u; j < {places}u; j++) {{ s += sc[{places}u + j] * exp(sc[j] - peak); }}
+      parts[{at} + {D}u] = peak; parts[{at} + {D + 1}u] = s;
+    }}
   }}
   workgroupBarrier();""")
     return "\n".join(text)
@@ -263,5 +253,5 @@ def takes(heads: Heads) -> bool:
     lanes, group = _lanes(heads), heads.heads // heads.kv_heads
     powers = lanes in (1, 2, 4, 8, 16, 32) and heads.head_dim == 8 * lanes
     places = WORKGROUP // max(lanes, 1)
-    floats = (group + 2) * heads.head_dim + group * (WORKGROUP + BLOCK + 4) + places * heads.head_dim
-    return powers and places <= BLOCK and 4 * floats <= 28 * 1024
+    floats = (group + 2) * heads.head_dim + group * (_AT_ONCE * WORKGROUP + 4) + places * (heads.head_dim + 2)
+    return powers and 4 * floats <= 28 * 1024

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from lluda.backends.wgpu.wgsl.attention import STATE
 from lluda.backends.wgpu.wgsl.forms import HALF_AT
 from lluda.backends.wgpu.wgsl.shader import Shader, binding
 
@@ -46,14 +45,14 @@ def value_of(form: str, rows: int, columns: int) -> str:
 
 def lookup(form: str, first: int, count: int, columns: int) -> Shader:
     """For workgroups (columns / WORKGROUP, rows): x ``[rows, columns]`` of the rows whose ids are among the ``count``
-    of this part of the table, from ``first`` on. Bindings: w, state, x, and where the form has one side."""
-    kinds, names = "rrw", [("w", "u32"), ("state", "u32"), ("x", "f32")]
+    of this part of the table, from ``first`` on. Bindings: w, ids, x, and where the form has one side."""
+    kinds, names = "rrw", [("w", "u32"), ("ids", "u32"), ("x", "f32")]
     if form != "bf16":
         kinds, names = kinds + "r", [*names, ("side", "u32")]
     bindings = [binding(i, kind, *names[i]) for i, kind in enumerate(kinds)]
     main = f"""@compute @workgroup_size({WORKGROUP})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) t: u32) {{
-  let c = wid.x * {WORKGROUP}u + t; let id = state[wid.y * {STATE}u + 2u];
+  let c = wid.x * {WORKGROUP}u + t; let id = ids[wid.y];
   if (c < {columns}u && id >= {first}u && id < {first + count}u) {{
     x[wid.y * {columns}u + c] = value(id - {first}u, c);
   }}

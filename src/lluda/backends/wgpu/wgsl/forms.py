@@ -150,8 +150,13 @@ class Q8(Form):
     def accumulate(self, r: int, batch: int, fragment: str, columns: int) -> Lines:
         lines = [f"let g_{r} = row_{r} * {columns // 32}u + {fragment}; let d_{r} = half_at(g_{r});"]
         lines += [f"var s_{r}_{b} = vec4<f32>(0.0);" for b in range(batch)]
+        # Conversions of integers take a GPU several times as long as these: a byte of 2^23 + 128 + number is a float.
+        lines += [f"let u_{r}_{load} = w_{r}_{load} ^ vec4(0x80808080u);" for load in range(self.loads)]
         for k in range(8):
-            lines.append(f"let v_{r}_{k} = vec4<f32>(unpack4xI8(w_{r}_{k // 4}.{'xyzw'[k % 4]}));")
+            lines.append(
+                f"let v_{r}_{k} = bitcast<vec4<f32>>(((vec4(u_{r}_{k // 4}.{'xyzw'[k % 4]}) >> vec4(0u, 8u, 16u, 24u)) "
+                f"& vec4(0xffu)) | vec4(0x4b000000u)) - vec4(8388736.0);"
+            )
             lines += [f"s_{r}_{b} = fma(v_{r}_{k}, x{k}_{b}, s_{r}_{b});" for b in range(batch)]
         return lines + [f"a_{r}_{b} = fma(vec4(d_{r}), s_{r}_{b}, a_{r}_{b});" for b in range(batch)]
 

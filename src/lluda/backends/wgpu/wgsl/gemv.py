@@ -13,6 +13,13 @@ from lluda.backends.wgpu.wgsl.forms import FORMS, HALF_AT, Lines
 from lluda.backends.wgpu.wgsl.shader import GRID_X, ROUNDED, Shader, Target, binding
 
 MAX_BATCH = 4
+_WITHOUT_BARRIER = 8
+"""Threads of a subgroup from which on groups are subgroups, or parts of them."""
+_LEAST_GROUPS = 1024
+_ROWS = {"bf16": 4, "f32": 4, "packed": 4, "q8_0": 8}
+"""Rows of a matrix that a group of threads takes at most."""
+_AHEAD = 8
+"""Loads of weights that a thread asks for before the norm's sum is waited for, at most."""
 Mode = Literal["store", "add", "gated", "experts", "mix"]
 
 
@@ -50,18 +57,31 @@ class Tile:
 
 
 def tile_of(product: Product, target: Target) -> Tile:
-    """About 64 to 128 bytes of weights for each thread. It depends on the matrix alone, so that sums do not depend on
-    how many rows come together."""
+    """Depends on the matrix alone, so that sums do not depend on how many rows come together."""
     fragments = product.columns // FORMS[product.form].columns
+    if target.shuffles(_WITHOUT_BARRIER):
+        return _tile_of_subgroup(product, fragments, target)
     threads = 128 if fragments >= 384 else 64 if fragments >= 192 and product.form == "bf16" else 32
     while threads > 8 and fragments < 2 * threads:
         threads //= 2
-    if 16 <= target.subgroup < threads <= 32:
-        threads = target.subgroup
     rows = 2 if product.form == "bf16" else 1
     if product.mode in ("store", "add") and product.rows // rows > 16384:
         rows *= 2
     return Tile(threads, rows, max(threads, 64 if product.rows < 4096 else 128))
+
+
+def _tile_of_subgroup(product: Product, fragments: int, target: Target) -> Tile:
+    """Threads that sum without a barrier. As many rows as leave enough groups to fill a GPU: the rows of x, and what is
+    made of them, serve them all."""
+    threads = min(target.subgroup, 32)
+    while threads > 8 and fragments <= threads // 2:
+        threads //= 2
+    members = 2 if product.mode in ("gated", "experts") else 1
+    most = _ROWS[product.form] // members
+    rows = 1
+    while rows < most and product.rows // (2 * rows) >= _LEAST_GROUPS:
+        rows *= 2
+    return Tile(threads, rows, 128)
 
 
 def gemv(product: Product, tile: Tile, target: Target) -> tuple[Shader, tuple[int, int]]:
@@ -114,6 +134,7 @@ class _Writer:
             f"let n0 = (wid.x + wid.y * {GRID_X}u) * {per}u + group * {tile.rows}u;",
             *(f"var total_{r}_{b} = 0.0;" for r in self.rows for b in self.batch),
             *self._places(),
+            *(self._ahead() if product.eps is not None else []),
             *(self._norm() if product.eps is not None else []),
             *(self._mixed() if product.mode == "mix" else self._products()),
             self.target.sum(
@@ -186,6 +207,24 @@ class _Writer:
             return f"x[{place}]"
         return f"rounded(x[{place}] * scale_{b} * norm[{at}])"
 
+    @property
+    def _turns_ahead(self) -> int:
+        """Turns whose weights are asked for before the norm is known."""
+        return min(len(self._turns), max(1, _AHEAD // (len(self.rows) * self.form.loads)))
+
+    def _load(self, r: int, load: int, i: int) -> str:
+        """A thread's weights of its ``i``-th fragment."""
+        place = self.form.load_at(self._fragment(i), load)
+        return f"w[row_{r} * {self.form.row_vectors(self.product.columns)}u + {place}]"
+
+    def _ahead(self) -> Lines:
+        return [
+            f"let w{i}_{r}_{load} = {self._load(r, load, i)};"
+            for i in range(self._turns_ahead)
+            for r in self.rows
+            for load in range(self.form.loads)
+        ]
+
     def _norm(self) -> Lines:
         """Every group computes it again: x comes from the cache."""
         lines = [f"var square_{b} = 0.0;" for b in self.batch]
@@ -213,8 +252,9 @@ class _Writer:
         for i in self._turns:
             fragment = self._fragment(i)
             lines.append(f"{self._live(i)}{{")
+            is_here = self.product.eps is not None and i < self._turns_ahead
             lines += [
-                f"let w_{r}_{load} = w[row_{r} * {form.row_vectors(columns)}u + {form.load_at(fragment, load)}];"
+                f"let w_{r}_{load} = {f'w{i}_{r}_{load}' if is_here else self._load(r, load, i)};"
                 for r in self.rows
                 for load in range(form.loads)
             ]

@@ -45,18 +45,19 @@ class Target:
         return 0 < threads <= self.subgroup
 
     def sum_floats(self, threads: int, workgroup: int) -> int:
-        """Floats of workgroup memory (``part``) that `sum` takes for each name."""
+        """Floats of workgroup memory that `sum` takes for each name."""
         if self.shuffles(threads):
             return 0
         return max(1, workgroup // self.subgroup) if self.subgroup else workgroup
 
-    def sum(self, names: Sequence[str], threads: int, workgroup: int) -> str:
-        """Sum each of the variables ``names`` over groups of so many neighbouring threads, which all get the sums."""
+    def sum(self, names: Sequence[str], threads: int, workgroup: int, memory: str = "part") -> str:
+        """Sum each of the variables ``names`` over groups of so many neighbouring threads, which all get the sums;
+        ``memory``: the array of workgroup memory for it."""
         if self.shuffles(threads):
             return _shuffled(names, threads)
         if self.subgroup:
-            return _shuffled_then_shared(names, threads, self.sum_floats(threads, workgroup))
-        return _tree(names, threads, workgroup)
+            return _shuffled_then_shared(names, threads, self.sum_floats(threads, workgroup), memory)
+        return _tree(names, threads, workgroup, memory)
 
 
 ROUNDED = """fn rounded(v: vec4<f32>) -> vec4<f32> {
@@ -77,32 +78,36 @@ def _shuffled(names: Sequence[str], threads: int) -> str:
     return "\n".join(f"{name} += subgroupShuffleXor({name}, {step}u);" for step in steps for name in names)
 
 
-def _shuffled_then_shared(names: Sequence[str], threads: int, chunks: int) -> str:
+def _shuffled_then_shared(names: Sequence[str], threads: int, chunks: int, memory: str) -> str:
     """A subgroup lies within one group of threads, or groups within it."""
     inner = "".join(f"{name} += subgroupShuffleXor({name}, step);" for name in names)
     lines = [
         f"{{ let inside = min({threads}u, ssize); var step = 1u;",
         f"while (step < inside) {{ {inner} step <<= 1u; }}",
         "if (t % inside == 0u) {",
-        *(f"part[{index * chunks}u + t / inside] = {name};" for index, name in enumerate(names)),
+        *(f"{memory}[{index * chunks}u + t / inside] = {name};" for index, name in enumerate(names)),
         f"}} workgroupBarrier(); let per = {threads}u / inside; let first = t / {threads}u * per;",
     ]
     for index, name in enumerate(names):
         lines.append(
-            f"{name} = 0.0; for (var c = 0u; c < per; c++) {{ {name} += part[{index * chunks}u + first + c]; }}"
+            f"{name} = 0.0; for (var c = 0u; c < per; c++) {{ {name} += {memory}[{index * chunks}u + first + c]; }}"
         )
     return "\n".join([*lines, "workgroupBarrier(); }"])
 
 
-def _tree(names: Sequence[str], threads: int, workgroup: int) -> str:
-    lines = [f"part[{index * workgroup}u + t] = {name};" for index, name in enumerate(names)] + ["workgroupBarrier();"]
+def _tree(names: Sequence[str], threads: int, workgroup: int, memory: str) -> str:
+    lines = [f"{memory}[{index * workgroup}u + t] = {name};" for index, name in enumerate(names)] + [
+        "workgroupBarrier();"
+    ]
     step = threads // 2
     while step:
         adds = "".join(
-            f"part[{index * workgroup}u + t] += part[{index * workgroup}u + t + {step}u];"
+            f"{memory}[{index * workgroup}u + t] += {memory}[{index * workgroup}u + t + {step}u];"
             for index in range(len(names))
         )
         lines.append(f"if (t % {threads}u < {step}u) {{ {adds} }} workgroupBarrier();")
         step //= 2
-    lines += [f"{name} = part[{index * workgroup}u + t / {threads}u * {threads}u];" for index, name in enumerate(names)]
+    lines += [
+        f"{name} = {memory}[{index * workgroup}u + t / {threads}u * {threads}u];" for index, name in enumerate(names)
+    ]
     return "\n".join([*lines, "workgroupBarrier();"])
