@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -177,3 +178,21 @@ def test_readers_and_listeners_together(model):
     spoken = heard(listener)
     read = next(event for event in reader if isinstance(event, Completion))
     assert (read.token_ids, spoken) == alone
+
+
+def test_no_listener_waits_for_the_end_of_another_answer(model):
+    """When the first of four has all of its sound, the others have most of theirs."""
+    params, speech = model.sampling(None, {"temperature": 0, "max_tokens": 8, "ignore_eos": True}), lluda.SpeechParams(
+        sampling=lluda.SamplingParams(temperature=0), max_frames=12
+    )  # fmt: skip
+    prompts = [model.chat_prompt([{"role": "user", "content": text}]) for text in TEXTS[:4]]
+    requests = [
+        model.request(prompt, params, spoken=True, speech=speech, index=index) for index, prompt in enumerate(prompts)
+    ]
+    frames = Counter(dict.fromkeys(range(4), 0))
+    for event in model.engine.submit(*requests):
+        if isinstance(event, SpeechChunk):
+            frames[event.index] += len(event.codes)
+            if max(frames.values()) == 12:
+                break
+    assert min(frames.values()) >= 8, frames
