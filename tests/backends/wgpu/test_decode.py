@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from lluda.backends.backend import Precision
-from lluda.backends.capture import ARGMAX
 from lluda.backends.reference.backend import ReferenceBackend
 from lluda.backends.weight import Parameters
 from lluda.config.model import ModelConfig
 from lluda.engine.kv_cache import CacheOptions
 from lluda.engine.runner import Runner
+from lluda.engine.sampling.sampler import Sampler, SamplingParams
 from lluda.formats.packed_bf16 import PACKED_BF16
 from lluda.formats.q8_0 import Q8_0
 from lluda.formats.stored_tensor import StoredTensor
@@ -162,15 +162,56 @@ def test_a_step_makes_no_memory(one_gpu):
     assert runner._graph(1).launches == 1 + 6 * layers + 3  # a row of the table; the head and its two of argmax
 
 
-def test_the_host_chooses_where_a_row_is_sampled(one_gpu):
+def test_rows_are_sampled_on_the_device(one_gpu):
     runner = runner_on(wgpu_backend(one_gpu), DENSE)
-    cache = runner.new_cache()
-    runner.prefill(prompt(5), cache)
-    graph = runner.model.backend.decode_graph(lambda *step: runner.model(*step, None), 2, torch.bfloat16, sampled=True)
-    graph.launch([3, 3], [5, 5], [cache, runner.new_cache()], [ARGMAX, ARGMAX._replace(temperature=0.5, top_k=20)])
-    ids, peaks = graph.result()
-    assert ids == [int(graph.logits[0].argmax()), -1]
-    assert peaks == graph.logits.max(-1).values.tolist()
+    settings = [
+        {"temperature": 0.7, "top_k": 20},
+        {"temperature": 0.0, "repetition_penalty": 1.3},
+        {"temperature": 0.0},
+    ]
+
+    def tokens(*, whole):
+        """Of three answers in one step each: as the device chooses, or each by its sampler from its logits."""
+        caches, samplers = [runner.new_cache() for _ in settings], []
+        for each, cache in zip(settings, caches, strict=True):
+            sampler = Sampler(SamplingParams(**each, seed=4), prompt(5), DENSE["vocab_size"])
+            samplers.append((sampler, [sampler.accept(runner.prefill(prompt(5), cache)).id]))
+        for _ in range(6):
+            fed = [said[-1] for _, said in samplers]
+            choose = runner.choose_step if whole else lambda ids, stores, _: list(runner.step(ids, stores))
+            choices = choose(fed, caches, [sampler for sampler, _ in samplers])
+            assert not whole or all(isinstance(choice, tuple) for choice in choices)
+            for (sampler, said), choice in zip(samplers, choices, strict=True):
+                said.append(sampler.accept(choice).id)
+        return [said for _, said in samplers]
+
+    assert tokens(whole=True) == tokens(whole=False)
+
+
+def test_a_step_goes_out_before_the_one_before_it_has_answered(one_gpu):
+    """And one that is not wanted changes nothing."""
+    backend = wgpu_backend(one_gpu)
+    runner = runner_on(backend, DENSE)
+
+    def said(*, plain):
+        """Greedy tokens, with another prompt, a token of the caller's and logits in between."""
+        cache, other = runner.new_cache(), runner.new_cache()
+        tokens = [int(runner.prefill(prompt(20), cache).argmax())]
+        for turn in range(12):
+            if turn == 5:
+                runner.prefill(prompt(30, 1), other)
+            if turn == 8:
+                tokens.append(17)
+            step = runner.step if plain or turn == 10 else runner.argmax_step
+            found = step(tokens[-1:], [cache])
+            tokens += [int(found.argmax())] if isinstance(found, torch.Tensor) else found[0]
+        return tokens
+
+    expected = said(plain=True)
+    graph = runner._graph(1)
+    before = graph.submitted
+    assert said(plain=False) == expected
+    assert 12 < graph.submitted - before <= 20  # of twelve steps
 
 
 def test_a_largest_logit_that_is_no_number_is_told(one_gpu):

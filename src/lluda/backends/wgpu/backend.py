@@ -27,6 +27,8 @@ from lluda.backends.wgpu.device import WgpuRuntime
 from lluda.backends.wgpu.encoder import WgpuEncoder
 from lluda.backends.wgpu.gpu import Gpu, is_out_of_memory
 from lluda.backends.wgpu.memory.key_values import KeyValuePool
+from lluda.backends.wgpu.steps.between_layers import BetweenLayers
+from lluda.backends.wgpu.steps.choice import SampledChoice
 from lluda.backends.wgpu.steps.code_passes import CodePasses
 from lluda.backends.wgpu.steps.decode import WgpuDecode
 from lluda.backends.wgpu.steps.exchange import next_places
@@ -119,7 +121,13 @@ class WgpuBackend(WgpuEncoder, WgpuVocoder):
     ) -> Tensor:
         if self._builder is not None:
             return self._builder.add_layers(layers, x)
-        return super().run_layers(layers, x, positions, segments, observe, deepstack)
+        between = BetweenLayers(len(layers.blocks), observe, deepstack)
+        table = self.rotary_table(positions, layers.rotary)
+        out = None if layers.experts else self._on_device(x, layers, table, segments, between)
+        if out is None:
+            return super().run_layers(layers, x, positions, segments, observe, deepstack)
+        between.tell()
+        return out
 
     def begin_step(self, table: RotaryTable, segments: Sequence[Segment]) -> Step:
         for pool in self._pools.values():
@@ -135,29 +143,37 @@ class WgpuBackend(WgpuEncoder, WgpuVocoder):
         rows: int,
         kv_dtype: torch.dtype,
         *,
-        sampled: bool = False,  # noqa: ARG002
+        sampled: bool = False,
         capture: bool = True,  # noqa: ARG002
     ) -> WgpuDecode | None:
         """See `ComputeBackend.decode_graph`. None where a kernel is missing, which `describe` says."""
-        return self.where_there_are_kernels(lambda: self._decode(run, rows, kv_dtype))
+        return self.where_there_are_kernels(lambda: self._decode(run, rows, kv_dtype, sampled=sampled))
 
     def decoder_layers(self, x: Tensor, layers: DecoderLayers, step: Step) -> Tensor:
         """Rows of the host, on the device where there are kernels."""
-        stores, table = [segment.store for segment in step.segments], (step.cos, step.sin)
-        if not stores:
-            return super().decoder_layers(x, layers, step)
+        out = self._on_device(x, layers, (step.cos, step.sin), step.segments, BetweenLayers(len(layers.blocks)))
+        return super().decoder_layers(x, layers, step) if out is None else out
+
+    def _on_device(
+        self,
+        x: Tensor,
+        layers: DecoderLayers,
+        table: RotaryTable,
+        segments: Sequence[Segment],
+        between: BetweenLayers,
+    ) -> Tensor | None:
+        """None where a kernel is missing."""
+        stores = [segment.store for segment in segments]
+        if not stores or layers.group is not None:
+            return None
         if len(stores) == len(x) <= STACK_ROWS[-1]:
             rows = next(rows for rows in STACK_ROWS if rows >= len(x))
             stack = self._stack_of(StepBuilder, layers, rows, x.shape[1], stores[0])
-            if stack is None:
-                return super().decoder_layers(x, layers, step)
-            return stack.run(x, table, next_places(stores))
+            return None if stack is None else stack.run(x, table, next_places(stores), between=between)
         sizes = prompt_sizes(len(x))
         made = {rows: self._stack_of(PromptBuilder, layers, rows, x.shape[1], stores[0]) for rows in sizes}
         stacks = [stack for stack in (made[rows] for rows in sizes) if stack is not None]
-        if len(stacks) < len(sizes):
-            return super().decoder_layers(x, layers, step)
-        return run_prompt(stacks, x, table, step.segments)
+        return run_prompt(stacks, x, table, segments, between) if len(stacks) == len(sizes) else None
 
     def predict_codes(
         self,
@@ -178,19 +194,22 @@ class WgpuBackend(WgpuEncoder, WgpuVocoder):
                 codes += run(x[part], self.code_table(passes), *arguments)
         return codes
 
-    def _decode(self, run: Run, rows: int, kv_dtype: torch.dtype) -> WgpuDecode:
+    def _decode(self, run: Run, rows: int, kv_dtype: torch.dtype, *, sampled: bool) -> WgpuDecode:
         started = time.perf_counter()
         _require_bf16(kv_dtype)
         nowhere = torch.empty(rows, dtype=torch.int64, device="meta")
         segments = [Segment(row, 1, _Unwritten()) for row in range(rows)]
-        self._builder = builder = self._steps(rows)
+        choice = SampledChoice(self._gpu, rows) if sampled else None
+        self._builder = builder = self._steps(rows, choice)
         try:
             vocabulary = run(nowhere, nowhere, segments).shape[1]
         finally:
             self._builder = None
         step, logits = builder.finished(), builder.logits(vocabulary)
         seconds = time.perf_counter() - started
-        return WgpuDecode(self._gpu, step, self.rotary_table, logits, vocabulary, warm_up_seconds=seconds)
+        return WgpuDecode(
+            self._gpu, step, self.rotary_table, logits, vocabulary, choice=choice, warm_up_seconds=seconds
+        )
 
     def _stack_of(
         self, kind: type[StepBuilder], layers: DecoderLayers, rows: int, hidden: int, store: KeyValueStore
@@ -242,8 +261,8 @@ class WgpuBackend(WgpuEncoder, WgpuVocoder):
             )
         return self._tables[table]
 
-    def _steps(self, rows: int) -> StepBuilder:
-        return StepBuilder(self._gpu, self._matrices, self._pool, rows)
+    def _steps(self, rows: int, choice: SampledChoice | None = None) -> StepBuilder:
+        return StepBuilder(self._gpu, self._matrices, self._pool, rows, choice=choice)
 
     def _pool(self, layers: int, kv_heads: int, head_dim: int) -> KeyValuePool:
         key = layers, kv_heads, head_dim

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lluda.backends.sampling_table import sampling_table
+
 
 class Occurrences:
     """Ids that came so far, each once, and how often each came in the answer: what penalties change, so that they do
@@ -45,7 +47,7 @@ class Occurrences:
         """Address of the table on ``device`` that `RowSampling` tells of, and what stands in it for the last token of
         the answer. The step that is given the table counts that token: every token is fed to one step."""
         if self._table is None:
-            codes = torch.zeros(vocab, dtype=torch.int32)
+            codes = sampling_table(vocab, torch.int32)
             codes[list(self._places)] = torch.tensor([self._code(token) for token in self._places], dtype=torch.int32)
             self._table = codes.to(device)
         return self._table.data_ptr(), self._code(self._last)

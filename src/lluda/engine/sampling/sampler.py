@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lluda.backends.capture import MOST_KEPT, RowChoice, RowSampling
+from lluda.backends.sampling_table import sampling_table
 from lluda.engine.sampling.constraint import ConstraintState
 from lluda.engine.sampling.occurrences import Occurrences
 from lluda.engine.sampling.sampling_params import SamplingParams
@@ -254,7 +255,7 @@ class Sampler:
     def _addends_on(self, device: torch.device, suppressed: Sequence[Tensor]) -> Tensor:
         """What is added to the scores ``[vocab]``: the bias, and -inf for what is ``suppressed``."""
         if self._addends is None or self._addends[0] != len(suppressed):
-            table = torch.zeros(self.vocab)
+            table = sampling_table(self.vocab, torch.float32)
             if self._bias is not None:
                 self._bias.add(table)
             for ids in suppressed:

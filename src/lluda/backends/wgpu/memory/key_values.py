@@ -65,9 +65,18 @@ class KeyValuePool:
         for store, count, (keys, values) in zip(stores, rows, held, strict=True):
             run = self._runs[store]
             self._copy_in(run, keys, values, store.length)
-            run.here, run.there = store.length + count, min(run.there, store.length)
-            store.elsewhere = self
+            self._count(run, store, count)
         return [self._runs[store].start for store in stores]
+
+    def take(self, stores: Sequence[KeyValueStore]) -> None:
+        """Count one row more of each, which a step that was submitted before writes."""
+        self.uses += 1
+        for store in stores:
+            self._count(self._runs[store], store, 1)
+
+    def _count(self, run: _Run, store: KeyValueStore, rows: int) -> None:
+        run.here, run.there = store.length + rows, min(run.there, store.length)
+        store.elsewhere = self
 
     def starts(self, stores: Sequence[KeyValueStore], rows: int) -> list[int] | None:
         """Where the positions of stores that were placed begin, if all have space for so many rows more."""

@@ -1,4 +1,4 @@
-"""A decode step as the engine launches it: ids in, the ids of the largest logits out.
+"""A decode step as the engine launches it: ids in, the ids that it chose out.
 
 The device writes the ids it chose to where the next step reads them. So where the engine is seen to go on with what was
 chosen, the next step is submitted before this one's ids have come to the host, and the device never waits for it. A
@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lluda.backends.batch import KeyValueStore
-from lluda.backends.capture import ARGMAX, RowSampling
+from lluda.backends.capture import RowSampling
 from lluda.backends.components import Rotary
 from lluda.backends.executor.operations import RotaryTable
 from lluda.backends.wgpu.gpu import Buffer, Gpu
+from lluda.backends.wgpu.steps.choice import SampledChoice
 from lluda.backends.wgpu.steps.exchange import Exchange
+from lluda.backends.wgpu.steps.launch import Copy
 from lluda.backends.wgpu.steps.step import Step
+from lluda.backends.wgpu.wgsl.sampling import LEFT_TO_HOST
 
 Angles = Callable[[Tensor, Rotary], RotaryTable]
 
@@ -55,18 +58,25 @@ class _Launched:
 
 class WgpuDecode:
     """Implements ``backends.capture.CapturedDecode``. ``angles`` makes cosines and sines of positions; ``logits`` are
-    float ``[rows, vocabulary]``. The device knows the largest logit alone: of rows that are sampled otherwise it leaves
-    the choice to the host."""
+    float ``[rows, vocabulary]``; ``choice``: how tokens are chosen, None: the largest logit's."""
 
     def __init__(
-        self, gpu: Gpu, step: Step, angles: Angles, logits: Buffer, vocabulary: int, *, warm_up_seconds: float
+        self,
+        gpu: Gpu,
+        step: Step,
+        angles: Angles,
+        logits: Buffer,
+        vocabulary: int,
+        *,
+        choice: SampledChoice | None = None,
+        warm_up_seconds: float,
     ) -> None:
         self._gpu, self._step, self._angles = gpu, step, angles
         self._exchange = Exchange(gpu, step)
         self._on_device, self._vocabulary = logits, vocabulary
         self._on_host = gpu.buffer(logits.nbytes, readable=True)
         self._results = [gpu.buffer(step.chosen.nbytes, readable=True) for _ in range(2)]
-        self._left_to_host: list[bool] = []
+        self._choice = choice
         self._logits: Tensor | None = None
         self._reads_logits = False
         self._current: _Launched | None = None
@@ -88,7 +98,6 @@ class WgpuDecode:
         sampling: Sequence[RowSampling] = (),
     ) -> None:
         """Start the step: ``ids`` at ``positions`` behind what the ``stores`` hold. They are not advanced."""
-        self._left_to_host = [settings != ARGMAX for settings in sampling]
         self._reads_logits, self._logits = self._logits is not None, None
         with self._gpu.lock:
             before, ahead = self._current, self._ahead
@@ -97,23 +106,26 @@ class WgpuDecode:
             if follows and ahead is not None and ahead.uses == self._step.layers.pool.uses:
                 ahead.ids = list(ids)
                 self._current = ahead
+                self._step.layers.pool.take(stores)
             else:
+                if self._choice is not None:
+                    self._choice.write(sampling, ids)
                 self._current = self._start(ids, positions, stores)
-            if follows and not self._reads_logits and not any(self._left_to_host):
+            if self._choice is not None:
+                self._exchange.prepare(self._step.launches, self._copies(self._results[1]))
+            elif follows and not self._reads_logits:
                 self._ahead = self._start_ahead(stores)
 
     def result(self) -> tuple[list[int], list[float]]:
-        """Wait; of each row the id of the largest logit, or -1 where the host chooses, and that logit (NaN where any
-        is)."""
+        """Wait; of each row the id chosen, or -1 where the host must choose, and the largest logit or score (NaN where
+        any logit is)."""
         current = self._current
         assert current is not None, "a result is asked for once a step is launched"
         with self._gpu.lock:
             raw = self._gpu.read(current.result, 8 * self.rows, current.submission)
         chosen = raw.view(np.uint32).reshape(self.rows, 2)
         current.tokens = chosen[:, 1].tolist()
-        tokens = list(current.tokens)
-        for row, left in enumerate(self._left_to_host):
-            tokens[row] = -1 if left else tokens[row]
+        tokens = [-1 if token == LEFT_TO_HOST else token for token in current.tokens]
         return tokens, floats_of(chosen[:, 0]).tolist()
 
     @property
@@ -156,11 +168,13 @@ class WgpuDecode:
         self._results.reverse()
         result = self._results[0]
         table = self._angles(torch.tensor(positions), self._step.turn.rotary)
-        copies = [(self._step.chosen, result, self._step.chosen.nbytes)]
-        submission = self._exchange.submit(lengths, starts, table, self._step.launches, copies)
+        submission = self._exchange.submit(lengths, starts, table, self._step.launches, self._copies(result))
         self.submitted += 1
         uses = self._step.layers.pool.uses
         return _Launched(positions, [weakref.ref(store) for store in stores], lengths, uses, result, submission, ids)
+
+    def _copies(self, result: Buffer) -> list[Copy]:
+        return [(self._step.chosen, result, self._step.chosen.nbytes)]
 
     def _restore(self) -> None:
         """The current step's logits where the next step's are: it is computed once more."""

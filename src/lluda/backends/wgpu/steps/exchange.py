@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,14 +29,15 @@ def next_places(stores: Iterable[KeyValueStore]) -> list[Place]:
 
 
 class Exchange:
-    """Of one step, which is launched in one of several ways (``launches``, by number): each is the same layers with
+    """Of one step, which is launched in one of several ways (``launches``, by name): each is the same layers with
     something behind them."""
 
     def __init__(self, gpu: Gpu, step: Step) -> None:
         self._gpu, self.step = gpu, step
         self._numbers = np.zeros((step.rows, STATE), np.uint32)
-        self._commands: dict[int, Commands] = {}
+        self._commands: dict[Hashable, Commands] = {}
         self._generation = -1
+        self._ready: tuple[Sequence[Copy], Any] | None = None
 
     def start(
         self,
@@ -45,7 +46,7 @@ class Exchange:
         launches: Sequence[Launch],
         copies: Sequence[Copy],
         *,
-        way: int = 0,
+        way: Hashable = 0,
     ) -> int:
         """Start the step for rows at ``places``, which are given the angles ``table [rows, head_dim / 2]``: the number
         of the submission. Their stores are not advanced. ``way`` names the launches, of which commands are made
@@ -65,21 +66,28 @@ class Exchange:
         launches: Sequence[Launch],
         copies: Sequence[Copy],
         *,
-        way: int = 0,
+        way: Hashable = 0,
     ) -> int:
         """The same for rows whose stores the pool has given a place, each with its position and where its run
         begins."""
         self._numbers[:, 0], self._numbers[:, 1] = positions, starts
         self._gpu.write(self.step.state, 0, self._numbers)
         self._gpu.write(self.step.turn.buffer, 0, torch.cat(table, dim=1).float().numpy())
-        return self._gpu.submit(self._made(launches, way).recorded(copies))
+        commands, ready = self._made(launches, way), self._ready
+        self._ready = None
+        return self._gpu.submit(ready[1] if ready and ready[0] == copies else commands.recorded(copies))
 
-    def _made(self, launches: Sequence[Launch], way: int) -> Commands:
+    def prepare(self, launches: Sequence[Launch], copies: Sequence[Copy]) -> None:
+        """Record what is likely to be submitted next, while the device is at work."""
+        self._ready = copies, self._made(launches, 0).recorded(copies)
+
+    def _made(self, launches: Sequence[Launch], way: Hashable) -> Commands:
         """Made anew when the pool's buffers are others."""
         generation = self.step.layers.pool.generation
         if self._generation != generation:
             self._commands.clear()
             self._generation = generation
+            self._ready = None
         if way not in self._commands:
             self._commands[way] = Commands(self._gpu, launches)
         return self._commands[way]

@@ -20,6 +20,11 @@ Copy = tuple[Buffer, Buffer, int]
 """From, to, and how many bytes."""
 
 
+def whole(buffer: Buffer) -> Range:
+    """All of a buffer."""
+    return buffer, 0, buffer.nbytes
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
     """A kernel, what it is given, and its workgroups along x, y and z. It knows no objects of wgpu."""

@@ -8,8 +8,8 @@ from lluda.backends.blocks import MixtureBlock, Norm, SwiGLUBlock
 from lluda.backends.weight import Weight
 from lluda.backends.wgpu.gpu import Buffer, Gpu
 from lluda.backends.wgpu.memory.matrices import Matrices, Matrix
-from lluda.backends.wgpu.steps.launch import LateRange, Range
-from lluda.backends.wgpu.steps.step import PoolOf, StepBuilder, whole
+from lluda.backends.wgpu.steps.launch import LateRange, Range, whole
+from lluda.backends.wgpu.steps.step import PoolOf, StepBuilder
 from lluda.backends.wgpu.steps.tiled_products import Plan, TiledProducts
 from lluda.backends.wgpu.weight import NoKernel
 from lluda.backends.wgpu.wgsl import attention, grouping, mixture, rows, tiled
@@ -60,7 +60,7 @@ class PromptBuilder(StepBuilder):
     def _mixture(self, block: MixtureBlock, hidden: int) -> None:
         count, k, shared = len(block.experts), block.top_k, block.shared
         x, inner = self._rows_of("x", hidden), block.experts[0].gate_proj.out_features
-        normed, choice = self._normed(x, block.norm, hidden), self._choice(block, hidden)
+        normed, choice = self._normed(x, block.norm, hidden), self._routed(block, hidden)
         plan = self._plan(choice, count, k)
         both = self._rows_of("expert_gate_up", k * 2 * inner)
         gates = self._matrices.matrix(tuple(((e.gate_proj,), (e.up_proj,)) for e in block.experts))
@@ -79,7 +79,7 @@ class PromptBuilder(StepBuilder):
         shader, grid = grouping.mix(hidden, k, self._rows, shared=shared is not None)
         self._launch(shader, ranges, grid)
 
-    def _choice(self, block: MixtureBlock, hidden: int) -> Buffer:
+    def _routed(self, block: MixtureBlock, hidden: int) -> Buffer:
         """The rows' experts: the router is as small as a product of few rows, and as exact."""
         count, k, shared = len(block.experts), block.top_k, block.shared
         if count > mixture.MAX_EXPERTS:

@@ -15,8 +15,7 @@ from lluda.backends.blocks import LayerNorm, Norm, Projection
 from lluda.backends.components import Observer
 from lluda.backends.wgpu.gpu import Buffer, Gpu
 from lluda.backends.wgpu.memory.matrices import Matrices
-from lluda.backends.wgpu.steps.launch import Commands, Copy, LateRange, Launch, Range
-from lluda.backends.wgpu.steps.step import whole
+from lluda.backends.wgpu.steps.launch import Commands, Copy, LateRange, Launch, Range, whole
 from lluda.backends.wgpu.steps.tiled_products import TiledProducts, padded_rows
 from lluda.backends.wgpu.weight import NoKernel
 from lluda.backends.wgpu.wgsl import rows as row_kernels

@@ -15,7 +15,8 @@ from lluda.backends.weight import Weight
 from lluda.backends.wgpu.gpu import Buffer, Gpu
 from lluda.backends.wgpu.memory.key_values import KeyValuePool
 from lluda.backends.wgpu.memory.matrices import Matrices, Matrix
-from lluda.backends.wgpu.steps.launch import LateRange, Launch, Range
+from lluda.backends.wgpu.steps.choice import SampledChoice
+from lluda.backends.wgpu.steps.launch import LateRange, Launch, Range, whole
 from lluda.backends.wgpu.weight import NoKernel
 from lluda.backends.wgpu.wgsl import argmax, attention, embedding, mixture
 from lluda.backends.wgpu.wgsl.attention import STATE, Heads
@@ -40,7 +41,8 @@ class Layers:
 
     pool: KeyValuePool
     heads: Heads
-    count: int
+    ends: list[int]
+    """Launches up to the end of each layer."""
 
 
 @dataclass(slots=True)
@@ -62,8 +64,12 @@ class StepBuilder:
     """Takes the backend's calls of one step, in turn `embed`, `add_layers` and `head`, as the decoder makes them.
     Hidden states are tensors without memory (torch's meta device), with which nothing else can be done."""
 
-    def __init__(self, gpu: Gpu, matrices: Matrices, pool_of: PoolOf, rows: int) -> None:
+    def __init__(
+        self, gpu: Gpu, matrices: Matrices, pool_of: PoolOf, rows: int, *, choice: SampledChoice | None = None
+    ) -> None:
+        """``choice``: how `head` chooses tokens, None: the largest logit's."""
         self._gpu, self._matrices, self._pool_of, self._rows = gpu, matrices, pool_of, rows
+        self._choice = choice
         self._batch = min(rows, MAX_BATCH)
         if rows % self._batch:
             raise NoKernel(f"a step of {rows} rows")
@@ -95,7 +101,7 @@ class StepBuilder:
             raise NoKernel("a second decoder stack in one step")
         heads, count = self._heads_of(layers), len(layers.blocks)
         self._width = x.shape[1]
-        self._layers = Layers(self._pool_of(count, heads.kv_heads, heads.head_dim), heads, count)
+        self._layers = Layers(self._pool_of(count, heads.kv_heads, heads.head_dim), heads, [])
         self._turn = Turn(layers.rotary, self._gpu.buffer(4 * self._rows * heads.head_dim))
         for index, (attended, feed_forward) in enumerate(layers.blocks):
             self._attention(index, attended, x.shape[1])
@@ -103,12 +109,16 @@ class StepBuilder:
                 self._mixture(feed_forward, x.shape[1])
             else:
                 self._swiglu(feed_forward, x.shape[1])
+            self._layers.ends.append(len(self._launches))
         return x
 
     def head(self, x: Tensor, norm: Norm, weight: Weight) -> Tensor:
         """Logits, and the largest of each row."""
         width, found = weight.out_features, self._rows_of("found", 2 * argmax.GROUPS)
         logits = self.add_logits(x, norm, weight)
+        if self._choice is not None:
+            self._launches += self._choice.launches(logits, self.ids, self.chosen, width)
+            return torch.empty(self._rows, width, device="meta")
         each = 4 * width * self._rows
         self._launch(argmax.partial(width), [(logits, 0, each), whole(found)], (argmax.GROUPS, self._rows, 1))
         self._launch(argmax.final(), [whole(found), whole(self.chosen), whole(self.ids)], (1, self._rows, 1))
@@ -269,11 +279,6 @@ class StepBuilder:
         if not attention.takes(heads):
             raise NoKernel(f"heads of {heads.head_dim} columns, {heads.heads // heads.kv_heads} to a key")
         return heads
-
-
-def whole(buffer: Buffer) -> Range:
-    """All of a buffer."""
-    return buffer, 0, buffer.nbytes
 
 
 def _heads_of_block(block: AttentionBlock) -> Heads:

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from lluda.backends.wgpu.gpu import Buffer
 from lluda.backends.wgpu.memory.matrices import Matrices, Matrix, Part
-from lluda.backends.wgpu.steps.launch import LateRange, Range
-from lluda.backends.wgpu.steps.step import whole
+from lluda.backends.wgpu.steps.launch import LateRange, Range, whole
 from lluda.backends.wgpu.wgsl import rows as row_kernels
 from lluda.backends.wgpu.wgsl import tiled
 from lluda.backends.wgpu.wgsl.shader import Shader

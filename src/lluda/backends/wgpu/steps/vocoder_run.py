@@ -16,8 +16,8 @@ from lluda.backends.components import (
 )
 from lluda.backends.executor.operations import RotaryTable
 from lluda.backends.wgpu.gpu import Buffer
+from lluda.backends.wgpu.steps.launch import whole
 from lluda.backends.wgpu.steps.row_run import Given, RowRun, RunMemory, row_grid
-from lluda.backends.wgpu.steps.step import whole
 from lluda.backends.wgpu.steps.stream import Past, Stream
 from lluda.backends.wgpu.steps.tiled_products import padded_rows
 from lluda.backends.wgpu.steps.windowed_layers import WindowedLayers

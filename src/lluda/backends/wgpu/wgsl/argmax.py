@@ -6,10 +6,10 @@ from lluda.backends.wgpu.wgsl.shader import Shader, binding
 
 WORKGROUP, GROUPS = 256, 64
 
-NAN_KEY = 0xFFFFFFFF
-"""What stands for NaN among the keys."""
+INFINITY_KEY, NAN_KEY = 0xFF800000, 0xFFFFFFFF
+"""What stands for infinity and for NaN among the keys."""
 
-_KEY = f"""fn key_of(v: f32) -> u32 {{
+KEY = f"""fn key_of(v: f32) -> u32 {{
   let u = bitcast<u32>(v);
   if ((u & 0x7fffffffu) > 0x7f800000u) {{ return {NAN_KEY}u; }}
   return select(u | 0x80000000u, ~u, (u >> 31u) == 1u);
@@ -56,4 +56,4 @@ def _shader(names: list[tuple[str, str]], body: str) -> Shader:
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) t: u32) {{
   {body}
 }}"""
-    return Shader("\n".join([*bindings, _KEY, code]), kinds)
+    return Shader("\n".join([*bindings, KEY, code]), kinds)
