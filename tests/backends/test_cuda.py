@@ -19,7 +19,7 @@ from lluda.backends.cpu.packing import pack_matrix
 from lluda.backends.cpu.weight_memory import WeightMemory
 from lluda.backends.cuda.backend import CudaBackend, triton_formats, triton_mixture, triton_products
 from lluda.backends.cuda.coded_weight import PACKED, Q8_0, pack, split_q8_0
-from lluda.backends.cuda.triton_target import interpreted
+from lluda.backends.cuda.triton_target import compiling, interpreted
 from lluda.backends.reference.backend import ReferenceBackend
 from lluda.backends.weight import DenseWeight
 from lluda.engine.sampling.sampler import Sampler, SamplingParams
@@ -335,6 +335,18 @@ def test_attention_over_a_cache(pair, lengths, fresh, window):
     assert_close(pair[0], got, expected)
     for store, right in zip(stores, theirs, strict=True):
         assert_close(pair[0], store.buffers, right.buffers)
+
+
+def test_what_is_compiled_alone_is_not_run(pair):
+    block, x = attention(pair[0], 4, 2, 32), rows(1)
+    given, its = x.clone(), torch.ones(1, 128, dtype=pair[0].precision.compute, device=DEVICE)
+    with compiling(2):
+        pair[0]._add(x, its, block.o_proj, None)
+        kept = pair[0].rotary_table(torch.tensor([3.0], device=DEVICE), rotary(32))
+    assert torch.equal(x, given)
+    pair[0]._add(x, its, block.o_proj, None)
+    assert not torch.equal(x, given)
+    torch.testing.assert_close(kept, pair[1].rotary_table(torch.tensor([3.0], device=DEVICE), rotary(32)))
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(8, 1, 64), (2, 2, 12)])

@@ -41,7 +41,8 @@ def samplers(vocab, settings, prompt=(3, 4, 5, 5)):
 
 
 def choose(backend, logits, fed, rows):
-    packed = [struct.pack(f"={SAMPLING_NUMBERS}d{SAMPLING_WIDTH - SAMPLING_NUMBERS}q", *row) for row in rows]
+    layout = f"={SAMPLING_NUMBERS}d{SAMPLING_WIDTH - SAMPLING_NUMBERS}q"
+    packed = [struct.pack(layout, *settings, *drawn) for settings, *drawn in rows]
     sampling = torch.frombuffer(bytearray(b"".join(packed)), dtype=torch.int64).view(len(rows), SAMPLING_WIDTH)
     chosen = backend.choose(logits.to(DEVICE), torch.tensor(fed).to(DEVICE), sampling.to(DEVICE)).cpu()
     return [(int(token), peak) for token, peak in chosen.tolist()]

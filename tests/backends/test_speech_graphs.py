@@ -112,6 +112,7 @@ def test_more_answers_than_there_are_places_have_places_of_their_own():
 
 def test_a_voice_that_was_warmed_up_captures_nothing_more_and_says_the_same():
     backend, count = cuda_backend(), 4 if ON_GPU else 1
+    backend.prompt_rows = (8,)
     graphs = SpeechGraphs(*voice_parts(backend), vocoder(backend), "f32")
     graphs.warm_up(params_of(3), count)
     (frames,), (speaking,) = graphs.made[next(iter(graphs.made))], graphs.made["vocoder"]

@@ -20,19 +20,16 @@ Run = Callable[[Tensor, Tensor, Sequence[Segment]], Tensor]
 
 
 SAMPLING_NUMBERS, SAMPLING_WIDTH = 8, 11
-"""Of a `RowSampling`: how many come before the addresses (as float64), and how many there are (the rest as int64)."""
+"""Of a `RowSampling`, its settings' among them: how many come before the addresses (as float64), and how many there are
+(the rest as int64)."""
 
 MOST_KEPT = 64
 """Largest top-k that a captured step chooses by."""
 
 
-class RowSampling(NamedTuple):
-    """How a captured step chooses the token of one row, after the definition in engine/sampling/sampler.py: all of the
-    vocabulary is a top-k too, the argmax is a top-k of 1 drawn with ``uniform`` 0.
-
-    ``occurrences`` and ``addends`` are addresses on the device, 0 for none: int32 ``[vocab]``, twice how often an id
-    came in the answer, and 1 more if it came in the prompt; float32 ``[vocab]``, added after the penalties. ``fed`` is
-    what stands in the first for the token that this step is given, once that is counted."""
+class RowSettings(NamedTuple):
+    """What all tokens of an answer are chosen by, after the definition in engine/sampling/sampler.py: all of the
+    vocabulary is a top-k too, the argmax is a top-k of 1."""
 
     temperature: float
     top_k: int
@@ -41,13 +38,23 @@ class RowSampling(NamedTuple):
     repetition: float
     presence: float
     frequency: float
+
+
+class RowSampling(NamedTuple):
+    """How a captured step chooses the token of one row: by its answer's settings and a number drawn from [0, 1).
+
+    ``occurrences`` and ``addends`` are addresses on the device, 0 for none: int32 ``[vocab]``, twice how often an id
+    came in the answer, and 1 more if it came in the prompt; float32 ``[vocab]``, added after the penalties. ``fed`` is
+    what stands in the first for the token that this step is given, once that is counted."""
+
+    settings: RowSettings
     uniform: float
     occurrences: int = 0
     addends: int = 0
     fed: int = 0
 
 
-ARGMAX = RowSampling(1.0, 1, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)
+ARGMAX = RowSampling(RowSettings(1.0, 1, 1.0, 0.0, 1.0, 0.0, 0.0), 0.0)
 """The first id of the largest logit."""
 
 RowChoice = tuple[int, float] | Tensor
@@ -121,6 +128,7 @@ class DeviceStore:
     ``[stores, STORE_WIDTH]``), so that a captured step serves whatever stands there then."""
 
     length = 0
+    elsewhere = None
 
     def __init__(self, table: Tensor, index: int, dtype: torch.dtype) -> None:
         self.table, self.index, self.dtype = table, index, dtype

@@ -35,28 +35,53 @@ _SPOKEN_ROWS = 10
 class _Fixed:
     """What a backend takes beside its products. ``layer``, ``sparse_layer``: seconds of a layer in a step, dense and
     with experts; ``prompt_layer``: of a layer in a prompt, and ``row`` of each of its rows for 1,024 of the hidden size
-    (norms, rotation, activations); ``prompt``, ``attention``, ``vocoder``: shares of the products' FLOP/s that a
-    prompt's own products, its attention and code2wav's convolutions reach."""
+    (norms, rotation, activations); ``prompt``, ``experts``, ``attention``, ``vocoder``: shares of the products' FLOP/s
+    that a prompt's dense products, its experts', its attention and code2wav's convolutions reach; ``experts_read``: the
+    share of their bandwidth that experts are read with."""
 
     layer: float
     sparse_layer: float
     prompt_layer: float
     row: float
     prompt: float
+    experts: float
     attention: float
     vocoder: float
+    experts_read: float = 1.0
 
 
 _FIXED = {
     "cpu": _Fixed(
-        layer=30e-6, sparse_layer=60e-6, prompt_layer=100e-6, row=18e-6, prompt=1.0, attention=0.6, vocoder=0.17
+        layer=30e-6,
+        sparse_layer=60e-6,
+        prompt_layer=100e-6,
+        row=18e-6,
+        prompt=1.0,
+        experts=1.0,
+        attention=0.6,
+        vocoder=0.17,
     ),
     "cuda": _Fixed(
-        layer=13e-6, sparse_layer=22e-6, prompt_layer=70e-6, row=0.0, prompt=0.6, attention=0.5, vocoder=0.0115
+        layer=13e-6,
+        sparse_layer=22e-6,
+        prompt_layer=70e-6,
+        row=0.0,
+        prompt=0.6,
+        experts=0.45,
+        attention=0.74,
+        vocoder=0.0115,
+        experts_read=1.25,
     ),
 }
 _UNKNOWN = _Fixed(
-    layer=100e-6, sparse_layer=200e-6, prompt_layer=3e-4, row=20e-6, prompt=0.6, attention=0.25, vocoder=0.25
+    layer=100e-6,
+    sparse_layer=200e-6,
+    prompt_layer=3e-4,
+    row=20e-6,
+    prompt=0.6,
+    experts=0.6,
+    attention=0.25,
+    vocoder=0.25,
 )
 """Of the reference backend and of GPUs that were not at hand."""
 
@@ -81,8 +106,9 @@ class Prediction:
     def step(self, config: DecoderConfig, positions: int = 0) -> float:
         """Seconds of a decode step of one sequence behind ``positions``."""
         weights = DecoderWeights.of(config)
-        used = weights.dense + chosen_share(config) * weights.experts + weights.head
-        products = max(used * self._bytes / self._products.read, 2 * used / self._products.flops)
+        chosen, others = chosen_share(config) * weights.experts, weights.dense + weights.head
+        read = others + chosen / self._fixed.experts_read
+        products = max(read * self._bytes / self._products.read, 2 * (others + chosen) / self._products.flops)
         caches = cache_bytes(config, positions) / self._products.read
         layer = self._fixed.sparse_layer if config.moe else self._fixed.layer
         return products + caches + layer * config.num_hidden_layers
@@ -90,10 +116,11 @@ class Prediction:
     def prefill(self, config: DecoderConfig, rows: int) -> float:
         """Seconds of a prompt of ``rows`` rows and the logits of its last one."""
         weights, read, fixed = DecoderWeights.of(config), self._products.read, self._fixed
-        flops = fixed.prompt * self._products.flops
-        dense = max(2 * rows * weights.dense / flops, weights.dense * self._bytes / read)
-        multiplied = 2 * rows * chosen_share(config) * weights.experts / flops
-        experts = max(multiplied, read_share(config, rows) * weights.experts * self._bytes / read)
+        flops = self._products.flops
+        dense = max(2 * rows * weights.dense / (fixed.prompt * flops), weights.dense * self._bytes / read)
+        multiplied = 2 * rows * chosen_share(config) * weights.experts / (fixed.experts * flops)
+        met = read_share(config, rows) * weights.experts * self._bytes / (fixed.experts_read * read)
+        experts = max(multiplied, met)
         attention = attention_flops(config, rows, 0) / (fixed.attention * self._products.flops)
         head = weights.head * self._bytes / read
         layer = fixed.prompt_layer + fixed.row * rows * config.hidden_size / 1024

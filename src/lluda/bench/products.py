@@ -7,11 +7,12 @@ many rows. So what a format costs to decode, and what a machine reaches beside w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
+from torch import Tensor
 
 from lluda.backends.backend import ComputeBackend
 from lluda.backends.weight import Weight
@@ -60,13 +61,16 @@ def measure_products(backend: ComputeBackend, format_name: str) -> Products:
     weights = [_weight(backend, stored) for _ in range(count)]
     row, rows = (torch.randn(n, IN).to(backend.device, backend.precision.compute) for n in (1, ROWS))
 
-    def all_once() -> None:
-        for weight in weights:
-            backend.logits(row, weight)
+    # A GPU multiplies many rows in less time than the host takes to ask for it.
+    several = weights if backend.captures else weights[:1]
+    one = _seconds(backend, lambda: _multiply(backend, row, weights))
+    many = _seconds(backend, lambda: _multiply(backend, rows, several))
+    return Products(sum(weight.nbytes for weight in weights) / one, 2 * ROWS * OUT * IN * len(several) / many)
 
-    one = _seconds(backend, all_once)
-    many = _seconds(backend, lambda: backend.logits(rows, weights[0]))
-    return Products(sum(weight.nbytes for weight in weights) / one, 2 * ROWS * OUT * IN / many)
+
+def _multiply(backend: ComputeBackend, rows: Tensor, weights: Sequence[Weight]) -> None:
+    for weight in weights:
+        backend.logits(rows, weight)
 
 
 def _stored(backend: ComputeBackend, stored_as: BlockFormat) -> StoredTensor:
@@ -81,9 +85,12 @@ def _weight(backend: ComputeBackend, stored: StoredTensor) -> Weight:
     return backend.take(replace(stored, data=stored.data.clone()), "matrix")[0]
 
 
-def _seconds(backend: ComputeBackend, work: Callable[[], object]) -> float:
-    """Median of several, after one to warm up."""
+@torch.inference_mode()
+def _seconds(backend: ComputeBackend, work: Callable[[], None]) -> float:
+    """Median of several, after one to warm up; in one launch, where a model's steps are."""
     times = []
+    if backend.captures:
+        work = backend.new_graph(work).launch
     for _ in range(1 + _PASSES):
         begun = time.perf_counter()
         work()

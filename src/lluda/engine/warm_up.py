@@ -16,11 +16,14 @@ from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.runner import BUCKETS, Runner
 from lluda.engine.sampling.sampler import Sampler
 from lluda.engine.sampling.sampling_params import SamplingParams
+from lluda.models.thinker import Thinker
+
+GREEDY, SAMPLED = SamplingParams(temperature=0.0), SamplingParams(temperature=1.0, top_k=20, top_p=0.9, seed=0)
 
 
 def warm_up(runner: Runner, sequences: int = BUCKETS[-1], *, stage: str = "") -> float:
-    """Run what prompts and the steps of up to ``sequences`` sequences launch, and the prompts of an answer that is
-    spoken, which show the rows of ``stage``, where there is one: seconds that it took; 0 where nothing is captured.
+    """Run what prompts, encoders and the steps of up to ``sequences`` sequences launch: seconds that it took; 0 where
+    nothing is captured. ``stage``: whose rows prompts show that are answered in speech, where there is one.
 
     What has to be compiled is compiled first, side by side."""
     backend = runner.model.backend
@@ -30,19 +33,23 @@ def warm_up(runner: Runner, sequences: int = BUCKETS[-1], *, stage: str = "") ->
     prompts = [rows for rows in backend.prompt_rows if rows <= runner.cache_options.max_length]
     steps = list(_steps(sequences))
     cache = runner.new_cache(max(prompts, default=1))
+    encoders = [partial(_encode, runner.model)] if isinstance(runner.model, Thinker) else []
     if not runner.leads:  # else the others would be told of all at once
         works = [partial(_prompt, runner, rows, copy(cache)) for rows in prompts]
-        backend.compile(works + [partial(_step, runner, count, sampled, copy(cache)) for count, sampled in steps])
+        works += [partial(_step, runner, count, sampled, copy(cache)) for count, sampled in steps]
+        backend.compile(works + encoders)
+    for work in 2 * encoders:  # the second time that a shape comes it is captured
+        work()
+    observer = StageObserver(stage, lambda _: None) if stage else None
     for rows in prompts:
-        _prompt(runner, rows, cache)
-        if stage:
-            _prompt(runner, rows, cache, StageObserver(stage, lambda _: None))
+        _prompt(runner, rows, cache, observer)
+    vocabulary = runner.model.config.vocab_size
+    for params in (GREEDY, SAMPLED):
+        Sampler(params, [], vocabulary).sample(torch.zeros(vocabulary, device=backend.device))
     for count, sampled in steps:
         cache.truncate(0)
         if sampled:
-            params, vocabulary = SamplingParams(temperature=1.0, top_k=20, seed=0), runner.model.config.vocab_size
-            samplers = [Sampler(params, [], vocabulary) for _ in range(count)]
-            runner.choose_step([0] * count, [cache] * count, samplers)
+            runner.choose_step([0] * count, [cache] * count, [Sampler(SAMPLED, [], vocabulary) for _ in range(count)])
         else:
             runner.greedy_step([0] * count, [cache] * count)
     backend.synchronize()
@@ -65,6 +72,15 @@ def _prompt(runner: Runner, rows: int, cache: KVCache, observer: Observer | None
 
 
 @torch.inference_mode()
+def _encode(thinker: Thinker) -> None:
+    """A second of sound and a small picture."""
+    audio, vision = thinker.omni.audio, thinker.omni.vision
+    side = 4 * vision.spatial_merge_size
+    thinker.audio_tower([torch.zeros(100, audio.num_mel_bins)])
+    thinker.visual(torch.zeros(side * side, vision.patch_values), [(1, side, side)])
+
+
+@torch.inference_mode()
 def _step(runner: Runner, count: int, sampled: bool, cache: KVCache) -> None:
     """Launch by launch."""
     graph = runner.model.backend.decode_graph(
@@ -76,4 +92,3 @@ def _step(runner: Runner, count: int, sampled: bool, cache: KVCache) -> None:
     )
     if graph is not None:
         graph.launch([0] * count, [0.0] * count, [cache] * count, [ARGMAX] * count if sampled else ())
-        graph.result()

@@ -6,10 +6,8 @@ a few rows are one grouped launch. It also serves AMD's GPUs through torch's ROC
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -43,7 +41,7 @@ from lluda.backends.cuda.gpu_group import GpuGroup, connected
 from lluda.backends.cuda.graph import DecodeGraph, Graph
 from lluda.backends.cuda.operations import KERNEL_TYPES, CudaOperations
 from lluda.backends.cuda.prompt_graphs import BUCKETS, PromptGraphs, Rows
-from lluda.backends.cuda.triton_target import interpreted
+from lluda.backends.cuda.triton_target import compiling, interpreted
 from lluda.backends.cuda.vocoder import StreamVocoder
 from lluda.backends.executor.decoder import Step
 from lluda.backends.executor.operations import RotaryTable
@@ -52,11 +50,6 @@ from lluda.backends.weight import DenseWeight, Weight
 from lluda.errors import InvalidRequest
 from lluda.formats.plain import plain_format
 from lluda.formats.stored_tensor import StoredTensor
-
-_log = logging.getLogger(__name__)
-
-_COMPILERS = 12
-"""Threads at most; each takes the memory of a prompt's step meanwhile."""
 
 _STEP_ROWS = 64
 """Of a captured decode step at most."""
@@ -103,7 +96,7 @@ class CudaBackend(StreamVocoder, GraphEncoder, CudaOperations):
         self._experts: dict[MixtureBlock, Tensor | None] = {}
         self._uniforms: dict[MixtureBlock, MixtureBlock] = {}
         self._capturing = device.type == "cuda"
-        self._prompts: dict[tuple[DecoderLayers, Rows], PromptGraphs] = {}
+        self._prompts: dict[tuple[DecoderLayers, Rows], dict[str, PromptGraphs]] = {}
         self._axes: dict[DecoderLayers, int] = {}
         self._pool: Any = None
         self._split_prompts = torch.zeros(triton_prompt.COUNTERS, dtype=torch.int32, device=device)
@@ -230,20 +223,17 @@ class CudaBackend(StreamVocoder, GraphEncoder, CudaOperations):
 
     def compile(self, works: Sequence[Callable[[], object]]) -> None:
         """See `ComputeBackend.compile`: most of the time the compiler runs without Python's lock."""
-        if self.device.type != "cuda" or not works:
+        if self.device.type != "cuda":
             return
         self._capturing = False
-        use_device = partial(torch.cuda.set_device, self._split_prompts.device)
         try:
-            works[0]()  # makes what all share
-            with ThreadPoolExecutor(min(_COMPILERS, os.cpu_count() or 1), initializer=use_device) as pool:
-                failures = [done.exception() for done in [pool.submit(work) for work in works[1:]]]
+            with compiling(os.cpu_count() or 1):
+                for work in works:
+                    work()
         finally:
             self.synchronize()
             torch.cuda.empty_cache()
             self._capturing = True
-        for failure in filter(None, failures):
-            _log.warning("compiled later, since side by side it failed: %s", " ".join(str(failure).split())[:200])
 
     def new_graph(self, body: Callable[[], None], *, capture: bool = True, state: Sequence[Tensor] = ()) -> Graph:
         """See `ComputeBackend.new_graph`."""
@@ -301,8 +291,8 @@ class CudaBackend(StreamVocoder, GraphEncoder, CudaOperations):
     def _prompt_graphs(
         self, layers: DecoderLayers, x: Tensor, segments: Sequence[Segment], observe: Observer | None
     ) -> PromptGraphs | None:
-        """The captured steps for these rows; None where they are not of one sequence, are too many, or are all shown
-        to an observer."""
+        """The captured steps for these rows, of any stage where none is wanted; None where they are not of one
+        sequence, are too many, or are all shown to an observer."""
         if len(segments) > 1 or len(x) > BUCKETS[-1] or not self._takes_prompt(segments[0]):
             return None
         if not self._capturing and self.device.type == "cuda":
@@ -314,17 +304,20 @@ class CudaBackend(StreamVocoder, GraphEncoder, CudaOperations):
             self._axes[layers] = int(layers.rotary.axes.max()) + 1
         axes = self._axes[layers]
         cache = segments[0].store.reserve(len(x))[0].dtype
-        kind = Rows(x.shape[1], x.dtype, axes if axes > 1 else 0, cache, stage)
-        if (layers, kind) not in self._prompts:
+        kind = Rows(x.shape[1], x.dtype, axes if axes > 1 else 0, cache)
+        by_stage = self._prompts.setdefault((layers, kind), {})
+        if not stage and by_stage:
+            stage = next(iter(by_stage))
+        if stage not in by_stage:
             capture = self._capturing
             self._pool = self._pool or (torch.cuda.graph_pool_handle() if capture else None)
             run = partial(super().run_layers, layers)
             # Filling up saves launches; one by one they need none.
             buckets = BUCKETS if capture else range(1, BUCKETS[-1] + 1)
-            self._prompts[layers, kind] = PromptGraphs(
-                run, kind, self.device, capture=capture, pool=self._pool, buckets=buckets
+            by_stage[stage] = PromptGraphs(
+                run, kind, stage, self.device, capture=capture, pool=self._pool, buckets=buckets
             )
-        return self._prompts[layers, kind]
+        return by_stage[stage]
 
     def _takes_prompt(self, segment: Segment) -> bool:
         """Whether kernels compute these rows as those of a prompt, whose place the host knows."""

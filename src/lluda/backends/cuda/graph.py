@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from lluda.backends.capture import (
     STORE_WIDTH,
     DeviceStore,
     RowSampling,
+    RowSettings,
     Run,
     store_row,
 )
@@ -65,7 +67,6 @@ class Graph:
             for tensor, value in zip(state, before, strict=True):
                 tensor.copy_(value)
             torch.cuda.synchronize(device)
-            gc.collect()  # what goes away while capturing would be captured
             torch.cuda.empty_cache()
             with torch.cuda.stream(stream):
                 self._record()
@@ -95,12 +96,16 @@ class Graph:
 
     def _record(self) -> None:
         Graph.recording = self
+        collects = gc.isenabled()
+        gc.disable()  # what it would free meanwhile would be freed by the graph
         self._begin()
         try:
             self._body()
         finally:
             Graph.recording = None
             self._end()
+            if collects:
+                gc.enable()
 
     def _begin(self) -> None:
         part = torch.cuda.CUDAGraph()
@@ -116,6 +121,25 @@ class Graph:
 def pinned(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros on the host that ``device`` can copy by itself."""
     return torch.zeros(tuple(shape), dtype=dtype, pin_memory=device.type == "cuda")
+
+
+class _SamplingRows:
+    """Where the host writes how rows are sampled: what is as it was for the step before is not written again."""
+
+    def __init__(self, rows: Tensor) -> None:
+        """``rows``: int64 ``[rows, SAMPLING_WIDTH]``."""
+        self._numbers, self._addresses = rows.view(torch.float64).numpy(), rows.numpy()[:, SAMPLING_NUMBERS:]
+        self._settings: tuple[RowSettings, ...] = ()
+        self._tables: list[tuple[int, ...]] = []
+
+    def write(self, sampling: Sequence[RowSampling]) -> None:
+        """One of each row."""
+        settings, uniforms, *tables = zip(*sampling, strict=True)
+        if settings != self._settings:
+            self._numbers[:, : SAMPLING_NUMBERS - 1], self._settings = settings, settings
+        if tables != self._tables:
+            self._addresses[:], self._tables = np.transpose(tables), tables
+        self._numbers[:, SAMPLING_NUMBERS - 1] = uniforms
 
 
 class DecodeGraph:
@@ -141,12 +165,14 @@ class DecodeGraph:
         capture: bool = True,
     ) -> None:
         self.rows, self._run, self._choose, self._device, self._capture = rows, run, choose, device, capture
-        # Stores, ids, positions, and how each row is sampled: written by one call, copied by another.
+        # Stores, ids, positions, and how each row is sampled: copied by one call.
         widths = (STORE_WIDTH, 1, 1, SAMPLING_WIDTH if sampled else 0)
-        settings = f"{SAMPLING_NUMBERS}d{SAMPLING_WIDTH - SAMPLING_NUMBERS}q" * rows if sampled else ""
-        self._format = struct.Struct(f"={rows * (STORE_WIDTH + 1)}q{rows}d{settings}")
+        self._format = struct.Struct(f"={rows * (STORE_WIDTH + 1)}q{rows}d")
         self._host = pinned((rows * sum(widths),), torch.int64, device)
         self._bytes = self._host.numpy().data.cast("B")
+        self._sampling = (
+            _SamplingRows(self._host[rows * (STORE_WIDTH + 2) :].view(rows, widths[-1])) if sampled else None
+        )
         self._inputs = torch.zeros_like(self._host, device=device)
         parts = torch.split(self._inputs, [rows * width for width in widths])
         self._parts = [part.view(rows, width) for part, width in zip(parts, widths, strict=True)]
@@ -170,7 +196,9 @@ class DecodeGraph:
     ) -> None:
         """See `CapturedDecode.launch`."""
         places = chain.from_iterable(map(store_row, stores))
-        self._format.pack_into(self._bytes, 0, *places, *ids, *positions, *chain.from_iterable(sampling))
+        self._format.pack_into(self._bytes, 0, *places, *ids, *positions)
+        if self._sampling is not None:
+            self._sampling.write(sampling)
         if self._graph is None:
             self._graph = Graph(self._body, self._device, capture=self._capture)
         self._graph.launch()

@@ -21,32 +21,30 @@ BUCKETS = (8, 16, 32, 48, *range(64, 256, 32), *range(256, 512, 64), *range(512,
 @dataclass(frozen=True, slots=True)
 class Rows:
     """What rows of a stack are: how wide, in which dtype, with how many numbers for a position (0: one, without an axis
-    of its own), and the dtype of the keys and values that they leave. ``stage``: of which the rows are shown to an
-    observer, "" for none."""
+    of its own), and the dtype of the keys and values that they leave."""
 
     hidden: int
     dtype: torch.dtype
     axes: int
     cache: torch.dtype
-    stage: str = ""
 
 
 class PromptGraphs:
     """All ``layers`` of a stack over the next rows of one sequence. A launch is captured when its bucket is first met.
 
     What fills up one of ``buckets`` repeats the last row, so that no other experts are read for it, and is not stored.
-    ``pool``: memory shared with other graphs of which none runs meanwhile; without ``capture`` launches go out one by
-    one.
+    ``stage``: of which the rows can be shown to an observer, "" for none; ``pool``: memory shared with other graphs of
+    which none runs meanwhile; without ``capture`` launches go out one by one.
     """
 
     def __init__(
-        self, layers: Layers, kind: Rows, device: torch.device, *, capture: bool, pool: Any = None,
+        self, layers: Layers, kind: Rows, stage: str, device: torch.device, *, capture: bool, pool: Any = None,
         buckets: Sequence[int] = BUCKETS,
     ) -> None:  # fmt: skip
-        self._layers, self._kind, self._device, self._capture, self._pool = layers, kind, device, capture, pool
+        self._layers, self._stage, self._device, self._capture, self._pool = layers, stage, device, capture, pool
         self._buckets = buckets
         self._rows = torch.zeros(buckets[-1], kind.hidden, dtype=kind.dtype, device=device)
-        self._kept = torch.zeros_like(self._rows if kind.stage else self._rows[:0])
+        self._kept = torch.zeros_like(self._rows if stage else self._rows[:0])
         shape = (kind.axes, buckets[-1]) if kind.axes else (buckets[-1],)
         self._positions = torch.zeros(shape, dtype=torch.float32, device=device)
         self._table = torch.zeros(1, STORE_WIDTH + 1, dtype=torch.int64, device=device)
@@ -75,19 +73,19 @@ class PromptGraphs:
                 lambda: self._body(bucket), self._device, capture=self._capture, state=state, pool=self._pool
             )
         self._graphs[bucket].launch()
-        if observe is not None and self._kind.stage:
-            observe(self._kind.stage, self._kept[:count])
+        if observe is not None and self._stage:
+            observe(self._stage, self._kept[:count])
         return self._rows[:count].clone()
 
     def _body(self, bucket: int) -> None:
         rows = self._rows[:bucket]
         out = self._layers(
             rows, self._positions[..., :bucket], [Segment(0, bucket, self._store)],
-            self._keep if self._kind.stage else None,
+            self._keep if self._stage else None,
         )  # fmt: skip
         if out.data_ptr() != rows.data_ptr():
             rows.copy_(out)
 
     def _keep(self, stage: str, rows: Tensor) -> None:
-        if stage == self._kind.stage:
+        if stage == self._stage:
             self._kept[: len(rows)] = rows

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.cuda.triton_target import interpreted, launch_options, product, take_input
+from lluda.backends.cuda.triton_target import interpreted, kernel, launch_options, product, take_input
 
 _SPLITS, _MIN_GROUP = 4 if interpreted() else 32, 16
 _PROGRAMS = 2048  # of a launch, where that leaves one for each row and head
@@ -118,7 +118,7 @@ def _added_up(part_ptr, stat_ptr, parts, used, out, whole, SPLITS: tl.constexpr,
     tl.store(out[None, :] + g[:, None] * DIM, rows.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["layer", "splits", "least", "alone"])
+@kernel(do_not_specialize=["layer", "splits", "least", "alone"])
 def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_ptr, part_ptr, stat_ptr, counter_ptr,
             q_eps, k_eps, layer, window, splits, least, alone,
             HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, WIDE: tl.constexpr, FRESH: tl.constexpr,
@@ -157,7 +157,7 @@ def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_pt
         slots = first + tl.arange(0, BLOCK)
         valid = (slots < end) & _is_old(slots - new, index, capacity)
         k1, k2, v = _block(keys, values, slots, valid, HALF, WIDE)
-        take_input(PDL)
+        take_input(PDL, AHEAD=True)
         cos = tl.load(cos_ptr + row * HALF + d, mask=half, other=0.0)[None, :]
         sin = tl.load(sin_ptr + row * HALF + d, mask=half, other=0.0)[None, :]
         query = qkv_ptr + row * WIDTH + (head * GROUP + g)[:, None] * DIM + d[None, :]
@@ -224,7 +224,7 @@ def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_pt
                           TOGETHER, 2 * WIDE, DIM)  # fmt: skip
                 tl.store(counter_ptr + cell, 0)
     else:
-        take_input(PDL)
+        take_input(PDL, AHEAD=True)
 
 
 class DecodeScratch:

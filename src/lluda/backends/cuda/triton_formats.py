@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lluda.backends.cuda.coded_weight import PACKED, Q8_0, CodedWeight
-from lluda.backends.cuda.triton_target import launch_options, take_input
+from lluda.backends.cuda.triton_target import kernel, launch_options, take_input
 from lluda.backends.weight import DenseWeight, Weight
 
 TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
@@ -144,7 +144,7 @@ def row(x_ptr, norm_ptr, eps, start, K: tl.constexpr, CHUNKS: tl.constexpr, BLOC
     return x, scale
 
 
-@triton.jit
+@kernel(kept=True)
 def _decode(base, table_ptr, ids_ptr, out_ptr, stride, count, K: tl.constexpr, BLOCK_K: tl.constexpr,
             FORM: tl.constexpr, LOOKUP: tl.constexpr, TABLE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     r, start, matrix = tl.program_id(0), tl.program_id(1) * BLOCK_K, tl.program_id(2)

@@ -22,7 +22,7 @@ from lluda.backends.cuda.triton_formats import (
     settle,
     tile_columns,
 )
-from lluda.backends.cuda.triton_target import interpreted, launch_options, take_input
+from lluda.backends.cuda.triton_target import interpreted, kernel, launch_options, take_input
 from lluda.backends.weight import Weight
 
 MAX_ROWS = 4
@@ -31,7 +31,7 @@ MAX_ROWS = 4
 _WIDEST = 4096
 
 
-@triton.jit
+@kernel()
 def _project(x_ptr, norm_ptr, bias_ptr, out_ptr, w0, w1, w2, eps,
              N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr,
              BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, CHUNKS: tl.constexpr, FORM: tl.constexpr,
@@ -47,7 +47,7 @@ def _project(x_ptr, norm_ptr, bias_ptr, out_ptr, w0, w1, w2, eps,
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     w, beside = fetch(base, n, count, 0, K, BLOCK_K, FORM, WEIGHT)
     begin, end, entry, factor = aside(base, n, count, K, FORM)
-    take_input(PDL)
+    take_input(PDL, AHEAD=True)
     for r in tl.static_range(ROWS):
         x_row = x_ptr + r * K
         x, scale = row(x_row, norm_ptr, eps, 0, K, CHUNKS, BLOCK_K, NORM, COMPUTE, FORM)
@@ -62,7 +62,7 @@ def _project(x_ptr, norm_ptr, bias_ptr, out_ptr, w0, w1, w2, eps,
         tl.store(out_ptr + r * (N0 + N1 + N2) + place + n, acc, mask=n < count)
 
 
-@triton.jit
+@kernel()
 def _add(a_ptr, base, scale_ptr, x_ptr,
          N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
          CHUNKS: tl.constexpr, FORM: tl.constexpr, WEIGHT: tl.constexpr, SCALE: tl.constexpr,
@@ -70,7 +70,7 @@ def _add(a_ptr, base, scale_ptr, x_ptr,
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     w, beside = fetch(base, n, N, 0, K, BLOCK_K, FORM, WEIGHT)
     begin, end, entry, factor = aside(base, n, N, K, FORM)
-    take_input(PDL)
+    take_input(PDL, AHEAD=True)
     for r in tl.static_range(ROWS):
         a_row = a_ptr + r * K
         x = tl.load(x_ptr + r * N + n, mask=n < N, other=0.0)
@@ -86,7 +86,7 @@ def _add(a_ptr, base, scale_ptr, x_ptr,
         tl.store(x_ptr + r * N + n, x + acc, mask=n < N)
 
 
-@triton.jit
+@kernel()
 def _gated(x_ptr, norm_ptr, gate_base, up_base, out_ptr, eps,
            N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
            CHUNKS: tl.constexpr, FORM: tl.constexpr, WEIGHT: tl.constexpr, NORM: tl.constexpr,
@@ -96,7 +96,7 @@ def _gated(x_ptr, norm_ptr, gate_base, up_base, out_ptr, eps,
     up_w, up_its = fetch(up_base, n, N, 0, K, BLOCK_K, FORM, WEIGHT)
     gate_begin, gate_end, gate_entry, gate_factor = aside(gate_base, n, N, K, FORM)
     up_begin, up_end, up_entry, up_factor = aside(up_base, n, N, K, FORM)
-    take_input(PDL)
+    take_input(PDL, AHEAD=True)
     for r in tl.static_range(ROWS):
         x_row = x_ptr + r * K
         x, scale = row(x_row, norm_ptr, eps, 0, K, CHUNKS, BLOCK_K, NORM, WEIGHT, FORM)

@@ -10,13 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.cuda.triton_target import launch_options, take_input
+from lluda.backends.cuda.triton_target import kernel, launch_options, take_input
 
 BLOCK = 512
 """Numbers of one program."""
 
 
-@triton.jit
+@kernel()
 def _add_sum(x_ptr, branch_ptr, inbox_ptr, peers_ptr, epoch_ptr, abort_ptr, count, room,
              RANK: tl.constexpr, RANKS: tl.constexpr, SIZE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     pid = tl.program_id(0)

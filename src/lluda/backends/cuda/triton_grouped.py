@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.cuda.triton_target import interpreted, launch_options, product, take_input
+from lluda.backends.cuda.triton_target import interpreted, kernel, launch_options, product, take_input
 
 _SORTED = 4096  # ids that are looked at at once
 _WIDTH = 1024
@@ -54,7 +54,7 @@ def _weights(w_ptr, n, cols, N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.const
         return tl.load(at, mask=(n < N)[None, :] & (cols < K)[:, None], other=0.0)
 
 
-@triton.jit
+@kernel()
 def _gate_up(x_ptr, order_ptr, expert_ptr, first_ptr, end_ptr, table_ptr, out_ptr,
              TOP_K: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
              BLOCK_K: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
@@ -81,7 +81,7 @@ def _gate_up(x_ptr, order_ptr, expert_ptr, first_ptr, end_ptr, table_ptr, out_pt
         tl.store(out_ptr + m.to(tl.int64)[:, None] * N + n[None, :], out, mask=(m < end)[:, None] & (n < N)[None, :])
 
 
-@triton.jit
+@kernel()
 def _down(a_ptr, order_ptr, expert_ptr, first_ptr, end_ptr, table_ptr, out_ptr,
           N: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
           COMPUTE: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
@@ -105,7 +105,7 @@ def _down(a_ptr, order_ptr, expert_ptr, first_ptr, end_ptr, table_ptr, out_ptr,
                  mask=(m < end)[:, None] & (n < N)[None, :])  # fmt: skip
 
 
-@triton.jit
+@kernel()
 def _plan(ids_ptr, order_ptr, expert_ptr, first_ptr, end_ptr, count, tiles,
           EXPERTS: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
           PDL: tl.constexpr):  # fmt: skip
@@ -137,7 +137,7 @@ def _plan(ids_ptr, order_ptr, expert_ptr, first_ptr, end_ptr, count, tiles,
         first += tl.sum(mine, 0)
 
 
-@triton.jit
+@kernel()
 def _gather(part_ptr, weight_ptr, x_ptr, out_ptr, HIDDEN: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr,
             PDL: tl.constexpr):  # fmt: skip
     r = tl.program_id(0).to(tl.int64)
@@ -152,7 +152,7 @@ def _gather(part_ptr, weight_ptr, x_ptr, out_ptr, HIDDEN: tl.constexpr, TOP_K: t
     tl.store(out_ptr + r * HIDDEN + cols, x + sums, mask=inside)
 
 
-@triton.jit
+@kernel()
 def _route(logits_ptr, weight_ptr, id_ptr, EXPERTS: tl.constexpr, PADDED: tl.constexpr, TOP_K: tl.constexpr,
            NORMALISE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     r = tl.program_id(0)

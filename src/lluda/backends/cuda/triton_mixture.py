@@ -11,13 +11,13 @@ from torch import Tensor
 
 from lluda.backends.cuda.coded_weight import PACKED
 from lluda.backends.cuda.triton_formats import aside, compute_of, dot, fetch, form_of, row, settle, tile_columns
-from lluda.backends.cuda.triton_target import interpreted, launch_options, take_input
+from lluda.backends.cuda.triton_target import interpreted, kernel, launch_options, take_input
 from lluda.backends.weight import Weight
 
 MAX_EXPERTS = 256
 
 
-@triton.jit
+@kernel()
 def _choose(logits_ptr, table_ptr, place_ptr, weight_ptr,
             EXPERTS: tl.constexpr, PADDED: tl.constexpr, LOGITS: tl.constexpr, TOP_K: tl.constexpr,
             SHARED: tl.constexpr, NORMALISE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
@@ -45,7 +45,7 @@ def _choose(logits_ptr, table_ptr, place_ptr, weight_ptr,
             tl.store(place_ptr + (r * SLOTS + TOP_K) * 3 + part, tl.load(table_ptr + EXPERTS * 3 + part))
 
 
-@triton.jit
+@kernel()
 def _gate_up(x_ptr, norm_ptr, place_ptr, out_ptr, eps,
              TOP_K: tl.constexpr, N: tl.constexpr, SHARED: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr,
              BLOCK_K: tl.constexpr, CHUNKS: tl.constexpr, FORM: tl.constexpr, WEIGHT: tl.constexpr,
@@ -83,7 +83,7 @@ def _gate_up(x_ptr, norm_ptr, place_ptr, out_ptr, eps,
     tl.store(at_out, out.to(out_ptr.dtype.element_ty), mask=n < count)
 
 
-@triton.jit
+@kernel()
 def _down(a_ptr, place_ptr, weight_ptr, x_ptr,
           TOP_K: tl.constexpr, N: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr,
           BLOCK_K: tl.constexpr, SHARED_K: tl.constexpr, FORM: tl.constexpr, WEIGHT: tl.constexpr,

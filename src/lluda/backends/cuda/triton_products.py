@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lluda.backends.cuda.triton_formats import TYPES, compute_of, place_of
-from lluda.backends.cuda.triton_target import interpreted, launch_options, product, take_input
+from lluda.backends.cuda.triton_target import interpreted, kernel, launch_options, product, take_input
 from lluda.backends.weight import Weight
 
 MAX_ROWS = 64
@@ -67,7 +67,7 @@ def _sums(x_ptr, base, n, count, first, end, rows, K: tl.constexpr, TOKENS: tl.c
     return sums
 
 
-@triton.jit(do_not_specialize=["rows"])
+@kernel(do_not_specialize=["rows"])
 def _project(x_ptr, w0, w1, w2, factor_ptr, out_ptr, part_ptr, counter_ptr, rows,
              N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, TOKENS: tl.constexpr,
              BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, WEIGHT: tl.constexpr,
@@ -110,7 +110,7 @@ def _project(x_ptr, w0, w1, w2, factor_ptr, out_ptr, part_ptr, counter_ptr, rows
     tl.store(out, sums, mask=inside)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@kernel(do_not_specialize=["rows"])
 def _gated(x_ptr, gate_base, up_base, out_ptr, rows, N: tl.constexpr, K: tl.constexpr, TOKENS: tl.constexpr,
            BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WEIGHT: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lluda.backends.cuda.triton_attention import EVERYTHING, TYPES, turned
-from lluda.backends.cuda.triton_target import interpreted, launch_options, product, take_input
+from lluda.backends.cuda.triton_target import interpreted, kernel, launch_options, product, take_input
 
 COUNTERS = 512
 """Zeros that split launches count in."""
@@ -36,7 +36,7 @@ class Tile:
     stages: int
 
 
-@triton.jit(do_not_specialize=["layer"])
+@kernel(do_not_specialize=["layer"])
 def _enter(q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_ptr, q_stride, k_stride,
            v_stride, q_eps, k_eps, layer, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr,
            WIDE: tl.constexpr, TOGETHER: tl.constexpr, NORM: tl.constexpr, CACHE: tl.constexpr,
@@ -96,7 +96,7 @@ def _seen(q, keys, values, slots, end, position, window, highest, total, mixed, 
     return peak, total, mixed
 
 
-@triton.jit(do_not_specialize=["layer", "rows", "splits"])
+@kernel(do_not_specialize=["layer", "rows", "splits"])
 def _attend(q_ptr, table_ptr, out_ptr, part_ptr, stat_ptr, counter_ptr, layer, window, rows, splits,
             HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr,
             BLOCK_N: tl.constexpr, STAGES: tl.constexpr, SPLIT: tl.constexpr, LEAST: tl.constexpr,

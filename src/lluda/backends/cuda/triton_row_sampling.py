@@ -13,14 +13,14 @@ import triton.language as tl
 from torch import Tensor
 
 from lluda.backends.capture import SAMPLING_NUMBERS, SAMPLING_WIDTH
-from lluda.backends.cuda.triton_target import launch_options, take_input
+from lluda.backends.cuda.triton_target import kernel, launch_options, take_input
 
 _PARTS, _LEAST_PART, _CHUNK = 256, 16, 64
 _SELECTED, _CANDIDATES = 128, 256
 _NUMBERS, _WIDTH, _BLOCK = tl.constexpr(SAMPLING_NUMBERS), tl.constexpr(SAMPLING_WIDTH), tl.constexpr(32)
 
 
-@triton.jit
+@kernel()
 def _score(logits_ptr, ids_ptr, numbers_ptr, sampling_ptr, score_ptr, chunk_ptr, part_ptr, count,
            CHUNKS: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Scores of one part of one row (written where they are not the logits), its maximum (NaN or infinity where a logit
@@ -86,7 +86,7 @@ def weight_before(mine, scores_ptr, weights_ptr, count, WIDTH: tl.constexpr):
     return before
 
 
-@triton.jit
+@kernel()
 def _choose(logits_ptr, score_ptr, numbers_ptr, sampling_ptr, chunk_ptr, part_ptr, list_ptr, id_ptr, kept_ptr,
             weight_ptr, out_ptr, count,
             PARTS: tl.constexpr, PADDED_PARTS: tl.constexpr, CHUNKS: tl.constexpr, PADDED_CHUNKS: tl.constexpr,

@@ -6,13 +6,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.cuda.triton_target import launch_options, take_input
+from lluda.backends.cuda.triton_target import kernel, launch_options, take_input
 
 _BLOCK = 1024
 _HEADS = 16  # that a program turns
 
 
-@triton.jit
+@kernel()
 def _lookup(table_ptr, ids_ptr, out_ptr, stride, limit, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
             PDL: tl.constexpr):  # fmt: skip
     r = tl.program_id(0)
@@ -24,7 +24,7 @@ def _lookup(table_ptr, ids_ptr, out_ptr, stride, limit, WIDTH: tl.constexpr, BLO
     tl.store(out_ptr + r * WIDTH + cols, values, mask=cols < WIDTH)
 
 
-@triton.jit
+@kernel()
 def _norm(x_ptr, weight_ptr, out_ptr, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     r = tl.program_id(0)
     cols = tl.arange(0, BLOCK)
@@ -35,7 +35,7 @@ def _norm(x_ptr, weight_ptr, out_ptr, eps, WIDTH: tl.constexpr, BLOCK: tl.conste
     tl.store(out_ptr + r.to(tl.int64) * WIDTH + cols, x.to(out_ptr.dtype.element_ty), mask=cols < WIDTH)
 
 
-@triton.jit
+@kernel()
 def _add_norm(x_ptr, branch_ptr, weight_ptr, bias_ptr, sum_ptr, out_ptr, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
               ADD: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     cols = tl.arange(0, BLOCK)
@@ -58,7 +58,7 @@ def _add_norm(x_ptr, branch_ptr, weight_ptr, bias_ptr, sum_ptr, out_ptr, eps, WI
         tl.store(out_ptr + at, (centred * scale * weight + bias).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@kernel(kept=True)
 def _angles(positions_ptr, frequencies_ptr, cos_ptr, sin_ptr, row_stride, column_stride, scale, WIDTH: tl.constexpr,
             BLOCK: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     r = tl.program_id(0)
@@ -71,7 +71,7 @@ def _angles(positions_ptr, frequencies_ptr, cos_ptr, sin_ptr, row_stride, column
     tl.store(sin_ptr + r * WIDTH + cols, scale * tl.sin(angle), mask=cols < WIDTH)
 
 
-@triton.jit
+@kernel()
 def _snake(x_ptr, frequency_ptr, amplitude_ptr, out_ptr, count, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
            PDL: tl.constexpr):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -85,7 +85,7 @@ def _snake(x_ptr, frequency_ptr, amplitude_ptr, out_ptr, count, WIDTH: tl.conste
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=at < count)
 
 
-@triton.jit
+@kernel()
 def _gated_silu(gate_ptr, up_ptr, out_ptr, count, BLOCK: tl.constexpr, PDL: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     take_input(PDL)
@@ -95,7 +95,7 @@ def _gated_silu(gate_ptr, up_ptr, out_ptr, count, BLOCK: tl.constexpr, PDL: tl.c
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=at < count)
 
 
-@triton.jit
+@kernel()
 def _rotate(x_ptr, norm_ptr, cos_ptr, sin_ptr, out_ptr, stride, eps, HEADS: tl.constexpr, HALF: tl.constexpr,
             TOGETHER: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     r = tl.program_id(0)

@@ -12,7 +12,7 @@ from torch import Tensor
 from lluda.backends.capture import CodeRows, SaidCodes
 from lluda.backends.cuda.triton_formats import values_of
 from lluda.backends.cuda.triton_row_sampling import weight_before
-from lluda.backends.cuda.triton_target import interpreted, launch_options, take_input
+from lluda.backends.cuda.triton_target import interpreted, kernel, launch_options, take_input
 
 MAX_VOCABULARY = 8192
 _FEW = 128
@@ -20,7 +20,7 @@ _FEW = 128
 _PARTS = 4 if interpreted() else 128
 
 
-@triton.jit
+@kernel()
 def _part_maximum(logits_ptr, value_ptr, index_ptr, count, PARTS: tl.constexpr, BLOCK: tl.constexpr,
                   PDL: tl.constexpr):  # fmt: skip
     r, part = tl.program_id(0), tl.program_id(1)
@@ -39,7 +39,7 @@ def _part_maximum(logits_ptr, value_ptr, index_ptr, count, PARTS: tl.constexpr, 
     tl.store(index_ptr + r * PARTS + part, place)
 
 
-@triton.jit
+@kernel()
 def _whole_maximum(value_ptr, index_ptr, out_ptr, PARTS: tl.constexpr, PDL: tl.constexpr):
     r = tl.program_id(0)
     take_input(PDL)
@@ -131,7 +131,7 @@ def _draw_of_few(score, kept, i, peak, uniform, kept_ptr, id_ptr, weight_ptr, te
     return tl.sum(tl.where(g == drawn, tl.load(id_ptr + g, mask=g < found, other=0), 0), 0)
 
 
-@triton.jit
+@kernel()
 def _sample(logits_ptr, suppressed_ptr, seen_ptr, slots_ptr, uniform_ptr, out_ptr, peak_ptr, table_ptr, row_ptr,
             total_ptr, kept_ptr, id_ptr, weight_ptr, temperature, top_k, top_p, min_p, repetition, row_stride,
             COUNT: tl.constexpr, FEW: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr, SUPPRESS: tl.constexpr,

@@ -5,10 +5,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.cuda.triton_target import launch_options, take_input
+from lluda.backends.cuda.triton_target import kernel, launch_options, take_input
 
 
-@triton.jit
+@kernel()
 def _add_gated(x_ptr, gate_ptr, part_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     column = tl.arange(0, BLOCK)
     inside = column < WIDTH

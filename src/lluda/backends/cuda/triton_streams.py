@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.cuda.triton_target import launch_options, take_input
+from lluda.backends.cuda.triton_target import kernel, launch_options, take_input
 
 _ROWS = 8
 _COLUMNS = 128
@@ -27,7 +27,7 @@ def _row(x_ptr, context_ptr, frequency, amplitude, e, count, i_least, columns, i
     return tl.where((fresh < 0)[:, None], old, new)
 
 
-@triton.jit(do_not_specialize=["count_streams", "rows", "missing", "count", "taps", "dilation"])
+@kernel(do_not_specialize=["count_streams", "rows", "missing", "count", "taps", "dilation"])
 def _windows(x_ptr, context_ptr, streams_ptr, frames_ptr, frequency_ptr, amplitude_ptr, out_ptr, count_streams, rows,
              missing, count, taps, dilation, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
              SNAKE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip

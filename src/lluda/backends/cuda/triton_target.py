@@ -5,6 +5,11 @@ it still runs: they ask for their weights, which nothing writes, and only then w
 compiles to nothing, and kernels start in turn.
 """
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,14 +19,18 @@ from triton import knobs
 
 
 @triton.jit
-def take_input(PDL: tl.constexpr):
+def take_input(PDL: tl.constexpr, AHEAD: tl.constexpr = False):
     """What the kernels before have written is visible after this, and the next kernel's programs may start.
 
     In this order: so whoever has started may read, even before it takes its input, what any kernel but the one in front
-    of it has written."""
+    of it has written. With AHEAD in the other order: the next kernels ask for their weights two and more kernels ahead.
+    Only where these read, before they take their input, nothing that was written since the last kernel without it."""
     if PDL:
+        if AHEAD:
+            tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+        if not AHEAD:
+            tl.extra.cuda.gdc_launch_dependents()
 
 
 _INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
@@ -33,6 +42,60 @@ def product(a, b, PRECISION: tl.constexpr):
     if _INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
     return tl.dot(a, b, input_precision=PRECISION)
+
+
+_ATTEMPTS = 10
+
+_compiles_alone = ContextVar("compiles_alone", default=False)
+
+
+class Kernel:
+    """A function that the host launches: ``kernel[programs](*arguments)``. ``kept``: what it makes may be kept, so that
+    it runs also while others are compiled alone (`compiling`)."""
+
+    def __init__(self, function: Any, *, kept: bool) -> None:
+        self._function, self._kept = function, kept
+
+    def __getitem__(self, programs: tuple[int, ...]) -> Callable[..., object]:
+        if _compiles_alone.get() and not self._kept:
+            return partial(self._function.warmup, grid=programs)
+        launch: Callable[..., object] = self._function[programs]
+        return launch
+
+
+def kernel(*, kept: bool = False, **options: Any) -> Callable[[Callable[..., Any]], Kernel]:
+    """A function in Triton's language as a `Kernel`; ``options`` are those of ``triton.jit``."""
+    return lambda function: Kernel(triton.jit(**options)(function), kept=kept)
+
+
+class _Compilers(ThreadPoolExecutor):
+    """Threads that compile. Python's parser sometimes fails where several threads parse at once, before 3.14 at least;
+    what failed so is tried again."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return super().submit(_patiently, fn, *args, **kwargs)
+
+
+def _patiently(work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return work(*args, **kwargs)
+        except SystemError as error:
+            if "AST" not in str(error):
+                raise
+    return work(*args, **kwargs)
+
+
+@contextmanager
+def compiling(threads: int) -> Iterator[None]:
+    """What this thread launches meanwhile is compiled, each kernel once, by so many threads, and not run, but for what
+    is ``kept``: results are whatever lies in memory. All is compiled at the end; what cannot be is raised then."""
+    with _Compilers(threads) as pool, triton.AsyncCompileMode(pool):
+        token = _compiles_alone.set(True)
+        try:
+            yield
+        finally:
+            _compiles_alone.reset(token)
 
 
 def interpreted() -> bool:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lluda.backends.capture import MOST_KEPT, RowChoice, RowSampling
+from lluda.backends.capture import MOST_KEPT, RowChoice, RowSampling, RowSettings
 from lluda.backends.sampling_table import sampling_table
 from lluda.engine.sampling.constraint import ConstraintState
 from lluda.engine.sampling.occurrences import Occurrences
@@ -30,11 +30,11 @@ _NUCLEUS_GUESS = 1024
 _CHUNKS_A_RANK = 32
 _LEAST_WIDTH = 16
 """Of a chunk whose maximum is worth taking."""
-_DRAWN = 64
+_DRAWN = 256
 """Uniform numbers drawn at once: the same as one by one, for a fraction of the time."""
 
 
-_row_sampling: Callable[[tuple[float | int, ...]], RowSampling] = partial(tuple.__new__, RowSampling)
+_row_sampling: Callable[[tuple[object, ...]], RowSampling] = partial(tuple.__new__, RowSampling)
 
 
 class SampledToken(NamedTuple):
@@ -45,6 +45,9 @@ class SampledToken(NamedTuple):
     id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+
+
+_sampled_token: Callable[[tuple[object, ...]], SampledToken] = partial(tuple.__new__, SampledToken)
 
 
 class Sampler:
@@ -99,9 +102,9 @@ class Sampler:
         always = suppress.union(params.suppress_tokens or (), (i for i, value in bias.items() if value == -MAX_BIAS))
         first = frozenset(params.begin_suppress_tokens or ())
         top_k = (self._top_k or vocab) if self._temperature else 1
-        self._row: tuple[float, int, float, float, float, float, float] | None = None
+        self._row: RowSettings | None = None
         if constraint is None and self._logprobs is None and min(top_k, vocab) <= MOST_KEPT:
-            self._row = (
+            self._row = RowSettings(
                 self._temperature or 1.0, top_k, self._top_p, self._min_p, self._repetition, self._presence,
                 self._frequency,
             )  # fmt: skip
@@ -111,6 +114,8 @@ class Sampler:
             for until, ids in ((math.inf, always), (params.min_tokens or 0, end_ids), (1, first))
             if until and ids
         ]
+        # Whether it is the same for each token but for the number drawn.
+        self._is_plain = bool(self._row and self._temperature and self._takes_raw and not self._suppressed)
 
     def sample(self, logits: Tensor) -> SampledToken:
         """The next token from ``logits`` [vocab] (any float dtype and device), which is remembered as generated.
@@ -137,18 +142,15 @@ class Sampler:
     def on_device(self, device: torch.device) -> RowSampling | None:
         """What a captured step on ``device`` needs to choose as :meth:`sample` would; None where it must be given the
         logits: for a constraint or log-probabilities, or where top-k keeps too many."""
+        if self._is_plain:  # quick: for each row of each step
+            return _row_sampling((self._row, (self._uniforms or self._draw_uniforms())[-1], 0, 0, 0))
         if self._row is None:
             return None
-        uniform = 0.0
-        if self._temperature:
-            uniform = (self._uniforms or self._draw_uniforms())[-1]
-        if self._seen is None and self._bias is None and not self._suppressed:
-            # As RowSampling's own constructor, in a third of the time: it is called for each row of each step.
-            return _row_sampling((*self._row, uniform, 0, 0, 0))
+        uniform = self._next_uniform() if self._temperature else 0.0
         occurrences, fed = self._seen.table_on(device, self.vocab) if self._seen is not None else (0, 0)
         active = [ids for until, ids in self._suppressed if self._count < until]
         addends = self._addends_on(device, active).data_ptr() if active or self._bias is not None else 0
-        return RowSampling(*self._row, uniform, occurrences, addends, fed)
+        return RowSampling(self._row, uniform, occurrences, addends, fed)
 
     def accept(self, choice: RowChoice) -> SampledToken:
         """The next token as a step gives it: chosen on the device by :meth:`on_device` or, without that, as the argmax
@@ -158,8 +160,12 @@ class Sampler:
         token, peak = choice
         if not math.isfinite(peak):
             _require_finite(peak)
-        self._remember(token)
-        return SampledToken(token)
+        if self._is_plain:
+            self._count += 1
+            (self._uniforms or self._draw_uniforms()).pop()
+        else:
+            self._remember(token)
+        return _sampled_token((token, None, ()))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distribution [vocab] (float64, CPU) that :meth:`sample` would draw from; nothing is remembered."""

@@ -3,13 +3,16 @@ speaks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lluda.backends.backend import ComputeBackend
+from lluda.backends.batch import Segment
+from lluda.engine.kv_cache import CacheOptions, KVCache
 from lluda.engine.speech.graph_frames import FrameGraphs, GraphFrames
 from lluda.engine.speech.speech_params import SpeechParams
 from lluda.engine.speech.vocoder_graph import BUCKETS, VocoderGraph, VocoderStream
@@ -51,21 +54,41 @@ class SpeechGraphs:
         return CodesStream(self._code2wav, self._vocoder_graph().stream())
 
     def warm_up(self, params: SpeechParams, answers: int) -> None:
-        """Compile, side by side, and capture what up to so many answers at once launch, of this way of sampling."""
+        """Compile, side by side, and capture what up to so many answers at once launch, of this way of sampling, and
+        the talker's prompts."""
+        for backend in dict.fromkeys((self._talker.backend, self._code2wav.backend)):
+            backend.compile([work for its, work in self._works(params, answers, capture=False) if its is backend])
+        for backend, work in self._works(params, answers, capture=True):
+            work()
+            backend.synchronize()
+
+    def _works(
+        self, params: SpeechParams, answers: int, *, capture: bool
+    ) -> Iterator[tuple[ComputeBackend, Callable[[], None]]]:
+        """What runs once all that `warm_up` is to make ready, and where; without ``capture`` launch by launch."""
+        talker, code2wav = self._talker.backend, self._code2wav.backend
         counts = [bucket for bucket in BUCKETS if bucket < answers] + [min(answers, BUCKETS[-1])]
+        if talker.captures:
+            for rows in talker.prompt_rows:
+                yield talker, partial(self._prompt, rows)
         if self._captures_frames(params):
-            graphs = self._frame_graphs(params)
-            works = [partial(self._new_frames(params, capture=False).warm_up, count) for count in counts]
-            self._talker.backend.compile(works)
-            graphs.warm_up(1, first=True)
+            frames = self._frame_graphs(params) if capture else self._new_frames(params, capture=False)
+            yield talker, partial(frames.warm_up, 1, first=True)
             for count in counts:
-                graphs.warm_up(count)
-        if self._code2wav.backend.captures:
-            vocoder = self._vocoder_graph()
-            works = [partial(VocoderGraph(self._code2wav, capture=False).warm_up, count) for count in counts]
-            self._code2wav.backend.compile(works)
+                yield talker, partial(frames.warm_up, count)
+        if code2wav.captures:
+            vocoder = self._vocoder_graph() if capture else VocoderGraph(self._code2wav, capture=False)
             for count in counts:
-                vocoder.warm_up(count)
+                yield code2wav, partial(vocoder.warm_up, count)
+
+    @torch.inference_mode()
+    def _prompt(self, rows: int) -> None:
+        """A prompt of the talker, of nobody's answer."""
+        decoder, backend = self._talker.config.decoder, self._talker.backend
+        cache = KVCache(decoder, CacheOptions(rows, "growing", self._kv_dtype), backend.device)
+        x = torch.zeros(rows, decoder.hidden_size, dtype=backend.precision.residual, device=backend.device)
+        places = torch.arange(rows, device=backend.device)
+        self._talker(x, places, [Segment(0, rows, cache)], places[-1:])
 
     def _captures_frames(self, params: SpeechParams) -> bool:
         together = self._talker.backend is self._predictor.backend and self._talker.backend.captures
