@@ -7,7 +7,8 @@ from itertools import chain
 import pytest
 import torch
 
-from lluda.backends.batch import Segment
+from lluda.backends.batch import DeepStack, Segment
+from lluda.backends.components import StageObserver
 from tests.backends.wgpu.test_decode import DENSE, FORMS, SPARSE, prompt, reference, runner_on, wgpu_backend
 
 
@@ -60,3 +61,60 @@ def test_prompts_of_several_sequences_run_together_as_alone(one_gpu, raw):
 
     alone = torch.cat([run([part], [runner.new_cache()]) for part in parts])
     assert torch.equal(run(parts, [runner.new_cache() for _ in parts]), alone)
+
+
+LENGTHS, LAYERS = (270, 3), 4
+DEEP = SPARSE | {"num_hidden_layers": LAYERS}
+
+
+def run_with(backend, observe=None, deepstack=None):
+    """Rows of two sequences, of which the first takes two steps on the device, behind a decode step each."""
+    runner = runner_on(backend, DEEP)
+    caches, segments, start = [runner.new_cache() for _ in LENGTHS], [], 0
+    for length, cache in zip(LENGTHS, caches, strict=True):
+        runner.prefill(prompt(5), cache)
+        segments.append(Segment(start, length, cache))
+        start += length
+    positions = torch.cat([torch.arange(5, 5 + length) for length in LENGTHS])
+    with torch.inference_mode():
+        x = runner.model.decoder.embed_tokens(torch.tensor(prompt(start, 1)))
+        rows = backend.run_layers(runner.model.decoder.layers, x, positions, segments, observe, deepstack)
+        for cache, length in zip(caches, LENGTHS, strict=True):
+            cache.advance(length)
+        steps = [runner.step([token], [cache])[0] for cache in caches for token in prompt(8, 2)]
+    return rows, torch.stack(steps)
+
+
+def pictures(dtype):
+    """Of every fourth row of the first sequence and all of the second."""
+    rows = torch.tensor([*range(0, LENGTHS[0], 4), *range(LENGTHS[0], sum(LENGTHS))])
+    generator = torch.Generator().manual_seed(5)
+    return DeepStack(rows, [torch.randn(len(rows), 128, generator=generator).to(dtype) for _ in range(3)])
+
+
+@pytest.mark.parametrize("with_pictures", [False, True], ids=["text", "pictures"])
+def test_between_layers_rows_are_seen_and_pictures_added(one_gpu, with_pictures):
+    found = {}
+    for kind in ("wgpu", "bf16", "f64"):
+        backend = wgpu_backend(one_gpu) if kind == "wgpu" else reference(kind)
+        stages: dict[str, torch.Tensor] = {}
+        deepstack = pictures(torch.bfloat16) if with_pictures else None
+        rows, steps = run_with(backend, lambda name, x, stages=stages: stages.update({name: x.clone()}), deepstack)
+        assert torch.equal(stages[f"layers.{LAYERS - 1}"], rows)
+        found[kind] = stages | {"steps": steps}
+        if kind == "wgpu":
+            assert "no kernels" not in backend.describe() and not backend.torch_blocks
+            unseen = run_with(wgpu_backend(one_gpu), None, deepstack)
+            assert torch.equal(unseen[0], rows) and torch.equal(unseen[1], steps)
+    assert list(found["wgpu"]) == list(found["f64"])
+    for name, exact in found["f64"].items():
+        ours, theirs = ((found[kind][name].double() - exact).abs().mean() for kind in ("wgpu", "bf16"))
+        assert ours <= 1.1 * theirs, name
+
+
+def test_one_stage_alone_is_told(one_gpu):
+    told = []
+    rows, _ = run_with(wgpu_backend(one_gpu), StageObserver("layers.1", lambda x: told.append(x.clone())))
+    stages = {}
+    run_with(wgpu_backend(one_gpu), lambda name, x: stages.update({name: x.clone()}))
+    assert len(told) == 1 and torch.equal(told[0], stages["layers.1"]) and len(rows) == sum(LENGTHS)

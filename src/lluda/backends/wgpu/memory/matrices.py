@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from lluda.backends.executor.q8_weight import Q8Weight
 from lluda.backends.weight import DenseWeight, Weight
@@ -60,6 +61,7 @@ class Matrices:
         self._made: dict[Layout, Matrix] = {}
         self._vectors: dict[tuple[int, ...], tuple[Sequence[Tensor], Buffer]] = {}
         self._wrapped: dict[tuple[int, ...], tuple[Sequence[Tensor], DenseWeight]] = {}
+        self._widened: dict[int, tuple[Weight, DenseWeight]] = {}
         self.forms: set[str] = set()
         """Forms that matrices have here."""
 
@@ -85,6 +87,18 @@ class Matrices:
         if key not in self._wrapped:
             self._wrapped[key] = tensors, DenseWeight(torch.cat([tensor.float() for tensor in tensors]), "F32")
         return self._wrapped[key][1]
+
+    def widened(self, weight: Weight) -> Weight:
+        """A matrix filled up with columns of zeros, as products of many rows take it, the same each time."""
+        columns = weight.in_features
+        if columns % 8 == 0:
+            return weight
+        dense = plain(weight)
+        if columns % 4 or not isinstance(dense, DenseWeight):
+            raise NoKernel(f"a {weight.format} matrix of {columns} columns, no multiple of 4")
+        if id(weight) not in self._widened:
+            self._widened[id(weight)] = weight, DenseWeight(F.pad(dense.values, (0, -columns % 8)), dense.format)
+        return self._widened[id(weight)][1]
 
     def _upload(self, layout: Layout) -> Matrix:
         weights = [weight for expert in layout for joined in expert for weight in joined]

@@ -108,9 +108,12 @@ class RowRun:
         weight = projection.weight
         ending = Ending("add" if add else "store", activation=activation, rounded=rounded)
         bias = [] if projection.bias is None else [projection.bias]
-        matrix = self.matrices.matrix((((weight,),),))
-        count, width = self.rows if rows is None else rows, weight.out_features
-        self.products.add(matrix, x, y, count, width, above=above, source=source, ending=ending, bias=bias, scale=scale)
+        matrix = self.matrices.matrix((((self.matrices.widened(weight),),),))
+        given = weight.in_features if weight.in_features < matrix.columns else None
+        self.products.add(
+            matrix, x, y, self.rows if rows is None else rows, weight.out_features,
+            above=above, source=source, ending=ending, bias=bias, scale=scale, given=given,
+        )  # fmt: skip
 
     def layer_norm(self, x: Buffer, norm: LayerNorm, *, rows: int | None = None) -> Buffer:
         """Rows of the norm's width, rounded."""

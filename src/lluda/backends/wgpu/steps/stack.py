@@ -15,6 +15,7 @@ from lluda.backends.components import DecoderLayers
 from lluda.backends.executor.operations import RotaryTable
 from lluda.backends.weight import Weight
 from lluda.backends.wgpu.gpu import Buffer, Gpu
+from lluda.backends.wgpu.steps.between_layers import BetweenLayers
 from lluda.backends.wgpu.steps.exchange import Exchange, Place
 from lluda.backends.wgpu.steps.launch import Launch
 from lluda.backends.wgpu.steps.step import StepBuilder
@@ -44,7 +45,7 @@ class WgpuStack:
         self._step = builder.finished()
         self._exchange = Exchange(gpu, self._step)
         heads = self._step.layers.heads
-        self._padding = _Padding(self._step.layers.count, heads.kv_heads, heads.head_dim)
+        self._padding = _Padding(len(self._step.layers.ends), heads.kv_heads, heads.head_dim)
         self._endings = [Ending(0, (), self._step.x, gpu.buffer(self._step.x.nbytes, readable=True), hidden)]
 
     def add_head(self, norm: Norm, weight: Weight) -> Ending:
@@ -66,34 +67,60 @@ class WgpuStack:
         with self._gpu.lock:
             self._step.layers.pool.place([each.store for each in segments], [each.rows for each in segments])
 
-    def run(self, x: Tensor, table: RotaryTable, places: Sequence[Place], ending: Ending | None = None) -> Tensor:
+    def run(
+        self,
+        x: Tensor,
+        table: RotaryTable,
+        places: Sequence[Place],
+        ending: Ending | None = None,
+        between: BetweenLayers | None = None,
+        first: int = 0,
+    ) -> Tensor:
         """Rows ``[n, hidden]`` at ``places`` and the angles ``table`` -> what the ending gives, or the rows after all
-        layers: float ``[n, width]``. The places' stores are not advanced."""
+        layers: float ``[n, width]``. The places' stores are not advanced. ``between`` takes a submission each time;
+        ``first``: of how many rows come before these."""
         ending = ending or self._endings[0]
         missing = self._rows - len(x)
         cos, sin = (torch.cat((part, part[-1:].expand(missing, -1))) for part in table)
+        filled, begin = [*places, *[Place(self._padding, 0)] * missing], 0
         with self._gpu.lock:
-            self._gpu.write(self._step.x, 0, x.float().contiguous().numpy())
-            submission = self._exchange.start(
-                [*places, *[Place(self._padding, 0)] * missing],
-                (cos, sin),
-                [*self._step.launches, *ending.launches],
-                [(ending.source, ending.target, ending.source.nbytes)],
-                way=ending.number,
-            )
-            raw = self._gpu.read(ending.target, 4 * len(x) * ending.width, submission)
-        return torch.from_numpy(raw.view(np.float32)).view(len(x), ending.width)
+            self._write(x)
+            for layer in between.layers if between else ():
+                end = self._step.layers.ends[layer]
+                rows = self._part(filled, (cos, sin), begin, end, self._endings[0], len(x))
+                assert between is not None, "layers come from it"
+                if between.change(layer, rows, first):
+                    self._write(rows)
+                begin = end
+            return self._part(filled, (cos, sin), begin, None, ending, len(x))
+
+    def _write(self, x: Tensor) -> None:
+        self._gpu.write(self._step.x, 0, x.float().contiguous().numpy())
+
+    def _part(
+        self, places: Sequence[Place], table: RotaryTable, begin: int, end: int | None, ending: Ending, count: int
+    ) -> Tensor:
+        """Run the step's launches from ``begin`` to ``end``, None with those of the ending; what that gives of the
+        first ``count`` rows."""
+        launches = self._step.launches[begin:end] + ([] if end else list(ending.launches))
+        copies = [(ending.source, ending.target, ending.source.nbytes)]
+        submission = self._exchange.start(places, table, launches, copies, way=(begin, end, ending.number))
+        raw = self._gpu.read(ending.target, 4 * count * ending.width, submission)
+        return torch.from_numpy(raw.view(np.float32)).view(count, ending.width)
 
 
-def run_prompt(stacks: Sequence[WgpuStack], x: Tensor, table: RotaryTable, segments: Sequence[Segment]) -> Tensor:
+def run_prompt(
+    stacks: Sequence[WgpuStack], x: Tensor, table: RotaryTable, segments: Sequence[Segment], between: BetweenLayers
+) -> Tensor:
     """Rows of ``segments``, several of each, in one step of each of ``stacks``, whose layers are the same."""
-    # All at once, so that nothing is moved between the steps: the host does not know yet what they store.
+    # All at once, so that nothing is moved between the steps: the stores do not know yet what they hold.
     stacks[0].place(segments)
     places = [Place(each.store, each.store.length + row) for each in segments for row in range(each.rows)]
     parts, begin = [], 0
     for stack in stacks:
         part = slice(begin, begin + stack.rows)
-        parts.append(stack.run(x[part], (table[0][part], table[1][part]), places[part]))
+        rows = stack.run(x[part], (table[0][part], table[1][part]), places[part], between=between, first=begin)
+        parts.append(rows)
         begin += stack.rows
     return torch.cat(parts)
 

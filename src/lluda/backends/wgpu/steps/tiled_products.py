@@ -64,9 +64,11 @@ class TiledProducts:
         ending: Ending | None = None,
         bias: Sequence[Tensor] = (),
         scale: Tensor | None = None,
+        given: int | None = None,
     ) -> None:
         """``rows`` rows of x times the matrix, whose members' results begin at ``columns`` of y, ``width`` wide and
-        ``above`` rows down. ``bias``: of the matrices that the only member joins; it and ``scale`` are the ending's."""
+        ``above`` rows down. ``bias``: of the matrices that the only member joins; it and ``scale`` are the ending's.
+        ``given``: columns of x where the matrix is filled up."""
         ending = replace(ending or Ending(), bias=bool(bias), scaled=scale is not None)
         beside = [whole(self._matrices.vectors(*bias))] if bias else []
         beside += [whole(self._matrices.vectors(scale))] if scale is not None else []
@@ -76,7 +78,7 @@ class TiledProducts:
             for member, column in enumerate(columns):
                 kernel = Tiled(
                     part.rows, matrix.columns, width, column + part.first, above, member, len(columns),
-                    small=small, source=source or Rows(), ending=ending,
+                    small=small, source=source or Rows(), ending=ending, given=given,
                 )  # fmt: skip
                 ranges = [body, whole(x), whole(y), *beside]
                 self._launch(_product(kernel), ranges, kernel.grid(-(-rows // kernel.tile)))

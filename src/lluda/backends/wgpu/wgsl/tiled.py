@@ -125,7 +125,8 @@ class Experts:
 class Tiled:
     """``y[above + m, first + n] = x[m] @ matrix[member * rows + n]`` of ``rows`` rows n of each of the matrix's
     ``members``; ``columns`` are a multiple of 8; y has ``width`` columns. ``form`` of the matrix: `forms.FORMS` without
-    float32. ``small``: tiles of few rows. ``source``: what the rows of x are."""
+    float32. ``small``: tiles of few rows. ``source``: what the rows of x are. ``given``: columns that x has, a multiple
+    of 4, where the matrix is filled up with zeros."""
 
     rows: int
     columns: int
@@ -139,6 +140,12 @@ class Tiled:
     source: Source = field(default_factory=Rows)
     experts: Experts | None = None
     ending: Ending = field(default_factory=Ending)
+    given: int | None = None
+
+    @property
+    def x_columns(self) -> int:
+        """Columns that x has."""
+        return self.columns if self.given is None else self.given
 
     @property
     def tile(self) -> int:
@@ -153,7 +160,7 @@ class Tiled:
 def product(tiled: Tiled) -> Shader:
     """For workgroups (rows / WIDTH, tiles). Bindings: matrix, x (float, and as many rows as fill the tiles), y, then
     where there is one the matrix's side, the bias, the scale, and what `grouping.group` wrote."""
-    assert tiled.columns % 8 == 0, f"{tiled.columns} columns"
+    assert tiled.columns % 8 == 0 and tiled.x_columns % 4 == 0, f"{tiled.x_columns} columns of {tiled.columns}"
     plain = tiled.form == "bf16"
     bindings = [("r", "w", "vec4<u32>" if plain else "u32"), ("r", "x", "vec4<f32>"), ("w", "y", "f32")]
     bindings += [] if plain else [("r", "side", "u32")]
@@ -173,7 +180,7 @@ def _matrix_rows(tiled: Tiled) -> int:
 
 def _x(tiled: Tiled) -> str:
     source = tiled.source
-    read = f"return x[{source.at(tiled.columns)}];"
+    read = f"return x[{source.at(tiled.x_columns)}];"
     guarded = read if source.inside == "true" else f"if ({source.inside}) {{ {read} }} return vec4<f32>(0.0);"
     return f"fn x_at(m: u32, k: u32) -> vec4<f32> {{ {guarded} }}"
 
@@ -213,7 +220,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
   for (var k0 = 0u; k0 < {tiled.columns}u; k0 += {_DEPTH}u) {{
     for (var i = t; i < {vectors}u; i += {_WORKGROUP}u) {{
       let r = i / 8u; let c = i % 8u; var v = vec4<f32>(0.0);
-      if (k0 + c * 4u < {tiled.columns}u) {{ {_source_row(tiled)} v = x_at(m, k0 + c * 4u); }}
+      if (k0 + c * 4u < {tiled.x_columns}u) {{ {_source_row(tiled)} v = x_at(m, k0 + c * 4u); }}
       for (var j = 0u; j < 4u; j++) {{ tx_[((c * 4u + j) * {tiled.tile}u + r) / 4u][r % 4u] = v[j]; }}
     }}
 {_matrix(tiled)}
