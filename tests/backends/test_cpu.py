@@ -189,6 +189,19 @@ def test_every_kind_of_kernels_mixes_and_windows_alike(isa, kv_dtype):
         assert (native - exact).abs().mean() <= 1.1 * (plain - exact).abs().mean()
 
 
+def test_packed_weights_give_the_bits_of_plain_ones_however_many_the_rows():
+    """Torch multiplies many rows between its own operations: of packed weights too, or speech differs."""
+    for isa in set(available_isas()) - {"portable"}:
+        plain, packed = (CpuBackend(CPU, BF16, packed=packed, isa=isa) for packed in (False, True))
+        for out_features, in_features in ((33, 128), (256, 256), (128, 1024)):
+            values = torch.randn(out_features, in_features).bfloat16()
+            weights = taken(plain, values), taken(packed, values)
+            assert weights[1].format == "PACKED_BF16"
+            for rows in (1, 16, 17, 64, 129):
+                x = torch.randn(rows, in_features).bfloat16()
+                assert torch.equal(plain.linear(x, weights[0]), packed.linear(x, weights[1])), (isa, out_features, rows)
+
+
 @pytest.mark.parametrize("raw", [TINY_QWEN3, TINY_MOE], ids=["qwen3", "moe"])
 def test_packed_equals_plain_within_summation_order(raw):
     plain, packed = (Runner(raw, CpuBackend(CPU, BF16, packed=packed)) for packed in (False, True))

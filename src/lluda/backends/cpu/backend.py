@@ -151,10 +151,10 @@ class CpuBackend(TorchExecutor):
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         assert x.dtype is torch.bfloat16, f"rows of {x.dtype}; the kernels read BF16"
-        if len(x) > FEW_ROWS and weight.format == "BF16" and not self._inside.single_threaded:
+        if len(x) > FEW_ROWS and not self._inside.single_threaded and (values := self._bf16_values(weight)) is not None:
             # Between torch's operations torch's own product, as good for many rows, or each one's threads would spin
             # while the other's work (journal/08-benchmarks.md).
-            return torch.nn.functional.linear(x, native(weight).memory, None if bias is None else bias.to(x.dtype))
+            return torch.nn.functional.linear(x, values, None if bias is None else bias.to(x.dtype))
         x = x.contiguous()
         y = torch.empty(len(x), weight.out_features, dtype=torch.bfloat16)
         struct = biased(weight, bias)
@@ -162,6 +162,18 @@ class CpuBackend(TorchExecutor):
             self._native.linear(struct, len(x), x.data_ptr(), x.stride(0), y.data_ptr(), DTYPE_BF16, y.stride(0))
         )
         return y
+
+    def _bf16_values(self, weight: Weight) -> Tensor | None:
+        """The matrix as torch reads it: a packed one unpacked, since a kernel adds up in another order and packed
+        weights promise BF16's bits; None for Q8_0."""
+        held = native(weight)
+        if weight.format == "BF16":
+            return held.memory
+        if weight.format != PACKED_BF16.name:
+            return None
+        values = torch.empty(weight.out_features, weight.in_features, dtype=torch.bfloat16)
+        self._native.check(self._native.unpack(held.struct, values.data_ptr()))
+        return values
 
     def conv1d(
         self, streams: Sequence[Tensor], weight: Weight, bias: Tensor, *, taps: int, dilation: int
