@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="the kernels of the cuda backend are Triton
 
 from lluda.backends.backend import Precision
 from lluda.backends.blocks import LayerNorm, Projection
-from lluda.backends.components import ConvStem, EncoderLayers, Merger, Rotary
+from lluda.backends.components import ConvStem, EncoderLayers, Merger, PatchEmbedding, Rotary
 from lluda.backends.cuda import encoder
 from lluda.backends.cuda.backend import CudaBackend
 from lluda.backends.cuda.triton_target import interpreted
@@ -106,6 +106,25 @@ def test_a_stem_and_a_merger_are_the_reference_s():
     assert found[1].shape == (26, 20)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+@torch.inference_mode()
+def test_embedded_patches_are_the_reference_s():
+    random = torch.Generator().manual_seed(3)
+    patches, kernel = torch.randn(2, 6, 50, generator=random), torch.randn(36, 50, generator=random).bfloat16()
+    table, bias = torch.randn(9, 36, generator=random).bfloat16(), torch.randn(36, generator=random)
+    places = [(torch.randint(0, 9, (6,), generator=random), torch.rand(6, generator=random)) for _ in range(8)]
+    corners = [(ids.to(DEVICE), weights.to(DEVICE)) for ids, weights in places]
+    found = []
+    for backend in (ReferenceBackend(DEVICE, Precision.of("f32")), CudaBackend(DEVICE, Precision.of("f32"))):
+        embedding = PatchEmbedding(
+            Projection(taken(backend, kernel), taken(backend, bias, "bias")), taken(backend, table, "embedding")
+        )
+        # On a GPU the second and later are of one captured launch, each with its patches and corners.
+        given = [(patches[0], corners[:4]), (patches[1], corners[:4]), (patches[1], corners[4:])]
+        found.append([backend.embed_patches(embedding, *each) for each in (*given, *given)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="nothing is captured without a GPU")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,14 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lluda.backends.blocks import EncoderBlock, LayerNorm
-from lluda.backends.components import ConvStem, EncoderLayers, Merger, Observer
+from lluda.backends.components import ConvStem, EncoderLayers, Merger, Observer, PatchEmbedding
 from lluda.backends.cuda.graph import Graph
 from lluda.backends.cuda.triton_rows import add_norm
 from lluda.backends.executor.executor import TorchExecutor
 from lluda.backends.executor.operations import RotaryTable
 
-MOST_ROWS = 2048
-"""Of a captured launch; more rows keep a GPU busy longer than launching takes."""
+MOST_ROWS = 8192
+"""Of a captured launch; more rows keep a GPU busy longer than launching takes. A picture of 1,024 x 1,024 has 4,096."""
 
 _GRAPHS = 32
 """Kept, the last that were used: a shape each, in memory that they share."""
@@ -46,6 +47,24 @@ class GraphEncoder(TorchExecutor):
             return super().conv_stem(stem, chunks)
         key = stem, *chunks.shape
         return self._shapes(key, lambda x: [super(GraphEncoder, self).conv_stem(stem, x)], chunks)[0]
+
+    def embed_patches(
+        self, embedding: PatchEmbedding, patches: Tensor, corners: Sequence[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """See `ComputeBackend.embed_patches`. Patches of the host are rounded there, into memory that the GPU reads.
+        Captured the second time that a number of patches comes."""
+        if self.device.type == "cuda" and patches.device.type == "cpu":
+            rounded = torch.empty(patches.shape, dtype=self.precision.compute, pin_memory=True).copy_(patches)
+            patches = rounded.to(self.device, non_blocking=True)
+        if not self._fused or len(patches) > MOST_ROWS:
+            return super().embed_patches(embedding, patches, corners)
+        embed = super().embed_patches
+
+        def work(given: Tensor, *flat: Tensor) -> Sequence[Tensor]:
+            return [embed(embedding, given, list(zip(flat[::2], flat[1::2], strict=True)))]
+
+        key = embedding, patches.dtype, len(patches)
+        return self._shapes(key, work, patches, *chain.from_iterable(corners))[0]
 
     def encode(
         self,
@@ -123,16 +142,22 @@ class GraphEncoder(TorchExecutor):
         self, normed: Tensor, block: EncoderBlock, lengths: Sequence[int], table: RotaryTable | None,
         mask: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        projected = [self.project(normed, projection) for projection in block.qkv]
-        parts = projected if len(projected) == 3 else projected[0].chunk(3, dim=-1)
-        query, key, value = (part.reshape(len(part), block.heads, -1) for part in parts)
-        if table is not None:
-            query, key = (self.rotate(part, table, None) for part in (query, key))
+        query, key, value = self._heads(normed, block, table)
         if mask is None:
             return self.block_attention(query, key, value, lengths)
         q, k, v = (part.transpose(0, 1)[None] for part in (query, key, value))
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return attended[0].transpose(0, 1).reshape(len(normed), -1)
+
+    def _heads(self, normed: Tensor, block: EncoderBlock, table: RotaryTable | None) -> list[Tensor]:
+        """Queries, keys and values ``[rows, heads, head_dim]``, the first two turned by ``table``."""
+        projected = [self.project(normed, projection) for projection in block.qkv]
+        if len(projected) == 1:
+            rows = projected[0].view(len(normed), 3 * block.heads, -1)
+            turned = self.rotate(rows[:, : 2 * block.heads], table, None) if table else rows[:, : 2 * block.heads]
+            return [*torch.split(turned, block.heads, dim=1), rows[:, 2 * block.heads :]]
+        query, key, value = (part.view(len(part), block.heads, -1) for part in projected)
+        return [*(self.rotate(part, table, None) if table else part for part in (query, key)), value]
 
 
 class _ShapeGraphs:

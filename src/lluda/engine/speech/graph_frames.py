@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from lluda.engine.speech.speech_params import SpeechParams
 from lluda.errors import NumericalError
 from lluda.models.code_predictor import CodePredictor
 from lluda.models.talker import Talker
+
+_DRAWN = 64
+"""Frames whose uniform numbers are drawn at a time: the generators give the same ones in the same order."""
 
 
 class FrameGraphs:
@@ -115,9 +118,10 @@ class GraphFrames:
         self.cache = KVCache(config.decoder, CacheOptions(max_rows, "growing", graphs.kv_dtype), talker.backend.device)
         self.found: list[int] | NumericalError | None = None
         """The codes of a frame that was launched and waited for."""
-        self._eos, self._passes = config.codec.eos, config.num_code_groups - 1
+        self._eos = config.codec.eos
         # As the samplers of `frames`: one stream of numbers for the talker, one for its predictor, of one seed.
-        self._first, self._others = (torch.Generator().manual_seed(seed) for _ in range(2))
+        first, others = (torch.Generator().manual_seed(seed) for _ in range(2))
+        self._uniforms = _uniforms(first, others, config.num_code_groups - 1)
         graphs.state.seen[number].zero_()
 
     @torch.inference_mode()
@@ -151,9 +155,14 @@ class GraphFrames:
 
     def row(self, store: tuple[int, int, int, int]) -> FrameRow:
         """Its part of the next launch."""
-        first = torch.rand((), dtype=torch.float64, generator=self._first)
-        others = torch.rand(self._passes, dtype=torch.float64, generator=self._others)
-        return FrameRow(self.number, store, store[2] + self.cache.position_offset, [float(first), *others.tolist()])
+        return FrameRow(self.number, store, store[2] + self.cache.position_offset, next(self._uniforms))
+
+
+def _uniforms(first: torch.Generator, others: torch.Generator, passes: int) -> Iterator[list[float]]:
+    """Of each frame a number for the talker and one for each pass of the code predictor."""
+    while True:
+        talker = torch.rand(_DRAWN, 1, dtype=torch.float64, generator=first)
+        yield from torch.cat((talker, torch.rand(_DRAWN, passes, dtype=torch.float64, generator=others)), 1).tolist()
 
 
 def _codes(codes: Sequence[float], peaks: Sequence[float]) -> list[int] | NumericalError:
@@ -169,10 +178,10 @@ def _codes(codes: Sequence[float], peaks: Sequence[float]) -> list[int] | Numeri
 def feed(answers: Sequence[GraphFrames], text: Tensor, *, together: bool) -> None:
     """:meth:`GraphFrames.feed` of several answers: ``text [answers, hidden]``. ``together``: in launches of many, which
     take their sums in another order than launches of one."""
-    rows = {answer: text[row : row + 1] for row, answer in enumerate(answers)}
+    at_once = BUCKETS[-1] if together else 1
     for graphs in dict.fromkeys(answer.graphs for answer in answers):
-        own = [answer for answer in answers if answer.graphs is graphs]
-        at_once = BUCKETS[-1] if together else 1
+        own = [row for row, answer in enumerate(answers) if answer.graphs is graphs]
+        rows = text if len(own) == len(answers) else torch.stack([text[row] for row in own])
         for start in range(0, len(own), at_once):
-            part = own[start : start + at_once]
-            graphs.launch(part, torch.cat([rows[answer] for answer in part]))
+            part = slice(start, start + at_once)
+            graphs.launch([answers[row] for row in own[part]], rows[part])
