@@ -69,7 +69,7 @@ _FIXED = {
         prompt=0.6,
         experts=0.45,
         attention=0.74,
-        vocoder=0.0115,
+        vocoder=0.0135,
         experts_read=1.25,
     ),
 }

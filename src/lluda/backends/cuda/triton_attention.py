@@ -157,7 +157,7 @@ def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_pt
         slots = first + tl.arange(0, BLOCK)
         valid = (slots < end) & _is_old(slots - new, index, capacity)
         k1, k2, v = _block(keys, values, slots, valid, HALF, WIDE)
-        take_input(PDL, AHEAD=True)
+        take_input(PDL)
         cos = tl.load(cos_ptr + row * HALF + d, mask=half, other=0.0)[None, :]
         sin = tl.load(sin_ptr + row * HALF + d, mask=half, other=0.0)[None, :]
         query = qkv_ptr + row * WIDTH + (head * GROUP + g)[:, None] * DIM + d[None, :]
@@ -224,7 +224,7 @@ def _decode(qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, table_ptr, out_pt
                           TOGETHER, 2 * WIDE, DIM)  # fmt: skip
                 tl.store(counter_ptr + cell, 0)
     else:
-        take_input(PDL, AHEAD=True)
+        take_input(PDL)
 
 
 class DecodeScratch:

@@ -47,7 +47,7 @@ def _project(x_ptr, norm_ptr, bias_ptr, out_ptr, w0, w1, w2, eps,
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     w, beside = fetch(base, n, count, 0, K, BLOCK_K, FORM, WEIGHT)
     begin, end, entry, factor = aside(base, n, count, K, FORM)
-    take_input(PDL, AHEAD=True)
+    take_input(PDL)
     for r in tl.static_range(ROWS):
         x_row = x_ptr + r * K
         x, scale = row(x_row, norm_ptr, eps, 0, K, CHUNKS, BLOCK_K, NORM, COMPUTE, FORM)
@@ -70,7 +70,7 @@ def _add(a_ptr, base, scale_ptr, x_ptr,
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     w, beside = fetch(base, n, N, 0, K, BLOCK_K, FORM, WEIGHT)
     begin, end, entry, factor = aside(base, n, N, K, FORM)
-    take_input(PDL, AHEAD=True)
+    take_input(PDL)
     for r in tl.static_range(ROWS):
         a_row = a_ptr + r * K
         x = tl.load(x_ptr + r * N + n, mask=n < N, other=0.0)
@@ -96,7 +96,7 @@ def _gated(x_ptr, norm_ptr, gate_base, up_base, out_ptr, eps,
     up_w, up_its = fetch(up_base, n, N, 0, K, BLOCK_K, FORM, WEIGHT)
     gate_begin, gate_end, gate_entry, gate_factor = aside(gate_base, n, N, K, FORM)
     up_begin, up_end, up_entry, up_factor = aside(up_base, n, N, K, FORM)
-    take_input(PDL, AHEAD=True)
+    take_input(PDL)
     for r in tl.static_range(ROWS):
         x_row = x_ptr + r * K
         x, scale = row(x_row, norm_ptr, eps, 0, K, CHUNKS, BLOCK_K, NORM, WEIGHT, FORM)

@@ -19,18 +19,14 @@ from triton import knobs
 
 
 @triton.jit
-def take_input(PDL: tl.constexpr, AHEAD: tl.constexpr = False):
+def take_input(PDL: tl.constexpr):
     """What the kernels before have written is visible after this, and the next kernel's programs may start.
 
     In this order: so whoever has started may read, even before it takes its input, what any kernel but the one in front
-    of it has written. With AHEAD in the other order: the next kernels ask for their weights two and more kernels ahead.
-    Only where these read, before they take their input, nothing that was written since the last kernel without it."""
+    of it has written."""
     if PDL:
-        if AHEAD:
-            tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-        if not AHEAD:
-            tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_launch_dependents()
 
 
 _INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))

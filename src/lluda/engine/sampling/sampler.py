@@ -30,7 +30,7 @@ _NUCLEUS_GUESS = 1024
 _CHUNKS_A_RANK = 32
 _LEAST_WIDTH = 16
 """Of a chunk whose maximum is worth taking."""
-_DRAWN = 256
+_DRAWN = 64
 """Uniform numbers drawn at once: the same as one by one, for a fraction of the time."""
 
 
