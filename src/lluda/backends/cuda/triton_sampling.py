@@ -16,7 +16,11 @@ from lluda.backends.cuda.triton_target import interpreted, kernel, launch_option
 
 MAX_VOCABULARY = 8192
 _FEW = 128
-"""Scores that are put side by side to be drawn of: the released top-k keeps 50, and what ties."""
+"""Scores that are put side by side to be drawn of: of random ones about 65 may be the released top-k of 50."""
+_GROUP, _MOST_GROUPS = 4 if interpreted() else 16, 256
+"""Scores of which a group's largest is taken, and such groups at most."""
+_WARP_SCORES, _WARPS = 128, (4, 16)
+"""Scores of a warp, and such warps at least and at most: with more of them each has less to do one after the other."""
 _PARTS = 4 if interpreted() else 128
 
 
@@ -52,6 +56,15 @@ def _whole_maximum(value_ptr, index_ptr, out_ptr, PARTS: tl.constexpr, PDL: tl.c
     # Where nothing can be chosen the number is still one of the vocabulary: what reads it next must not fault.
     tl.store(out_ptr + r * 2, tl.where(bad | (token == 0x7FFFFFFF), 0, token).to(tl.float64))
     tl.store(out_ptr + r * 2 + 1, tl.where(bad, float("nan"), peak).to(tl.float64))
+
+
+@triton.jit
+def _least_kept(score, top_k, GROUPS: tl.constexpr, BLOCK: tl.constexpr):
+    """A score that at least ``top_k`` of ``score [BLOCK]`` reach, and few more where they are in no order: the
+    ``top_k``-th largest of the maxima of ``GROUPS`` groups."""
+    largest = tl.max(tl.reshape(score, [GROUPS, BLOCK // GROUPS], can_reorder=True), 1)
+    larger = tl.sum((largest[None, :] > largest[:, None]).to(tl.int32), 1)
+    return tl.min(tl.where(larger < top_k, largest, float("inf")), 0)
 
 
 @triton.jit
@@ -109,9 +122,10 @@ def _draw(weight, uniform):
 
 
 @triton.jit
-def _draw_of_few(score, kept, i, peak, uniform, kept_ptr, id_ptr, weight_ptr, temperature, top_p, min_p,
+def _draw_of_few(score, kept, i, peak, uniform, kept_ptr, id_ptr, weight_ptr, temperature, top_k, top_p, min_p,
                  FEW: tl.constexpr):  # fmt: skip
-    """The id drawn of ``kept`` ones, at most ``FEW``: put side by side, each is compared with each."""
+    """The id drawn of the ``kept`` ones, at most ``FEW``, of which fewer than ``top_k`` (0: any number) are larger: put
+    side by side, each is compared with each."""
     place = tl.cumsum(kept.to(tl.int32), 0) - 1
     tl.store(kept_ptr + place, score, mask=kept)
     tl.store(id_ptr + place, i, mask=kept)
@@ -120,7 +134,8 @@ def _draw_of_few(score, kept, i, peak, uniform, kept_ptr, id_ptr, weight_ptr, te
     g = tl.arange(0, FEW)
     mine = tl.load(kept_ptr + g, mask=g < found, other=float("-inf"))
     weight = tl.exp((mine.to(tl.float64) - peak.to(tl.float64)) / temperature)
-    weight = tl.where(g < found, weight, 0.0)
+    larger = tl.sum((mine[None, :] > mine[:, None]).to(tl.int32), 1)
+    weight = tl.where((g < found) & ((larger < top_k) | (top_k == 0)), weight, 0.0)
     if top_p < 1.0:
         tl.store(weight_ptr + g, weight)
         tl.debug_barrier()
@@ -134,8 +149,8 @@ def _draw_of_few(score, kept, i, peak, uniform, kept_ptr, id_ptr, weight_ptr, te
 @kernel()
 def _sample(logits_ptr, suppressed_ptr, seen_ptr, slots_ptr, uniform_ptr, out_ptr, peak_ptr, table_ptr, row_ptr,
             total_ptr, kept_ptr, id_ptr, weight_ptr, temperature, top_k, top_p, min_p, repetition, row_stride,
-            COUNT: tl.constexpr, FEW: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr, SUPPRESS: tl.constexpr,
-            SEEN: tl.constexpr, WIDTH: tl.constexpr, WIDE: tl.constexpr, BEGIN: tl.constexpr,
+            COUNT: tl.constexpr, FEW: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
+            SUPPRESS: tl.constexpr, SEEN: tl.constexpr, WIDTH: tl.constexpr, WIDE: tl.constexpr, BEGIN: tl.constexpr,
             PDL: tl.constexpr):  # fmt: skip
     r = tl.program_id(0)
     i = tl.arange(0, BLOCK)
@@ -156,13 +171,15 @@ def _sample(logits_ptr, suppressed_ptr, seen_ptr, slots_ptr, uniform_ptr, out_pt
         bits = score.to(tl.int32, bitcast=True)
         key = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
         kept = i < COUNT
-        if top_k > 0:
-            kept = kept & (key >= _top_k_bound(key, top_k, BLOCK))
+        if (top_k > 0) & (top_k <= GROUPS):
+            kept = kept & (score >= _least_kept(score, top_k, GROUPS, BLOCK))
         uniform = tl.load(uniform_ptr + r)
         if tl.sum(kept.to(tl.int32), 0) <= FEW:
             token = _draw_of_few(score, kept, i, peak, uniform, kept_ptr + r * FEW, id_ptr + r * FEW,
-                                 weight_ptr + r * FEW, temperature, top_p, min_p, FEW)  # fmt: skip
+                                 weight_ptr + r * FEW, temperature, top_k, top_p, min_p, FEW)  # fmt: skip
         else:
+            if top_k > 0:
+                kept = kept & (key >= _top_k_bound(key, top_k, BLOCK))
             weight = tl.where(kept, tl.exp((score.to(tl.float64) - peak.to(tl.float64)) / temperature), 0.0)
             if top_p < 1.0:
                 weight = _nucleus(key, weight, top_p * tl.sum(weight, 0))
@@ -226,6 +243,7 @@ def sample(
     kept = torch.empty(rows, _FEW, dtype=torch.float32, device=device)
     ids = torch.empty(rows, _FEW, dtype=torch.int32, device=device)
     weights = torch.empty(rows, _FEW, dtype=torch.float64, device=device)
+    block = triton.next_power_of_2(count)
     table, row, total, begins, width = logits, logits, logits, True, 0
     if embedded is not None:
         table, row, total, begins = values_of(embedded.table), *embedded[1:]
@@ -233,7 +251,8 @@ def sample(
     _sample[(rows,)](
         logits.contiguous(), suppressed if suppressed is not None else out, marks, slots, uniform, out, peak, table,
         row, total, kept, ids, weights, temperature, top_k, top_p, min_p, repetition, row.stride(0), COUNT=count,
-        FEW=_FEW, BLOCK=triton.next_power_of_2(count), GREEDY=temperature == 0.0, SUPPRESS=suppressed is not None,
-        SEEN=seen is not None, WIDTH=width, WIDE=triton.next_power_of_2(max(width, 1)), BEGIN=begins,
-        **launch_options(pdl, 4),
+        FEW=_FEW, GROUPS=max(1, min(block // _GROUP, _MOST_GROUPS)), BLOCK=block, GREEDY=temperature == 0.0,
+        SUPPRESS=suppressed is not None, SEEN=seen is not None, WIDTH=width,
+        WIDE=triton.next_power_of_2(max(width, 1)), BEGIN=begins,
+        **launch_options(pdl, min(max(block // _WARP_SCORES, _WARPS[0]), _WARPS[1])),
     )  # fmt: skip
