@@ -72,7 +72,13 @@ def nobody_listens() -> Iterator[None]:
 def converse(server: RunningServer, hours: float, every_minutes: float) -> Iterator[Held]:
     """What is held after every so many minutes of a session of so many hours."""
     questions = [said(server, turn.question) for turn in held_out_turns(8, 20)]
-    options: dict[str, Any] = {"max_size": 1 << 24, "compression": None, "open_timeout": SECONDS, "ping_interval": None}
+    options: dict[str, Any] = {
+        "max_size": 1 << 24,
+        "compression": None,
+        "open_timeout": SECONDS,
+        "ping_interval": None,
+        "max_queue": None,
+    }
     begun, told, open_answers = time.monotonic(), 0.0, 0
     outcomes: Counter[str] = Counter()
     with nobody_listens(), connect(f"ws://127.0.0.1:{server.port}/v1/realtime?model=tiny-omni", **options) as client:
