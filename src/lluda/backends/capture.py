@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from lluda.backends.batch import KeyValueStore, Segment
+from lluda.backends.batch import KeyValueStore, RowsElsewhere, Segment
 from lluda.backends.weight import Weight
 
 STORE_WIDTH = 4
@@ -128,7 +128,7 @@ class DeviceStore:
     ``[stores, STORE_WIDTH]``), so that a captured step serves whatever stands there then."""
 
     length = 0
-    elsewhere = None
+    elsewhere: RowsElsewhere | None = None
 
     def __init__(self, table: Tensor, index: int, dtype: torch.dtype) -> None:
         self.table, self.index, self.dtype = table, index, dtype
