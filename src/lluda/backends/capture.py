@@ -125,13 +125,14 @@ class CapturedDecode(Protocol):
 
 class DeviceStore:
     """A key-value store whose place and length stand in device memory, in row ``index`` of ``table`` (int64
-    ``[stores, STORE_WIDTH]``), so that a captured step serves whatever stands there then."""
+    ``[stores, STORE_WIDTH]``), so that a captured step serves whatever stands there then. ``most``: positions that will
+    ever stand there at most, where that is known."""
 
     length = 0
     elsewhere: RowsElsewhere | None = None
 
-    def __init__(self, table: Tensor, index: int, dtype: torch.dtype) -> None:
-        self.table, self.index, self.dtype = table, index, dtype
+    def __init__(self, table: Tensor, index: int, dtype: torch.dtype, most: int | None = None) -> None:
+        self.table, self.index, self.dtype, self.most = table, index, dtype, most
 
     def advance(self, rows: int) -> None:
         """Nothing: whoever writes the table counts."""

@@ -57,11 +57,13 @@ _STEP_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class DeviceStep(Step):
-    """A step whose stores are `DeviceStore`s: their ``table``, the ``fresh`` rows that each is given, their dtype."""
+    """A step whose stores are `DeviceStore`s: their ``table``, the ``fresh`` rows that each is given, their dtype, and
+    what positions they hold at ``most``, if that is known."""
 
     table: Tensor
     fresh: int
     cache: torch.dtype
+    most: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ class CudaBackend(StreamVocoder, GraphEncoder, CudaOperations):
             return self._launched_step(table, segments)
         fresh = {segment.rows for segment in segments}
         assert len(fresh) == 1, f"sequences of a device step have one number of rows, not {sorted(fresh)}"
-        return DeviceStep(*table, segments, stores[0].table, fresh.pop(), stores[0].dtype)
+        return DeviceStep(*table, segments, stores[0].table, fresh.pop(), stores[0].dtype, stores[0].most)
 
     def connect(self, group: Group) -> Group:
         return connected(group, self.device, pdl=self._pdl) if self.device.type == "cuda" and self._fused else group
@@ -166,7 +168,7 @@ class CudaBackend(StreamVocoder, GraphEncoder, CudaOperations):
         attended = triton_attention.decode_attention(
             self._qkv(x, block), _norms(block), (step.cos, step.sin), step.table, scratch,
             heads=heads, kv_heads=kv_heads, head_dim=block.head_dim, layer=layer, fresh=step.fresh,
-            window=block.window, compute=self.precision.compute, cache=step.cache, pdl=self._pdl,
+            window=block.window, compute=self.precision.compute, cache=step.cache, most=step.most, pdl=self._pdl,
         )  # fmt: skip
         return self._add(x if onto is None else onto, attended, block.o_proj, block.scale)
 

@@ -15,7 +15,7 @@ from lluda.backends.cuda.triton_target import interpreted, kernel, launch_option
 _SPLITS, _MIN_GROUP = 4 if interpreted() else 32, 16
 _PROGRAMS = 2048  # of a launch, where that leaves one for each row and head
 _MANY_CELLS = 128  # rows times heads, from which on programs are smaller, so that more of them run at once
-_FEW, _MANY = (64, 4, 2, 128), (32, 4, 2, 256)
+_SHORT, _FEW, _MANY = (16, 4, 2, 128), (64, 4, 2, 128), (32, 4, 2, 256)
 """Positions taken at once, warps, such steps under way, and positions of a program at least where there are several."""
 
 _ALONE = 64 if interpreted() else 256
@@ -264,6 +264,7 @@ def decode_attention(
     window: int | None,
     compute: torch.dtype,
     cache: torch.dtype,
+    most: int | None,
     pdl: bool,
 ) -> Tensor:
     """Attended rows ``[rows, heads * head_dim]`` in ``compute`` of ``qkv [rows, (heads + 2 * kv_heads) * head_dim]``
@@ -274,6 +275,7 @@ def decode_attention(
         table: cosines and sines ``[rows, head_dim / 2]``, float32.
         stores: int64 ``[rows / fresh, STORE_WIDTH]`` (`lluda.backends.capture`); the buffers behind it hold ``cache``.
         fresh: rows of each store in this step, one below the other.
+        most: positions that a store holds at most, if that is known.
     """
     rows, group = len(qkv), heads // kv_heads
     members = triton.next_power_of_2(group)
@@ -281,6 +283,8 @@ def decode_attention(
     (q_norm, q_eps), (k_norm, k_eps) = norms or ((qkv, 0.0), (qkv, 0.0))
     splits = _splits(rows * kv_heads)
     block, warps, stages, least = _FEW if rows * kv_heads < _MANY_CELLS else _MANY
+    if most is not None and most <= _SHORT[0]:
+        splits, (block, warps, stages, least) = 1, _SHORT
     _decode[(rows, kv_heads, splits)](
         qkv, q_norm, k_norm, *table, stores, out, scratch.parts, scratch.stats, scratch.counters, q_eps, k_eps, layer,
         window or EVERYTHING, splits, least, _ALONE, HEADS=heads, KV_HEADS=kv_heads, HALF=head_dim // 2,

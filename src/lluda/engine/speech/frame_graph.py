@@ -69,7 +69,7 @@ class FrameState:
             for length in range(groups)
         ]
         tables = torch.tensor(places, device=self.seen.device)
-        return [[DeviceStore(table, row, self.cache_dtype) for row in range(rows)] for table in tables]
+        return [[DeviceStore(table, row, self.cache_dtype, groups) for row in range(rows)] for table in tables]
 
     def nobody(self) -> FrameRow:
         """A row that fills up a launch."""
