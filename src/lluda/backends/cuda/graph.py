@@ -9,7 +9,8 @@ from __future__ import annotations
 import gc
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -96,16 +97,13 @@ class Graph:
 
     def _record(self) -> None:
         Graph.recording = self
-        collects = gc.isenabled()
-        gc.disable()  # what it would free meanwhile would be freed by the graph
-        self._begin()
-        try:
-            self._body()
-        finally:
-            Graph.recording = None
-            self._end()
-            if collects:
-                gc.enable()
+        with _garbage_kept():  # what is freed meanwhile would be freed by the graph
+            self._begin()
+            try:
+                self._body()
+            finally:
+                Graph.recording = None
+                self._end()
 
     def _begin(self) -> None:
         part = torch.cuda.CUDAGraph()
@@ -116,6 +114,17 @@ class Graph:
         part = self._parts[-1]
         assert isinstance(part, torch.cuda.CUDAGraph), "work on the host ends where a part begins"
         part.capture_end()
+
+
+@contextmanager
+def _garbage_kept() -> Iterator[None]:
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def pinned(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
