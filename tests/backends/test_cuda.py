@@ -301,10 +301,11 @@ def attention(backend, heads, kv_heads, head_dim, *, window=None, qk_norm=True):
     return AttentionBlock(Norm(vector(HIDDEN), 1e-6), *parts, out, *norms, head_dim, window, None)
 
 
-def both_attend(pair, block, heads, lengths, fresh):
-    """What both backends make of ``fresh`` rows for each store: results, then the stores."""
+def both_attend(pair, block, heads, lengths, fresh, most=None):
+    """What both backends make of ``fresh`` rows for each store, of ``most`` positions: results, then the stores."""
     cuda, reference = pair
-    stores = [Store(heads, block.head_dim, length, cuda.precision.compute) for length in lengths]
+    dtype = cuda.precision.compute
+    stores = [Store(heads, block.head_dim, length, dtype, most or 300) for length in lengths]
     theirs = [store.copy() for store in stores]
     x = rows(len(lengths) * fresh)
     positions = torch.tensor([float(n + i) for n in lengths for i in range(fresh)]).to(DEVICE)
@@ -312,7 +313,7 @@ def both_attend(pair, block, heads, lengths, fresh):
     segments = [Segment(i * fresh, fresh, store) for i, store in enumerate(theirs)]
     expected = reference.attention_block(x.clone(), block, 1, reference.begin_step(table, segments))
     places = torch.tensor([store_row(store) for store in stores]).to(DEVICE)
-    on_device = [Segment(i * fresh, fresh, DeviceStore(places, i, cuda.precision.compute)) for i in range(len(stores))]
+    on_device = [Segment(i * fresh, fresh, DeviceStore(places, i, dtype, most)) for i in range(len(stores))]
     got = cuda.attention_block(x.clone(), block, 1, cuda.begin_step(table, on_device))
     return got - x, expected - x, stores, theirs
 
@@ -332,6 +333,14 @@ def both_attend(pair, block, heads, lengths, fresh):
 def test_attention_over_a_cache(pair, lengths, fresh, window):
     block = attention(pair[0], 4, 2, 32, window=window)
     got, expected, stores, theirs = both_attend(pair, block, 2, lengths, fresh)
+    assert_close(pair[0], got, expected)
+    for store, right in zip(stores, theirs, strict=True):
+        assert_close(pair[0], store.buffers, right.buffers)
+
+
+@pytest.mark.parametrize(("lengths", "fresh"), [([0, 0], 2), ([5, 15, 0], 1)])
+def test_attention_over_caches_that_are_known_to_stay_short(pair, lengths, fresh):
+    got, expected, stores, theirs = both_attend(pair, attention(pair[0], 4, 2, 32), 2, lengths, fresh, most=16)
     assert_close(pair[0], got, expected)
     for store, right in zip(stores, theirs, strict=True):
         assert_close(pair[0], store.buffers, right.buffers)
