@@ -68,8 +68,10 @@ void conv1d(lluda_context *context, Arguments &a) {
         total += lengths[i] = a.rows();
         x[i] = a.array<std::uint16_t>(a.wrong ? 0 : lengths[i] + (taps - 1) * dilation, x_stride, channels);
     }
-    auto *y = a.array<std::uint16_t>(total, y_stride, out);
-    const int code = lluda_conv1d(context, &weight, taps, dilation, runs, lengths, x, x_stride, y, y_stride);
+    const bool half = a.input.byte() % 2;
+    void *y = half ? static_cast<void *>(a.array<std::uint16_t>(total, y_stride, out)) : a.array<float>(total, y_stride, out);
+    const int code = lluda_conv1d(context, &weight, taps, dilation, runs, lengths, x, x_stride, y,
+                                  half ? LLUDA_DTYPE_BF16 : LLUDA_DTYPE_F32, y_stride);
     expect(code, a.wrong);
 }
 
@@ -92,6 +94,23 @@ void residual_unit(lluda_context *context, Arguments &a) {
     }
     float *x = a.array<float>(total, x_stride, channels);
     expect(lluda_residual_unit_block(context, &unit, runs, lengths, x, x_stride, kept), a.wrong);
+}
+
+void mono_convolution(lluda_context *context, Arguments &a) {
+    lluda_mono_convolution convolution{};
+    const std::int64_t taps = convolution.taps = a.size(7), channels = convolution.channels = a.size(60);
+    convolution.frequency = a.array<float>(channels), convolution.amplitude = a.array<float>(channels);
+    convolution.weight = a.array<float>(taps * channels), convolution.bias = a.array<float>(1);
+    const std::int64_t runs = 1 + a.input.number(3), x_stride = a.stride(channels);
+    std::int64_t lengths[4] = {}, total = 0;
+    std::uint16_t *kept[4] = {};
+    for (std::int64_t i = 0; i < runs; ++i) {
+        total += lengths[i] = a.rows();
+        kept[i] = a.array<std::uint16_t>((taps - 1) * channels);
+    }
+    const float *x = a.array<float>(total, x_stride, channels);
+    float *y = a.array<float>(total);
+    expect(lluda_mono_convolution_block(context, &convolution, runs, lengths, x, x_stride, kept, y), a.wrong);
 }
 
 void snake_beta(lluda_context *context, Arguments &a) {
@@ -148,8 +167,9 @@ void mlp(lluda_context *context, Arguments &a) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size) {
     Input input(data, size);
     lluda_context *context = context_of(input);
-    constexpr void (*kCalls[])(lluda_context *, Arguments &) = {linear, conv1d, residual_unit, snake_beta, attention, mlp};
-    const auto call = kCalls[input.byte() % 6];
+    constexpr void (*kCalls[])(lluda_context *, Arguments &) = {linear,           conv1d,    residual_unit, snake_beta,
+                                                               mono_convolution, attention, mlp};
+    const auto call = kCalls[input.byte() % std::size(kCalls)];
     Arguments arguments(input);
     call(context, arguments);
     return 0;

@@ -31,7 +31,7 @@
 extern "C" {
 #endif
 
-#define LLUDA_ABI_VERSION 5
+#define LLUDA_ABI_VERSION 6
 #define LLUDA_FEW_ROWS 16
 #define LLUDA_MOST 2147483647
 
@@ -132,7 +132,8 @@ LLUDA_API int lluda_unpack(lluda_context *context, const lluda_weight *weight, u
 LLUDA_API int lluda_embedding(lluda_context *context, const lluda_weight *table, int64_t count, const int64_t *ids,
                               float *y, int64_t y_stride);
 
-/* y = x W^T + bias, summed in float32 (of exact values: a Q8_0 block's scale multiplies its sum). x BF16 [rows, in],
+/* y = x W^T + bias, summed in float32 or better (of exact values: a Q8_0 block's scale multiplies its sum; "amx" takes a
+ * block of x as whole numbers, to 2^-30 of its largest, and gives no number where one of them is not finite). x BF16 [rows, in],
  * y [rows, out] of y_dtype (rounded once if BF16). */
 LLUDA_API int lluda_linear(lluda_context *context, const lluda_weight *weight, int64_t rows, const uint16_t *x,
                            int64_t x_stride, void *y, int32_t y_dtype, int64_t y_stride);
@@ -186,11 +187,11 @@ LLUDA_API int lluda_attention_block(lluda_context *context, const lluda_attentio
                                     int64_t x_stride, const float *cos, const float *sin, const lluda_cache_row *cache);
 
 /* Convolutions of `runs` streams along their rows: y[r] = W [x[r]; x[r + dilation]; …; x[r + (taps - 1) * dilation]] +
- * bias, rounded to BF16, for r = 0 .. lengths[i]-1 (0 or more); x[i] BF16 [lengths[i] + (taps - 1) * dilation,
+ * bias, of y_dtype, for r = 0 .. lengths[i]-1 (0 or more); x[i] BF16 [lengths[i] + (taps - 1) * dilation,
  * in_features / taps]. y: the runs' rows below each other. A run's results do not depend on the others. */
 LLUDA_API int lluda_conv1d(lluda_context *context, const lluda_weight *weight, int64_t taps, int64_t dilation,
-                           int64_t runs, const int64_t *lengths, const uint16_t *const *x, int64_t x_stride, uint16_t *y,
-                           int64_t y_stride);
+                           int64_t runs, const int64_t *lengths, const uint16_t *const *x, int64_t x_stride, void *y,
+                           int32_t y_dtype, int64_t y_stride);
 
 /* y = x + amplitude * sin(frequency * x)^2, rounded to BF16; x F32 or BF16 [rows, channels], frequency and amplitude
  * F32 [channels]. Angles of a magnitude up to 10^5 are exact to float32's own rounding of them. */
@@ -214,6 +215,23 @@ typedef struct lluda_residual_unit {
  * call. Inputs of products are rounded to BF16 once. A run's results do not depend on the others. */
 LLUDA_API int lluda_residual_unit_block(lluda_context *context, const lluda_residual_unit *unit, int64_t runs,
                                         const int64_t *lengths, float *x, int64_t x_stride, uint16_t *const *kept);
+
+/* A convolution to one channel behind a SnakeBeta, cut off at one: clamp(conv(snake(x)), -1, 1). */
+typedef struct lluda_mono_convolution {
+    int64_t channels;
+    int64_t taps;
+    const float *frequency, *amplitude; /* F32 [channels] */
+    const float *weight;                /* F32 [taps, channels] */
+    const float *bias;                  /* F32, one */
+} lluda_mono_convolution;
+
+/* y F32, one for each of the rows x [lengths[i], channels] of `runs` streams below each other; kept[i] BF16 [taps - 1,
+ * channels]: the last rows of snake that came before in that stream (zeros at its start), replaced by those of this call.
+ * What snake gives is rounded to BF16, the products and sums are float32. A run's results do not depend on the others,
+ * nor on how a stream is cut into calls. */
+LLUDA_API int lluda_mono_convolution_block(lluda_context *context, const lluda_mono_convolution *convolution,
+                                           int64_t runs, const int64_t *lengths, const float *x, int64_t x_stride,
+                                           uint16_t *const *kept, float *y);
 
 typedef struct lluda_mlp {
     int64_t hidden;

@@ -4,52 +4,26 @@
 //
 // The unit adds up a tile's products as Intel's manual says under TDPBF16PS: those of even and of odd columns apart, in
 // float32, denormal numbers counting as zero. It computes some 30 times as fast as vdpbf16ps does on the same core, so
-// that 16 rows cost what reading the weights costs. Q8_0 stays with the vector kernels.
+// that 16 rows cost what reading the weights costs. Q8_0: amx_q8_kernel.hpp.
 #pragma once
 
-#include "linear_kernel.hpp"
+#include "amx_q8_kernel.hpp"
+#include "matrix_tiles.hpp"
 #include "q8_panel_kernel.hpp"
 
 namespace lluda {
 namespace {
-
-constexpr int kMatrixOutputs = 16;    // weight rows of a tile
-constexpr int64_t kMatrixWords = 16;  // words (pairs of columns) of a tile
-constexpr int kMatrixLanes = 16;      // rows of a tile
-
-// What LDTILECFG reads.
-struct alignas(64) TileShapes {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-};
-
-// Tiles 0 .. 3 are sums [outputs][lanes], those from 4 on rows [words][lanes], those from first_weights on weights
-// [outputs][words]. Released when done: a thread that is switched out has its tiles saved until then.
-class TilesInUse {
-public:
-    LLUDA_INLINE TilesInUse(int outputs, int lanes, int first_weights) {
-        TileShapes shapes;
-        for (int tile = 0; tile < 8; ++tile) {
-            const bool rows = tile >= 4 && tile < first_weights;
-            shapes.rows[tile] = static_cast<uint8_t>(rows ? kMatrixWords : outputs);
-            shapes.row_bytes[tile] = static_cast<uint16_t>(4 * (tile < first_weights ? lanes : kMatrixWords));
-        }
-        _tile_loadconfig(&shapes);
-    }
-    LLUDA_INLINE ~TilesInUse() { _tile_release(); }
-};
 
 // ---- 1 to 16 rows
 
 // Lanes that `rows` rows lie side by side in. One row is its own panel.
 LLUDA_INLINE int side_by_side(int rows) { return rows == 1 ? 1 : rows <= 4 ? 4 : rows <= 8 ? 8 : 16; }
 
-int64_t matrix_workspace(int rows, int64_t width) {
-    return rows == 1 ? 0 : prepared_bytes(width) * side_by_side(rows);
-}
+// Q8_0 takes more than rows side by side do.
+int64_t matrix_workspace(int rows, int64_t width) { return digits_workspace(rows, width); }
 
 void matrix_arrange(const LinearTask &task, void *workspace) {
+    if (task.weight->format == LLUDA_FORMAT_Q8_0) return arrange_digits(task, workspace);
     if (task.rows == 1 || task.weight->format == LLUDA_FORMAT_Q8_0_ROWS) return;
     const int64_t words = padded_width(task.weight->in_features) / 2, lanes = side_by_side(task.rows);
     const __mmask16 there = static_cast<__mmask16>((1u << lanes) - 1u);
@@ -191,15 +165,6 @@ LLUDA_INLINE void add_up_tile(float *sums) {
               (load(parts[0][o]) + load(parts[1][o])) + (load(parts[2][o]) + load(parts[3][o])));
 }
 
-// `count` outputs from `output` on to where they belong.
-LLUDA_INLINE void put_outputs(const LinearTask &task, int64_t output, int count, const float *sums) {
-    void *y[kMatrixLanes];
-    const int64_t at = output * (task.store == Store::kBFloat16 ? 2 : 4);
-    for (int r = 0; r < task.rows; ++r) y[r] = static_cast<char *>(task.y[r]) + at;
-    put_tile({sums, count, task.rows, task.weight->bias ? task.weight->bias + output : nullptr,
-              task.scale ? task.scale + output : nullptr, nullptr, task.store, y});
-}
-
 template <class Tiles>
 LLUDA_INLINE void multiply_tiles(Tiles &&tiles, int64_t blocks, const uint32_t *x, int64_t lanes) {
     Stage stages[2];  // one is filled while the tiles of the other are multiplied
@@ -238,6 +203,8 @@ void matrix_linear(const LinearTask &task, int64_t begin, int64_t end, const voi
             return matrix_range<PlainTiles>(task, begin, end, x);
         case LLUDA_FORMAT_PACKED_BF16:
             return matrix_range<PackedTiles>(task, begin, end, x);
+        case LLUDA_FORMAT_Q8_0:
+            return byte_linear(task, begin, end, workspace);
         default:
             return vector_linear(task, begin, end, workspace);
     }

@@ -44,8 +44,12 @@ struct Windows {
 };
 
 struct Output {
-    std::uint16_t *y;
+    std::byte *y;
+    Store store;  // kFloat or kBFloat16
     std::int64_t y_stride;
+
+    std::int64_t element() const { return store == Store::kFloat ? 4 : 2; }
+    void *at(std::int64_t row, std::int64_t feature = 0) const { return y + (row * y_stride + feature) * element(); }
 };
 
 // Up to kFewRows rows: one pass over the weights at the speed of memory.
@@ -56,7 +60,7 @@ void convolve_few(lluda_context &context, const lluda_weight &weight, const Wind
     std::vector<std::uint16_t *> buffers;
     for (int i = 0; i < session.threads(); ++i) buffers.push_back(session.allocate<std::uint16_t>(windows.width()));
     Products products(session, n, windows.width());
-    products.add(weight, prepared, n, Store::kBFloat16, out.y, out.y_stride);
+    products.add(weight, prepared, n, out.store, out.y, out.y_stride);
     products.share(session.threads());
     session.run([&](Lane &lane) {
         std::uint16_t *buffer = buffers[static_cast<std::size_t>(lane.index)];
@@ -101,7 +105,7 @@ void convolve_by_features(lluda_context &context, const lluda_weight &weight, co
     const auto packers = window_packers(session, windows.width());
     const Panel input(session, rows, windows.width());
     PanelProducts products(session, rows, windows.width());
-    products.add(weight, input, Store::kBFloat16, out.y + from * out.y_stride, out.y_stride);
+    products.add(weight, input, out.store, out.at(from), out.y_stride);
     products.share(session.threads());
     session.run([&](Lane &lane) {
         for (std::int64_t group = lane.index; group < input.groups(); group += lane.count)
@@ -142,9 +146,9 @@ private:
         const OutputBlock block{&weight_, begin, std::min(begin + kBlockOutputs, weight_.out_features)};
         workspace.multiply(&block, 1, panel, [&](std::int64_t, float *sums) {
             void *y[kTileRows];
-            for (std::int64_t r = 0; r < panel.rows; ++r) y[r] = out_.y + (first + r) * out_.y_stride + begin;
+            for (std::int64_t r = 0; r < panel.rows; ++r) y[r] = out_.at(first + r, begin);
             kernels_.put_tile({sums, static_cast<int>(block.end - begin), static_cast<int>(panel.rows),
-                                weight_.bias ? weight_.bias + begin : nullptr, nullptr, nullptr, Store::kBFloat16, y});
+                                weight_.bias ? weight_.bias + begin : nullptr, nullptr, nullptr, out_.store, y});
         });
     }
 
@@ -196,7 +200,7 @@ void convolve(lluda_context &context, const lluda_weight &weight, const Windows 
             convolve_few(context, weight, part, rows, out);
         }
         left = {left.count - part.runs.count, left.lengths + part.runs.count, left.x + part.runs.count};
-        out.y += rows * out.y_stride;
+        out.y = static_cast<std::byte *>(out.at(rows));
     }
 }
 
@@ -213,7 +217,8 @@ void check_inputs(const Windows &windows) {
 }  // namespace
 
 int lluda_conv1d(lluda_context *context, const lluda_weight *weight, int64_t taps, int64_t dilation, int64_t runs,
-                 const int64_t *lengths, const uint16_t *const *x, int64_t x_stride, uint16_t *y, int64_t y_stride) {
+                 const int64_t *lengths, const uint16_t *const *x, int64_t x_stride, void *y, int32_t y_dtype,
+                 int64_t y_stride) {
     return guarded([&] {
         lluda_context &c = checked(context);
         check_weight(weight, "weight");
@@ -221,13 +226,15 @@ int lluda_conv1d(lluda_context *context, const lluda_weight *weight, int64_t tap
         require_size("dilation", dilation);
         require_size("taps * dilation", taps * dilation);
         require(weight->in_features % taps == 0, "in_features", weight->in_features, "a multiple of taps");
+        require(y_dtype == LLUDA_DTYPE_F32 || y_dtype == LLUDA_DTYPE_BF16, "y_dtype", y_dtype, "F32 or BF16");
         const int64_t rows = total_rows(runs, lengths);
         if (rows == 0) return;
         require(x && y, "x and y must not be NULL");
         const Windows windows{{runs, lengths, x}, x_stride, weight->in_features / taps, taps, dilation};
         check_inputs(windows);
         check_stride("y_stride", rows, y_stride, weight->out_features);
-        convolve(c, *weight, windows, {y, y_stride});
+        const Store store = y_dtype == LLUDA_DTYPE_F32 ? Store::kFloat : Store::kBFloat16;
+        convolve(c, *weight, windows, {static_cast<std::byte *>(y), store, y_stride});
     });
 }
 

@@ -10,8 +10,10 @@ namespace {
 // The least a lane takes at a time: small against a phase, so that lanes finish together.
 constexpr std::int64_t kTileBytes = 8 * 1024;
 
+// Whether what the rows of one were arranged to serves the other.
 bool same_rows(const LinearTask &a, const LinearTask &b) {
-    return a.rows == b.rows && std::equal(a.x, a.x + a.rows, b.x);
+    const bool alike = (a.weight->format == LLUDA_FORMAT_Q8_0) == (b.weight->format == LLUDA_FORMAT_Q8_0);
+    return alike && a.rows == b.rows && std::equal(a.x, a.x + a.rows, b.x);
 }
 
 }  // namespace

@@ -14,7 +14,16 @@ struct ConvolutionCase {
 void convolve(const lluda_weight &weight, const ConvolutionCase &c, const std::vector<std::int64_t> &lengths,
               const std::vector<const std::uint16_t *> &x, std::uint16_t *y) {
     check_ok(lluda_conv1d(context(), &weight, c.taps, c.dilation, static_cast<std::int64_t>(lengths.size()),
-                          lengths.data(), x.data(), c.channels, y, c.out));
+                          lengths.data(), x.data(), c.channels, y, LLUDA_DTYPE_BF16, c.out));
+}
+
+// The same in float32, of which `y` is what rounding it gives.
+void expect_exact(const lluda_weight &weight, const ConvolutionCase &c, const std::uint16_t *x, const std::uint16_t *y) {
+    std::vector<float> exact(static_cast<std::size_t>(c.rows * c.out));
+    check_ok(lluda_conv1d(context(), &weight, c.taps, c.dilation, 1, &c.rows, &x, c.channels, exact.data(),
+                          LLUDA_DTYPE_F32, c.out));
+    for (std::int64_t i = 0; i < c.rows * c.out; ++i)
+        expect(to_bf16(exact[static_cast<std::size_t>(i)]) == y[i], "float32 and BF16 of a convolution differ");
 }
 
 void expect_convolution(const ConvolutionCase &c, int threads, int format) {
@@ -27,6 +36,7 @@ void expect_convolution(const ConvolutionCase &c, int threads, int format) {
     const auto values = random.bf16_normals(inputs * c.channels, 1.0f);
     std::copy(values.begin(), values.end(), x);
     convolve(*weight.in(format), c, {c.rows}, {x}, y);
+    expect_exact(*weight.in(format), c, x, y);
     std::vector<double> found, truth;
     for (std::int64_t r = 0; r < c.rows; ++r) {
         std::vector<double> window;
@@ -82,17 +92,19 @@ TEST(convolutions_refuse) {
                          std::int64_t stride) {
         const std::int64_t lengths[2] = {0, rows};
         const std::uint16_t *const inputs[2] = {nullptr, x};
-        return lluda_conv1d(context(), &weight.plain, taps, dilation, 2, lengths, inputs, stride, y, 4);
+        return lluda_conv1d(context(), &weight.plain, taps, dilation, 2, lengths, inputs, stride, y, LLUDA_DTYPE_BF16, 4);
     };
     check_ok(run(3, 2, 0, nullptr, 4));
-    check_ok(lluda_conv1d(context(), &weight.plain, 3, 2, 0, nullptr, nullptr, 4, nullptr, 4));
+    check_ok(lluda_conv1d(context(), &weight.plain, 3, 2, 0, nullptr, nullptr, 4, nullptr, LLUDA_DTYPE_BF16, 4));
     check_code(run(5, 1, 1, values, 4), LLUDA_BAD_ARGUMENT, "taps that do not divide");
     check_code(run(3, 0, 1, values, 4), LLUDA_BAD_ARGUMENT, "no dilation");
     check_code(run(3, 1, 1, values, 3), LLUDA_BAD_ARGUMENT, "a short stride");
     check_code(run(3, 1, 1, nullptr, 4), LLUDA_BAD_ARGUMENT, "no input");
     check_code(run(3, 1, -1, values, 4), LLUDA_BAD_ARGUMENT, "a negative length");
-    check_code(lluda_conv1d(context(), &weight.plain, 3, 1, 1, nullptr, nullptr, 4, y, 4), LLUDA_BAD_ARGUMENT, "no lengths");
-    check_code(lluda_conv1d(context(), &weight.plain, 3, 1, -1, nullptr, nullptr, 4, y, 4), LLUDA_BAD_ARGUMENT, "runs");
+    const std::int64_t none = 0;
+    check_code(lluda_conv1d(context(), &weight.plain, 3, 1, 1, &none, nullptr, 4, y, 2, 4), LLUDA_BAD_ARGUMENT, "y_dtype 2");
+    check_code(lluda_conv1d(context(), &weight.plain, 3, 1, 1, nullptr, nullptr, 4, y, LLUDA_DTYPE_BF16, 4), LLUDA_BAD_ARGUMENT, "no lengths");
+    check_code(lluda_conv1d(context(), &weight.plain, 3, 1, -1, nullptr, nullptr, 4, y, LLUDA_DTYPE_BF16, 4), LLUDA_BAD_ARGUMENT, "runs");
 }
 
 TEST(snake_beta) {
@@ -248,3 +260,107 @@ TEST(residual_units_refuse) {
 }
 
 }  // namespace
+
+namespace {
+
+// A convolution to one channel of 7 taps over 12 channels, of one stream.
+class MonoTest {
+public:
+    explicit MonoTest(Random &random) {
+        for (std::int64_t i = 0; i < kChannels; ++i) {
+            frequency_.push_back(1.0f + random.normal(0.2f));
+            amplitude_.push_back(0.5f + random.normal(0.1f));
+        }
+        for (std::int64_t i = 0; i < kTaps * kChannels; ++i) weight_.push_back(random.normal(0.05f));
+        convolution = {kChannels, kTaps, frequency_.data(), amplitude_.data(), weight_.data(), &bias_};
+    }
+
+    std::vector<float> run(const std::vector<float> &x, std::vector<std::uint16_t> &kept) const {
+        const auto rows = static_cast<std::int64_t>(x.size()) / kChannels;
+        std::vector<float> y(static_cast<std::size_t>(rows));
+        std::uint16_t *own = kept.data();
+        check_ok(lluda_mono_convolution_block(context(), &convolution, 1, &rows, x.data(), kChannels, &own, y.data()));
+        return y;
+    }
+
+    double truth(const std::vector<float> &x, std::int64_t row) const {
+        double sum = bias_;
+        for (std::int64_t tap = 0; tap < kTaps; ++tap)
+            for (std::int64_t i = 0; i < kChannels; ++i) {
+                const std::int64_t from = row + tap - (kTaps - 1);
+                if (from < 0) continue;
+                const auto at = static_cast<std::size_t>(i);
+                const double value = x[static_cast<std::size_t>(from * kChannels + i)];
+                const double wave = std::sin(static_cast<double>(static_cast<float>(value) * frequency_[at]));
+                sum += weight_[static_cast<std::size_t>(tap * kChannels + i)] * (value + amplitude_[at] * wave * wave);
+            }
+        return std::min(1.0, std::max(-1.0, sum));
+    }
+
+    static constexpr std::int64_t kChannels = 12, kTaps = 7;
+    static std::vector<std::uint16_t> start() { return std::vector<std::uint16_t>((kTaps - 1) * kChannels); }
+    lluda_mono_convolution convolution;
+
+private:
+    std::vector<float> frequency_, amplitude_, weight_;
+    float bias_ = 0.1f;
+};
+
+}  // namespace
+
+TEST(mono_convolutions) {
+    Random random(71);
+    const MonoTest test(random);
+    std::vector<float> x;
+    for (int i = 0; i < 300 * 12; ++i) x.push_back(random.normal(1.5f));
+    auto kept = MonoTest::start();
+    std::vector<double> found, truth;
+    const auto whole = test.run(x, kept);
+    for (std::int64_t r = 0; r < 300; ++r) {
+        truth.push_back(test.truth(x, r));
+        found.push_back(whole[static_cast<std::size_t>(r)]);
+    }
+    expect(*std::max_element(truth.begin(), truth.end()) == 1.0, "a sample is cut off");
+    expect_close(found, truth, 3e-3, "convolution to one channel");
+    for (int threads : {1, 3})
+        for (std::size_t piece : {1, 2, 5, 130, 300}) {
+            use_threads(threads);
+            auto before = MonoTest::start();
+            std::vector<float> pieces;
+            for (std::size_t from = 0; from < 300; from += piece) {
+                const std::size_t to = std::min<std::size_t>(300, from + piece);
+                for (float sample : test.run({x.begin() + from * 12, x.begin() + to * 12}, before)) pieces.push_back(sample);
+            }
+            expect(pieces == whole && before == kept, "pieces of " + std::to_string(piece) + " rows differ from the whole");
+        }
+}
+
+TEST(mono_convolutions_of_streams_together_and_refusals) {
+    Random random(72);
+    const MonoTest test(random);
+    const lluda_mono_convolution &c = test.convolution;
+    std::vector<float> x, expected;
+    for (int i = 0; i < 40 * 12; ++i) x.push_back(random.normal(1.0f));
+    auto first = MonoTest::start(), second = MonoTest::start();
+    for (float sample : test.run({x.begin(), x.begin() + 9 * 12}, first)) expected.push_back(sample);
+    for (float sample : test.run({x.begin() + 9 * 12, x.end()}, second)) expected.push_back(sample);
+    auto a = MonoTest::start(), b = MonoTest::start();
+    std::uint16_t *kept[3] = {a.data(), nullptr, b.data()};
+    const std::int64_t lengths[3] = {9, 0, 31};
+    std::vector<float> y(40);
+    check_ok(lluda_mono_convolution_block(context(), &c, 3, lengths, x.data(), 12, kept, y.data()));
+    expect(y == expected && a == first && b == second, "a stream depends on the others");
+    check_ok(lluda_mono_convolution_block(context(), &c, 0, nullptr, nullptr, 12, nullptr, nullptr));
+    kept[0] = nullptr;
+    check_code(lluda_mono_convolution_block(context(), &c, 3, lengths, x.data(), 12, kept, y.data()), LLUDA_BAD_ARGUMENT,
+               "no kept rows");
+    kept[0] = a.data();
+    check_code(lluda_mono_convolution_block(context(), &c, 3, lengths, x.data(), 11, kept, y.data()), LLUDA_BAD_ARGUMENT,
+               "a short stride");
+    check_code(lluda_mono_convolution_block(context(), &c, 3, lengths, x.data(), 12, kept, nullptr), LLUDA_BAD_ARGUMENT,
+               "no y");
+    lluda_mono_convolution none = c;
+    none.taps = 0;
+    check_code(lluda_mono_convolution_block(context(), &none, 3, lengths, x.data(), 12, kept, y.data()),
+               LLUDA_BAD_ARGUMENT, "no taps");
+}

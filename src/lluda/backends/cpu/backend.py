@@ -19,7 +19,7 @@ from lluda.backends.backend import Precision
 from lluda.backends.batch import ConvContext, KeyValueStore, Segment
 from lluda.backends.blocks import AttentionBlock, EncoderBlock, MixtureBlock, Norm, ResidualUnit, SwiGLUBlock
 from lluda.backends.capabilities import BackendRequest
-from lluda.backends.components import CodePredictorSteps, DecoderLayers
+from lluda.backends.components import CodePredictorSteps, DecoderLayers, Vocoder
 from lluda.backends.cpu.capabilities import CAPABILITIES
 from lluda.backends.cpu.native_blocks import NativeBlocks, NativeWeight, biased, native
 from lluda.backends.cpu.native_library import (
@@ -176,16 +176,23 @@ class CpuBackend(TorchExecutor):
         return values
 
     def conv1d(
-        self, streams: Sequence[Tensor], weight: Weight, bias: Tensor, *, taps: int, dilation: int
+        self,
+        streams: Sequence[Tensor],
+        weight: Weight,
+        bias: Tensor,
+        *,
+        taps: int,
+        dilation: int,
+        dtype: torch.dtype | None = None,
     ) -> list[Tensor]:
         inputs = [x.contiguous() for x in streams]
         assert all(x.dtype is torch.bfloat16 for x in inputs), "the kernels read BF16 rows"
         lengths = [len(x) - (taps - 1) * dilation for x in inputs]
-        y = torch.empty(sum(lengths), weight.out_features, dtype=torch.bfloat16)
+        y = torch.empty(sum(lengths), weight.out_features, dtype=dtype or torch.bfloat16)
         self._native.check(
             self._native.conv1d(
                 biased(weight, bias), taps, dilation, len(inputs), sizes(lengths), pointers(inputs),
-                weight.in_features // taps, y.data_ptr(), y.stride(0),
+                weight.in_features // taps, y.data_ptr(), _dtype_of(y), y.stride(0),
             )
         )  # fmt: skip
         return list(torch.split(y, lengths))
@@ -193,11 +200,10 @@ class CpuBackend(TorchExecutor):
     def snake_beta(self, x: Tensor, frequency: Tensor, amplitude: Tensor) -> Tensor:
         x = x.contiguous()
         y = torch.empty(x.shape, dtype=torch.bfloat16)
-        dtype = DTYPE_BF16 if x.dtype is torch.bfloat16 else DTYPE_F32
         self._native.check(
             self._native.snake_beta(
-                *x.shape, x.data_ptr(), dtype, x.stride(0), frequency.data_ptr(), amplitude.data_ptr(), y.data_ptr(),
-                y.stride(0),
+                *x.shape, x.data_ptr(), _dtype_of(x), x.stride(0), frequency.data_ptr(), amplitude.data_ptr(),
+                y.data_ptr(), y.stride(0),
             )
         )  # fmt: skip
         return y
@@ -213,6 +219,19 @@ class CpuBackend(TorchExecutor):
             self._native.residual_unit_block(struct, len(lengths), sizes(lengths), x.data_ptr(), x.stride(0), held)
         )
         return x
+
+    def samples(self, streams: Sequence[Tensor], vocoder: Vocoder, contexts: Sequence[ConvContext]) -> list[Tensor]:
+        struct = self._blocks.mono_convolution(vocoder.last, vocoder.act).struct
+        lengths = [len(x) for x in streams]
+        x = streams[0] if len(streams) == 1 else torch.cat(list(streams))
+        held = pointers([own.rows(vocoder.last, x, struct.taps - 1, torch.bfloat16) for own in contexts])
+        y = torch.empty(len(x))
+        self._native.check(
+            self._native.mono_convolution_block(
+                struct, len(lengths), sizes(lengths), x.data_ptr(), x.stride(0), held, y.data_ptr()
+            )
+        )
+        return list(torch.split(y, lengths))
 
     def step_parts(self, lengths: Sequence[int]) -> list[slice]:
         parts, begin = [], 0
@@ -354,6 +373,10 @@ def _alike(lengths: Sequence[int]) -> bool:
     """Whether segments are multiplied together as each is alone: sums of few rows are in another order than of many."""
     few = lengths[0] <= FEW_ROWS
     return all((rows <= FEW_ROWS) == few for rows in lengths) and (not few or sum(lengths) <= FEW_ROWS)
+
+
+def _dtype_of(x: Tensor) -> int:
+    return DTYPE_BF16 if x.dtype is torch.bfloat16 else DTYPE_F32
 
 
 def _native_step(step: Step) -> NativeStep:

@@ -18,7 +18,7 @@ from lluda.backends.blocks import (
     SwiGLU,
     SwiGLUBlock,
 )
-from lluda.backends.components import CodePredictorSteps, DecoderLayers
+from lluda.backends.components import CodePredictorSteps, DecoderLayers, MonoConvolution
 from lluda.backends.cpu.native_library import (
     AttentionStruct,
     CodePredictorStruct,
@@ -26,6 +26,7 @@ from lluda.backends.cpu.native_library import (
     LayerStruct,
     MlpStruct,
     MoeStruct,
+    MonoConvolutionStruct,
     ResidualUnitStruct,
     WeightStruct,
     pointer,
@@ -73,6 +74,14 @@ class NativeLayers:
             attention.cache_dtype = dtype
 
 
+@dataclass(frozen=True, slots=True)
+class NativeMonoConvolution:
+    """A descriptor, and the taps in the order in which it points at them."""
+
+    struct: MonoConvolutionStruct
+    taps: Tensor
+
+
 class NativeBlocks:
     """Descriptors, which live as long as the backend: by block, since blocks compare by identity."""
 
@@ -93,6 +102,10 @@ class NativeBlocks:
         if unit.conv1.weight.format == "Q8_0" or unit.conv2.weight.in_features % 2:
             return None
         return self._once(unit, _residual_unit_struct)
+
+    def mono_convolution(self, conv: MonoConvolution, act: tuple[Tensor, Tensor]) -> NativeMonoConvolution:
+        """``lluda_mono_convolution``."""
+        return self._once(conv, lambda made: _mono_convolution(made, act))
 
     def swiglu(self, block: SwiGLUBlock) -> MlpStruct:
         """``lluda_mlp``."""
@@ -211,6 +224,15 @@ def _residual_unit_struct(unit: ResidualUnit) -> ResidualUnitStruct:
         _with_bias(unit.conv1),
         _with_bias(unit.conv2),
     )
+
+
+def _mono_convolution(conv: MonoConvolution, act: tuple[Tensor, Tensor]) -> NativeMonoConvolution:
+    taps = conv.weight.T.contiguous()
+    frequency, amplitude = (part.data_ptr() for part in act)
+    struct = MonoConvolutionStruct(
+        taps.shape[1], taps.shape[0], frequency, amplitude, taps.data_ptr(), conv.bias.data_ptr()
+    )
+    return NativeMonoConvolution(struct, taps)
 
 
 def _mlp_struct(block: SwiGLUBlock) -> MlpStruct:

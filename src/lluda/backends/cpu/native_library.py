@@ -17,7 +17,7 @@ from torch import Tensor
 from lluda.errors import NativeLibraryError
 from lluda.files.native_file import native_file
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 FORMAT_BF16, FORMAT_PACKED_BF16, FORMAT_Q8_0, FORMAT_Q8_0_ROWS = 0, 1, 2, 3
 DTYPE_F32, DTYPE_BF16 = 0, 1
 INCOMPRESSIBLE = 4
@@ -92,6 +92,19 @@ class ResidualUnitStruct(ctypes.Structure):
         ("amplitude2", c_void_p),
         ("conv1", POINTER(WeightStruct)),
         ("conv2", POINTER(WeightStruct)),
+    )
+
+
+class MonoConvolutionStruct(ctypes.Structure):
+    """``lluda_mono_convolution``."""
+
+    _fields_ = (
+        ("channels", c_int64),
+        ("taps", c_int64),
+        ("frequency", c_void_p),
+        ("amplitude", c_void_p),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
     )
 
 
@@ -188,6 +201,7 @@ STRUCTS = {
     "lluda_cache_row": CacheRowStruct,
     "lluda_attention": AttentionStruct,
     "lluda_residual_unit": ResidualUnitStruct,
+    "lluda_mono_convolution": MonoConvolutionStruct,
     "lluda_mlp": MlpStruct,
     "lluda_encoder": EncoderStruct,
     "lluda_moe": MoeStruct,
@@ -209,11 +223,14 @@ _COMPUTES: dict[str, tuple[object, ...]] = {
     ),
     "lluda_conv1d": (
         POINTER(WeightStruct), c_int64, c_int64, c_int64, POINTER(c_int64), POINTER(c_void_p), c_int64, c_void_p,
-        c_int64,
+        c_int32, c_int64,
     ),
     "lluda_snake_beta": (c_int64, c_int64, c_void_p, c_int32, c_int64, c_void_p, c_void_p, c_void_p, c_int64),
     "lluda_residual_unit_block": (
         POINTER(ResidualUnitStruct), c_int64, POINTER(c_int64), c_void_p, c_int64, POINTER(c_void_p),
+    ),
+    "lluda_mono_convolution_block": (
+        POINTER(MonoConvolutionStruct), c_int64, POINTER(c_int64), c_void_p, c_int64, POINTER(c_void_p), c_void_p,
     ),
     "lluda_mlp_block": (POINTER(MlpStruct), c_int64, c_void_p, c_int64),
     "lluda_moe_block": (POINTER(MoeStruct), c_int64, c_void_p, c_int64, c_void_p),

@@ -47,19 +47,24 @@ class VocoderExecutor(DecoderExecutor):
             if observe:
                 observe(name, _joined(streams))
 
-        compute, residual = self.precision.compute, self.precision.residual
+        compute = self.precision.compute
         contexts = [state.conv_state for state in states]
         streams = self._frames(vocoder, codes, states, observe)
         notify("pre_transformer", streams)
         for index, (widen, convnext) in enumerate(vocoder.widen):
             widened = self.transposed_conv([x.to(compute) for x in streams], widen, contexts)
-            streams = self.convnext([x.to(residual) for x in widened], convnext, contexts)
+            streams = self.convnext(widened, convnext, contexts)
             notify(f"upsample.{index}", streams)
         streams = self.causal_conv([x.to(compute) for x in streams], vocoder.first, contexts)
         notify("decoder.0", streams)
         for index, block in enumerate(vocoder.blocks, start=1):
             streams = self.upsample_block(streams, block, contexts)
             notify(f"decoder.{index}", streams)
+        return self.samples(streams, vocoder, contexts)
+
+    def samples(self, streams: Sequence[Tensor], vocoder: Vocoder, contexts: Sequence[ConvContext]) -> list[Tensor]:
+        """The vocoder's last SnakeBeta and convolution, cut off at ±1: ``[rows, channels]`` of each stream ->
+        ``[rows]``, both in the residual dtype."""
         return [
             self.mono_conv(self.snake_beta(x, *vocoder.act), vocoder.last, own).clamp_(-1, 1)
             for x, own in zip(streams, contexts, strict=True)
@@ -103,7 +108,7 @@ class VocoderExecutor(DecoderExecutor):
         """See UpsampleBlock: ``[rows, channels]`` -> ``[rows * stride, out]`` in the residual dtype."""
         widened = self.transposed_conv([self.snake_beta(x, *block.act) for x in streams], block.upsample, contexts)
         lengths = [len(x) for x in widened]
-        x = _joined([rows.to(self.precision.residual) for rows in widened])
+        x = _joined(widened)
         for unit in block.units:
             x = self.residual_unit(x, lengths, unit, contexts)
         return list(torch.split(x, lengths))
@@ -139,8 +144,9 @@ class VocoderExecutor(DecoderExecutor):
         ]
         wide = self.conv1d(inner, block.pwconv1.weight, block.pwconv1.bias, taps=1, dilation=1)
         wide = [self.gelu(x) for x in wide]
-        outer = self.conv1d(wide, block.pwconv2.weight, block.pwconv2.bias, taps=1, dilation=1)
-        return [torch.addcmul(x, rows.to(x.dtype), block.gamma) for x, rows in zip(streams, outer, strict=True)]
+        residual = self.precision.residual
+        outer = self.conv1d(wide, block.pwconv2.weight, block.pwconv2.bias, taps=1, dilation=1, dtype=residual)
+        return [torch.addcmul(x, rows, block.gamma) for x, rows in zip(streams, outer, strict=True)]
 
     def causal_conv(
         self, streams: Sequence[Tensor], conv: CausalConvolution, contexts: Sequence[ConvContext]
@@ -155,18 +161,20 @@ class VocoderExecutor(DecoderExecutor):
     def transposed_conv(
         self, streams: Sequence[Tensor], conv: TransposedConvolution, contexts: Sequence[ConvContext]
     ) -> list[Tensor]:
-        """See TransposedConvolution: ``[rows, in]`` -> ``[rows * stride, out]`` of each stream (fewer at its start),
-        both in the compute dtype."""
+        """See TransposedConvolution: ``[rows, in]`` in the compute dtype -> ``[rows * stride, out]`` in the residual
+        dtype of each stream (fewer at its start)."""
         weight, bias = conv.projection.weight, conv.projection.bias
         assert bias is not None, "a vocoder's convolutions have biases"
         joined = [
             own.with_context(conv, x, conv.taps - 1, padded=False) for x, own in zip(streams, contexts, strict=True)
         ]
         width = weight.out_features // conv.stride
-        out = [x.new_empty(0, width) for x in streams]
+        residual = self.precision.residual
+        out = [x.new_empty(0, width, dtype=residual) for x in streams]
         full = [index for index, x in enumerate(joined) if len(x) >= conv.taps]
         if full:
-            runs = self.conv1d([joined[index] for index in full], weight, bias, taps=conv.taps, dilation=1)
+            inputs = [joined[index] for index in full]
+            runs = self.conv1d(inputs, weight, bias, taps=conv.taps, dilation=1, dtype=residual)
             for index, rows in zip(full, runs, strict=True):
                 out[index] = rows.view(-1, width)
         return out
@@ -187,13 +195,22 @@ class VocoderExecutor(DecoderExecutor):
         return sum((products[tap : tap + len(x), tap] for tap in range(taps)), start=conv.bias)
 
     def conv1d(
-        self, streams: Sequence[Tensor], weight: Weight, bias: Tensor, *, taps: int, dilation: int
+        self,
+        streams: Sequence[Tensor],
+        weight: Weight,
+        bias: Tensor,
+        *,
+        taps: int,
+        dilation: int,
+        dtype: torch.dtype | None = None,
     ) -> list[Tensor]:
         """Convolution of each stream along its rows: output i is ``weight [out, taps * in]`` times rows i,
         i + dilation, … of ``x [n + (taps - 1) * dilation, in]``, one below the other, ``+ bias``. Returns ``[n, out]``
-        of each in the compute dtype, summed in float32 or better; what else is convolved makes no difference to it.
-        Defined by :meth:`linear`, so that it takes weights of any format."""
-        return [self._convolve(x.contiguous(), weight, bias, taps, dilation) for x in streams]
+        of each in ``dtype``, the compute dtype if None, summed in float32 or better; a backend need not round sums to
+        the compute dtype where ``dtype`` is a wider one. What else is convolved makes no difference. Defined by
+        :meth:`linear`, so that it takes weights of any format."""
+        made = (self._convolve(x.contiguous(), weight, bias, taps, dilation) for x in streams)
+        return [x.to(dtype or self.precision.compute) for x in made]
 
     def _convolve(self, x: Tensor, weight: Weight, bias: Tensor, taps: int, dilation: int) -> Tensor:
         rows, width = len(x) - (taps - 1) * dilation, x.shape[1]
