@@ -139,3 +139,24 @@ def test_a_captured_encoder_is_the_launched_one_and_few_are_kept(dtype, monkeypa
         assert all(torch.equal(one, other) for later in found[1:] for one, other in zip(found[0], later, strict=True))
         assert list(backend._shapes._graphs.values())[-1] is not None
     assert len(backend._shapes) == 2
+
+
+def test_captured_shapes_are_forgotten_by_their_number_and_their_rows(monkeypatch):
+    class Captured:
+        def __init__(self, work, given, _):
+            self.work, self.rows = work, len(given[0])
+
+        def __call__(self, *given):
+            return self.work(*given)
+
+    monkeypatch.setattr(encoder, "_ShapeGraph", Captured)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 1)
+    monkeypatch.setattr(encoder, "_GRAPHS", 3)
+    monkeypatch.setattr(encoder, "_ROWS", 10)
+    shapes = encoder._ShapeGraphs(torch.device("cuda"))
+    for key, rows, times in [("a", 4, 2), ("b", 5, 2), ("c", 9, 1), ("a", 4, 1), ("d", 1, 2)]:
+        for _ in range(times):
+            assert shapes(key, lambda x: [x + 1], torch.zeros(rows))[0].tolist() == [1.0] * rows
+    assert list(shapes._graphs) == ["c", "a", "d"]  # four were too many
+    shapes("c", lambda x: [x + 1], torch.zeros(9))
+    assert list(shapes._graphs) == ["d", "c"]  # fourteen rows were too many

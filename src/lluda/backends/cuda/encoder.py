@@ -22,8 +22,9 @@ from lluda.backends.executor.operations import RotaryTable
 MOST_ROWS = 8192
 """Of a captured launch; more rows keep a GPU busy longer than launching takes. A picture of 1,024 x 1,024 has 4,096."""
 
-_GRAPHS = 32
-"""Kept, the last that were used: a shape each, in memory that they share."""
+_GRAPHS, _ROWS = 32, 32768
+"""Kept, the last that were used, with so many rows in all: a shape each. They share their memory, but for the rows that
+they are given and make."""
 
 _BUCKET, _BUCKETED = 16, 512
 """One run of rows without rotary positions, of up to so many, is filled up to a multiple of the former: sound, whose
@@ -185,16 +186,19 @@ class _ShapeGraphs:
                 graph = self._graphs[key] = _ShapeGraph(work, given, self._pool)
             made = graph(*given)
         self._graphs.move_to_end(key)
-        if len(self._graphs) > _GRAPHS:
+        while len(self._graphs) > _GRAPHS or self._rows() > _ROWS:
             self._graphs.popitem(last=False)
         return made
+
+    def _rows(self) -> int:
+        return sum(graph.rows for graph in self._graphs.values() if graph)
 
 
 class _ShapeGraph:
     """Work as one launch, from and to places that do not change."""
 
     def __init__(self, work: Work, given: Sequence[Tensor], pool: Any) -> None:
-        self._work, self._given = work, [part.clone() for part in given]
+        self.rows, self._work, self._given = len(given[0]), work, [part.clone() for part in given]
         self._made: Sequence[Tensor] = ()
         self.graph = Graph(self._body, given[0].device, capture=True, pool=pool)
 
