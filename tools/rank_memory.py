@@ -18,7 +18,9 @@ import psutil
 import torch
 
 from lluda.bench.machine import read_machine
-from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_network, make_runner
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.loading import load_network, make_runner
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.engine.parallel.leader import Leader
 from lluda.engine.parallel.setup import CheckpointSetup
 from lluda.parameters import Share

@@ -12,7 +12,9 @@ from lluda.backends.cpu.native_library import native_library
 from lluda.backends.executor.q8_weight import Q8Weight
 from lluda.convert.quantize import TypeChoice
 from lluda.convert.quantize_model import quantize_model
-from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_network
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.loading import load_network
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.errors import NativeLibraryError
 from lluda.evaluation.inputs import random_ids
 from lluda.evaluation.lluda_components import load_decoder

@@ -17,7 +17,7 @@ from lluda.backends.device import DeviceRuntime, runtime_of
 from lluda.backends.entry import BackendEntry
 from lluda.backends.reference.backend import ReferenceBackend
 from lluda.backends.registry import support
-from lluda.engine.loading.loading import LoadOptions
+from lluda.engine.loading.load_options import LoadOptions
 from lluda.errors import InvalidRequest, MissingDependency
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")

@@ -14,7 +14,7 @@ from lluda.bench.runner import Settings, run_bench
 from lluda.bench.speech import FRAMES, PROMPT_ROWS, SpeechSession, measure_speech
 from lluda.cli.main import main
 from lluda.config.code2wav import SAMPLE_RATE
-from lluda.engine.loading.loading import ModelFiles
+from lluda.engine.loading.model_files import ModelFiles
 from tests.cli.omni import write_speaking_omni
 from tests.conftest import TINY_QWEN3
 

@@ -80,7 +80,7 @@ def test_what_cannot_fit_is_shown_and_refused_with_both_numbers(lluda, model, li
 
 
 def test_generate_refuses_what_cannot_fit_before_it_loads(lluda, model, little_memory, monkeypatch):
-    monkeypatch.setattr("lluda.engine.loading.loading.load_tensors", lambda *_, **__: pytest.fail("loaded tensors"))
+    monkeypatch.setattr("lluda.engine.loading.model_files.load_tensors", lambda *_, **__: pytest.fail("loaded tensors"))
     printed = lluda("generate", "-m", model, "hi")
     assert (printed.code, printed.out) == (2, "")
     assert "but 0.00 GB are available" in printed.err

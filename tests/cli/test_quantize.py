@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lluda.engine.loading.loading import load_chat_template, load_tokenizer
+from lluda.engine.loading.tokenizer import load_chat_template, load_tokenizer
 from lluda.weights.checkpoint import open_checkpoint, read_config
 from tests.cli.conftest import CONFIG, write_model
 from tests.cli.omni import write_speaking_omni

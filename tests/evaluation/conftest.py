@@ -14,7 +14,8 @@ import torch
 
 from lluda.config.model import ModelConfig
 from lluda.convert.synth import synthesize
-from lluda.engine.loading.loading import LoadOptions, ModelFiles
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.evaluation.inputs import ValidationInput, random_ids
 from lluda.evaluation.ladder import validate
 from lluda.evaluation.validation import ComponentParity, Validation, ValidationRequest

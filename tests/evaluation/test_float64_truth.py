@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lluda.engine.loading.loading import LoadOptions, ModelFiles
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.evaluation.inputs import random_ids
 from lluda.evaluation.lluda_components import load_decoder
 from lluda.evaluation.trace import trace

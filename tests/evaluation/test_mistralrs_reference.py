@@ -10,7 +10,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from lluda.engine.kv_cache import CacheOptions
-from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_network
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.loading import load_network
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.engine.runner import Runner
 from lluda.errors import InvalidRequest, LludaError, UnsupportedModel
 from lluda.evaluation import ladder

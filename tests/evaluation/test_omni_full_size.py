@@ -14,7 +14,8 @@ import pytest
 
 from lluda.config.model import ModelConfig
 from lluda.convert.synth import override_config, synthesize
-from lluda.engine.loading.loading import LoadOptions, ModelFiles
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.evaluation.inputs import omni_input, synthetic_media
 from lluda.evaluation.ladder import validate
 from lluda.evaluation.lluda_components import LludaComponents, LludaDecoder, position_rows

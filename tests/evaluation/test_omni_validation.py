@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lluda.engine.loading.loading import LoadOptions, ModelFiles
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError, OutOfMemory, UnsupportedModel
 from lluda.evaluation import ladder
 from lluda.evaluation.inputs import omni_input, synthetic_media

@@ -15,7 +15,8 @@ import torch
 from lluda.cli.main import main
 from lluda.convert.quantize import TypeChoice
 from lluda.convert.quantize_model import quantize_model
-from lluda.engine.loading.loading import LoadOptions, ModelFiles
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.errors import InvalidRequest
 from lluda.evaluation.perplexity import compare_predictions, text_chunks
 from tests.cli.conftest import write_model

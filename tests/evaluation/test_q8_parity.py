@@ -21,7 +21,8 @@ from lluda.config.model import ModelConfig
 from lluda.convert.quantize import TypeChoice
 from lluda.convert.quantize_model import quantize_model
 from lluda.convert.synth import synthesize
-from lluda.engine.loading.loading import LoadOptions, ModelFiles
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.evaluation.inputs import random_ids
 from lluda.evaluation.lluda_components import load_decoder
 from lluda.models.build import all_parameters
@@ -132,7 +133,7 @@ def test_perplexity_of_real_weights_on_real_text(smollm2: Path, tmp_path: Path) 
     """SmolLM2 in Q8_0, on the part of Python's own reference that its standard library carries."""
     from pydoc_data.topics import topics
 
-    from lluda.engine.loading.loading import load_tokenizer
+    from lluda.engine.loading.tokenizer import load_tokenizer
     from lluda.evaluation.llama_cpp_reference import LlamaCppReference
     from lluda.evaluation.perplexity import compare_predictions, text_chunks
 

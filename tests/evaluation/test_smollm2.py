@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import lluda
-from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_tokenizer
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.model_files import ModelFiles
+from lluda.engine.loading.tokenizer import load_tokenizer
 from lluda.evaluation.inputs import SAMPLE_TEXT, ValidationInput
 from lluda.evaluation.ladder import validate
 from lluda.evaluation.transformers_loading import load_text_model

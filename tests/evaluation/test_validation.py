@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from lluda.engine.loading.loading import LoadOptions, ModelFiles
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError, OutOfMemory
 from lluda.evaluation import ladder
 from lluda.evaluation.inputs import ValidationInput, random_ids

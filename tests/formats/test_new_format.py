@@ -15,7 +15,9 @@ import lluda
 from lluda.backends.cpu.native_library import native_library
 from lluda.config.model import ModelConfig
 from lluda.convert.synth import synthesize
-from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_network
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.loading import load_network
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.errors import CorruptFile, InvalidRequest, NativeLibraryError, UnsupportedModel
 from lluda.evaluation.lluda_components import load_decoder
 from lluda.formats import registry

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from lluda.engine.loading.loading import ModelFiles, load_chat_template, load_tokenizer
+from lluda.engine.loading.model_files import ModelFiles
+from lluda.engine.loading.tokenizer import load_chat_template, load_tokenizer
 from lluda.errors import LludaError
 from lluda.weights.media_settings import read_media_settings
 from lluda.weights.model_folder import SETTINGS_FILES, TOKENIZER_FILES, TOOL_TEMPLATE

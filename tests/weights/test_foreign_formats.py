@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_network
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.loading import load_network
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.errors import LludaError, UnsupportedModel
 from lluda.weights.checkpoint import open_checkpoint
 from lluda.weights.foreign_formats import foreign_files

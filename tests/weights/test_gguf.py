@@ -604,7 +604,9 @@ def test_smollm2_equals_transformers(smollm2: Path) -> None:
 
 
 def test_blocks_that_no_kernel_reads_are_decoded_counted_and_told(model: Callable[..., Any]) -> None:
-    from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_network
+    from lluda.engine.loading.load_options import LoadOptions
+    from lluda.engine.loading.loading import load_network
+    from lluda.engine.loading.model_files import ModelFiles
 
     path, _ = model("qwen3", "Q4_1")
     network, report = load_network(ModelFiles.find(path), LoadOptions(backend="reference", dtype="bf16"))

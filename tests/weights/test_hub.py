@@ -19,7 +19,8 @@ import pytest
 
 import lluda
 from lluda.cli.main import main
-from lluda.engine.loading.loading import LoadOptions, ModelFiles
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.errors import CorruptFile, InvalidRequest, LludaError, ModelNotFound, UnsupportedModel
 from lluda.weights.hub import repository
 from lluda.weights.hub.sources import find_source, resolve_model

@@ -15,7 +15,9 @@ from lluda.convert.pack_model import pack_model
 from lluda.convert.quantize import TypeChoice
 from lluda.convert.quantize_model import quantize_model
 from lluda.engine.kv_cache import CacheOptions, KVCache
-from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_network, load_speech_stack
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.loading import load_network, load_speech_stack
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.models.build import all_parameters
 from lluda.weights.checkpoint import open_checkpoint
 from lluda.weights.tied_weights import same_values, stored_alike

@@ -18,15 +18,10 @@ from lluda.api.unclear_answer import find_unclear_answer
 from lluda.config.model import resolve_dtype
 from lluda.engine.engine import Engine
 from lluda.engine.listening.listener import Listener
-from lluda.engine.loading.loading import (
-    LoadOptions,
-    ModelFiles,
-    load_chat_template,
-    load_network,
-    load_speech_stack,
-    load_tokenizer,
-    make_runner,
-)
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.loading import load_network, load_speech_stack, make_runner
+from lluda.engine.loading.model_files import ModelFiles
+from lluda.engine.loading.tokenizer import load_chat_template, load_tokenizer
 from lluda.engine.media import EncodedMedia, MediaReader, read_media
 from lluda.engine.parallel.follower import follow
 from lluda.engine.parallel.leader import Leader

@@ -7,7 +7,10 @@ from typing import Any, cast
 
 from lluda.api.spoken_text import spoken_text
 from lluda.engine.engine import Engine
-from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_speech_stack, load_tokenizer
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.loading import load_speech_stack
+from lluda.engine.loading.model_files import ModelFiles
+from lluda.engine.loading.tokenizer import load_tokenizer
 from lluda.engine.request import SpeechChunk, SpeechCompletion, Token
 from lluda.engine.speech.speech_params import SpeechParams
 from lluda.engine.stream import Stream

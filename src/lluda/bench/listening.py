@@ -15,7 +15,8 @@ from lluda.bench.random_weights import RandomFiles
 from lluda.bench.session import EngineInfo
 from lluda.bench.source import random_backend, random_format, read_random_config
 from lluda.bench.voice import voice
-from lluda.engine.loading.loading import LoadOptions, ModelFiles
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.engine.request import SpeechChunk, Token
 from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.engine.speech.speech_params import SpeechParams

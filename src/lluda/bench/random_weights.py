@@ -14,7 +14,8 @@ from lluda.backends.weight import Parameters, Weight
 from lluda.bench.formats import BYTES_PER_WEIGHT, FORMATS
 from lluda.config.model import ModelConfig
 from lluda.convert.synth import distribution
-from lluda.engine.loading.loading import LoadOptions, ModelFiles
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.errors import OutOfMemory
 from lluda.formats.format import BlockFormat
 from lluda.formats.plain import BF16, plain_tensor

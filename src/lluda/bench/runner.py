@@ -24,7 +24,7 @@ from lluda.bench.supervisor import BANDWIDTH, run_worker
 from lluda.bench.weight_traffic import weights_per_step
 from lluda.config.decoder import DecoderConfig
 from lluda.config.model import ModelConfig
-from lluda.engine.loading.loading import ModelFiles
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError, UnsupportedModel
 from lluda.weights.model_folder import VOCABULARIES, tokenizer_files
 

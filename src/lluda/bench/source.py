@@ -17,14 +17,9 @@ from lluda.bench.job import Job
 from lluda.bench.random_weights import random_parameters
 from lluda.config.model import ModelConfig, resolve_dtype
 from lluda.engine.kv_cache import CacheOptions
-from lluda.engine.loading.loading import (
-    Join,
-    LoadOptions,
-    ModelFiles,
-    load_network,
-    load_parameters,
-    make_runner,
-)
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.loading import Join, load_network, load_parameters, make_runner
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.engine.parallel.leader import Leader
 from lluda.engine.parallel.limits import require_shareable
 from lluda.engine.parallel.setup import CheckpointSetup

@@ -11,7 +11,7 @@ from lluda.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from lluda.bench.prediction import Predicted
-    from lluda.engine.loading.loading import ModelFiles
+    from lluda.engine.loading.model_files import ModelFiles
 
 FORMATS = ("BF16", "packed", "Q8_0")
 _PROMPTS, _GENERATE = (128, 512), 128
@@ -67,7 +67,7 @@ def predict(args: argparse.Namespace, files: ModelFiles) -> Speeds:
     from lluda.bench.formats import BYTES_PER_WEIGHT, load_options
     from lluda.bench.prediction import Prediction
     from lluda.bench.products import Products, measure_products
-    from lluda.engine.loading.loading import LoadOptions
+    from lluda.engine.loading.load_options import LoadOptions
 
     def rows(name: str, products: Products, backend: str) -> list[Predicted]:
         return list(Prediction(files.config, products, BYTES_PER_WEIGHT[name], backend).rows(_PROMPTS, _GENERATE))

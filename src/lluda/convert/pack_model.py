@@ -14,7 +14,7 @@ from lluda.backends.cpu.native_library import NativeContext
 from lluda.backends.cpu.packing import pack_matrix
 from lluda.backends.cpu.weight_memory import WeightMemory
 from lluda.convert.packed_folder import DEFAULT_SHARD_BYTES, Pack, PackReport, write_packed_folder
-from lluda.engine.loading.loading import LoadOptions
+from lluda.engine.loading.load_options import LoadOptions
 from lluda.errors import NativeLibraryError
 from lluda.formats.packed_bf16 import PACKED_BF16
 from lluda.weights.checkpoint import CONFIG_NAME, ModelSource, open_checkpoint, read_config, read_document

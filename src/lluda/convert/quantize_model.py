@@ -14,7 +14,9 @@ from lluda.config.model import ModelConfig
 from lluda.config.omni import whole_omni
 from lluda.convert.gguf_metadata import copied_metadata, omni_metadata, text_metadata
 from lluda.convert.quantize import QuantizeReport, TypeChoice, write_quantized
-from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_chat_template
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.model_files import ModelFiles
+from lluda.engine.loading.tokenizer import load_chat_template
 from lluda.errors import InvalidRequest, ModelNotFound
 from lluda.inputs.text.gguf_tokenizer import tokenizer_metadata
 from lluda.inputs.text.special_tokens import read_special_tokens

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from lluda import __version__
 from lluda.config.model import resolve_dtype
-from lluda.engine.loading.loading import LoadOptions, ModelFiles
+from lluda.engine.loading.load_options import LoadOptions
 from lluda.engine.loading.memory_plan import DTYPE_BYTES
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.engine.speech.speech_params import SpeechParams

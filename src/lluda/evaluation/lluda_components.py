@@ -14,7 +14,9 @@ from lluda.config.model import resolve_dtype
 from lluda.config.omni import OmniConfig, SpeechConfig
 from lluda.config.vision import VisionInputConfig
 from lluda.engine.kv_cache import CacheOptions, KVCache
-from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_network, load_parameters
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.loading import load_network, load_parameters
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.engine.media import EncodedMedia, MediaReader, PreparedMedia
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.speech.talker_prompt import CapturedHiddenStates

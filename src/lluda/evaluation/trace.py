@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lluda.engine.loading.loading import return_freed_memory
+from lluda.engine.loading.tokenizer import return_freed_memory
 
 Observe = Callable[[str, Tensor], None]
 Stages = dict[str, Tensor]

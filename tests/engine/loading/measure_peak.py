@@ -12,8 +12,10 @@ import soxr  # noqa: F401 (what a process has imported is not of a request)
 import torch
 
 from lluda.engine.engine import Engine
-from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_network, load_speech_stack
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.loading import load_network, load_speech_stack
 from lluda.engine.loading.media_plan import MediaLoad
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.engine.media import MediaReader, read_media
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.request import Request, SpokenAnswer

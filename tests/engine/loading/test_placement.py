@@ -13,7 +13,8 @@ import lluda
 from lluda.backends.backend import Precision
 from lluda.backends.reference.backend import ReferenceBackend
 from lluda.config.model import ModelConfig
-from lluda.engine.loading.loading import LoadOptions, ModelFiles
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.engine.loading.placement import Backends, component_of_parameter, read_placement
 from lluda.errors import InvalidRequest
 from lluda.models.build import all_parameters, expert_parameters, text_parameters

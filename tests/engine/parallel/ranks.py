@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from safetensors.torch import save_file
 
 from lluda.config.model import ModelConfig
-from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_network, make_runner
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.loading import load_network, make_runner
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.engine.parallel.leader import Leader
 from lluda.engine.parallel.setup import CheckpointSetup
 from lluda.models.build import all_parameters

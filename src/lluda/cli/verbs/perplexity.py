@@ -14,7 +14,8 @@ from lluda.cli.report import add_report, publish, require_writable
 from lluda.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from lluda.engine.loading.loading import LoadOptions, ModelFiles
+    from lluda.engine.loading.load_options import LoadOptions
+    from lluda.engine.loading.model_files import ModelFiles
     from lluda.evaluation.perplexity import Comparison
     from lluda.evaluation.speech_agreement import SpeechAgreement
     from lluda.evaluation.trace import Implementation
@@ -58,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _text(args: argparse.Namespace, text: str) -> int:
     with heavy_imports():
-        from lluda.engine.loading.loading import LoadOptions, ModelFiles, load_tokenizer
+        from lluda.engine.loading.load_options import LoadOptions
+        from lluda.engine.loading.model_files import ModelFiles
+        from lluda.engine.loading.tokenizer import load_tokenizer
         from lluda.evaluation.perplexity import compare_predictions, text_chunks
     files = ModelFiles.find(args.model, allow_unknown_config=args.allow_unknown_config)
     tokenizer = load_tokenizer(files.source)
@@ -89,7 +92,8 @@ def _decoder(files: ModelFiles, load: LoadOptions, name: str) -> Implementation:
 
 def _base(args: argparse.Namespace, text: str, files: ModelFiles, load: LoadOptions, ids: list[int]) -> Implementation:
     """The model to compare with. InvalidRequest if it reads the text as other ids."""
-    from lluda.engine.loading.loading import ModelFiles, load_tokenizer
+    from lluda.engine.loading.model_files import ModelFiles
+    from lluda.engine.loading.tokenizer import load_tokenizer
 
     if args.against == _LLAMA_CPP:
         from lluda.evaluation.llama_cpp_reference import LlamaCppReference

@@ -42,8 +42,9 @@ def run(args: argparse.Namespace) -> int:
     predicts = plan_speed.is_wanted(args)
     path = options.find_model(options.model_argument(args), args, weights=False)
     with heavy_imports():
-        from lluda.engine.loading.loading import LoadOptions, ModelFiles
+        from lluda.engine.loading.load_options import LoadOptions
         from lluda.engine.loading.media_plan import MediaLoad
+        from lluda.engine.loading.model_files import ModelFiles
         from lluda.engine.parallel.limits import require_shareable
         from lluda.engine.parallel.ranks_plan import with_other_ranks
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from lluda.engine.loading.loading import LoadOptions, ModelFiles
+    from lluda.engine.loading.load_options import LoadOptions
+    from lluda.engine.loading.model_files import ModelFiles
     from lluda.evaluation.inputs import ValidationInput
     from lluda.evaluation.parity import GreedyParity, StageParity
     from lluda.evaluation.validation import ComponentParity, Validation, ValidationRequest
@@ -67,7 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Validate, print, judge."""
     with heavy_imports():
-        from lluda.engine.loading.loading import LoadOptions, ModelFiles
+        from lluda.engine.loading.load_options import LoadOptions
+        from lluda.engine.loading.model_files import ModelFiles
         from lluda.evaluation.ladder import validate
     require_writable(args.output)
     if args.plot:
@@ -133,7 +135,7 @@ def _omni_input(args: argparse.Namespace, files: ModelFiles) -> ValidationInput:
 
 def _encode(files: ModelFiles, text: str) -> tuple[int, ...]:
     from lluda.cli.text_input import read_text_argument
-    from lluda.engine.loading.loading import load_tokenizer
+    from lluda.engine.loading.tokenizer import load_tokenizer
 
     text = read_text_argument(text, raw=True)
     return tuple(load_tokenizer(files.source).encode(text, allow_special=False))

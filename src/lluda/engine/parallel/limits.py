@@ -13,7 +13,8 @@ from lluda.models.build import decoder_and_head
 from lluda.parameters import Share
 
 if TYPE_CHECKING:
-    from lluda.engine.loading.loading import LoadOptions, ModelFiles
+    from lluda.engine.loading.load_options import LoadOptions
+    from lluda.engine.loading.model_files import ModelFiles
 
 
 def require_shareable(files: ModelFiles, options: LoadOptions) -> None:

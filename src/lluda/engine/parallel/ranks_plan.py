@@ -10,8 +10,9 @@ from lluda.engine.loading.memory_plan import PlanRow
 from lluda.engine.parallel.ranks import ranks_here
 
 if TYPE_CHECKING:
-    from lluda.engine.loading.loading import LoadOptions, ModelFiles
+    from lluda.engine.loading.load_options import LoadOptions
     from lluda.engine.loading.memory_plan import MemoryPlan
+    from lluda.engine.loading.model_files import ModelFiles
 
 
 def with_other_ranks(plan: MemoryPlan, files: ModelFiles, options: LoadOptions) -> MemoryPlan:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from lluda.engine.loading.loading import Join, LoadOptions, ModelFiles, load_network, make_runner
+from lluda.engine.loading.load_options import LoadOptions
+from lluda.engine.loading.loading import Join, load_network, make_runner
+from lluda.engine.loading.model_files import ModelFiles
 from lluda.engine.runner import Runner
 from lluda.parameters import Share
 
