@@ -159,3 +159,19 @@ def test_layers_without_kernels_run_on_the_host_and_are_told(one_gpu):
         rows, _ = backend.encode(layers, x, [5])
         assert torch.isfinite(rows).all() and why in backend.describe()
     assert backend.torch_blocks["encoder_block"] == 2
+
+
+def test_launches_of_many_rows_are_submitted_some_at_a_time(one_gpu, monkeypatch):
+    from lluda.backends.wgpu.steps import row_run
+
+    grids, counts, rows = [(1, 16, 20)], [], []
+    submit = one_gpu.submit
+    for most in (1000, 5):
+        monkeypatch.setattr(row_run, "LAUNCHES_AT_ONCE", most)
+        counted = []
+        monkeypatch.setattr(
+            one_gpu, "submit", lambda commands, counted=counted: counted.append(commands) or submit(commands)
+        )
+        rows.append(seen(backend_of("wgpu", one_gpu), grids))
+        counts.append(len(counted))
+    assert all(torch.equal(a, b) for a, b in zip(*rows, strict=True)) and counts[1] > counts[0] + 3

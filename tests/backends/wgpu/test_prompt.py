@@ -118,3 +118,18 @@ def test_one_stage_alone_is_told(one_gpu):
     stages = {}
     run_with(wgpu_backend(one_gpu), lambda name, x: stages.update({name: x.clone()}))
     assert len(told) == 1 and torch.equal(told[0], stages["layers.1"]) and len(rows) == sum(LENGTHS)
+
+
+def test_launches_of_a_prompt_are_submitted_some_at_a_time(one_gpu, monkeypatch):
+    from lluda.backends.wgpu.steps.prompt import PromptBuilder
+
+    def submissions(most):
+        monkeypatch.setattr(PromptBuilder, "launches_at_once", most)
+        counted, submit = [], one_gpu.submit
+        monkeypatch.setattr(one_gpu, "submit", lambda commands: counted.append(commands) or submit(commands))
+        rows, _ = run_with(wgpu_backend(one_gpu))
+        monkeypatch.setattr(one_gpu, "submit", submit)
+        return rows, len(counted)
+
+    (rows, few), (same, many) = submissions(1000), submissions(7)
+    assert torch.equal(rows, same) and many > few + 8

@@ -10,15 +10,14 @@ from lluda.backends.wgpu.gpu import Buffer, Gpu
 from lluda.backends.wgpu.memory.matrices import Matrices, Matrix
 from lluda.backends.wgpu.steps.launch import LateRange, Range, whole
 from lluda.backends.wgpu.steps.step import PoolOf, StepBuilder
-from lluda.backends.wgpu.steps.tiled_products import Plan, TiledProducts
+from lluda.backends.wgpu.steps.tiled_products import LAUNCHES_AT_ONCE, Plan, TiledProducts
 from lluda.backends.wgpu.weight import NoKernel
 from lluda.backends.wgpu.wgsl import attention, grouping, mixture, rows, tiled
 from lluda.backends.wgpu.wgsl.attention import Heads
 from lluda.backends.wgpu.wgsl.gemv import Mode
 
 PROMPT_ROWS = (16, 64, 128, 256)
-"""Rows of one step. More would make no product faster, and one submission must not keep a GPU busy for long: some
-systems reset it."""
+"""Rows of one step; more would make no product faster."""
 
 
 def prompt_sizes(rows: int) -> list[int]:
@@ -30,6 +29,8 @@ def prompt_sizes(rows: int) -> list[int]:
 
 class PromptBuilder(StepBuilder):
     """As its base, but that rows may follow each other in one sequence."""
+
+    launches_at_once = LAUNCHES_AT_ONCE
 
     def __init__(self, gpu: Gpu, matrices: Matrices, pool_of: PoolOf, rows: int) -> None:
         super().__init__(gpu, matrices, pool_of, rows)

@@ -16,7 +16,7 @@ from lluda.backends.components import Observer
 from lluda.backends.wgpu.gpu import Buffer, Gpu
 from lluda.backends.wgpu.memory.matrices import Matrices
 from lluda.backends.wgpu.steps.launch import Commands, Copy, LateRange, Launch, Range, whole
-from lluda.backends.wgpu.steps.tiled_products import TiledProducts, padded_rows
+from lluda.backends.wgpu.steps.tiled_products import LAUNCHES_AT_ONCE, TiledProducts, padded_rows
 from lluda.backends.wgpu.weight import NoKernel
 from lluda.backends.wgpu.wgsl import rows as row_kernels
 from lluda.backends.wgpu.wgsl.activations import Activation
@@ -29,6 +29,9 @@ Given = tuple[Buffer, Tensor | NDArray[np.uint32]]
 
 _SHAPES = 16
 """Kept, the last that were used."""
+
+_MANY_ROWS = 256
+"""From so many on launches are submitted some at a time."""
 
 
 class RunMemory:
@@ -75,7 +78,7 @@ class RowRun:
         self._launches: list[Launch] = []
         self._results: list[tuple[Buffer, Buffer, tuple[int, int]]] = []
         self._stops: list[tuple[int, str, Buffer, tuple[int, int]]] = []
-        self._commands: Commands | None = None
+        self._commands: list[Commands] = []
         self.products = TiledProducts(memory.matrices, self.launch, lambda name, nbytes: self.memory(name, nbytes // 4))
 
     def floats(self, name: str, width: int, *, rows: int | None = None) -> Buffer:
@@ -141,14 +144,16 @@ class RowRun:
         self._stops.append((len(self._launches), name, source, (rows, width)))
 
     def run(self, given: Sequence[Given], observe: Observer | None = None) -> list[Tensor]:
-        """Write what is ``given``, in one submission, and read the results: float ``[rows, width]`` each. An observer
-        takes a submission for each stop."""
+        """Write what is ``given``, run, and read the results: float ``[rows, width]`` each. An observer takes a
+        submission for each stop."""
         with self.gpu.lock:
             for buffer, data in given:
                 self.gpu.write(buffer, 0, _numbers(data))
-            begin = 0 if observe is None else self._observed(observe)
+            *before, last = self._commands_from(0 if observe is None else self._observed(observe))
+            for commands in before:
+                self.gpu.submit(commands.recorded())
             copies: list[Copy] = [(source, target, 4 * n * width) for source, target, (n, width) in self._results]
-            self.gpu.submit(self._commands_from(begin).recorded(copies))
+            self.gpu.submit(last.recorded(copies))
             return [self._read(target, shape) for _, target, shape in self._results]
 
     def _observed(self, observe: Observer) -> int:
@@ -161,12 +166,19 @@ class RowRun:
             begin = end
         return begin
 
-    def _commands_from(self, begin: int) -> Commands:
-        if begin:
-            return Commands(self.gpu, self._launches[begin:])
-        if self._commands is None:
-            self._commands = Commands(self.gpu, self._launches)
-        return self._commands
+    def _commands_from(self, begin: int) -> list[Commands]:
+        """Of many rows several, so that none takes long."""
+        if self._commands and not begin:
+            return self._commands
+        end = len(self._launches)
+        most = LAUNCHES_AT_ONCE if self.rows >= _MANY_ROWS else max(end, 1)
+        made = [
+            Commands(self.gpu, self._launches[first : first + most])
+            for first in range(begin, max(end, begin + 1), most)
+        ]
+        if not begin:
+            self._commands = made
+        return made
 
     def _read(self, target: Buffer, shape: tuple[int, int]) -> Tensor:
         raw = self.gpu.read(target, 4 * shape[0] * shape[1])

@@ -104,7 +104,12 @@ class WgpuStack:
         first ``count`` rows."""
         launches = self._step.launches[begin:end] + ([] if end else list(ending.launches))
         copies = [(ending.source, ending.target, ending.source.nbytes)]
-        submission = self._exchange.start(places, table, launches, copies, way=(begin, end, ending.number))
+        most = self._builder.launches_at_once or len(launches)
+        for first in range(0, len(launches) - most, most):
+            some, way = launches[first : first + most], (begin, end, ending.number, first)
+            self._exchange.start(places, table, some, [], way=way)
+        last = launches[(len(launches) - 1) // most * most :] if launches else []
+        submission = self._exchange.start(places, table, last, copies, way=(begin, end, ending.number))
         raw = self._gpu.read(ending.target, 4 * count * ending.width, submission)
         return torch.from_numpy(raw.view(np.float32)).view(count, ending.width)
 

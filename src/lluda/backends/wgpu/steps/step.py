@@ -62,7 +62,11 @@ class Step:
 
 class StepBuilder:
     """Takes the backend's calls of one step, in turn `embed`, `add_layers` and `head`, as the decoder makes them.
-    Hidden states are tensors without memory (torch's meta device), with which nothing else can be done."""
+    Hidden states are tensors without memory (torch's meta device), with which nothing else can be done.
+
+    ``launches_at_once``: of one submission, where not all of a step's may be."""
+
+    launches_at_once: int | None = None
 
     def __init__(
         self, gpu: Gpu, matrices: Matrices, pool_of: PoolOf, rows: int, *, choice: SampledChoice | None = None

@@ -22,6 +22,9 @@ AddLaunch = Callable[[Shader, Sequence[Range | LateRange], tuple[int, int, int]]
 BytesOf = Callable[[str, int], Buffer]
 """Memory of that name and size, for what is used up at once."""
 
+LAUNCHES_AT_ONCE = 64
+"""Of many rows in one submission, which must not keep a GPU busy for long: some systems reset one after two seconds."""
+
 _FEW = 2 * tiled.SMALL
 """Rows up to which tiles are small: a large one would be mostly empty."""
 
