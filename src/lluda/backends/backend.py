@@ -222,6 +222,16 @@ class ComputeBackend(ABC):
         out one by one."""
         return None
 
+    def product_run(self, rows: Tensor, weights: Sequence[Weight]) -> Callable[[], None]:
+        """Products of ``rows [n, in]`` with each of ``weights``, of one shape, to be measured: in one launch where a
+        model's steps are."""
+
+        def multiply() -> None:
+            for weight in weights:
+                self.logits(rows, weight)
+
+        return self.new_graph(multiply).launch if self.captures else multiply
+
     def compile(self, works: Sequence[Callable[[], object]]) -> None:  # noqa: B027
         """Compile what ``works`` launch, side by side, where that takes long; what they compute is of no interest."""
 

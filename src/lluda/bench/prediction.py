@@ -72,7 +72,19 @@ _FIXED = {
         vocoder=0.0135,
         experts_read=1.25,
     ),
+    "wgpu": _Fixed(
+        layer=35e-6,
+        sparse_layer=55e-6,
+        prompt_layer=3e-4,
+        row=20e-6,
+        prompt=0.6,
+        experts=0.6,
+        attention=0.25,
+        vocoder=0.25,
+    ),
 }
+"""Of the wgpu backend only a dense layer's was measured, on one GPU; one with experts has half as many kernels more."""
+
 _UNKNOWN = _Fixed(
     layer=100e-6,
     sparse_layer=200e-6,

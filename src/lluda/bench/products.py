@@ -7,7 +7,7 @@ many rows. So what a format costs to decode, and what a machine reaches beside w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -27,7 +27,7 @@ OUT, IN = 8192, 2048
 ROWS = 512
 READ_TEST, FLOPS_TEST = "products1", f"products{ROWS}"
 _TOTAL_BYTES, _LEAST = 512 << 20, 2
-_PASSES = 7
+_PASSES, _ENOUGH_SECONDS = 7, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +63,8 @@ def measure_products(backend: ComputeBackend, format_name: str) -> Products:
 
     # A GPU multiplies many rows in less time than the host takes to ask for it.
     several = weights if backend.captures else weights[:1]
-    one = _seconds(backend, lambda: _multiply(backend, row, weights))
-    many = _seconds(backend, lambda: _multiply(backend, rows, several))
+    one, many = _seconds(backend, row, weights), _seconds(backend, rows, several)
     return Products(sum(weight.nbytes for weight in weights) / one, 2 * ROWS * OUT * IN * len(several) / many)
-
-
-def _multiply(backend: ComputeBackend, rows: Tensor, weights: Sequence[Weight]) -> None:
-    for weight in weights:
-        backend.logits(rows, weight)
 
 
 def _stored(backend: ComputeBackend, stored_as: BlockFormat) -> StoredTensor:
@@ -86,14 +80,14 @@ def _weight(backend: ComputeBackend, stored: StoredTensor) -> Weight:
 
 
 @torch.inference_mode()
-def _seconds(backend: ComputeBackend, work: Callable[[], None]) -> float:
-    """Median of several, after one to warm up; in one launch, where a model's steps are."""
-    times = []
-    if backend.captures:
-        work = backend.new_graph(work).launch
+def _seconds(backend: ComputeBackend, rows: Tensor, weights: Sequence[Weight]) -> float:
+    """Median of several, or as many as there is time for, after one to warm up."""
+    times, run = list[float](), backend.product_run(rows, weights)
     for _ in range(1 + _PASSES):
         begun = time.perf_counter()
-        work()
+        run()
         backend.synchronize()
         times.append(time.perf_counter() - begun)
+        if sum(times[1:]) > _ENOUGH_SECONDS:
+            break
     return median(times[1:])

@@ -89,24 +89,24 @@ def code_logits(backend, count=SEQUENCES):
     return torch.stack([torch.stack([row for at, row in seen if at == index]) for index in range(count)]), totals
 
 
-def test_steps_of_the_talker_are_as_near_to_float64_as_the_reference(one_gpu):
+def test_steps_of_the_talker_are_as_near_to_float64_as_the_reference(gpu):
     exact, plain = talker_steps(backend_of("f64", None)), talker_steps(backend_of("bf16", None))
-    backend = backend_of("wgpu", one_gpu)
+    backend = backend_of("wgpu", gpu)
     ours = talker_steps(backend)
     assert (ours - exact).abs().mean() <= 1.1 * (plain - exact).abs().mean()
     assert "bf16 matrices there" in backend.describe() and "no kernels" not in backend.describe()
-    assert torch.equal(talker_steps(backend_of("wgpu", one_gpu), 1), ours[:1])
+    assert torch.equal(talker_steps(backend_of("wgpu", gpu), 1), ours[:1])
 
 
-def test_passes_of_the_code_predictor_are_as_near_to_float64_as_the_reference(one_gpu):
+def test_passes_of_the_code_predictor_are_as_near_to_float64_as_the_reference(gpu):
     exact, totals = code_logits(backend_of("f64", None))
     plain, _ = code_logits(backend_of("bf16", None))
-    backend = backend_of("wgpu", one_gpu)
+    backend = backend_of("wgpu", gpu)
     ours, sums = code_logits(backend)
     assert (ours - exact).abs().mean() <= 1.1 * (plain - exact).abs().mean()
     torch.testing.assert_close(torch.stack(sums), torch.stack(totals), rtol=1e-6, atol=1e-6)
     assert "attention" not in backend.torch_blocks
-    assert torch.equal(code_logits(backend_of("wgpu", one_gpu), 1)[0], ours[:1])
+    assert torch.equal(code_logits(backend_of("wgpu", gpu), 1)[0], ours[:1])
 
 
 def test_what_a_choice_raises_arrives(one_gpu):

@@ -27,12 +27,14 @@ from lluda.backends.wgpu.device import WgpuRuntime
 from lluda.backends.wgpu.encoder import WgpuEncoder
 from lluda.backends.wgpu.gpu import Gpu, is_out_of_memory
 from lluda.backends.wgpu.memory.key_values import KeyValuePool
+from lluda.backends.wgpu.memory.matrices import Matrices
 from lluda.backends.wgpu.steps.between_layers import BetweenLayers
 from lluda.backends.wgpu.steps.choice import SampledChoice
 from lluda.backends.wgpu.steps.code_passes import CodePasses
 from lluda.backends.wgpu.steps.decode import WgpuDecode
 from lluda.backends.wgpu.steps.exchange import next_places
 from lluda.backends.wgpu.steps.given_rows import WgpuHead, WgpuTable
+from lluda.backends.wgpu.steps.product_run import ProductRun
 from lluda.backends.wgpu.steps.prompt import PromptBuilder, prompt_sizes
 from lluda.backends.wgpu.steps.stack import STACK_ROWS, WgpuStack, run_prompt
 from lluda.backends.wgpu.steps.step import StepBuilder
@@ -148,6 +150,12 @@ class WgpuBackend(WgpuEncoder, WgpuVocoder):
     ) -> WgpuDecode | None:
         """See `ComputeBackend.decode_graph`. None where a kernel is missing, which `describe` says."""
         return self.where_there_are_kernels(lambda: self._decode(run, rows, kv_dtype, sampled=sampled))
+
+    def product_run(self, rows: Tensor, weights: Sequence[Weight]) -> Callable[[], None]:
+        """See `ComputeBackend.product_run`."""
+        apart = Matrices(self._gpu, packed=self._matrices.packed)  # let go with the run
+        run = self.where_there_are_kernels(lambda: ProductRun(self._gpu, apart, rows, weights))
+        return super().product_run(rows, weights) if run is None else run
 
     def decoder_layers(self, x: Tensor, layers: DecoderLayers, step: Step) -> Tensor:
         """Rows of the host, on the device where there are kernels."""

@@ -48,7 +48,7 @@ class Gpu:
     ``checked`` leaves wgpu's bounds checks in the kernels (tests do). ``subgroup``: the fewest threads that a subgroup
     has, None: those that the adapter says; 0: kernels without them.
     ``matrix_bytes`` is the most that a kernel is given of a matrix at once, where less than the adapter allows.
-    ``recorder``: None takes the best there is.
+    ``binding_bytes``: the most of anything, which wgpu then sees to. ``recorder``: None takes the best there is.
     """
 
     def __init__(
@@ -58,11 +58,14 @@ class Gpu:
         checked: bool = False,
         subgroup: int | None = None,
         matrix_bytes: int | None = None,
+        binding_bytes: int | None = None,
         recorder: Recorder | None = None,
     ) -> None:
         self.adapter, self.checked, self.lock = adapter, checked, threading.RLock()
         features = [name for name in _FEATURES if name in adapter.features]
         limits = {name: adapter.limits[name] for name in _LIMITS if name in adapter.limits}
+        if binding_bytes is not None:
+            limits["max-storage-buffer-binding-size"] = binding_bytes
         self._device = adapter.handle.request_device_sync(required_features=features, required_limits=limits)
         self._queue = self._device.queue
         most = min(limits["max-storage-buffer-binding-size"], limits["max-buffer-size"], _LARGEST_BUFFER)

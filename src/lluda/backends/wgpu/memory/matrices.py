@@ -57,7 +57,7 @@ class Matrices:
     """What of a model's matrices and vectors is on the device. ``packed``: BF16 ones are packed on the way."""
 
     def __init__(self, gpu: Gpu, *, packed: bool) -> None:
-        self._gpu, self._packed = gpu, packed
+        self._gpu, self.packed = gpu, packed
         self._made: dict[Layout, Matrix] = {}
         self._vectors: dict[tuple[int, ...], tuple[Sequence[Tensor], Buffer]] = {}
         self._wrapped: dict[tuple[int, ...], tuple[Sequence[Tensor], DenseWeight]] = {}
@@ -102,7 +102,7 @@ class Matrices:
 
     def _upload(self, layout: Layout) -> Matrix:
         weights = [weight for expert in layout for joined in expert for weight in joined]
-        forms = {form_name(weight, packed=self._packed) for weight in weights}
+        forms = {form_name(weight, packed=self.packed) for weight in weights}
         shapes = {(sum(weight.out_features for weight in joined)) for expert in layout for joined in expert}
         columns = {weight.in_features for weight in weights}
         if len(forms) != 1 or len(shapes) != 1 or len(columns) != 1:
