@@ -162,7 +162,7 @@ def test_layers_without_kernels_run_on_the_host_and_are_told(one_gpu):
 
 
 def test_launches_of_many_rows_are_submitted_some_at_a_time(one_gpu, monkeypatch):
-    from lluda.backends.wgpu.steps import row_run
+    from lluda.backends.wgpu.runs import row_run
 
     grids, counts, rows = [(1, 16, 20)], [], []
     submit = one_gpu.submit

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from lluda.backends.components import ConvStem, EncoderLayers, Merger, Observer, PatchEmbedding, ResizeProjection
 from lluda.backends.wgpu.executor import WgpuExecutor
-from lluda.backends.wgpu.steps.conv_stem import StemMatrices, StemRun
-from lluda.backends.wgpu.steps.encoder_layers import EncoderRun
-from lluda.backends.wgpu.steps.products import MergerRun, PairRun, ProjectionRun
+from lluda.backends.wgpu.runs.conv_stem import StemMatrices, StemRun
+from lluda.backends.wgpu.runs.encoder_layers import EncoderRun
+from lluda.backends.wgpu.runs.products import MergerRun, PairRun, ProjectionRun
 from lluda.backends.wgpu.steps.tiled_products import padded_rows
 
 

@@ -11,7 +11,7 @@ from lluda.backends.backend import Precision
 from lluda.backends.executor.executor import TorchExecutor
 from lluda.backends.wgpu.gpu import Gpu
 from lluda.backends.wgpu.memory.matrices import Matrices
-from lluda.backends.wgpu.steps.row_run import RunMemory, Shapes
+from lluda.backends.wgpu.runs.row_run import RunMemory, Shapes
 from lluda.backends.wgpu.weight import NoKernel
 
 Made = TypeVar("Made")

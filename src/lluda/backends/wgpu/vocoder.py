@@ -12,8 +12,8 @@ from torch import Tensor
 from lluda.backends.batch import VocoderState
 from lluda.backends.components import Observer, Vocoder
 from lluda.backends.wgpu.executor import WgpuExecutor
-from lluda.backends.wgpu.steps.stream import Stream
-from lluda.backends.wgpu.steps.vocoder_run import VocoderRun
+from lluda.backends.wgpu.runs.stream import Stream
+from lluda.backends.wgpu.runs.vocoder_run import VocoderRun
 
 FRAMES_AT_ONCE = 8
 """Of one submission, so that memory is bounded; they are cut without changing a sample."""

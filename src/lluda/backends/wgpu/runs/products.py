@@ -7,7 +7,7 @@ from torch import Tensor
 from lluda.backends.blocks import Projection
 from lluda.backends.components import Merger
 from lluda.backends.wgpu.gpu import Buffer
-from lluda.backends.wgpu.steps.row_run import RowRun, RunMemory
+from lluda.backends.wgpu.runs.row_run import RowRun, RunMemory
 from lluda.backends.wgpu.wgsl.activations import Activation
 
 Pair = tuple[Projection, Projection]

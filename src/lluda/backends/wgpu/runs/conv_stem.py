@@ -10,7 +10,7 @@ from lluda.backends.blocks import Projection
 from lluda.backends.components import ConvStem
 from lluda.backends.executor.q8_weight import Q8Weight
 from lluda.backends.weight import DenseWeight, Weight
-from lluda.backends.wgpu.steps.row_run import RowRun, RunMemory
+from lluda.backends.wgpu.runs.row_run import RowRun, RunMemory
 from lluda.backends.wgpu.steps.tiled_products import padded_rows
 from lluda.backends.wgpu.weight import NoKernel, plain
 from lluda.backends.wgpu.wgsl.tiled import Columns, Squares

@@ -14,9 +14,9 @@ from lluda.backends.blocks import EncoderBlock, Projection
 from lluda.backends.components import EncoderLayers, Observer
 from lluda.backends.executor.operations import RotaryTable
 from lluda.backends.wgpu.gpu import Buffer
+from lluda.backends.wgpu.runs.products import add_merger
+from lluda.backends.wgpu.runs.row_run import Given, RowRun, RunMemory, row_grid
 from lluda.backends.wgpu.steps.launch import whole
-from lluda.backends.wgpu.steps.products import add_merger
-from lluda.backends.wgpu.steps.row_run import Given, RowRun, RunMemory, row_grid
 from lluda.backends.wgpu.steps.tiled_products import padded_rows
 from lluda.backends.wgpu.weight import NoKernel
 from lluda.backends.wgpu.wgsl import block_attention

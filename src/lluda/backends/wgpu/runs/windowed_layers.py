@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from lluda.backends.blocks import AttentionBlock, MixtureBlock, Projection, SwiGLUBlock
 from lluda.backends.components import DecoderLayers
 from lluda.backends.wgpu.gpu import Buffer
+from lluda.backends.wgpu.runs.row_run import RowRun, row_grid
+from lluda.backends.wgpu.runs.stream import Past
 from lluda.backends.wgpu.steps.launch import whole
-from lluda.backends.wgpu.steps.row_run import RowRun, row_grid
-from lluda.backends.wgpu.steps.stream import Past
 from lluda.backends.wgpu.weight import NoKernel
 from lluda.backends.wgpu.wgsl import block_attention
 from lluda.backends.wgpu.wgsl import rows as row_kernels

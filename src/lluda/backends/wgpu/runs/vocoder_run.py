@@ -16,11 +16,11 @@ from lluda.backends.components import (
 )
 from lluda.backends.executor.operations import RotaryTable
 from lluda.backends.wgpu.gpu import Buffer
+from lluda.backends.wgpu.runs.row_run import Given, RowRun, RunMemory, row_grid
+from lluda.backends.wgpu.runs.stream import Past, Stream
+from lluda.backends.wgpu.runs.windowed_layers import WindowedLayers
 from lluda.backends.wgpu.steps.launch import whole
-from lluda.backends.wgpu.steps.row_run import Given, RowRun, RunMemory, row_grid
-from lluda.backends.wgpu.steps.stream import Past, Stream
 from lluda.backends.wgpu.steps.tiled_products import padded_rows
-from lluda.backends.wgpu.steps.windowed_layers import WindowedLayers
 from lluda.backends.wgpu.weight import NoKernel
 from lluda.backends.wgpu.wgsl import convolution
 from lluda.backends.wgpu.wgsl.tiled import Windows

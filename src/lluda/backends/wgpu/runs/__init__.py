@@ -1,0 +1,1 @@
+"""Encoders and code2wav as launches between rows of the host."""
