@@ -104,7 +104,7 @@ class WgpuStack:
         first ``count`` rows."""
         launches = self._step.launches[begin:end] + ([] if end else list(ending.launches))
         copies = [(ending.source, ending.target, ending.source.nbytes)]
-        most = self._builder.launches_at_once or len(launches)
+        most = self._builder.launches_at_once or max(1, len(launches))
         for first in range(0, len(launches) - most, most):
             some, way = launches[first : first + most], (begin, end, ending.number, first)
             self._exchange.start(places, table, some, [], way=way)
