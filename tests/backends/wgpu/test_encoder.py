@@ -9,6 +9,8 @@ from lluda.backends.backend import Precision
 from lluda.backends.blocks import EncoderBlock, LayerNorm, Projection
 from lluda.backends.components import EncoderLayers
 from lluda.backends.reference.backend import ReferenceBackend
+from lluda.backends.weight import Parameters
+from lluda.formats.packed_bf16 import PACKED_BF16
 from lluda.formats.q8_0 import Q8_0
 from lluda.formats.stored_tensor import StoredTensor
 from lluda.models.audio_encoder import AudioEncoder, audio_encoder_parameters
@@ -32,9 +34,16 @@ def backend_of(kind, gpu=None, **options):
 
 
 @torch.inference_mode()
-def heard(backend, recordings, observe=None):
+def heard(backend, recordings, observe=None, encode=None):
+    """``encode``: a format that the encoder's matrices are stored in."""
     config = sound.config_of(sound.TINY)
-    parameters = placed_parameters(audio_encoder_parameters(config), sound.state(sound.TINY), backend)
+    specs, values = list(audio_encoder_parameters(config)), sound.state(sound.TINY)
+    parameters = placed_parameters(specs, values, backend)
+    for spec in specs if encode else ():
+        coded = encode.encode(values[spec.name].bfloat16()) if spec.role == "matrix" else None
+        if coded is not None:
+            taken, _ = backend.take(StoredTensor(encode, tuple(spec.shape), coded), "matrix")
+            parameters = Parameters({**parameters.values, spec.name: taken})
     return AudioEncoder(config, parameters, backend)(recordings, observe)
 
 
@@ -56,6 +65,16 @@ def test_sound_is_as_near_to_float64_as_the_reference(gpu, packed):
     exact, plain = (heard(backend_of(kind), recordings) for kind in ("f64", "bf16"))
     backend = backend_of("wgpu", gpu, packed=packed)
     assert distance([heard(backend, recordings)], [exact]) <= 1.05 * distance([plain], [exact])
+    assert "no kernels" not in backend.describe() and not backend.torch_blocks
+
+
+@pytest.mark.parametrize("encode", [Q8_0, PACKED_BF16], ids=["q8_0", "packed"])
+def test_sound_from_other_formats_is_as_near(one_gpu, encode):
+    recordings = [sound.recording(frames) for frames in (37, 230, 810)]
+    exact, plain = (heard(backend_of(kind), recordings, encode=encode) for kind in ("f64", "bf16"))
+    backend = backend_of("wgpu", one_gpu)
+    ours = heard(backend, recordings, encode=encode)
+    assert distance([ours], [exact]) <= 1.1 * distance([plain], [exact])
     assert "no kernels" not in backend.describe() and not backend.torch_blocks
 
 

@@ -44,8 +44,7 @@ def test_products(gpu, form, rows):
     written.run()
     got = read(gpu, y, rows, 232)
     assert (got[:, :32] == 1).all()
-    decoded = exact.bfloat16().double()  # a matrix in another form is decoded to BF16
-    within(got[:, 32:], x.double() @ decoded.T, x.double().abs() @ decoded.abs().T)
+    within(got[:, 32:], x.double() @ exact.T, x.double().abs() @ exact.abs().T)
 
 
 ACTIVATIONS = {
@@ -125,6 +124,18 @@ def test_convolutions_of_pictures(one_gpu, height, width):
         for a, b in ((x, kernel), (x.abs(), kernel.abs()))
     )
     within(read(gpu, y, rows, 40), want, most)
+
+
+def test_columns_of_pictures(one_gpu):
+    from lluda.backends.wgpu.wgsl.tiled import Columns
+
+    gpu, written, height, width = one_gpu, Written(one_gpu), 6, 5
+    matrix, x = bf16(40, 8 * height, scale=0.2), bf16(16, height, width, 8, seed=1)
+    made, y = written.matrices.matrix((((DenseWeight(matrix, "BF16"),),),)), gpu.buffer(4 * 128 * 40)
+    written.products.add(made, floats(gpu, x.float()), y, 16 * width, 40, source=Columns(height, width, 8))
+    written.run()
+    rows = x.permute(0, 2, 3, 1).reshape(16 * width, -1).double()
+    within(read(gpu, y, 80, 40), rows @ matrix.double().T, rows.abs() @ matrix.double().abs().T)
 
 
 @pytest.mark.parametrize("small", [True, False], ids=["small", "large"])

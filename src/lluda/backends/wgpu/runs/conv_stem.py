@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lluda.backends.blocks import Projection
 from lluda.backends.components import ConvStem
-from lluda.backends.executor.q8_weight import Q8Weight
-from lluda.backends.weight import DenseWeight, Weight
+from lluda.backends.weight import DenseWeight
 from lluda.backends.wgpu.runs.row_run import RowRun, RunMemory
 from lluda.backends.wgpu.steps.tiled_products import padded_rows
-from lluda.backends.wgpu.weight import NoKernel, plain
+from lluda.backends.wgpu.weight import NoKernel
 from lluda.backends.wgpu.wgsl.tiled import Columns, Squares
 
 _CHANNELS = 8
@@ -20,8 +18,8 @@ _CHANNELS = 8
 
 
 class StemMatrices:
-    """A stem's kernels as matrices, whose columns are in the order of the values that they multiply: pictures lie
-    ``[height, width, channels]``. NoKernel: its channels are not a multiple of eight."""
+    """A stem's kernels as matrices of the values around an output, where pictures lie ``[height, width, channels]``.
+    NoKernel: its channels are not a multiple of eight."""
 
     def __init__(self, stem: ConvStem) -> None:
         self.stem = stem
@@ -29,9 +27,6 @@ class StemMatrices:
         channels = stem.convolutions[-1][0].shape[0]
         if any(kernel.shape[0] % 8 for kernel, _ in stem.convolutions):
             raise NoKernel(f"a convolution to {channels} channels")
-        values = _values(stem.conv_out.weight)
-        turned = values.view(len(values), channels, -1).transpose(1, 2).flatten(1).contiguous()
-        self.conv_out = Projection(DenseWeight(turned, "BF16"), stem.conv_out.bias)
 
 
 class StemRun:
@@ -43,16 +38,16 @@ class StemRun:
         steps = [Squares(bins, frames, _CHANNELS)]
         for convolution in stem.convolutions:
             steps.append(Squares(*steps[-1].shape, convolution.weight.out_features))
-        last = Columns(steps[-1].height, steps[-1].width, steps[-1].channels)
+        last, conv_out = Columns(steps[-1].height, steps[-1].width, steps[-1].channels), stem.stem.conv_out
         x = self._chunks = run.memory("pictures.0", _floats(steps[0], count))
         for index, (convolution, source, after) in enumerate(zip(stem.convolutions, steps, steps[1:], strict=False)):
             y = run.memory(f"pictures.{index + 1}", _floats(after, count))
             rows = count * after.height * after.width
             run.project(x, convolution, y, rows=rows, source=source, activation="gelu", rounded=True)
             x = y
-        rows, width = count * last.width, stem.conv_out.weight.out_features
+        rows, width = count * last.width, conv_out.weight.out_features
         out = run.floats("stem", width, rows=padded_rows(rows))
-        run.project(x, stem.conv_out, out, rows=rows, source=last)
+        run.project(x, conv_out, out, rows=rows, source=last)
         self._steps = last.width
         run.result(out, rows, width)
 
@@ -62,15 +57,6 @@ class StemRun:
         rows = self._run.run([(self._chunks, pictures)])[0]
         positions = self._stem.positions[: self._steps].float()
         return (rows.view(self._count, self._steps, -1) + positions).flatten(0, 1)
-
-
-def _values(weight: Weight) -> Tensor:
-    """A matrix as BF16."""
-    weight = plain(weight)
-    if isinstance(weight, Q8Weight):
-        return weight.rows(torch.arange(weight.out_features), torch.bfloat16)
-    assert isinstance(weight, DenseWeight), f"values of a {weight.format} weight"
-    return weight.values
 
 
 def _floats(pictures: Squares, count: int) -> int:

@@ -47,8 +47,8 @@ class Plan:
 
 
 class TiledProducts:
-    """Matrices in other forms than BF16 are decoded before each product, into memory that all share; experts' are
-    decoded by the product, which reads those that were chosen."""
+    """A packed matrix is decoded before each product, into memory that all share; packed experts by the product, which
+    reads those that were chosen."""
 
     def __init__(self, matrices: Matrices, launch: AddLaunch, bytes_of: BytesOf) -> None:
         self._matrices, self._launch, self._bytes_of = matrices, launch, bytes_of
@@ -76,14 +76,16 @@ class TiledProducts:
         beside = [whole(self._matrices.vectors(*bias))] if bias else []
         beside += [whole(self._matrices.vectors(scale))] if scale is not None else []
         small = rows <= _FEW
+        form = "bf16" if matrix.form == "packed" else matrix.form
         for part in matrix.parts:
-            body = self._plain(matrix, part, len(columns))
+            body = self._body(matrix, part, len(columns))
+            side = [whole(part.side)] if part.side and form != "bf16" else []
             for member, column in enumerate(columns):
                 kernel = Tiled(
-                    part.rows, matrix.columns, width, column + part.first, above, member, len(columns),
-                    small=small, source=source or Rows(), ending=ending, given=given,
+                    part.rows, matrix.columns, width, column + part.first, above, member, len(columns), form, small,
+                    source=source or Rows(), ending=ending, given=given,
                 )  # fmt: skip
-                ranges = [body, whole(x), whole(y), *beside]
+                ranges = [body, whole(x), whole(y), *side, *beside]
                 self._launch(_product(kernel), ranges, kernel.grid(-(-rows // kernel.tile)))
 
     def add_experts(
@@ -109,12 +111,12 @@ class TiledProducts:
                 ranges += [whole(part.side)] if part.side else []
                 self._launch(_product(kernel), [*ranges, whole(plan.buffer)], kernel.grid(plan.tiles))
 
-    def _plain(self, matrix: Matrix, part: Part, members: int) -> Range:
-        """The part as BF16."""
-        if matrix.form == "bf16":
+    def _body(self, matrix: Matrix, part: Part, members: int) -> Range:
+        """The part as the product reads it."""
+        if matrix.form != "packed":
             return part.body, 0, part.nbytes
-        assert part.side is not None, f"a {matrix.form} matrix has a side"
-        shader, grid = row_kernels.decoded(matrix.form, members * part.rows, matrix.columns)
+        assert part.side is not None, "a packed matrix has a side"
+        shader, grid = row_kernels.decoded(members * part.rows, matrix.columns)
         nbytes = 2 * members * part.rows * matrix.columns
         plain = self._bytes_of("decoded", nbytes)
         self._launch(shader, [(part.body, 0, part.nbytes), whole(plain), whole(part.side)], grid)

@@ -64,11 +64,11 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     return Shader("\n".join([ROUNDED, *bindings, code]), "rw"), (-(-width // _WORKGROUP), count, 1)
 
 
-def decoded(form: str, rows: int, columns: int) -> tuple[Shader, tuple[int, int, int]]:
-    """A packed or Q8_0 matrix as BF16: exact of the first, rounded of the second. Bindings: w, y (u32), side."""
+def decoded(rows: int, columns: int) -> tuple[Shader, tuple[int, int, int]]:
+    """A packed matrix as BF16. Bindings: w, y (u32), side."""
     words = rows * columns // 2
     groups = -(-words // _WORKGROUP)
-    code = f"""{value_of(form, rows, columns)}
+    code = f"""{value_of("packed", rows, columns)}
 @compute @workgroup_size({_WORKGROUP})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) t: u32) {{
   let i = (wid.x + wid.y * {GRID_X}u) * {_WORKGROUP}u + t;

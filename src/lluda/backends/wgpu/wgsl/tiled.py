@@ -37,9 +37,9 @@ class Ending:
 class Rows:
     """Row m of x as it lies."""
 
-    def at(self, columns: int) -> str:
-        """Of row m and column k, a multiple of 4, the vec4's number."""
-        return f"(m * {columns}u + k) / 4u"
+    def read(self, columns: int) -> str:
+        """Of row m and column k, a multiple of 4, the vec4."""
+        return f"x[(m * {columns}u + k) / 4u]"
 
     inside = "true"
     """Whether row m has column k; zeros where not."""
@@ -53,10 +53,10 @@ class Windows:
     dilation: int = 1
     inside = "true"
 
-    def at(self, columns: int) -> str:  # noqa: ARG002
+    def read(self, columns: int) -> str:  # noqa: ARG002
         """As of Rows."""
         C = self.channels
-        return f"((m + k / {C}u * {self.dilation}u) * {C}u + k % {C}u) / 4u"
+        return f"x[((m + k / {C}u * {self.dilation}u) * {C}u + k % {C}u) / 4u]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,27 +84,33 @@ class Squares:
         y, x = self._position
         return f"{y} > 0u && {y} <= {self.height}u && {x} > 0u && {x} <= {self.width}u"
 
-    def at(self, columns: int) -> str:  # noqa: ARG002
+    def read(self, columns: int) -> str:  # noqa: ARG002
         """As of Rows."""
         (height, width), (y, x) = self.shape, self._position
         picture = f"m / {height * width}u"
         cell = f"(({picture} * {self.height}u + {y} - 1u) * {self.width}u + {x} - 1u)"
-        return f"({cell} * {self.channels}u + k % {self.channels}u) / 4u"
+        return f"x[({cell} * {self.channels}u + k % {self.channels}u) / 4u]"
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """A column of a picture ``[height, width, channels]`` (a multiple of 4) from above to below: m is picture and x."""
+    """Of pictures ``[height, width, channels]``: m is picture and place along the width; the values above each other
+    there, of one channel after the other."""
 
     height: int
     width: int
     channels: int
     inside = "true"
 
-    def at(self, columns: int) -> str:  # noqa: ARG002
+    def read(self, columns: int) -> str:  # noqa: ARG002
         """As of Rows."""
-        cell = f"(m / {self.width}u * {self.height}u + k / {self.channels}u) * {self.width}u + m % {self.width}u"
-        return f"(({cell}) * {self.channels}u + k % {self.channels}u) / 4u"
+        return f"vec4({', '.join(f'{self._value(j)}' for j in range(4))})"
+
+    def _value(self, j: int) -> str:
+        y, channel = f"(k + {j}u) % {self.height}u", f"(k + {j}u) / {self.height}u"
+        cell = f"(m / {self.width}u * {self.height}u + {y}) * {self.width}u + m % {self.width}u"
+        at = f"(({cell}) * {self.channels}u + {channel})"
+        return f"x[{at} / 4u][{at} % 4u]"
 
 
 Source = Rows | Windows | Squares | Columns
@@ -180,7 +186,7 @@ def _matrix_rows(tiled: Tiled) -> int:
 
 def _x(tiled: Tiled) -> str:
     source = tiled.source
-    read = f"return x[{source.at(tiled.x_columns)}];"
+    read = f"return {source.read(tiled.x_columns)};"
     guarded = read if source.inside == "true" else f"if ({source.inside}) {{ {read} }} return vec4<f32>(0.0);"
     return f"fn x_at(m: u32, k: u32) -> vec4<f32> {{ {guarded} }}"
 
@@ -269,6 +275,16 @@ def _matrix(tiled: Tiled) -> str:
     for (var j = 0u; j < 4u; j++) {{
       tw[((c * 8u + 2u * j) * {WIDTH}u + r) / 4u][r % 4u] = bitcast<f32>(v[j] << 16u);
       tw[((c * 8u + 2u * j + 1u) * {WIDTH}u + r) / 4u][r % 4u] = bitcast<f32>(v[j] & 0xffff0000u);
+    }}"""
+    if tiled.form == "q8_0":
+        return f"""    let r = t / 4u; let c = t % 4u; var v0 = vec4<f32>(0.0); var v1 = vec4<f32>(0.0);
+    if ({inside}) {{
+      let at = ({where}) * {tiled.columns}u + k0 + c * 8u; let d = half_at(at / 32u);
+      v0 = d * vec4<f32>(unpack4xI8(w[at / 4u])); v1 = d * vec4<f32>(unpack4xI8(w[at / 4u + 1u]));
+    }}
+    for (var j = 0u; j < 4u; j++) {{
+      tw[((c * 8u + j) * {WIDTH}u + r) / 4u][r % 4u] = v0[j];
+      tw[((c * 8u + 4u + j) * {WIDTH}u + r) / 4u][r % 4u] = v1[j];
     }}"""
     return f"""    let r = t / 4u; let c = t % 4u;
     for (var j = 0u; j < 8u; j++) {{
