@@ -154,11 +154,11 @@ class KeyValuePool:
                 f"the wgpu backend holds {most} positions of keys and values but {needed} are needed; take a smaller "
                 "max_context, or fewer requests at once"
             )
-        held = self.layer_bytes
-        self._capacity = min(max(needed, 2 * self._capacity, _FIRST_CAPACITY), most)
-        for buffers in (self.keys, self.values):
-            before = list(buffers)
-            buffers[:] = [self._gpu.buffer(self.layer_bytes) for _ in range(self._layers)]
-            for old, new in zip(before, buffers, strict=False):  # at first there are none
-                self._gpu.copy(old, new, held)
+        capacity = min(max(needed, 2 * self._capacity, _FIRST_CAPACITY), most)
+        nbytes = capacity * self._row_bytes
+        # All of them first: without memory for one, what there was stays.
+        keys, values = ([self._gpu.buffer(nbytes) for _ in range(self._layers)] for _ in range(2))
+        for old, new in zip((*self.keys, *self.values), (*keys, *values), strict=False):  # at first there are none
+            self._gpu.copy(old, new, self.layer_bytes)
+        self.keys, self.values, self._capacity = keys, values, capacity
         self.generation += 1
