@@ -129,6 +129,8 @@ PLACES = {
     "code_predictor": "code_predictor={0}",
     "code2wav": "code2wav={0}",
     "audio_encoder": "audio_encoder={0}",
+    "experts": "experts={0}",
+    "all but experts": "thinker={0},experts=cpu",
 }
 
 

@@ -133,3 +133,18 @@ def test_launches_of_a_prompt_are_submitted_some_at_a_time(one_gpu, monkeypatch)
 
     (rows, few), (same, many) = submissions(1000), submissions(7)
     assert torch.equal(rows, same) and many > few + 8
+
+
+@torch.inference_mode()
+def test_experts_by_themselves_are_as_near_to_float64_as_the_reference(one_gpu):
+    """For a decoder elsewhere: one row, a step, a prompt of several steps."""
+    found = {}
+    for kind in ("wgpu", "bf16", "f64"):
+        backend = wgpu_backend(one_gpu) if kind == "wgpu" else reference(kind)
+        block = runner_on(backend, SPARSE | {"shared": 64}).model.decoder.layers.blocks[0][1]
+        x = torch.randn(300, 128, generator=torch.Generator().manual_seed(3)).to(backend.precision.residual)
+        found[kind] = torch.cat([backend.mixture_block(x[:rows].clone(), block).double() for rows in (1, 40, 300)])
+        if kind == "wgpu":
+            assert torch.equal(found[kind][:1], found[kind][1:2]) and not backend.torch_blocks
+    ours, theirs = ((found[kind] - found["f64"]).abs().mean() for kind in ("wgpu", "bf16"))
+    assert ours <= 1.1 * theirs

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lluda.backends.backend import Precision
 from lluda.backends.batch import DeepStack, KeyValueStore, Segment
-from lluda.backends.blocks import Norm
+from lluda.backends.blocks import MixtureBlock, Norm
 from lluda.backends.capture import Run
 from lluda.backends.components import CodePredictorSteps, DecoderLayers, Observer
 from lluda.backends.executor.decoder import Step
@@ -33,7 +33,7 @@ from lluda.backends.wgpu.steps.choice import SampledChoice
 from lluda.backends.wgpu.steps.code_passes import CodePasses
 from lluda.backends.wgpu.steps.decode import WgpuDecode
 from lluda.backends.wgpu.steps.exchange import next_places
-from lluda.backends.wgpu.steps.given_rows import WgpuHead, WgpuTable
+from lluda.backends.wgpu.steps.given_rows import WgpuHead, WgpuMixture, WgpuTable
 from lluda.backends.wgpu.steps.product_run import ProductRun
 from lluda.backends.wgpu.steps.prompt import PromptBuilder, prompt_sizes
 from lluda.backends.wgpu.steps.stack import STACK_ROWS, WgpuStack, run_prompt
@@ -60,6 +60,8 @@ class WgpuBackend(WgpuEncoder, WgpuVocoder):
         self._builder: StepBuilder | None = None
         self._stacks: dict[tuple[type[StepBuilder], DecoderLayers, int, torch.dtype], WgpuStack | None] = {}
         self._heads: dict[tuple[Norm, Weight, int], WgpuHead | None] = {}
+        self._mixtures: dict[tuple[type[StepBuilder], MixtureBlock, int], WgpuMixture | None] = {}
+        self._shared: dict[tuple[type[StepBuilder], int], StepBuilder] = {}
         self._tables: dict[PackedWeight, WgpuTable | None] = {}
         self._passes: dict[tuple[CodePredictorSteps, int, torch.dtype], CodePasses | None] = {}
 
@@ -123,13 +125,25 @@ class WgpuBackend(WgpuEncoder, WgpuVocoder):
     ) -> Tensor:
         if self._builder is not None:
             return self._builder.add_layers(layers, x)
-        between = BetweenLayers(len(layers.blocks), observe, deepstack)
-        table = self.rotary_table(positions, layers.rotary)
-        out = None if layers.experts else self._on_device(x, layers, table, segments, between)
+        between = BetweenLayers(layers, observe, deepstack)
+        out = self._on_device(x, layers, self.rotary_table(positions, layers.rotary), segments, between)
         if out is None:
             return super().run_layers(layers, x, positions, segments, observe, deepstack)
         between.tell()
         return out
+
+    def mixture_block(self, x: Tensor, block: MixtureBlock) -> Tensor:
+        if not len(x):
+            return x
+        few, kind = len(x) <= STACK_ROWS[-1], StepBuilder if len(x) <= STACK_ROWS[-1] else PromptBuilder
+        sizes = [next(rows for rows in STACK_ROWS if rows >= len(x))] if few else prompt_sizes(len(x))
+        mixtures = {rows: self._mixture_of(kind, block, rows, x.shape[1]) for rows in sizes}
+        parts = [
+            mixture(part)
+            for rows, part in zip(sizes, torch.split(x, sizes[0]), strict=True)
+            if (mixture := mixtures[rows]) is not None
+        ]
+        return torch.cat(parts) if len(parts) == len(sizes) else super().mixture_block(x, block)
 
     def begin_step(self, table: RotaryTable, segments: Sequence[Segment]) -> Step:
         for pool in self._pools.values():
@@ -159,7 +173,7 @@ class WgpuBackend(WgpuEncoder, WgpuVocoder):
 
     def decoder_layers(self, x: Tensor, layers: DecoderLayers, step: Step) -> Tensor:
         """Rows of the host, on the device where there are kernels."""
-        out = self._on_device(x, layers, (step.cos, step.sin), step.segments, BetweenLayers(len(layers.blocks)))
+        out = self._on_device(x, layers, (step.cos, step.sin), step.segments, BetweenLayers(layers))
         return super().decoder_layers(x, layers, step) if out is None else out
 
     def _on_device(
@@ -259,6 +273,17 @@ class WgpuBackend(WgpuEncoder, WgpuVocoder):
                 lambda: WgpuHead(self._gpu, self._steps(rows), norm, weight)
             )
         return self._heads[key]
+
+    def _mixture_of(self, kind: type[StepBuilder], block: MixtureBlock, rows: int, hidden: int) -> WgpuMixture | None:
+        """The same of experts whose decoder is elsewhere; those of all layers share what they use up at once."""
+        shared, key = (kind, rows), (kind, block, rows)
+        if shared not in self._shared:
+            self._shared[shared] = kind(self._gpu, self._matrices, self._pool, rows)
+        if key not in self._mixtures:
+            self._mixtures[key] = self.where_there_are_kernels(
+                lambda: WgpuMixture(self._gpu, self._shared[shared], block, hidden)
+            )
+        return self._mixtures[key]
 
     def _table_of(self, table: PackedWeight) -> WgpuTable | None:
         """The same of a table."""

@@ -1,4 +1,5 @@
-"""What the host does between the layers of a step: it adds hidden states of pictures, and tells an observer."""
+"""What the host does between the layers of a step: it has experts run on another backend, adds hidden states of
+pictures, and tells an observer."""
 
 from __future__ import annotations
 
@@ -6,14 +7,23 @@ import torch
 from torch import Tensor
 
 from lluda.backends.batch import DeepStack
-from lluda.backends.components import Observer, StageObserver
+from lluda.backends.blocks import MixtureBlock
+from lluda.backends.components import DecoderLayers, Observer, StageObserver
 
 
 class BetweenLayers:
-    """Of a step through ``count`` layers, whose rows may come in several parts, one behind the other."""
+    """Of a step through ``layers``, whose rows may come in several parts, one behind the other."""
 
-    def __init__(self, count: int, observe: Observer | None = None, deepstack: DeepStack | None = None) -> None:
+    def __init__(
+        self, layers: DecoderLayers, observe: Observer | None = None, deepstack: DeepStack | None = None
+    ) -> None:
         self._observe, self._deepstack = observe, deepstack
+        self._experts, count = layers.experts, len(layers.blocks)
+        self._mixtures = {
+            index: block
+            for index, (_, block) in enumerate(layers.blocks)
+            if layers.experts is not None and isinstance(block, MixtureBlock)
+        }
         stages = [f"layers.{index}" for index in range(count)]
         if isinstance(observe, StageObserver):
             seen = [index for index, stage in enumerate(stages) if stage == observe.stage]
@@ -21,15 +31,19 @@ class BetweenLayers:
             seen = list(range(count)) if observe else []
         added = range(min(count, len(deepstack.embeddings))) if deepstack is not None else range(0)
         self._seen: dict[int, list[Tensor]] = {index: [] for index in seen}
-        self.layers = sorted({*seen, *added})
+        self.layers = sorted({*seen, *added, *self._mixtures})
         """Those behind which the host has something to do."""
 
     def change(self, layer: int, x: Tensor, first: int) -> bool:
         """Behind ``layer``, of the rows from ``first`` on; whether x was changed."""
-        changed = self._add(layer, x, first)
+        mixture = self._mixtures.get(layer)
+        if mixture is not None:
+            assert self._experts is not None, "blocks are kept for experts elsewhere"
+            x.copy_(self._experts(x, mixture))
+        added = self._add(layer, x, first)
         if layer in self._seen:
             self._seen[layer].append(x.clone())
-        return changed
+        return added or mixture is not None
 
     def tell(self) -> None:
         """The observer, when all rows are through."""

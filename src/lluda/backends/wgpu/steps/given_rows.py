@@ -1,4 +1,4 @@
-"""Heads and tables by themselves: of a prompt, whose layers run elsewhere or in steps of their own."""
+"""Heads, tables and experts by themselves: of a prompt, or of a decoder, whose layers run elsewhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lluda.backends.blocks import Norm
+from lluda.backends.blocks import MixtureBlock, Norm
 from lluda.backends.weight import Weight
 from lluda.backends.wgpu.gpu import Gpu
 from lluda.backends.wgpu.steps.launch import Commands
@@ -30,6 +30,23 @@ class WgpuHead:
             submission = self._gpu.submit(self._commands.recorded([self._copy]))
             raw = self._gpu.read(self._result, 4 * len(x) * self._width, submission)
         return torch.from_numpy(raw.view(np.float32)).view(len(x), self._width)
+
+
+class WgpuMixture:
+    """A mixture block of up to the builder's rows, which the host gives."""
+
+    def __init__(self, gpu: Gpu, builder: StepBuilder, block: MixtureBlock, hidden: int) -> None:
+        self._gpu, self._x = gpu, builder.add_mixture(block, hidden)
+        self._result = gpu.buffer(self._x.nbytes, readable=True)
+        self._commands = Commands(gpu, builder.take_launches())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rows ``[n, hidden]`` -> the same with what the block adds, float."""
+        with self._gpu.lock:
+            self._gpu.write(self._x, 0, x.float().contiguous().numpy())
+            submission = self._gpu.submit(self._commands.recorded([(self._x, self._result, self._x.nbytes)]))
+            raw = self._gpu.read(self._result, 4 * x.numel(), submission)
+        return torch.from_numpy(raw.view(np.float32)).view(x.shape)
 
 
 class WgpuTable:

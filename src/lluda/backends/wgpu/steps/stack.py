@@ -41,7 +41,7 @@ class WgpuStack:
 
     def __init__(self, gpu: Gpu, builder: StepBuilder, layers: DecoderLayers, rows: int, hidden: int) -> None:
         self._gpu, self._builder, self._rows = gpu, builder, rows
-        self._x = builder.add_layers(layers, builder.given_rows(hidden))
+        self._x = builder.add_layers(layers, builder.given_rows(hidden), remote=True)
         self._step = builder.finished()
         self._exchange = Exchange(gpu, self._step)
         heads = self._step.layers.heads

@@ -97,9 +97,9 @@ class StepBuilder:
             self._launch(shader, ranges, (-(-columns // embedding.WORKGROUP), self._rows, 1))
         return self._hidden(columns)
 
-    def add_layers(self, layers: DecoderLayers, x: Tensor) -> Tensor:
-        """All layers of a stack."""
-        if layers.experts is not None:
+    def add_layers(self, layers: DecoderLayers, x: Tensor, *, remote: bool = False) -> Tensor:
+        """All layers of a stack. ``remote``: the host runs experts on another backend behind their layer's end."""
+        if layers.experts is not None and not remote:
             raise NoKernel("experts on another backend")
         if self._layers is not None:
             raise NoKernel("a second decoder stack in one step")
@@ -110,7 +110,8 @@ class StepBuilder:
         for index, (attended, feed_forward) in enumerate(layers.blocks):
             self._attention(index, attended, x.shape[1])
             if isinstance(feed_forward, MixtureBlock):
-                self._mixture(feed_forward, x.shape[1])
+                if layers.experts is None:
+                    self._mixture(feed_forward, x.shape[1])
             else:
                 self._swiglu(feed_forward, x.shape[1])
             self._layers.ends.append(len(self._launches))
@@ -127,6 +128,11 @@ class StepBuilder:
         self._launch(argmax.partial(width), [(logits, 0, each), whole(found)], (argmax.GROUPS, self._rows, 1))
         self._launch(argmax.final(), [whole(found), whole(self.chosen), whole(self.ids)], (1, self._rows, 1))
         return torch.empty(self._rows, width, device="meta")
+
+    def add_mixture(self, block: MixtureBlock, hidden: int) -> Buffer:
+        """A mixture block alone: the rows that it changes, float ``[rows, hidden]``."""
+        self._mixture(block, hidden)
+        return self._rows_of("x", hidden)
 
     def add_logits(self, x: Tensor, norm: Norm, weight: Weight) -> Buffer:
         """A head alone: float ``[rows, out_features]``."""
