@@ -49,7 +49,7 @@ test-replicas: $(VENV)/.test $(VENV)/clients/ray/.ready $(VENV)/clients/agents/.
 # All kernels of the cuda backend on this machine's GPU, captured steps against launched ones, and the reference. torch
 # and triton are this environment's own: requirements/run.txt has torch for a CPU.
 test-gpu:
-	$(PYTHON) -m pytest tests/backends/test_cuda.py tests/backends/test_cuda_graph.py -rs
+	$(PYTHON) -m pytest tests/backends/cuda -rs
 
 # The kernels' own C++ tests on every instruction set of this machine; then under AddressSanitizer and UBSan.
 test-native: $(VENV)/.test

@@ -104,5 +104,5 @@ def test_prompts_with_logprobs_through_the_model(model):
 
 
 def test_a_model_on_a_cpu_has_nothing_to_warm_up(model):
-    """And says so; what is warmed up on a GPU is of tests/backends/test_cuda_graph.py."""
+    """And says so; what is warmed up on a GPU is of tests/backends/cuda/test_cuda_graph.py."""
     assert model.warm_up(4) == 0

@@ -22,7 +22,12 @@ from lluda.backends.blocks import AttentionBlock, MixtureBlock, Projection, Shar
 from lluda.backends.capabilities import BackendRequest
 from lluda.backends.capture import CodeRows, DeviceStore, PromptStore, Run, store_row
 from lluda.backends.components import DecoderLayers, Observer, StageObserver
-from lluda.backends.cuda import (
+from lluda.backends.cuda.capabilities import CAPABILITIES
+from lluda.backends.cuda.coded_weight import PACKED, CodedWeight, coded, pack
+from lluda.backends.cuda.encoder import GraphEncoder
+from lluda.backends.cuda.gpu_group import GpuGroup, connected
+from lluda.backends.cuda.graph import DecodeGraph, Graph
+from lluda.backends.cuda.kernels import (
     triton_attention,
     triton_formats,
     triton_gemv,
@@ -34,14 +39,9 @@ from lluda.backends.cuda import (
     triton_sampling,
     triton_shared,
 )
-from lluda.backends.cuda.capabilities import CAPABILITIES
-from lluda.backends.cuda.coded_weight import PACKED, CodedWeight, coded, pack
-from lluda.backends.cuda.encoder import GraphEncoder
-from lluda.backends.cuda.gpu_group import GpuGroup, connected
-from lluda.backends.cuda.graph import DecodeGraph, Graph
+from lluda.backends.cuda.kernels.triton_target import compiling, interpreted
 from lluda.backends.cuda.operations import KERNEL_TYPES, CudaOperations
 from lluda.backends.cuda.prompt_graphs import BUCKETS, PromptGraphs, Rows
-from lluda.backends.cuda.triton_target import compiling, interpreted
 from lluda.backends.cuda.vocoder import StreamVocoder
 from lluda.backends.executor.decoder import Step
 from lluda.backends.executor.operations import RotaryTable

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lluda.backends.blocks import EncoderBlock, LayerNorm
 from lluda.backends.components import ConvStem, EncoderLayers, Merger, Observer, PatchEmbedding
 from lluda.backends.cuda.graph import Graph
-from lluda.backends.cuda.triton_rows import add_norm
+from lluda.backends.cuda.kernels.triton_rows import add_norm
 from lluda.backends.executor.executor import TorchExecutor
 from lluda.backends.executor.operations import RotaryTable
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed import _symmetric_memory, distributed_c10d
 
-from lluda.backends.cuda.triton_group_sum import BLOCK, add_sum
+from lluda.backends.cuda.kernels.triton_group_sum import BLOCK, add_sum
 from lluda.backends.group import Group
 
 _log = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from lluda.backends.backend import Precision
 from lluda.backends.blocks import AttentionBlock, Norm, Projection
 from lluda.backends.components import Rotary
-from lluda.backends.cuda import (
+from lluda.backends.cuda.coded_weight import CodedWeight
+from lluda.backends.cuda.kernels import (
     triton_formats,
     triton_gemv,
     triton_grouped,
@@ -21,8 +22,7 @@ from lluda.backends.cuda import (
     triton_products,
     triton_rows,
 )
-from lluda.backends.cuda.coded_weight import CodedWeight
-from lluda.backends.cuda.triton_target import has_dependent_launch
+from lluda.backends.cuda.kernels.triton_target import has_dependent_launch
 from lluda.backends.executor.executor import TorchExecutor
 from lluda.backends.executor.operations import RotaryTable
 from lluda.backends.weight import DenseWeight, Weight

@@ -17,7 +17,7 @@ from lluda.backends.components import (
     UpsampleBlock,
     Vocoder,
 )
-from lluda.backends.cuda.triton_streams import windows
+from lluda.backends.cuda.kernels.triton_streams import windows
 from lluda.backends.executor.executor import TorchExecutor
 
 Act = tuple[Tensor, Tensor]

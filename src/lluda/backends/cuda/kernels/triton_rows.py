@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.cuda.triton_target import kernel, launch_options, take_input
+from lluda.backends.cuda.kernels.triton_target import kernel, launch_options, take_input
 
 _BLOCK = 1024
 _HEADS = 16  # that a program turns

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.cuda.triton_formats import (
+from lluda.backends.cuda.kernels.triton_formats import (
     TYPES,
     aside,
     compute_of,
@@ -22,7 +22,7 @@ from lluda.backends.cuda.triton_formats import (
     settle,
     tile_columns,
 )
-from lluda.backends.cuda.triton_target import interpreted, kernel, launch_options, take_input
+from lluda.backends.cuda.kernels.triton_target import interpreted, kernel, launch_options, take_input
 from lluda.backends.weight import Weight
 
 MAX_ROWS = 4

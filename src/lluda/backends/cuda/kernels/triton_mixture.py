@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from lluda.backends.cuda.coded_weight import PACKED
-from lluda.backends.cuda.triton_formats import aside, compute_of, dot, fetch, form_of, row, settle, tile_columns
-from lluda.backends.cuda.triton_target import interpreted, kernel, launch_options, take_input
+from lluda.backends.cuda.kernels.triton_formats import aside, compute_of, dot, fetch, form_of, row, settle, tile_columns
+from lluda.backends.cuda.kernels.triton_target import interpreted, kernel, launch_options, take_input
 from lluda.backends.weight import Weight
 
 MAX_EXPERTS = 256

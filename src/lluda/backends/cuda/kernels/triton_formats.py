@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lluda.backends.cuda.coded_weight import PACKED, Q8_0, CodedWeight
-from lluda.backends.cuda.triton_target import kernel, launch_options, take_input
+from lluda.backends.cuda.kernels.triton_target import kernel, launch_options, take_input
 from lluda.backends.weight import DenseWeight, Weight
 
 TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}

@@ -10,9 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from lluda.backends.capture import CodeRows, SaidCodes
-from lluda.backends.cuda.triton_formats import values_of
-from lluda.backends.cuda.triton_row_sampling import weight_before
-from lluda.backends.cuda.triton_target import interpreted, kernel, launch_options, take_input
+from lluda.backends.cuda.kernels.triton_formats import values_of
+from lluda.backends.cuda.kernels.triton_row_sampling import weight_before
+from lluda.backends.cuda.kernels.triton_target import interpreted, kernel, launch_options, take_input
 
 MAX_VOCABULARY = 8192
 _FEW = 128

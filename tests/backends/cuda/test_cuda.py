@@ -19,7 +19,7 @@ from lluda.backends.cpu.packing import pack_matrix
 from lluda.backends.cpu.weight_memory import WeightMemory
 from lluda.backends.cuda.backend import CudaBackend, triton_formats, triton_mixture, triton_products
 from lluda.backends.cuda.coded_weight import PACKED, Q8_0, pack, split_q8_0
-from lluda.backends.cuda.triton_target import compiling, interpreted
+from lluda.backends.cuda.kernels.triton_target import compiling, interpreted
 from lluda.backends.reference.backend import ReferenceBackend
 from lluda.backends.weight import DenseWeight
 from lluda.engine.sampling.sampler import Sampler, SamplingParams

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.cuda.triton_attention import EVERYTHING, TYPES, turned
-from lluda.backends.cuda.triton_target import interpreted, kernel, launch_options, product, take_input
+from lluda.backends.cuda.kernels.triton_attention import EVERYTHING, TYPES, turned
+from lluda.backends.cuda.kernels.triton_target import interpreted, kernel, launch_options, product, take_input
 
 COUNTERS = 512
 """Zeros that split launches count in."""

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.cuda.triton_target import interpreted, kernel, launch_options, product, take_input
+from lluda.backends.cuda.kernels.triton_target import interpreted, kernel, launch_options, product, take_input
 
 _SORTED = 4096  # ids that are looked at at once
 _WIDTH = 1024

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.cuda.triton_target import kernel, launch_options, take_input
+from lluda.backends.cuda.kernels.triton_target import kernel, launch_options, take_input
 
 BLOCK = 512
 """Numbers of one program."""

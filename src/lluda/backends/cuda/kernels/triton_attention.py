@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.cuda.triton_target import interpreted, kernel, launch_options, product, take_input
+from lluda.backends.cuda.kernels.triton_target import interpreted, kernel, launch_options, product, take_input
 
 _SPLITS, _MIN_GROUP = 4 if interpreted() else 32, 16
 _PROGRAMS = 2048  # of a launch, where that leaves one for each row and head

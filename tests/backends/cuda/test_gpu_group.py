@@ -11,9 +11,9 @@ pytest.importorskip("triton", reason="the kernels of the cuda backend are Triton
 from lluda.backends.backend import Precision
 from lluda.backends.blocks import MixtureBlock, Norm, SwiGLUBlock
 from lluda.backends.cuda.backend import CudaBackend
-from lluda.backends.cuda.triton_group_sum import BLOCK, add_sum
-from lluda.backends.cuda.triton_target import interpreted
-from tests.backends.test_cuda import DEVICE, HIDDEN, rows, swiglu, vector
+from lluda.backends.cuda.kernels.triton_group_sum import BLOCK, add_sum
+from lluda.backends.cuda.kernels.triton_target import interpreted
+from tests.backends.cuda.test_cuda import DEVICE, HIDDEN, rows, swiglu, vector
 
 pytestmark = pytest.mark.skipif(
     DEVICE.type == "cpu" and not interpreted(), reason="no GPU, and triton was imported before it could be interpreted"

@@ -16,8 +16,8 @@ from lluda.backends.capture import store_row
 from lluda.backends.components import StageObserver
 from lluda.backends.cuda.backend import CudaBackend
 from lluda.backends.cuda.graph import Graph, pinned
+from lluda.backends.cuda.kernels.triton_target import interpreted
 from lluda.backends.cuda.prompt_graphs import PromptGraphs, Rows
-from lluda.backends.cuda.triton_target import interpreted
 from lluda.backends.reference.backend import ReferenceBackend
 from lluda.backends.weight import Parameters
 from lluda.bench.host_waits import host_waits

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lluda.backends.cuda.triton_formats import TYPES, compute_of, place_of
-from lluda.backends.cuda.triton_target import interpreted, kernel, launch_options, product, take_input
+from lluda.backends.cuda.kernels.triton_formats import TYPES, compute_of, place_of
+from lluda.backends.cuda.kernels.triton_target import interpreted, kernel, launch_options, product, take_input
 from lluda.backends.weight import Weight
 
 MAX_ROWS = 64

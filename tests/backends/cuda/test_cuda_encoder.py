@@ -12,7 +12,7 @@ from lluda.backends.blocks import LayerNorm, Projection
 from lluda.backends.components import ConvStem, EncoderLayers, Merger, PatchEmbedding, Rotary
 from lluda.backends.cuda import encoder
 from lluda.backends.cuda.backend import CudaBackend
-from lluda.backends.cuda.triton_target import interpreted
+from lluda.backends.cuda.kernels.triton_target import interpreted
 from lluda.backends.reference.backend import ReferenceBackend
 from tests.backends.test_encoder_block import Shape, random_block
 from tests.conftest import taken

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lluda.backends.capture import SAMPLING_NUMBERS, SAMPLING_WIDTH
-from lluda.backends.cuda.triton_target import kernel, launch_options, take_input
+from lluda.backends.cuda.kernels.triton_target import kernel, launch_options, take_input
 
 _PARTS, _LEAST_PART, _CHUNK = 256, 16, 64
 _SELECTED, _CANDIDATES = 128, 256

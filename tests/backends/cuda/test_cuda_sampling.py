@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="the kernels of the cuda backend are Triton
 from lluda.backends.backend import Precision
 from lluda.backends.capture import ARGMAX, MOST_KEPT, SAMPLING_NUMBERS, SAMPLING_WIDTH
 from lluda.backends.cuda.backend import CudaBackend
-from lluda.backends.cuda.triton_target import interpreted
+from lluda.backends.cuda.kernels.triton_target import interpreted
 from lluda.engine.sampling.sampler import Sampler, SamplingParams
 from lluda.errors import InvalidRequest, NumericalError
 

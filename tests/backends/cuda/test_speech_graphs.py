@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("triton", reason="the kernels of the cuda backend are Triton's: pip install triton")
 
 from lluda.backends.backend import Precision
-from lluda.backends.cuda.triton_target import interpreted
+from lluda.backends.cuda.kernels.triton_target import interpreted
 from lluda.backends.reference.backend import ReferenceBackend
 from lluda.engine.sampling.sampling_params import SamplingParams
 from lluda.engine.speech.frames import FrameGenerator
@@ -17,7 +17,7 @@ from lluda.engine.speech.speech_graphs import SpeechGraphs, push_all
 from lluda.engine.speech.speech_params import SpeechParams
 from lluda.engine.speech.vocoder_graph import STREAMS
 from lluda.errors import NumericalError
-from tests.backends.test_cuda_graph import DEVICE, cuda_backend, spoken, vocoder, voice_parts
+from tests.backends.cuda.test_cuda_graph import DEVICE, cuda_backend, spoken, vocoder, voice_parts
 
 pytestmark = pytest.mark.skipif(
     DEVICE.type == "cpu" and not interpreted(), reason="no GPU, and triton was imported before it could be interpreted"

@@ -1,0 +1,1 @@
+"""The Triton kernels, a file for each step of a layer or of a choice of tokens."""
