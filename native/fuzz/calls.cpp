@@ -113,6 +113,36 @@ void mono_convolution(lluda_context *context, Arguments &a) {
     expect(lluda_mono_convolution_block(context, &convolution, runs, lengths, x, x_stride, kept, y), a.wrong);
 }
 
+void convnext(lluda_context *context, Arguments &a) {
+    lluda_convnext block{};
+    const std::int64_t channels = block.channels = a.size(60), taps = block.taps = a.size(7);
+    block.inner = a.size(60);
+    block.dwconv = a.array<float>(taps * channels), block.dwconv_bias = a.array<float>(channels);
+    block.norm = a.array<float>(channels), block.norm_bias = a.array<float>(channels);
+    block.gamma = a.array<float>(channels), block.norm_eps = 1e-6f;
+    const lluda_weight pwconv1 = a.weight(block.inner, channels), pwconv2 = a.weight(channels, block.inner);
+    block.pwconv1 = &pwconv1, block.pwconv2 = &pwconv2;
+    const std::int64_t rows = a.rows(), x_stride = a.stride(channels);
+    float *x = a.array<float>(rows, x_stride, channels), *kept = a.array<float>((taps - 1) * channels);
+    expect(lluda_convnext_block(context, &block, 1, &rows, x, x_stride, &kept), a.wrong);
+}
+
+void upsample(lluda_context *context, Arguments &a) {
+    lluda_upsample block{};
+    const std::int64_t channels = block.channels = a.size(60), out = block.out = a.size(60);
+    block.stride = a.size(8), block.taps = a.wrong ? 3 : 1 + a.input.byte() % 2;
+    block.frequency = a.array<float>(channels), block.amplitude = a.array<float>(channels);
+    const lluda_weight conv = a.weight(a.wrong ? 1 : block.stride * out, a.wrong ? 1 : block.taps * channels);
+    block.conv = &conv;
+    const std::int64_t rows = a.rows(), x_stride = a.stride(channels);
+    const std::int32_t begun = a.input.byte() % 2;
+    const std::int64_t made = a.wrong ? 0 : std::max<std::int64_t>(rows + begun * (block.taps - 1) - (block.taps - 1), 0);
+    const float *x = a.array<float>(rows, x_stride, channels);
+    auto *kept = a.array<std::uint16_t>(channels);
+    float *y = a.array<float>(made * block.stride * out);
+    expect(lluda_upsample_block(context, &block, 1, &rows, x, x_stride, &kept, &begun, y), a.wrong);
+}
+
 void snake_beta(lluda_context *context, Arguments &a) {
     const std::int64_t channels = a.size(), rows = a.rows(), x_stride = a.stride(channels), y_stride = a.stride(channels);
     const bool half = a.input.byte() % 2;
@@ -167,8 +197,8 @@ void mlp(lluda_context *context, Arguments &a) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size) {
     Input input(data, size);
     lluda_context *context = context_of(input);
-    constexpr void (*kCalls[])(lluda_context *, Arguments &) = {linear,           conv1d,    residual_unit, snake_beta,
-                                                               mono_convolution, attention, mlp};
+    constexpr void (*kCalls[])(lluda_context *, Arguments &) = {
+        linear, conv1d, residual_unit, snake_beta, mono_convolution, convnext, upsample, attention, mlp};
     const auto call = kCalls[input.byte() % std::size(kCalls)];
     Arguments arguments(input);
     call(context, arguments);

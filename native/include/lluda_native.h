@@ -216,6 +216,47 @@ typedef struct lluda_residual_unit {
 LLUDA_API int lluda_residual_unit_block(lluda_context *context, const lluda_residual_unit *unit, int64_t runs,
                                         const int64_t *lengths, float *x, int64_t x_stride, uint16_t *const *kept);
 
+/* A vocoder's block: SnakeBeta, a transposed convolution that makes `stride` rows of each (of it and the one before, with
+ * two taps), residual units. */
+typedef struct lluda_upsample {
+    int64_t channels;
+    int64_t out;    /* channels behind the convolution */
+    int64_t taps;   /* 1 or 2 */
+    int64_t stride;
+    const float *frequency, *amplitude; /* F32 [channels] */
+    const lluda_weight *conv;           /* [stride * out, taps * channels] */
+    const lluda_residual_unit *units;   /* array */
+    int64_t unit_count;
+} lluda_upsample;
+
+/* x F32: the rows [lengths[i], channels] of `runs` streams below each other. y F32: stride rows [out] for each of them,
+ * but with two taps none for the first of a stream. kept [1 + unit_count][runs]: of each stream the last row of SnakeBeta,
+ * BF16 [channels], which counts where begun[i] is not 0, and what the units keep; all replaced. A run's results do not
+ * depend on the others. */
+LLUDA_API int lluda_upsample_block(lluda_context *context, const lluda_upsample *block, int64_t runs,
+                                   const int64_t *lengths, const float *x, int64_t x_stride, uint16_t *const *kept,
+                                   const int32_t *begun, float *y);
+
+/* x += gamma * pwconv2(gelu(pwconv1(layernorm(dwconv(x))))), dwconv causal and of each channel by itself. */
+typedef struct lluda_convnext {
+    int64_t channels;
+    int64_t inner; /* channels between pwconv1 and pwconv2 */
+    int64_t taps;
+    const float *dwconv, *dwconv_bias;  /* F32 [taps, channels], [channels] */
+    const float *norm, *norm_bias;      /* F32 [channels] */
+    const float *gamma;                 /* F32 [channels] */
+    const lluda_weight *pwconv1;        /* [inner, channels] */
+    const lluda_weight *pwconv2;        /* [channels, inner] */
+    float norm_eps;
+    int32_t reserved; /* 0 */
+} lluda_convnext;
+
+/* x F32, changed: the rows [lengths[i], channels] of `runs` streams below each other; kept[i] F32 [taps - 1, channels]: the
+ * last rows that came before in that stream (zeros at its start), replaced by those of this call. Inputs of products are
+ * rounded to BF16 once. A run's results do not depend on the others. */
+LLUDA_API int lluda_convnext_block(lluda_context *context, const lluda_convnext *block, int64_t runs,
+                                   const int64_t *lengths, float *x, int64_t x_stride, float *const *kept);
+
 /* A convolution to one channel behind a SnakeBeta, cut off at one: clamp(conv(snake(x)), -1, 1). */
 typedef struct lluda_mono_convolution {
     int64_t channels;

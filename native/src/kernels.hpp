@@ -128,6 +128,8 @@ struct Kernels {
     // out = x + amplitude * sin(frequency * x)^2, rounded to BF16.
     void (*snake_beta)(const float *x, const float *frequency, const float *amplitude, std::int64_t count,
                        std::uint16_t *out);
+    // out = gelu(x), exact, rounded to BF16.
+    void (*gelu)(const float *x, std::int64_t count, std::uint16_t *out);
     void (*softmax)(float *x, std::int64_t count);
     float (*dot)(const float *a, const float *b, std::int64_t count);
     void (*scale)(float *x, std::int64_t count, float factor);

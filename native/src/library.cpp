@@ -20,6 +20,8 @@ int64_t lluda_struct_size(const char *name) {
                                   {"lluda_cache_row", sizeof(lluda_cache_row)},
                                   {"lluda_attention", sizeof(lluda_attention)},
                                   {"lluda_residual_unit", sizeof(lluda_residual_unit)},
+                                  {"lluda_upsample", sizeof(lluda_upsample)},
+                                  {"lluda_convnext", sizeof(lluda_convnext)},
                                   {"lluda_mono_convolution", sizeof(lluda_mono_convolution)},
                                   {"lluda_mlp", sizeof(lluda_mlp)},
                                   {"lluda_encoder", sizeof(lluda_encoder)},

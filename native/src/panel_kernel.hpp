@@ -316,6 +316,14 @@ void gate_tile(const float *gate, const float *up, int outputs, int lanes, void 
     });
 }
 
+void gelu(const float *x, int64_t count, uint16_t *out) {
+    for (int64_t i = 0; i < count; i += kLanes) {
+        const int64_t here = smaller(count - i, kLanes);
+        const Halves halves = __builtin_convertvector(bf16_bits(gelu_erf(load_part(x + i, here))), Halves);
+        memcpy(out + i, &halves, static_cast<size_t>(here) * 2);
+    }
+}
+
 void gelu_tile(const float *sums, const float *bias, bool tanh, int outputs, int lanes, void *panel, int64_t width) {
     put_words(outputs, lanes, panel, width, [&](int o, int lane) LLUDA_INLINE_LAMBDA {
         const Floats x = load(sums + o * kTileRows + lane) + (bias ? bias[o] : 0.0f);

@@ -58,6 +58,9 @@ class ConvContext(Protocol):
         """The last ``count`` rows that ``convolution`` has seen (zeros, if ``padded``, before the first), then ``x``,
         whose last rows are kept in turn."""
 
+    def has_begun(self, convolution: object) -> bool:
+        """Whether ``convolution`` has seen a row."""
+
     def rows(self, convolution: object, like: Tensor, count: int, dtype: torch.dtype) -> Tensor:
         """Where these rows lie, ``[count, channels]`` with the channels and device of ``like``: to be changed in place
         instead of joined. Zeros at first."""

@@ -43,6 +43,10 @@ class ConvState:
         self._contexts[convolution] = extended[max(0, len(extended) - count) :].clone()
         return extended
 
+    def has_begun(self, convolution: object) -> bool:
+        """Whether ``convolution`` has seen a row."""
+        return convolution in self._contexts
+
     def rows(self, convolution: object, like: Tensor, count: int, dtype: torch.dtype) -> Tensor:
         """The context of ``convolution``, its last ``count`` input rows ``[count, channels of like]``, for a backend
         that changes it in place; zeros at first."""

@@ -19,7 +19,7 @@ from lluda.backends.backend import Precision
 from lluda.backends.batch import ConvContext, KeyValueStore, Segment
 from lluda.backends.blocks import AttentionBlock, EncoderBlock, MixtureBlock, Norm, ResidualUnit, SwiGLUBlock
 from lluda.backends.capabilities import BackendRequest
-from lluda.backends.components import CodePredictorSteps, DecoderLayers, Vocoder
+from lluda.backends.components import CodePredictorSteps, ConvNeXtBlock, DecoderLayers, UpsampleBlock, Vocoder
 from lluda.backends.cpu.capabilities import CAPABILITIES
 from lluda.backends.cpu.native_blocks import NativeBlocks, NativeWeight, biased, native
 from lluda.backends.cpu.native_library import (
@@ -220,15 +220,50 @@ class CpuBackend(TorchExecutor):
         )
         return x
 
+    def upsample_block(
+        self, streams: Sequence[Tensor], block: UpsampleBlock, contexts: Sequence[ConvContext]
+    ) -> list[Tensor]:
+        struct = self._blocks.upsample(block)
+        if struct is None:
+            return super().upsample_block(streams, block, contexts)
+        lengths, x = [len(rows) for rows in streams], _below_each_other(streams)
+        begun = [own.has_begun(block) for own in contexts]
+        made = [
+            max(rows + before - (struct.taps - 1), 0) * struct.stride if rows else 0
+            for rows, before in zip(lengths, begun, strict=True)
+        ]
+        y = torch.empty(sum(made), struct.out)
+        kept = [
+            own.rows(block, x, 1, torch.bfloat16) if rows else x for own, rows in zip(contexts, lengths, strict=True)
+        ]
+        kept += [own.rows(unit, y, unit.context, torch.bfloat16) for unit in block.units for own in contexts]
+        self._native.check(
+            self._native.upsample_block(
+                struct, len(lengths), sizes(lengths), x.data_ptr(), x.stride(0), pointers(kept),
+                (ctypes.c_int32 * len(begun))(*begun), y.data_ptr(),
+            )
+        )  # fmt: skip
+        return list(torch.split(y, made))
+
+    def convnext(
+        self, streams: Sequence[Tensor], block: ConvNeXtBlock, contexts: Sequence[ConvContext]
+    ) -> list[Tensor]:
+        struct, lengths = self._blocks.convnext(block), [len(rows) for rows in streams]
+        x = _below_each_other(streams)
+        kept = pointers([own.rows(block.dwconv, x, struct.taps - 1, torch.float32) for own in contexts])
+        self._native.check(
+            self._native.convnext_block(struct, len(lengths), sizes(lengths), x.data_ptr(), x.stride(0), kept)
+        )
+        return list(torch.split(x, lengths))
+
     def samples(self, streams: Sequence[Tensor], vocoder: Vocoder, contexts: Sequence[ConvContext]) -> list[Tensor]:
         struct = self._blocks.mono_convolution(vocoder.last, vocoder.act).struct
-        lengths = [len(x) for x in streams]
-        x = streams[0] if len(streams) == 1 else torch.cat(list(streams))
-        held = pointers([own.rows(vocoder.last, x, struct.taps - 1, torch.bfloat16) for own in contexts])
+        lengths, x = [len(rows) for rows in streams], _below_each_other(streams)
+        kept = pointers([own.rows(vocoder.last, x, struct.taps - 1, torch.bfloat16) for own in contexts])
         y = torch.empty(len(x))
         self._native.check(
             self._native.mono_convolution_block(
-                struct, len(lengths), sizes(lengths), x.data_ptr(), x.stride(0), held, y.data_ptr()
+                struct, len(lengths), sizes(lengths), x.data_ptr(), x.stride(0), kept, y.data_ptr()
             )
         )
         return list(torch.split(y, lengths))
@@ -373,6 +408,12 @@ def _alike(lengths: Sequence[int]) -> bool:
     """Whether segments are multiplied together as each is alone: sums of few rows are in another order than of many."""
     few = lengths[0] <= FEW_ROWS
     return all((rows <= FEW_ROWS) == few for rows in lengths) and (not few or sum(lengths) <= FEW_ROWS)
+
+
+def _below_each_other(streams: Sequence[Tensor]) -> Tensor:
+    """Rows of all streams in memory that may be changed, in float32."""
+    x = streams[0] if len(streams) == 1 else torch.cat(list(streams))
+    return x.float().contiguous()
 
 
 def _dtype_of(x: Tensor) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,20 +18,31 @@ from lluda.backends.blocks import (
     SwiGLU,
     SwiGLUBlock,
 )
-from lluda.backends.components import CodePredictorSteps, DecoderLayers, MonoConvolution
+from lluda.backends.components import (
+    CodePredictorSteps,
+    ConvNeXtBlock,
+    DecoderLayers,
+    MonoConvolution,
+    UpsampleBlock,
+)
 from lluda.backends.cpu.native_library import (
     AttentionStruct,
     CodePredictorStruct,
+    ConvNeXtStruct,
     EncoderStruct,
     LayerStruct,
     MlpStruct,
     MoeStruct,
     MonoConvolutionStruct,
     ResidualUnitStruct,
+    UpsampleStruct,
     WeightStruct,
     pointer,
 )
 from lluda.backends.weight import Weight
+
+MOST_TAPS = 2
+"""Of a transposed convolution inside ``lluda_upsample``."""
 
 _Block = TypeVar("_Block")
 _Made = TypeVar("_Made")
@@ -102,6 +113,17 @@ class NativeBlocks:
         if unit.conv1.weight.format == "Q8_0" or unit.conv2.weight.in_features % 2:
             return None
         return self._once(unit, _residual_unit_struct)
+
+    def upsample(self, block: UpsampleBlock) -> UpsampleStruct | None:
+        """``lluda_upsample``; None for what that kernel does not take: units it has no kernel for, or more taps."""
+        units = [self.residual_unit(unit) for unit in block.units]
+        if block.upsample.taps > MOST_TAPS or any(unit is None for unit in units):
+            return None
+        return self._once(block, lambda made: _upsample_struct(made, units))
+
+    def convnext(self, block: ConvNeXtBlock) -> ConvNeXtStruct:
+        """``lluda_convnext``."""
+        return self._once(block, _convnext_struct)
 
     def mono_convolution(self, conv: MonoConvolution, act: tuple[Tensor, Tensor]) -> NativeMonoConvolution:
         """``lluda_mono_convolution``."""
@@ -223,6 +245,38 @@ def _residual_unit_struct(unit: ResidualUnit) -> ResidualUnitStruct:
         *(part.data_ptr() for part in (*unit.act1, *unit.act2)),
         _with_bias(unit.conv1),
         _with_bias(unit.conv2),
+    )
+
+
+def _upsample_struct(block: UpsampleBlock, units: Sequence[Any]) -> UpsampleStruct:
+    conv = block.upsample
+    return UpsampleStruct(
+        channels=conv.projection.weight.in_features // conv.taps,
+        out=conv.projection.weight.out_features // conv.stride,
+        taps=conv.taps,
+        stride=conv.stride,
+        frequency=block.act[0].data_ptr(),
+        amplitude=block.act[1].data_ptr(),
+        conv=_with_bias(conv.projection),
+        units=(ResidualUnitStruct * len(units))(*units),
+        unit_count=len(units),
+    )
+
+
+def _convnext_struct(block: ConvNeXtBlock) -> ConvNeXtStruct:
+    taps, channels = block.dwconv.weight.shape
+    return ConvNeXtStruct(
+        channels=channels,
+        inner=block.pwconv1.weight.out_features,
+        taps=taps,
+        dwconv=block.dwconv.weight.data_ptr(),
+        dwconv_bias=block.dwconv.bias.data_ptr(),
+        norm=block.norm.weight.data_ptr(),
+        norm_bias=block.norm.bias.data_ptr(),
+        gamma=block.gamma.data_ptr(),
+        pwconv1=_with_bias(block.pwconv1),
+        pwconv2=_with_bias(block.pwconv2),
+        norm_eps=block.norm.eps,
     )
 
 

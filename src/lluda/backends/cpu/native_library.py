@@ -95,6 +95,41 @@ class ResidualUnitStruct(ctypes.Structure):
     )
 
 
+class UpsampleStruct(ctypes.Structure):
+    """``lluda_upsample``."""
+
+    _fields_ = (
+        ("channels", c_int64),
+        ("out", c_int64),
+        ("taps", c_int64),
+        ("stride", c_int64),
+        ("frequency", c_void_p),
+        ("amplitude", c_void_p),
+        ("conv", POINTER(WeightStruct)),
+        ("units", POINTER(ResidualUnitStruct)),
+        ("unit_count", c_int64),
+    )
+
+
+class ConvNeXtStruct(ctypes.Structure):
+    """``lluda_convnext``."""
+
+    _fields_ = (
+        ("channels", c_int64),
+        ("inner", c_int64),
+        ("taps", c_int64),
+        ("dwconv", c_void_p),
+        ("dwconv_bias", c_void_p),
+        ("norm", c_void_p),
+        ("norm_bias", c_void_p),
+        ("gamma", c_void_p),
+        ("pwconv1", POINTER(WeightStruct)),
+        ("pwconv2", POINTER(WeightStruct)),
+        ("norm_eps", c_float),
+        ("reserved", c_int32),
+    )
+
+
 class MonoConvolutionStruct(ctypes.Structure):
     """``lluda_mono_convolution``."""
 
@@ -201,6 +236,8 @@ STRUCTS = {
     "lluda_cache_row": CacheRowStruct,
     "lluda_attention": AttentionStruct,
     "lluda_residual_unit": ResidualUnitStruct,
+    "lluda_upsample": UpsampleStruct,
+    "lluda_convnext": ConvNeXtStruct,
     "lluda_mono_convolution": MonoConvolutionStruct,
     "lluda_mlp": MlpStruct,
     "lluda_encoder": EncoderStruct,
@@ -228,6 +265,13 @@ _COMPUTES: dict[str, tuple[object, ...]] = {
     "lluda_snake_beta": (c_int64, c_int64, c_void_p, c_int32, c_int64, c_void_p, c_void_p, c_void_p, c_int64),
     "lluda_residual_unit_block": (
         POINTER(ResidualUnitStruct), c_int64, POINTER(c_int64), c_void_p, c_int64, POINTER(c_void_p),
+    ),
+    "lluda_upsample_block": (
+        POINTER(UpsampleStruct), c_int64, POINTER(c_int64), c_void_p, c_int64, POINTER(c_void_p), POINTER(c_int32),
+        c_void_p,
+    ),
+    "lluda_convnext_block": (
+        POINTER(ConvNeXtStruct), c_int64, POINTER(c_int64), c_void_p, c_int64, POINTER(c_void_p),
     ),
     "lluda_mono_convolution_block": (
         POINTER(MonoConvolutionStruct), c_int64, POINTER(c_int64), c_void_p, c_int64, POINTER(c_void_p), c_void_p,
