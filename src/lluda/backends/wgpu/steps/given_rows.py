@@ -36,6 +36,7 @@ class WgpuMixture:
     """A mixture block of up to the builder's rows, which the host gives."""
 
     def __init__(self, gpu: Gpu, builder: StepBuilder, block: MixtureBlock, hidden: int) -> None:
+        builder.take_launches()  # what a block without a kernel left behind
         self._gpu, self._x = gpu, builder.add_mixture(block, hidden)
         self._result = gpu.buffer(self._x.nbytes, readable=True)
         self._commands = Commands(gpu, builder.take_launches())
