@@ -105,7 +105,7 @@ class PackedFormat(Format):
 
     def surely_finite(self, stored: StoredTensor) -> bool:
         """Without the exponent 255 among codes and escapes there is no NaN and no infinity."""
-        parts = _Parts.of(stored)
+        parts = PackedParts.of(stored)
         among_codes = (parts.exponents == _NON_FINITE).any()
         return not bool(among_codes | ((parts.values >> 7 & 255) == _NON_FINITE).any())
 
@@ -114,7 +114,7 @@ PACKED_BF16 = PackedFormat()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Parts:
+class PackedParts:
     """Views of a packed matrix: the exponent of each code (uint8 ``[16]``), where each row's escapes begin (int64
     ``[rows + 1]``), the escapes' columns (int64) and BF16 bits (int16)."""
 
@@ -124,7 +124,8 @@ class _Parts:
     values: torch.Tensor
 
     @classmethod
-    def of(cls, stored: StoredTensor) -> _Parts:
+    def of(cls, stored: StoredTensor) -> PackedParts:
+        """Of a valid matrix."""
         import torch
 
         data, (rows, columns) = stored.data, stored.shape
@@ -139,7 +140,7 @@ def _cut(stored: StoredTensor, rows: slice, columns: slice) -> StoredTensor:
     """Rows and (of whole blocks, or up to the last) columns, copied."""
     import torch
 
-    parts, wide = _Parts.of(stored), row_bytes(stored.shape[1])
+    parts, wide = PackedParts.of(stored), row_bytes(stored.shape[1])
     offsets = parts.offsets[rows.start : rows.stop + 1]
     of_rows = slice(int(offsets[0]), int(offsets[-1]))
     where, bits = parts.columns[of_rows], parts.values[of_rows]
@@ -183,13 +184,13 @@ def _write_beside_blocks(
 
 def decoded_rows(stored: StoredTensor) -> Iterator[tuple[int, torch.Tensor]]:
     """A packed matrix in pieces: a first row, and consecutive rows in BF16."""
-    parts = _Parts.of(stored)
+    parts = PackedParts.of(stored)
     step = max(1, _CHUNK_WEIGHTS // stored.shape[1])
     for begin in range(0, stored.shape[0], step):
         yield begin, _decode_rows(stored, parts, begin, min(begin + step, stored.shape[0]))
 
 
-def _decode_rows(stored: StoredTensor, parts: _Parts, begin: int, end: int) -> torch.Tensor:
+def _decode_rows(stored: StoredTensor, parts: PackedParts, begin: int, end: int) -> torch.Tensor:
     import torch
 
     rows, columns = end - begin, stored.shape[1]

@@ -69,6 +69,7 @@ class WgpuBackend(WgpuEncoder, WgpuVocoder):
         """One line for people."""
         forms = " and ".join(sorted(self._matrices.forms - {"f32"})) or "no"
         text = f"wgpu backend (experimental) on {self._gpu.adapter.describe()}, {forms} matrices there so far"
+        text += f", launches recorded by {self._gpu.recorder.name} code"
         missing = f"; no kernels for {', '.join(self._missing)}" if self._missing else ""
         return text + missing
 

@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lluda.backends.executor.q8_weight import Q8Weight
+from lluda.backends.exponent_codes import best_offset, exponent_counts
 from lluda.backends.weight import DenseWeight, Weight
 from lluda.backends.wgpu.gpu import Buffer, Gpu
-from lluda.backends.wgpu.memory.packing import PackedRows, offset_of, pack_rows, packed_row_bytes, side_words
-from lluda.backends.wgpu.weight import NoKernel, form_name, plain
+from lluda.backends.wgpu.memory.packing import PackedRows, pack_rows, packed_row_bytes, side_words
+from lluda.backends.wgpu.memory.repacking import StoredRows, exponents_of, repack
+from lluda.backends.wgpu.weight import NoKernel, PackedWeight, form_name, plain
 from lluda.formats.q8_0 import BLOCK, BLOCK_BYTES
 
 Joined = tuple[Weight, ...]
@@ -27,6 +29,9 @@ Joined = tuple[Weight, ...]
 
 Layout = tuple[tuple[Joined, ...], ...]
 """Of each expert (one, where there are none) the matrices of which a part has the same rows: gate and up, or one."""
+
+Piece = Weight | StoredRows
+"""Rows on their way to the device."""
 
 _AT_ONCE = 1 << 22
 """Weights that are read or coded at once, so that what is needed beside them stays small."""
@@ -119,10 +124,10 @@ class Matrices:
     def _part(self, layout: Layout, form: str, columns: int, first: int, rows: int) -> Part:
         nbytes = len(layout) * len(layout[0]) * rows * _row_bytes(form, columns)
 
-        def pieces() -> Iterator[Weight]:
+        def pieces() -> Iterator[Piece]:
             for expert in layout:
                 for joined in expert:
-                    yield from _rows_of(joined, first, first + rows)
+                    yield from _rows_of(joined, first, first + rows, as_stored=form == "packed")
 
         if form == "packed":
             return Part(first, rows, *self._packed_part(nbytes, pieces))
@@ -134,13 +139,13 @@ class Matrices:
         body = self._gpu.filled(nbytes, lambda: _placed(_values(piece, dtype).view(torch.uint8) for piece in pieces()))
         return Part(first, rows, body, nbytes, None)
 
-    def _packed_part(self, nbytes: int, pieces: Callable[[], Iterator[Weight]]) -> tuple[Buffer, int, Buffer]:
-        offset = offset_of(_values(piece, torch.bfloat16) for piece in pieces())
+    def _packed_part(self, nbytes: int, pieces: Callable[[], Iterator[Piece]]) -> tuple[Buffer, int, Buffer]:
+        offset = best_offset(torch.stack([_exponents(piece) for piece in pieces()]).sum(0).tolist())
         coded: list[PackedRows] = []
 
         def bodies() -> Iterator[Tensor]:
             for piece in pieces():
-                made = pack_rows(_values(piece, torch.bfloat16), offset)
+                made = _packed(piece, offset)
                 coded.append(PackedRows(made.body[:0], made.counts, made.escapes))
                 yield made.body
 
@@ -157,32 +162,42 @@ def _row_bytes(form: str, columns: int) -> int:
     return columns * {"bf16": 2, "f32": 4, "q8_0": 1}[form]
 
 
-def _rows_of(joined: Joined, begin: int, end: int) -> Iterator[Weight]:
-    """Rows of matrices one below the other, in pieces."""
+def _rows_of(joined: Joined, begin: int, end: int, *, as_stored: bool) -> Iterator[Piece]:
+    """Rows of matrices one below the other, in pieces; ``as_stored``: packed ones as they are."""
     top = 0
     for weight in joined:
         first, last = max(begin - top, 0), min(end - top, weight.out_features)
         top += weight.out_features
         if first < last:
-            weight = plain(weight)
+            weight = weight if as_stored else plain(weight)
             step = max(1, _AT_ONCE // weight.in_features)
             yield from (_slice(weight, row, min(row + step, last)) for row in range(first, last, step))
 
 
-def _slice(weight: Weight, begin: int, end: int) -> Weight:
+def _slice(weight: Weight, begin: int, end: int) -> Piece:
     if isinstance(weight, Q8Weight):
         return Q8Weight(weight.blocks[begin:end])
+    if isinstance(weight, PackedWeight):
+        return StoredRows(weight.stored, begin, end)
     assert isinstance(weight, DenseWeight), f"rows of a {weight.format} weight"
     return DenseWeight(weight.values[begin:end], weight.format)
 
 
-def _values(piece: Weight, dtype: torch.dtype) -> Tensor:
-    assert isinstance(piece, DenseWeight), f"values of a {piece.format} weight"
+def _values(piece: Piece, dtype: torch.dtype) -> Tensor:
+    assert isinstance(piece, DenseWeight), "values of coded weights"
     return piece.values.to(dtype).contiguous()
 
 
-def _q8(piece: Weight) -> Tensor:
-    assert isinstance(piece, Q8Weight), f"blocks of a {piece.format} weight"
+def _exponents(piece: Piece) -> Tensor:
+    return exponents_of(piece) if isinstance(piece, StoredRows) else exponent_counts(_values(piece, torch.bfloat16))
+
+
+def _packed(piece: Piece, offset: int) -> PackedRows:
+    return repack(piece, offset) if isinstance(piece, StoredRows) else pack_rows(_values(piece, torch.bfloat16), offset)
+
+
+def _q8(piece: Piece) -> Tensor:
+    assert isinstance(piece, Q8Weight), "blocks of weights that have none"
     return piece.blocks.view(len(piece.blocks), piece.in_features // BLOCK, BLOCK_BYTES)
 
 

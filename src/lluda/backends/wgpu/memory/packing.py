@@ -6,14 +6,14 @@ are escapes. One offset serves all rows that lie in one buffer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lluda.backends.exponent_codes import best_offset, coded_parts, exponent_counts, joined
+from lluda.backends.exponent_codes import coded_parts, joined
 from lluda.formats.packed_bf16 import BLOCK, BLOCK_BYTES, in_block_order
 
 
@@ -25,14 +25,6 @@ class PackedRows:
     body: Tensor
     counts: Tensor
     escapes: Tensor
-
-
-def offset_of(pieces: Iterable[Tensor]) -> int:
-    """The offset for all of ``pieces``, which are BF16."""
-    counts = torch.zeros(256, dtype=torch.int64)
-    for piece in pieces:
-        counts += exponent_counts(piece)
-    return best_offset(counts.tolist())
 
 
 def pack_rows(values: Tensor, offset: int) -> PackedRows:
