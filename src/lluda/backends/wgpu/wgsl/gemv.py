@@ -15,7 +15,7 @@ from lluda.backends.wgpu.wgsl.shader import GRID_X, ROUNDED, Shader, Target, bin
 MAX_BATCH = 4
 _WITHOUT_BARRIER = 8
 """Threads of a subgroup from which on groups are subgroups, or parts of them."""
-_LEAST_GROUPS = 1024
+_LEAST_GROUPS = 2048
 _ROWS = {"bf16": 4, "f32": 4, "packed": 4, "q8_0": 8}
 """Rows of a matrix that a group of threads takes at most."""
 _AHEAD = 8
@@ -57,7 +57,7 @@ class Tile:
 
 
 def tile_of(product: Product, target: Target) -> Tile:
-    """Depends on the matrix alone, so that sums do not depend on how many rows come together."""
+    """Threads depend on the matrix alone, so that sums do not depend on how many rows come together."""
     fragments = product.columns // FORMS[product.form].columns
     if target.shuffles(_WITHOUT_BARRIER):
         return _tile_of_subgroup(product, fragments, target)
@@ -77,7 +77,7 @@ def _tile_of_subgroup(product: Product, fragments: int, target: Target) -> Tile:
     while threads > 8 and fragments <= threads // 2:
         threads //= 2
     members = 2 if product.mode in ("gated", "experts") else 1
-    most = _ROWS[product.form] // members
+    most = _ROWS[product.form] // (members * product.batch)
     rows = 1
     while rows < most and product.rows // (2 * rows) >= _LEAST_GROUPS:
         rows *= 2
