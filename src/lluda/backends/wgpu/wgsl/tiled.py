@@ -225,7 +225,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
   {sums}
   for (var k0 = 0u; k0 < {tiled.columns}u; k0 += {_DEPTH}u) {{
     for (var i = t; i < {vectors}u; i += {_WORKGROUP}u) {{
-      let r = i / 8u; let c = i % 8u; var v = vec4<f32>(0.0);
+      let r = i % {tiled.tile}u; let c = i / {tiled.tile}u; var v = vec4<f32>(0.0);
       if (k0 + c * 4u < {tiled.x_columns}u) {{ {_source_row(tiled)} v = x_at(m, k0 + c * 4u); }}
       for (var j = 0u; j < 4u; j++) {{ tx_[((c * 4u + j) * {tiled.tile}u + r) / 4u][r % 4u] = v[j]; }}
     }}
@@ -266,18 +266,19 @@ def _row(tiled: Tiled, place: str) -> str:
 
 
 def _matrix(tiled: Tiled) -> str:
-    """The matrix's part of a tile, eight columns for each thread."""
+    """The matrix's part of a tile, eight columns for each thread. Neighbours take neighbouring rows, so that what
+    they write lies in different banks of workgroup memory."""
     where = "base + n0 + r"
     inside = f"n0 + r < {tiled.rows}u && k0 + c * 8u < {tiled.columns}u"
     if tiled.form == "bf16":
-        return f"""    let r = t / 4u; let c = t % 4u; var v = vec4<u32>(0u);
+        return f"""    let r = t % {WIDTH}u; let c = t / {WIDTH}u; var v = vec4<u32>(0u);
     if ({inside}) {{ v = w[(({where}) * {tiled.columns}u + k0) / 8u + c]; }}
     for (var j = 0u; j < 4u; j++) {{
       tw[((c * 8u + 2u * j) * {WIDTH}u + r) / 4u][r % 4u] = bitcast<f32>(v[j] << 16u);
       tw[((c * 8u + 2u * j + 1u) * {WIDTH}u + r) / 4u][r % 4u] = bitcast<f32>(v[j] & 0xffff0000u);
     }}"""
     if tiled.form == "q8_0":
-        return f"""    let r = t / 4u; let c = t % 4u; var v0 = vec4<f32>(0.0); var v1 = vec4<f32>(0.0);
+        return f"""    let r = t % {WIDTH}u; let c = t / {WIDTH}u; var v0 = vec4<f32>(0.0); var v1 = vec4<f32>(0.0);
     if ({inside}) {{
       let at = ({where}) * {tiled.columns}u + k0 + c * 8u; let d = half_at(at / 32u);
       v0 = d * vec4<f32>(unpack4xI8(w[at / 4u])); v1 = d * vec4<f32>(unpack4xI8(w[at / 4u + 1u]));
@@ -286,7 +287,7 @@ def _matrix(tiled: Tiled) -> str:
       tw[((c * 8u + j) * {WIDTH}u + r) / 4u][r % 4u] = v0[j];
       tw[((c * 8u + 4u + j) * {WIDTH}u + r) / 4u][r % 4u] = v1[j];
     }}"""
-    return f"""    let r = t / 4u; let c = t % 4u;
+    return f"""    let r = t % {WIDTH}u; let c = t / {WIDTH}u;
     for (var j = 0u; j < 8u; j++) {{
       var v = 0.0;
       if ({inside}) {{ v = value({where}, k0 + c * 8u + j); }}
