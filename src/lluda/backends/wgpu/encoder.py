@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -17,9 +18,15 @@ from lluda.backends.wgpu.steps.tiled_products import padded_rows
 class WgpuEncoder(WgpuExecutor):
     """Rows are filled up to whole tiles, for which runs are made."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._stems: dict[ConvStem, StemMatrices | None] = {}
+
     def conv_stem(self, stem: ConvStem, chunks: Tensor) -> Tensor:
         """See `ComputeBackend.conv_stem`."""
-        kernels = self.run_of(stem, lambda _: StemMatrices(stem))
+        if stem not in self._stems:
+            self._stems[stem] = self.where_there_are_kernels(lambda: StemMatrices(stem))
+        kernels = self._stems[stem]
         if kernels is None:
             return super().conv_stem(stem, chunks)
         count, _, bins, frames = chunks.shape

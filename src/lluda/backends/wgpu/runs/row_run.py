@@ -27,8 +27,8 @@ Made = TypeVar("Made")
 Given = tuple[Buffer, Tensor | NDArray[np.uint32]]
 """Where the host writes, and what."""
 
-_SHAPES = 16
-"""Kept, the last that were used."""
+_SHAPES = 64
+"""Kept, the last that were used: each has bindings, and memory for its results."""
 
 _MANY_ROWS = 256
 """From so many on launches are submitted some at a time."""
