@@ -190,6 +190,17 @@ def test_too_little_address_space_is_told_before_torch_is_imported(lluda, model,
     assert "address space is limited to 314,572,800 bytes (ulimit -v), in which torch cannot start" in printed.err
 
 
+def test_kernels_of_shapes_that_come_once_are_not_kept_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server's memory grew with each turn that somebody spoke. What the user set stays."""
+    from lluda.cli.heavy_imports import heavy_imports
+
+    monkeypatch.delenv("LRU_CACHE_CAPACITY", raising=False)
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    with heavy_imports():
+        kept = {name: os.environ.pop(name) for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")}
+    assert kept == {"LRU_CACHE_CAPACITY": "256", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7"}
+
+
 def test_an_import_that_fails_under_a_limit_names_the_limit(monkeypatch):
     from lluda.cli.heavy_imports import heavy_imports
 

@@ -13,6 +13,11 @@ from lluda.errors import LludaError
 _ADDRESS_SPACE, _OF_A_THREAD = 1 << 30, 64 << 20
 """Bytes that the libraries map to start: with fewer, OpenBLAS ends the process, or an import fails halfway."""
 
+_KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+_KERNELS = "256"
+"""Of oneDNN's kernels, and of those that torch asked it for: one for each shape. Both keep 1,024 of some 40 KB each,
+and sound has ever new shapes: a spoken conversation grew by 80 KB a turn."""
+
 
 @contextmanager
 def heavy_imports() -> Iterator[None]:
@@ -20,6 +25,7 @@ def heavy_imports() -> Iterator[None]:
 
     LludaError: the limit on this process's address space leaves too little for them.
     """
+    bound_kernel_caches()
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     least = _ADDRESS_SPACE + _OF_A_THREAD * (os.cpu_count() or 1)
     if limit == resource.RLIM_INFINITY:
@@ -33,6 +39,12 @@ def heavy_imports() -> Iterator[None]:
             yield
     except (ImportError, SystemError, OSError, MemoryError) as error:
         raise _too_little(limit, least) from error
+
+
+def bound_kernel_caches() -> None:
+    """Let no more than `_KERNELS` be kept, unless the environment says how many. Before the first of them is made."""
+    for name in _KERNEL_CACHES:
+        os.environ.setdefault(name, _KERNELS)
 
 
 def _too_little(limit: int, least: int) -> LludaError:

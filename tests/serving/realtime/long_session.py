@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from websockets.sync.client import ClientConnection, connect
 
+from lluda.cli.heavy_imports import bound_kernel_caches
 from lluda.serving.limits import Limits
 from lluda.serving.realtime.answers.speech_pace import SpeechPace
 from tests.serving.realtime.talking import pcm
@@ -35,6 +36,9 @@ TURN_SECONDS = 30
 
 INTERRUPTED = 8
 """Every so many questions is spoken into the answer before it."""
+
+LONGEST = 24
+"""Tokens and frames of an answer: tiny-omni, which learnt single turns, talks on where many came before."""
 
 _MESSAGE_SECONDS = 0.5
 """Of sound in one event."""
@@ -82,6 +86,9 @@ def converse(server: RunningServer, hours: float, every_minutes: float) -> Itera
     begun, told, open_answers = time.monotonic(), 0.0, 0
     outcomes: Counter[str] = Counter()
     with nobody_listens(), connect(f"ws://127.0.0.1:{server.port}/v1/realtime?model=tiny-omni", **options) as client:
+        client.send(
+            json.dumps({"type": "session.update", "session": {"type": "realtime", "max_output_tokens": LONGEST}})
+        )
         for number in range(round(hours * 3600 / TURN_SECONDS)):
             question = questions[number % len(questions)]
             samples = np.zeros(TURN_SECONDS * RATE, np.float32)
@@ -123,6 +130,7 @@ def _held() -> tuple[float, int, int]:
 
 
 if __name__ == "__main__":
+    bound_kernel_caches()
     rows = []
     with running_server(limits=Limits(realtime_session_seconds=24 * 3600)) as measured:
         for row in converse(measured, float(sys.argv[1]), every_minutes=10.0):
