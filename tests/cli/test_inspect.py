@@ -86,7 +86,8 @@ def test_the_gpus_of_a_machine_are_listed(lluda, model):
     for each in document["adapters"]:
         assert f"{each['device']} {each['name']} ({each['driver']}, {each['interface']}" in printed.out
         assert each["limits"]["max-storage-buffer-binding-size"] > 0
-        assert each["read_bytes_per_second"] > 0
+        assert each["read_bytes_per_second"] > 0 and each["recorder"] in ("native", "cffi")
+        assert min(each["recording_seconds"], each["answer_seconds"]) > 0 <= each["launch_seconds"]
     assert document["adapters"] or "install a Vulkan driver" in printed.out
     refused = lluda("inspect", model, "--device", "wgpu")
     assert refused.code == 2 and "leave one of them out" in refused.err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +11,9 @@ from lluda.backends.device import DeviceRuntime
 from lluda.backends.wgpu.adapter import choose
 
 if TYPE_CHECKING:
-    from lluda.backends.wgpu.gpu import Gpu
-    from lluda.backends.wgpu.steps.launch import Commands
+    from lluda.backends.wgpu.probe import Probe
 
 _CARDS = Path("/sys/class/drm")
-_READ_BYTES, _READS, _MOST_READS, _PASSES = 256 << 20, 2, 64, 4
-_LONG_SECONDS = 0.02
 
 
 class WgpuRuntime(DeviceRuntime):
@@ -39,32 +35,17 @@ class WgpuRuntime(DeviceRuntime):
         return max(cards) if cards and amd else super().memory_available()
 
     def read_bandwidth(self) -> float:
-        """The best of several passes over more memory than caches hold."""
+        """See `probe.read_bandwidth`."""
         from lluda.backends.wgpu.gpu import Gpu
-        from lluda.backends.wgpu.steps.launch import Commands, Launch
-        from lluda.backends.wgpu.wgsl import bandwidth
+        from lluda.backends.wgpu.probe import read_bandwidth
 
-        gpu = Gpu(self._adapter)
-        nbytes = min(gpu.binding_limit, _READ_BYTES, self.memory_available() // 4)
-        source, word = gpu.buffer(nbytes), gpu.buffer(4)
-        shader, grid = bandwidth.read(nbytes)
-        launch = Launch(shader, ((source, 0, source.nbytes), (word, 0, word.nbytes)), grid)
-        # Long enough that asking for it is no part of the time.
-        once = _seconds(gpu, Commands(gpu, [launch] * _READS)) / _READS
-        reads = min(max(_READS, round(_LONG_SECONDS / once)), _MOST_READS)
-        return reads * nbytes / _seconds(gpu, Commands(gpu, [launch] * reads))
+        return read_bandwidth(Gpu(self._adapter), self.memory_available())
 
+    def probe(self) -> Probe:
+        """See `probe.probe`."""
+        from lluda.backends.wgpu.probe import probe
 
-def _seconds(gpu: Gpu, commands: Commands) -> float:
-    """The shortest of several times."""
-    seconds = []
-    for _ in range(_PASSES):
-        gpu.wait()
-        begun = time.perf_counter()
-        gpu.submit(commands.recorded())
-        gpu.wait()
-        seconds.append(time.perf_counter() - begun)
-    return min(seconds)
+        return probe(self._adapter, self.memory_available())
 
 
 def _free_of_card(device: Path) -> int | None:

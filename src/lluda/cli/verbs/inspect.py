@@ -18,6 +18,7 @@ from lluda.weights.hub.sources import resolve_model
 
 if TYPE_CHECKING:
     from lluda.backends.wgpu.adapter import Adapter
+    from lluda.backends.wgpu.probe import Probe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,10 +54,10 @@ def _list_adapters(args: argparse.Namespace) -> int:
     if args.path or args.model:
         raise InvalidRequest("--device lists GPUs and no model; leave one of them out")
     with heavy_imports():
-        from lluda.backends import device_runtime
         from lluda.backends.wgpu.adapter import adapters
+        from lluda.backends.wgpu.device import WgpuRuntime
     found = adapters()
-    rates = [device_runtime(each.device).read_bandwidth() for each in found]
+    probes = [WgpuRuntime(each.device).probe() for each in found]
     rows = [
         {
             "device": each.device,
@@ -67,19 +68,25 @@ def _list_adapters(args: argparse.Namespace) -> int:
             "subgroup": list(each.subgroup),
             "features": list(each.features),
             "limits": each.limits,
-            "read_bytes_per_second": rate,
+            "read_bytes_per_second": measured.read,
+            "launch_seconds": measured.launch,
+            "recording_seconds": measured.recording,
+            "answer_seconds": measured.answer,
+            "recorder": measured.recorder,
         }
-        for each, rate in zip(found, rates, strict=True)
+        for each, measured in zip(found, probes, strict=True)
     ]
-    publish(args, {"adapters": rows}, lambda: _print_adapters(found, rates))
+    publish(args, {"adapters": rows}, lambda: _print_adapters(found, probes))
     return 0
 
 
-def _print_adapters(found: Sequence[Adapter], rates: Sequence[float | None]) -> None:
-    for each, rate in zip(found, rates, strict=True):
+def _print_adapters(found: Sequence[Adapter], probes: Sequence[Probe]) -> None:
+    for each, measured in zip(found, probes, strict=True):
         print(each.describe())
-        if rate is not None:
-            print(f"  reads {rate / 1e9:.1f} GB/s")
+        print(
+            f"  reads {measured.read / 1e9:.1f} GB/s; a launch takes {1e6 * measured.launch:.1f} us, its recording "
+            f"({measured.recorder}) {1e6 * measured.recording:.1f} us, an answer {1e6 * measured.answer:.0f} us"
+        )
         fewest, most = each.subgroup
         print(f"  {each.kind}, subgroups of {fewest} to {most} threads" if most else f"  {each.kind}, no subgroups")
         print(f"  features: {', '.join(each.features)}")
