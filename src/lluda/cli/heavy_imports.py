@@ -42,7 +42,7 @@ def heavy_imports() -> Iterator[None]:
 
 
 def bound_kernel_caches() -> None:
-    """Let no more than `_KERNELS` be kept, unless the environment says how many. Before the first of them is made."""
+    """Let no more than `_KERNELS` be kept, unless the environment says how many; read when torch is imported."""
     for name in _KERNEL_CACHES:
         os.environ.setdefault(name, _KERNELS)
 

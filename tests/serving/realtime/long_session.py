@@ -1,7 +1,8 @@
 """One session of hours in minutes: what the server holds while a conversation goes on.
 
 Sound is sent as fast as it is taken, silence between turns too, and answers leave as fast as they are made: nobody
-listens. ``python -m tests.serving.realtime.long_session HOURS FILE`` writes the rows as JSON.
+listens. ``python -m tests.serving.realtime.long_session HOURS FILE`` writes the rows as JSON; give it what the command
+sets before torch is imported (`lluda.cli.heavy_imports`): ONEDNN_PRIMITIVE_CACHE_CAPACITY=256 LRU_CACHE_CAPACITY=256.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from typing import Any
 import numpy as np
 from websockets.sync.client import ClientConnection, connect
 
-from lluda.cli.heavy_imports import bound_kernel_caches
 from lluda.serving.limits import Limits
 from lluda.serving.realtime.answers.speech_pace import SpeechPace
 from tests.serving.realtime.talking import pcm
@@ -130,7 +130,6 @@ def _held() -> tuple[float, int, int]:
 
 
 if __name__ == "__main__":
-    bound_kernel_caches()
     rows = []
     with running_server(limits=Limits(realtime_session_seconds=24 * 3600)) as measured:
         for row in converse(measured, float(sys.argv[1]), every_minutes=10.0):
