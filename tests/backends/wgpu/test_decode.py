@@ -214,6 +214,27 @@ def test_a_step_goes_out_before_the_one_before_it_has_answered(one_gpu):
     assert 12 < graph.submitted - before <= 20  # of twelve steps
 
 
+def test_steps_that_are_filled_up_go_out_early_too(one_gpu):
+    runner, lengths = runner_on(wgpu_backend(one_gpu), DENSE), (20, 4, 9)
+
+    def said(step):
+        caches = [runner.new_cache() for _ in lengths]
+        tokens = [int(runner.prefill(prompt(n, n), cache).argmax()) for n, cache in zip(lengths, caches, strict=True)]
+        found = []
+        for turn in range(8):
+            found.append(tokens)
+            tokens = step(tokens, caches)
+            if turn == 4:  # one is through, another comes
+                caches[1] = runner.new_cache()
+                tokens[1] = int(runner.prefill(prompt(6, 3), caches[1]).argmax())
+        return found
+
+    expected = said(lambda tokens, caches: runner.step(tokens, caches).argmax(-1).tolist())
+    before = runner._graph(3).submitted
+    assert said(lambda tokens, caches: runner.argmax_step(tokens, caches)[0]) == expected
+    assert 8 < runner._graph(3).submitted - before <= 10
+
+
 def test_a_largest_logit_that_is_no_number_is_told(one_gpu):
     backend = wgpu_backend(one_gpu)
     runner = runner_on(backend, DENSE)

@@ -71,17 +71,17 @@ class KeyValuePool:
     def take(self, stores: Sequence[KeyValueStore]) -> None:
         """Count one row more of each, which a step that was submitted before writes."""
         self.uses += 1
-        for store in stores:
+        for store in set(stores):
             self._count(self._runs[store], store, 1)
 
     def _count(self, run: _Run, store: KeyValueStore, rows: int) -> None:
         run.here, run.there = store.length + rows, min(run.there, store.length)
         store.elsewhere = self
 
-    def starts(self, stores: Sequence[KeyValueStore], rows: int) -> list[int] | None:
-        """Where the positions of stores that were placed begin, if all have space for so many rows more."""
+    def starts(self, stores: Sequence[KeyValueStore], rows: Sequence[int]) -> list[int] | None:
+        """Where the positions of stores that were placed begin, if all have space for so many ``rows`` more."""
         runs = [self._runs[store] for store in stores]
-        enough = all(store.length + rows <= run.capacity for store, run in zip(stores, runs, strict=True))
+        enough = all(store.length + more <= run.capacity for store, run, more in zip(stores, runs, rows, strict=True))
         return [run.start for run in runs] if enough else None
 
     @torch.inference_mode()  # tensors that were made in this mode can only be changed in it

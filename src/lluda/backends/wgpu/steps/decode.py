@@ -42,18 +42,25 @@ class _Launched:
     result: Buffer
     submission: int
     ids: Sequence[int] | None
+    """None while the device alone knows them."""
+    moved: list[bool] = field(default_factory=list)
+    """Of a step that went out before the one before it had answered: what `moves` must say of it."""
     tokens: list[int] = field(default_factory=list)
 
-    def is_followed_by(self, ids: Sequence[int], positions: Sequence[float], stores: Sequence[KeyValueStore]) -> bool:
-        """Whether a step is the next one of the same sequences, with the tokens that this one chose."""
-        if list(ids) != self.tokens or len(stores) != len(self.stores):
-            return False
-        if any(now != before + 1 for now, before in zip(positions, self.positions, strict=True)):
-            return False
-        return all(
-            each() is store and store.length == length + 1
-            for each, store, length in zip(self.stores, stores, self.lengths, strict=True)
-        )
+    def moves(
+        self, ids: Sequence[int], positions: Sequence[float], stores: Sequence[KeyValueStore]
+    ) -> list[bool] | None:
+        """Of each row of a step whether it is the next of its sequence, with the token that this one chose, or else the
+        same row again, as those are that fill up a step. None: one is neither."""
+        found = []
+        for row, (store, token, position) in enumerate(zip(stores, ids, positions, strict=True)):
+            length, before = self.lengths[row], self.positions[row]
+            is_next = (store.length, token, position) == (length + 1, self.tokens[row], before + 1)
+            is_same = self.ids is not None and (store.length, token, position) == (length, self.ids[row], before)
+            if self.stores[row]() is not store or not (is_next or is_same):
+                return None
+            found.append(is_next)
+        return found
 
 
 class WgpuDecode:
@@ -101,9 +108,9 @@ class WgpuDecode:
         self._reads_logits, self._logits = self._logits is not None, None
         with self._gpu.lock:
             before, ahead = self._current, self._ahead
-            follows = before is not None and before.is_followed_by(ids, positions, stores)
+            moved = before.moves(ids, positions, stores) if before is not None and before.tokens else None
             self._ahead = None
-            if follows and ahead is not None and ahead.uses == self._step.layers.pool.uses:
+            if ahead is not None and ahead.moved == moved and ahead.uses == self._step.layers.pool.uses:
                 ahead.ids = list(ids)
                 self._current = ahead
                 self._step.layers.pool.take(stores)
@@ -113,8 +120,8 @@ class WgpuDecode:
                 self._current = self._start(ids, positions, stores)
             if self._choice is not None:
                 self._exchange.prepare(self._step.launches, self._copies(self._results[1]))
-            elif follows and not self._reads_logits:
-                self._ahead = self._start_ahead(stores)
+            elif moved and not self._reads_logits:
+                self._ahead = self._start_ahead(stores, moved)
 
     def result(self) -> tuple[list[int], list[float]]:
         """Wait; of each row the id chosen, or -1 where the host must choose, and the largest logit or score (NaN where
@@ -147,15 +154,22 @@ class WgpuDecode:
         self._gpu.write(self._step.ids, 0, np.array(ids, np.uint32))
         return self._submit(list(ids), positions, stores, lengths, [starts[store] for store in stores])
 
-    def _start_ahead(self, stores: Sequence[KeyValueStore]) -> _Launched | None:
-        """The step behind the current one, if its rows have space."""
+    def _start_ahead(self, stores: Sequence[KeyValueStore], moved: list[bool]) -> _Launched | None:
+        """The step behind the current one, if its rows have space: of rows that ``moved`` the next, of others the same
+        again."""
         current = self._current
-        assert current is not None
-        starts = self._step.layers.pool.starts(stores, 2)
+        assert current is not None and current.ids is not None
+        starts = self._step.layers.pool.starts(stores, [1 + each for each in moved])
         if starts is None:
             return None
-        positions, lengths = [each + 1 for each in current.positions], [store.length + 1 for store in stores]
-        return self._submit(None, positions, stores, lengths, starts)
+        for row, moves in enumerate(moved):
+            if not moves:
+                self._gpu.write(self._step.ids, 4 * row, np.array(current.ids[row], np.uint32))
+        positions = [each + moves for each, moves in zip(current.positions, moved, strict=True)]
+        lengths = [store.length + moves for store, moves in zip(stores, moved, strict=True)]
+        ahead = self._submit(None, positions, stores, lengths, starts)
+        ahead.moved = moved
+        return ahead
 
     def _submit(
         self,
@@ -183,7 +197,7 @@ class WgpuDecode:
             return
         self._ahead = None
         stores = [store for store in (each() for each in current.stores) if store is not None]
-        starts = self._step.layers.pool.starts(stores, 0)
+        starts = self._step.layers.pool.starts(stores, [0] * len(stores))
         assert current.ids is not None and starts is not None, "of a step whose result was taken"
         self._gpu.write(self._step.ids, 0, np.array(current.ids, np.uint32))
         self._current = self._submit(current.ids, current.positions, stores, current.lengths, starts)
