@@ -316,3 +316,19 @@ def test_a_bias_is_of_known_tokens_and_leaves_one(bias, words):
 def test_a_bias_is_a_number_from_minus_100_to_100_by_id(bias):
     with pytest.raises(InvalidRequest, match="logit_bias"):
         SamplingParams(logit_bias=bias)
+
+
+@pytest.mark.parametrize("settings", [{"top_k": 50, "top_p": 0.8}, {"top_k": 7, "min_p": 0.2}, {"top_k": 1}])
+def test_few_scores_are_drawn_from_as_many_are(monkeypatch, settings):
+    def drawn():
+        sampler = Sampler(SamplingParams(temperature=0.9, seed=3, **settings), [], 2048)
+        random = torch.Generator().manual_seed(4)
+        # Rounded, so that there are ties; some scores are those of ids that may not be chosen.
+        rows = [(torch.randn(2048, generator=random) * 4).bfloat16().float() for _ in range(200)]
+        for row in rows[::3]:
+            row[:2000] = -torch.inf
+        return [sampler.sample(row).id for row in rows]
+
+    few = drawn()
+    monkeypatch.setattr("lluda.engine.sampling.sampler._FEW_SCORES", 0)
+    assert drawn() == few
