@@ -131,7 +131,8 @@ def _held() -> tuple[float, int, int]:
 
 if __name__ == "__main__":
     rows = []
-    with running_server(limits=Limits(realtime_session_seconds=24 * 3600)) as measured:
+    limits = Limits(realtime_session_seconds=24 * 3600, realtime_ping_seconds=3600)
+    with running_server(limits=limits) as measured:
         for row in converse(measured, float(sys.argv[1]), every_minutes=10.0):
             print(row, flush=True)
             rows.append(asdict(row))
