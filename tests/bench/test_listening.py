@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_has_the_first_token_and_the_first_sound_of_each_turn(folder: Path) -> None:
-    settings = Settings(plan=Plan(tests=("listen",)), repeat=1, threads=1, timeout=120)
+    settings = Settings(plan=Plan(tests=("listen",)), repeat=1, threads=1, timeout=600)
     report = run_bench(str(folder), settings)
     assert [(state.status, state.format) for state in report.engines] == [("ok", "BF16")], report.engines
     units = {row.test: row.unit for row in report.rows}
