@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lluda.backends.blocks import MixtureBlock, Norm, SwiGLUBlock
+from lluda.backends.components import DecoderLayers
 from lluda.backends.weight import Weight
 from lluda.backends.wgpu.gpu import Buffer, Gpu
 from lluda.backends.wgpu.memory.matrices import Matrices, Matrix
@@ -18,6 +20,10 @@ from lluda.backends.wgpu.wgsl.gemv import Mode
 
 PROMPT_ROWS = (16, 64, 128, 256)
 """Rows of one step; more would make no product faster."""
+
+
+_SPLITS = 2
+"""Of a row's positions among workgroups, which leave something in memory each."""
 
 
 def prompt_sizes(rows: int) -> list[int]:
@@ -35,6 +41,10 @@ class PromptBuilder(StepBuilder):
     def __init__(self, gpu: Gpu, matrices: Matrices, pool_of: PoolOf, rows: int) -> None:
         super().__init__(gpu, matrices, pool_of, rows)
         self._products = TiledProducts(matrices, self._launch, self._bytes_of)
+
+    def _heads_of(self, layers: DecoderLayers) -> Heads:
+        # Rows keep a GPU busy by themselves; the same splits in steps of all sizes, so that sums have one order.
+        return replace(super()._heads_of(layers), splits=_SPLITS)
 
     def _attend(self, heads: Heads, ranges: Sequence[Range | LateRange]) -> None:
         self._launch(attention.store(heads, self._gpu.target), ranges, (heads.kv_heads, 1, self._rows))
