@@ -256,3 +256,32 @@ def test_the_first_of_the_largest_logits(gpu):
     assert got[:, 1].tolist() == read(gpu, ids, 4, dtype=np.uint32).tolist() == [77, 4000, 3, 0]
     peaks = floats_of(got[:, 0])
     assert peaks[0] == -0.5 and peaks[1] == np.inf and np.isnan(peaks[2]) and peaks[3] == -np.inf
+
+
+@pytest.mark.parametrize("form", ["f32", "bf16", "packed", "q8_0"])
+def test_products_for_subgroups_of_32_compile(one_gpu, form):
+    """What NVIDIA's, AMD's and Apple's GPUs get, and no driver here can run: wgpu takes the text."""
+    from lluda.backends.wgpu.wgsl.gemv import Product, gemv, tile_of
+    from lluda.backends.wgpu.wgsl.shader import Target
+
+    target = Target(32)
+    shapes = [(4096, 1024, "store", 1e-6), (1024, 3072, "add", None), (768, 2048, "experts", 1e-6)]
+    for rows, columns, mode, eps in [*shapes, (151_936, 1024, "store", 1e-6), (2048, 768, "mix", None)]:
+        for batch in (1, 4):
+            product = Product(form, rows, columns, rows, 0, batch, eps, mode, 8)
+            tile = tile_of(product, target)
+            assert target.shuffles(tile.threads) and tile.workgroup % 128 == 0
+            one_gpu._module(gemv(product, tile, target)[0].code)
+
+
+def test_attention_for_subgroups_of_32_compiles(one_gpu):
+    from lluda.backends.wgpu.wgsl.attention import Heads, attention, store
+    from lluda.backends.wgpu.wgsl.shader import Target
+
+    for heads in (Heads(16, 8, 128, 1e-6), Heads(32, 4, 128, 1e-6), Heads(14, 2, 64, None)):
+        for shader in (
+            attention(heads, Target(32)),
+            attention(heads, Target(32), stored=True),
+            store(heads, Target(32)),
+        ):
+            one_gpu._module(shader.code)

@@ -16,8 +16,8 @@ STATE = 2
 """Words that say of a row: positions filled before it, and where its run begins."""
 
 WORKGROUP = 128
-_AT_ONCE = 4
-"""Positions that a group of lanes asks for before it waits."""
+_AT_ONCE, _MOST_SCORES = 4, 16
+"""Positions that a group of lanes asks for before it waits, and scores of theirs that it holds, at most."""
 _LEAST = 64
 """Positions that a split has at least."""
 
@@ -67,6 +67,11 @@ def _shader(heads: Heads, text: Sequence[str]) -> Shader:
     return Shader("\n".join([ROUNDED, *bindings, *text, "}"]), kinds)
 
 
+def _at_once(heads: Heads) -> int:
+    """Positions at once; fewer where many query heads share them."""
+    return max(1, min(_AT_ONCE, _MOST_SCORES // (heads.heads // heads.kv_heads)))
+
+
 def _lanes(heads: Heads) -> int:
     """Threads that share a position, each with a 16-byte load."""
     return heads.head_dim // 8
@@ -75,7 +80,7 @@ def _lanes(heads: Heads) -> int:
 def _head(heads: Heads, target: Target) -> str:
     D, group, lanes = heads.head_dim, heads.heads // heads.kv_heads, _lanes(heads)
     places = WORKGROUP // lanes
-    shared = max(1, group * _AT_ONCE * target.sum_floats(lanes, WORKGROUP))
+    shared = max(1, group * _at_once(heads) * target.sum_floats(lanes, WORKGROUP))
     return f"""var<workgroup> hs: array<f32, {(group + 2) * D}>;
 var<workgroup> sq: array<f32, {(group + 1) * 4}>;
 var<workgroup> red: array<f32, {shared}>;
@@ -165,8 +170,8 @@ def _positions(heads: Heads, target: Target) -> str:
     """The split's positions, several at once for each group of lanes, which keeps its own largest score: nobody waits
     for the others before the end."""
     group, lanes = heads.heads // heads.kv_heads, _lanes(heads)
-    places, stride, each, several = WORKGROUP // lanes, heads.kv_heads * lanes, range(group), range(_AT_ONCE)
-    lines = [f"  for (var at = begin; at < end; at += {places * _AT_ONCE}u) {{"]
+    places, stride, each, several = WORKGROUP // lanes, heads.kv_heads * lanes, range(group), range(_at_once(heads))
+    lines = [f"  for (var at = begin; at < end; at += {places * len(several)}u) {{"]
     for u in several:
         lines += [
             f"    let place{u} = min(at + {u * places}u + p, end - 1u);",
@@ -253,5 +258,5 @@ def takes(heads: Heads) -> bool:
     lanes, group = _lanes(heads), heads.heads // heads.kv_heads
     powers = lanes in (1, 2, 4, 8, 16, 32) and heads.head_dim == 8 * lanes
     places = WORKGROUP // max(lanes, 1)
-    floats = (group + 2) * heads.head_dim + group * (_AT_ONCE * WORKGROUP + 4) + places * (heads.head_dim + 2)
+    floats = (group + 2) * heads.head_dim + group * (_at_once(heads) * WORKGROUP + 4) + places * (heads.head_dim + 2)
     return powers and 4 * floats <= 28 * 1024
