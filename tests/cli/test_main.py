@@ -198,7 +198,7 @@ def test_kernels_of_shapes_that_come_once_are_not_kept_for_good(monkeypatch: pyt
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
     with heavy_imports():
         kept = {name: os.environ.pop(name) for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")}
-    assert kept == {"LRU_CACHE_CAPACITY": "256", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7"}
+    assert kept == {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7"}
 
 
 def test_an_import_that_fails_under_a_limit_names_the_limit(monkeypatch):

@@ -14,7 +14,7 @@ _ADDRESS_SPACE, _OF_A_THREAD = 1 << 30, 64 << 20
 """Bytes that the libraries map to start: with fewer, OpenBLAS ends the process, or an import fails halfway."""
 
 _KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-_KERNELS = "256"
+_KERNELS = "64"
 """Of oneDNN's kernels, and of those that torch asked it for: one for each shape. Both keep 1,024 of some 40 KB each,
 and sound has ever new shapes: a spoken conversation grew by 80 KB a turn."""
 

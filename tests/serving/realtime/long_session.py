@@ -2,7 +2,7 @@
 
 Sound is sent as fast as it is taken, silence between turns too, and answers leave as fast as they are made: nobody
 listens. ``python -m tests.serving.realtime.long_session HOURS FILE`` writes the rows as JSON; give it what the command
-sets before torch is imported (`lluda.cli.heavy_imports`): ONEDNN_PRIMITIVE_CACHE_CAPACITY=256 LRU_CACHE_CAPACITY=256.
+sets before torch is imported (`lluda.cli.heavy_imports`): ONEDNN_PRIMITIVE_CACHE_CAPACITY=64 LRU_CACHE_CAPACITY=64.
 """
 
 from __future__ import annotations
