@@ -27,7 +27,7 @@ WAYS = {
     "subgroups-of-8": {"checked": True, "subgroup": 8},  # what the driver has, which reports 4: sums without a barrier
     "no-subgroups": {"checked": True, "subgroup": 0},
     "trusted": {"checked": False},
-    "bindings-of-1-MiB": {"checked": True, "binding_bytes": 1 << 20, "matrix_bytes": 1 << 14},
+    "bindings-of-1-MiB": {"checked": True, "binding_bytes": 1 << 20, "matrix_bytes": 1 << 15},
 }
 
 
