@@ -174,6 +174,20 @@ def test_a_bandwidth_that_cannot_be_measured_any_more_costs_no_results(
         run_bench(str(checkpoint(TINY_QWEN3)), Settings(plan=PLAN, repeat=2))
 
 
+def test_auto_is_the_best_device_here(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def required(_path: Path, _config: object, settings: Settings) -> None:
+        asked.append(settings.device)
+        raise LludaError("nothing is to be measured")
+
+    monkeypatch.setattr("lluda.bench.runner.best_device", lambda: "cuda:3")
+    monkeypatch.setattr("lluda.bench.runner._require_runnable", required)
+    with pytest.raises(LludaError, match="nothing is to be"):
+        run_bench(str(checkpoint(TINY_QWEN3)), Settings(device="auto"))
+    assert asked == ["cuda:3"]
+
+
 def test_settings_out_of_range_are_refused() -> None:
     for wrong in ({"repeat": 0}, {"timeout": 0.0}, {"threads": 0}, {"against": ("vllm",)}, {"formats": ("Q1",)}):
         with pytest.raises(InvalidRequest):

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 
-from lluda.backends import device_runtime, memory_available, usable_device
+from lluda.backends import best_device, device_runtime, memory_available, usable_device
 from lluda.bench.engines import ENGINES, PEERS, require_peer
 from lluda.bench.formats import BYTES_PER_WEIGHT, format_name
 from lluda.bench.job import LISTENING_TESTS, OMNI_TESTS, Job, Plan
@@ -149,6 +149,8 @@ def run_bench(model: str, settings: Settings, progress: Progress | None = None) 
         OutOfMemory: a device that random weights do not fit; the message says by how much.
     """
     notify: Progress = progress or (lambda _what, _done, _total: None)
+    if settings.device == "auto":
+        settings = replace(settings, device=best_device())
     path, config = _find(model, settings)
     if settings.random:
         settings = _for_random_weights(path, config, settings)

@@ -28,7 +28,7 @@ _SYNTH_HELP = (
     "device: prefill, decode and, of an Omni model, speech, audio and a turn with both "
     "(--cache-dir does not apply; --against transformers alone)"
 )
-_DEVICE_HELP = "cpu, cuda, cuda:1, … for lluda and transformers (default cpu, with --synth cuda)"
+_DEVICE_HELP = "cpu, cuda, cuda:1, … or auto for lluda and transformers (default cpu, with --synth cuda)"
 _MODEL_TESTS = ("load", "ttft", "pp", "tg", "memory", "streams", "products")
 _SHARED_TESTS = ("pp", "tg", "streams", "turn")
 _TESTS_HELP = (
