@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from lluda.bench import bandwidth, worker
-from lluda.bench.job import Job
+from lluda.bench.prediction import bandwidth
+from lluda.bench.process import worker
+from lluda.bench.process.job import Job
+from lluda.bench.process.supervisor import WORKER, WorkerResult
 from lluda.bench.session import EngineInfo
-from lluda.bench.supervisor import WORKER, WorkerResult
 from lluda.config.model import ModelConfig
 from lluda.convert.synth import synthesize
 from lluda.models.causal_lm import causal_lm_parameters

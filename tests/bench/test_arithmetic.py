@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lluda.bench.arithmetic import (
+from lluda.bench.prediction.arithmetic import (
     DecoderWeights,
     attention_flops,
     cache_bytes,

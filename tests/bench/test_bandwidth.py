@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lluda.bench import bandwidth
+from lluda.bench.prediction import bandwidth
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

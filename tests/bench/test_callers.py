@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lluda.bench.job import CALLERS_POSITIONS, Plan
-from lluda.bench.worker import samples
+from lluda.bench.process.job import CALLERS_POSITIONS, Plan
+from lluda.bench.process.worker import samples
 from tests.bench.test_engines import job_for
 from tests.conftest import TINY_QWEN3
 

@@ -11,8 +11,8 @@ import pytest
 from lluda.backends.cpu.native_library import native_library
 from lluda.bench.engines import ENGINES, PEERS, require_peer
 from lluda.bench.engines.lluda import LludaSession
-from lluda.bench.job import Job
-from lluda.bench.peer_files import prepare_files
+from lluda.bench.process.job import Job
+from lluda.bench.process.peer_files import prepare_files
 from lluda.config.model import ModelConfig
 from lluda.convert.gguf_metadata import text_metadata
 from lluda.convert.quantize import TypeChoice, write_quantized

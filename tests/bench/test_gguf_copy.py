@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from lluda.bench.gguf_copy import gguf_copy
-from lluda.bench.job import Job
+from lluda.bench.process.gguf_copy import gguf_copy
+from lluda.bench.process.job import Job
 from lluda.config.model import ModelConfig
 from lluda.errors import UnsupportedModel
 from lluda.weights.checkpoint import open_checkpoint, read_config

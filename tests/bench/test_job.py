@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lluda.bench.job import PRODUCT_TESTS, TESTS, Job, Plan
+from lluda.bench.process.job import PRODUCT_TESTS, TESTS, Job, Plan
 from lluda.errors import InvalidRequest
 
 

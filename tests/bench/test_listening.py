@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lluda.bench import listening
-from lluda.bench.job import Plan
+from lluda.bench.measured import listening
+from lluda.bench.process.job import Plan
 from lluda.bench.runner import Settings, run_bench
 from lluda.cli.main import main
 from lluda.weights.model_folder import VOCABULARIES

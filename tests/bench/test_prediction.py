@@ -10,9 +10,9 @@ import pytest
 
 from lluda.backends import select_backend
 from lluda.bench.formats import FORMATS, load_options
-from lluda.bench.job import Plan
-from lluda.bench.prediction import Prediction
-from lluda.bench.products import FLOPS_TEST, READ_TEST, Products, measure_products
+from lluda.bench.prediction.prediction import Prediction
+from lluda.bench.prediction.products import FLOPS_TEST, READ_TEST, Products, measure_products
+from lluda.bench.process.job import Plan
 from lluda.bench.runner import Settings, run_bench
 from lluda.bench.table import render
 from lluda.config.model import ModelConfig
@@ -61,7 +61,7 @@ def test_what_speaks_is_predicted_of_an_omni_model_alone(released_config: Callab
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products of small matrices, few times."""
     for name, value in {"OUT": 256, "IN": 128, "_TOTAL_BYTES": 1 << 18, "_PASSES": 2}.items():
-        monkeypatch.setattr(f"lluda.bench.products.{name}", value)
+        monkeypatch.setattr(f"lluda.bench.prediction.products.{name}", value)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -8,10 +8,10 @@ from itertools import product
 import pytest
 import torch
 
-from lluda.bench import speech
 from lluda.bench.engines import lluda_speech
 from lluda.bench.engines.lluda_speech import LludaSpeech
-from lluda.bench.job import Plan
+from lluda.bench.measured import speech
+from lluda.bench.process.job import Plan
 from lluda.bench.random_weights import require_memory
 from lluda.bench.runner import Settings, run_bench
 from lluda.bench.source import read_random_config

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from lluda.bench.engines import ENGINES, Engine
-from lluda.bench.job import Job, Plan, Sample
+from lluda.bench.process.job import Job, Plan, Sample
+from lluda.bench.process.supervisor import BANDWIDTH, WORKER, WorkerResult
 from lluda.bench.report import Bandwidth, Report
 from lluda.bench.runner import Settings, run_bench
 from lluda.bench.session import EngineInfo
-from lluda.bench.supervisor import BANDWIDTH, WORKER, WorkerResult
 from lluda.cli.main import main
 from lluda.errors import InvalidRequest, LimitExceeded, LludaError
 from tests.conftest import TINY_MOE, TINY_QWEN3

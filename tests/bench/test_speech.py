@@ -9,9 +9,9 @@ import pytest
 
 from lluda.bench.engines import ENGINES, Engine
 from lluda.bench.engines.lluda_speech import LludaSpeech
-from lluda.bench.job import Job, Plan
+from lluda.bench.measured.speech import FRAMES, PROMPT_ROWS, SpeechSession, measure_speech
+from lluda.bench.process.job import Job, Plan
 from lluda.bench.runner import Settings, run_bench
-from lluda.bench.speech import FRAMES, PROMPT_ROWS, SpeechSession, measure_speech
 from lluda.cli.main import main
 from lluda.config.code2wav import SAMPLE_RATE
 from lluda.engine.loading.model_files import ModelFiles

@@ -9,8 +9,8 @@ import time
 import psutil
 import pytest
 
-from lluda.bench.job import Job, Sample
-from lluda.bench.supervisor import WorkerResult, run_worker
+from lluda.bench.process.job import Job, Sample
+from lluda.bench.process.supervisor import WorkerResult, run_worker
 from tests.conftest import watchdog
 
 JOB = Job(engine="lluda", model="m", threads=1)
@@ -84,7 +84,7 @@ def test_a_hang_ends_at_the_timeout_with_all_its_children() -> None:
 def test_a_worker_ends_when_its_parent_is_killed() -> None:
     code = """
 import os, time
-from lluda.bench.worker import die_with_parent
+from lluda.bench.process.worker import die_with_parent
 ready, tell = os.pipe()
 pid = os.fork()
 if pid == 0:

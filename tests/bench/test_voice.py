@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lluda.bench.voice import stillness, voice
+from lluda.bench.measured.voice import stillness, voice
 from lluda.engine.listening.turn_detector import SpeechEnded, SpeechStarted, TurnDetector, TurnSettings
 
 RATE = 16_000

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lluda.bench.weight_traffic import bytes_per_step, code_predictor_bytes, talker_bytes, weights_per_step
+from lluda.bench.prediction.weight_traffic import bytes_per_step, code_predictor_bytes, talker_bytes, weights_per_step
 from lluda.config.model import ModelConfig
 from lluda.models.build import speech_parameters
 from lluda.models.causal_lm import causal_lm_parameters

@@ -144,7 +144,7 @@ def test_nan_in_a_packed_matrix_is_told_at_load(lluda, wide, tmp_path):
 
 
 def test_a_gguf_file_becomes_a_packed_folder(lluda, wide, tmp_path):
-    from lluda.bench.gguf_copy import gguf_copy
+    from lluda.bench.process.gguf_copy import gguf_copy
     from lluda.config.model import ModelConfig
     from lluda.weights.checkpoint import read_config
 

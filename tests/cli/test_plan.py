@@ -251,7 +251,7 @@ def test_speed_is_predicted_for_a_machine_that_is_named(lluda, model):
 
 def test_speed_is_predicted_by_products_measured_here(lluda, model, monkeypatch):
     for name, value in {"OUT": 256, "IN": 128, "_TOTAL_BYTES": 1 << 18}.items():
-        monkeypatch.setattr(f"lluda.bench.products.{name}", value)
+        monkeypatch.setattr(f"lluda.bench.prediction.products.{name}", value)
     document = json.loads(lluda("plan", model, "--json", "--speed").out)
     assert [row["test"] for row in document["speed"]["BF16"]] == ["tg128", "pp128", "pp512"]
     assert all(row["value"] > 0 for rows in document["speed"].values() for row in rows)

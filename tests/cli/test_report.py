@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lluda.bench import speech
 from lluda.bench.engines import lluda_speech
+from lluda.bench.measured import speech
 from lluda.cli.main import main
 from lluda.cli.report import json_text
 from tests.bench.conftest import in_this_process

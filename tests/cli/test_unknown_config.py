@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lluda.bench.job import Job
+from lluda.bench.process.job import Job
 from lluda.errors import InvalidRequest
 from tests.cli.conftest import write_model
 

@@ -30,7 +30,7 @@ torch_threads = tasks() - before
 assert len(torch_threads) == 1, "torch made other threads than expected"
 
 from lluda.bench.engines.lluda import LludaSession
-from lluda.bench.job import Job
+from lluda.bench.process.job import Job
 session = LludaSession(Job(engine="lluda", model=sys.argv[1], backend="cpu", threads=2, context=64, vocab_size=512))
 tokens = session.start([[1, 2, 3], [4, 5], [6, 7, 8], [9]])
 time.sleep(0.1)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from lluda.bench.job import Job, Sample
+from lluda.bench.process.job import Job, Sample
 from lluda.bench.session import Session
 from lluda.engine.runner import Runner
 
@@ -72,13 +72,13 @@ def measure(job: Job, open_session: Callable[[Job], Session], opened: Callable[[
 def _engine_samples(job: Job, runner: Runner) -> Iterator[Sample]:
     """Those of ENGINE_TESTS."""
     if "callers" in job.plan.tests:
-        from lluda.bench.callers import Callers
+        from lluda.bench.measured.callers import Callers
 
         callers = Callers(job, runner)
         for _ in range(job.rounds):
             yield from callers.samples()
     if "prompts" in job.plan.tests:
-        from lluda.bench.prompts import Prompts
+        from lluda.bench.measured.prompts import Prompts
 
         for _ in range(job.rounds):
             yield from Prompts(job, runner).samples()

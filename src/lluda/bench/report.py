@@ -16,7 +16,7 @@ class Row:
 
     ``roofline_fraction`` (rows of decoding, talker and code predictor): bytes of weights read a second over the
     machine's streaming bandwidth around the same turn (it moves, where a host is shared), of which the median; None
-    where no count of bytes is sure. ``predicted``: the median that `lluda.bench.prediction` expects from the products
+    where no count of bytes is sure. ``predicted``: the median that `bench.prediction` expects from the products
     measured in the same run; None of peers, of tests that it knows nothing of, and without the test ``products``.
     """
 

@@ -11,17 +11,17 @@ from statistics import mean
 from lluda.backends import best_device, device_runtime, memory_available, usable_device
 from lluda.bench.engines import ENGINES, PEERS, require_peer
 from lluda.bench.formats import BYTES_PER_WEIGHT, format_name
-from lluda.bench.job import LISTENING_TESTS, OMNI_TESTS, Job, Plan
 from lluda.bench.machine import available_cores, read_machine
-from lluda.bench.peer_files import prepare_files, warm_page_cache
-from lluda.bench.prediction import Prediction
-from lluda.bench.products import Products
+from lluda.bench.prediction.prediction import Prediction
+from lluda.bench.prediction.products import Products
+from lluda.bench.prediction.weight_traffic import weights_per_step
+from lluda.bench.process.job import LISTENING_TESTS, OMNI_TESTS, Job, Plan
+from lluda.bench.process.peer_files import prepare_files, warm_page_cache
+from lluda.bench.process.supervisor import BANDWIDTH, run_worker
 from lluda.bench.random_weights import require_memory
 from lluda.bench.report import Bandwidth, Conditions, EngineState, MeasuredModel, Report, Row, make_row
 from lluda.bench.session import EngineInfo
 from lluda.bench.source import read_random_config
-from lluda.bench.supervisor import BANDWIDTH, run_worker
-from lluda.bench.weight_traffic import weights_per_step
 from lluda.config.decoder import DecoderConfig
 from lluda.config.model import ModelConfig
 from lluda.engine.loading.model_files import ModelFiles

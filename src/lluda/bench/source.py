@@ -13,7 +13,7 @@ from lluda.backends import select_backend
 from lluda.backends.backend import ComputeBackend
 from lluda.backends.weight import Parameters
 from lluda.bench.formats import held_format, load_options
-from lluda.bench.job import Job
+from lluda.bench.process.job import Job
 from lluda.bench.random_weights import random_parameters
 from lluda.config.model import ModelConfig, resolve_dtype
 from lluda.engine.kv_cache import CacheOptions

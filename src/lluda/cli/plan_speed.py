@@ -10,7 +10,7 @@ from lluda.cli import options
 from lluda.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from lluda.bench.prediction import Predicted
+    from lluda.bench.prediction.prediction import Predicted
     from lluda.engine.loading.model_files import ModelFiles
 
 FORMATS = ("BF16", "packed", "Q8_0")
@@ -65,8 +65,8 @@ def predict(args: argparse.Namespace, files: ModelFiles) -> Speeds:
     """Of each format that the backend has kernels for. Errors as `lluda.backends.select_backend`."""
     from lluda.backends import select_backend
     from lluda.bench.formats import BYTES_PER_WEIGHT, load_options
-    from lluda.bench.prediction import Prediction
-    from lluda.bench.products import Products, measure_products
+    from lluda.bench.prediction.prediction import Prediction
+    from lluda.bench.prediction.products import Products, measure_products
     from lluda.engine.loading.load_options import LoadOptions
 
     def rows(name: str, products: Products, backend: str) -> list[Predicted]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lluda.backends.backend import CacheLayout, ComputeBackend
+from lluda.backends.batch import RowsElsewhere
 
 
 class SlidingCache:
@@ -16,7 +17,7 @@ class SlidingCache:
 
     def __init__(self, backend: ComputeBackend, layout: CacheLayout, *, window: int, rows: int) -> None:
         self.length = 0
-        self.elsewhere = None
+        self.elsewhere: RowsElsewhere | None = None
         self._needed = window - 1
         self._buffers = backend.new_cache(layout, self._needed + rows)
 

@@ -20,7 +20,7 @@ from lluda.backends.cuda.kernels.triton_target import interpreted
 from lluda.backends.cuda.prompt_graphs import PromptGraphs, Rows
 from lluda.backends.reference.backend import ReferenceBackend
 from lluda.backends.weight import Parameters
-from lluda.bench.host_waits import host_waits
+from lluda.bench.measured.host_waits import host_waits
 from lluda.config.code2wav import read_code2wav
 from lluda.config.model import ModelConfig
 from lluda.config.reader import ConfigReader

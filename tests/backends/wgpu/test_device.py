@@ -45,7 +45,7 @@ def test_memory_of_amds_cards_is_what_the_kernel_says(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", ["BF16", "packed", "Q8_0"])
 def test_products_are_measured_on_the_device(one_gpu, monkeypatch, name):
     from lluda.backends.wgpu.backend import WgpuBackend
-    from lluda.bench import products
+    from lluda.bench.prediction import products
 
     for key, value in {"OUT": 256, "IN": 128, "_TOTAL_BYTES": 1 << 16, "_PASSES": 2}.items():
         monkeypatch.setattr(products, key, value)

@@ -9,7 +9,7 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 
-from lluda.bench.job import Job
+from lluda.bench.process.job import Job
 from lluda.bench.session import RELEASED_SAMPLING, EngineInfo, Session, SteppingSession
 from lluda.errors import UnsupportedModel
 from lluda.weights.checkpoint import open_checkpoint

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lluda.bench.job import Job
+from lluda.bench.prediction.weight_traffic import bytes_per_step, weights_per_step
+from lluda.bench.process.job import Job
 from lluda.bench.session import RELEASED_SAMPLING, EngineInfo, Session, SteppingSession
 from lluda.bench.source import open_source
-from lluda.bench.weight_traffic import bytes_per_step, weights_per_step
 from lluda.engine.kv_cache import KVCache
 from lluda.engine.runner import Runner
 from lluda.engine.sampling.sampler import Sampler

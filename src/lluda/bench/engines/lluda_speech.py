@@ -13,11 +13,8 @@ import torch
 
 from lluda.backends.device import runtime_of
 from lluda.backends.weight import Parameters
-from lluda.bench.host_waits import host_waits
-from lluda.bench.job import Job
-from lluda.bench.session import EngineInfo
-from lluda.bench.source import open_source
-from lluda.bench.speech import (
+from lluda.bench.measured.host_waits import host_waits
+from lluda.bench.measured.speech import (
     FRAMES,
     MEL_FRAMES,
     PROMPT_ROWS,
@@ -26,7 +23,10 @@ from lluda.bench.speech import (
     StreamingSession,
     prompt_rows,
 )
-from lluda.bench.weight_traffic import code_predictor_bytes, talker_bytes
+from lluda.bench.prediction.weight_traffic import code_predictor_bytes, talker_bytes
+from lluda.bench.process.job import Job
+from lluda.bench.session import EngineInfo
+from lluda.bench.source import open_source
 from lluda.config.code2wav import SAMPLE_RATE
 from lluda.config.omni import OmniConfig, SpeechConfig
 from lluda.config.talker import TalkerConfig

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import mistralrs
 
-from lluda.bench.job import Job
+from lluda.bench.process.job import Job
 from lluda.bench.session import EngineInfo, Session
 from lluda.convert.mistralrs_folder import ARCHITECTURES
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.initialization import no_init_weights
 
-from lluda.bench.job import Job
+from lluda.bench.process.job import Job
 from lluda.bench.session import EngineInfo, Session, SteppingSession
 from lluda.evaluation.transformers_components import TransformersComponents
 from lluda.weights.checkpoint import is_gguf

@@ -18,10 +18,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from lluda.bench.job import Job
+from lluda.bench.measured.speech import SpeechSession, SpeechTraffic, prompt_rows
+from lluda.bench.prediction.weight_traffic import code_predictor_bytes, talker_bytes
+from lluda.bench.process.job import Job
 from lluda.bench.session import EngineInfo
-from lluda.bench.speech import SpeechSession, SpeechTraffic, prompt_rows
-from lluda.bench.weight_traffic import code_predictor_bytes, talker_bytes
 from lluda.engine.loading.model_files import ModelFiles
 from lluda.evaluation.transformers_components import TransformersComponents
 from lluda.models.build import speech_parameters

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from lluda.bench.measured.voice import stillness, voice
 from lluda.bench.server.call import Address, Seen
-from lluda.bench.voice import stillness, voice
 from lluda.extras import missing
 
 if TYPE_CHECKING:

@@ -100,7 +100,7 @@ def _run_server(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    from lluda.bench.job import Plan
+    from lluda.bench.process.job import Plan
     from lluda.bench.runner import Settings
 
     if args.tensor_parallel > 1 and args.tests is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from lluda.bench.gguf_copy import checkpoint_key, gguf_copy
+from lluda.bench.process.gguf_copy import checkpoint_key, gguf_copy
 from lluda.config.model import ModelConfig
 from lluda.convert.mistralrs_folder import mistralrs_folder
 from lluda.errors import UnsupportedModel

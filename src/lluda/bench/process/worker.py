@@ -1,4 +1,4 @@
-"""``python -m lluda.bench.worker``: one engine measured in a process of its own.
+"""``python -m lluda.bench.process.worker``: one engine measured in a process of its own.
 
 Reads one `Job` as JSON from stdin; writes one JSON object a line: ``{"info": …}`` when the model is open, then a
 ``{"test", "value", "unit", "reads"}`` for each sample. Whatever the engine prints goes to stderr. Exit code 1: see
@@ -19,10 +19,10 @@ from importlib import import_module
 from json import dumps
 
 from lluda.bench.engines import ENGINES
-from lluda.bench.job import LISTENING_TESTS, PRODUCT_TESTS, Job, Sample
+from lluda.bench.measured.speech import measure_speech
 from lluda.bench.measurements import measure
+from lluda.bench.process.job import LISTENING_TESTS, PRODUCT_TESTS, Job, Sample
 from lluda.bench.session import HasInfo
-from lluda.bench.speech import measure_speech
 from lluda.errors import LludaError
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -66,13 +66,13 @@ def samples(job: Job, opened: Callable[[HasInfo], None]) -> Iterator[Sample]:
         _release_memory(job.device)
         yield from measure_speech(job, import_module(engine.speech).open_session, once)
     if set(LISTENING_TESTS) & set(job.plan.tests):
-        from lluda.bench.listening import measure_listening
+        from lluda.bench.measured.listening import measure_listening
 
         first = not (job.plan.text_tests or job.plan.omni_tests)
         _release_memory(job.device)
         yield from measure_listening(job, opened if first else lambda _session: None)
     if set(PRODUCT_TESTS) & set(job.plan.tests) and job.engine == "lluda":
-        from lluda.bench.products import measure_products
+        from lluda.bench.prediction.products import measure_products
         from lluda.bench.source import open_source
 
         _release_memory(job.device)

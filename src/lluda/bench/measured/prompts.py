@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from statistics import median
 
-from lluda.bench.job import PROMPTS_POSITIONS, Job, Sample
+from lluda.bench.process.job import PROMPTS_POSITIONS, Job, Sample
 from lluda.engine.kv_cache import KVCache
 from lluda.engine.runner import Runner
 from lluda.engine.warm_up import warm_up

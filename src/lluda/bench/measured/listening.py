@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from lluda.api.model import Model
 from lluda.bench.formats import load_options
-from lluda.bench.job import Job, Sample
+from lluda.bench.measured.voice import voice
+from lluda.bench.process.job import Job, Sample
 from lluda.bench.random_weights import RandomFiles
 from lluda.bench.session import EngineInfo
 from lluda.bench.source import random_backend, random_format, read_random_config
-from lluda.bench.voice import voice
 from lluda.engine.loading.load_options import LoadOptions
 from lluda.engine.loading.model_files import ModelFiles
 from lluda.engine.request import SpeechChunk, Token

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from statistics import median
 
-from lluda.bench.job import CALLERS_POSITIONS, Job, Sample
+from lluda.bench.process.job import CALLERS_POSITIONS, Job, Sample
 from lluda.engine.engine import Engine
 from lluda.engine.prompt_rows import PromptRows
 from lluda.engine.request import Request, Token

@@ -1,4 +1,4 @@
-"""How fast a backend multiplies by weights of one format: what predictions are made of (`lluda.bench.prediction`).
+"""How fast a backend multiplies by weights of one format: what predictions are made of (`bench.prediction`).
 
 Matrix products of random weights through the backend itself: of one row, over more weights than caches hold, and of
 many rows. So what a format costs to decode, and what a machine reaches beside what it is sold as, is in the figures.
@@ -17,7 +17,7 @@ from torch import Tensor
 from lluda.backends.backend import ComputeBackend
 from lluda.backends.weight import Weight
 from lluda.bench.formats import BYTES_PER_WEIGHT
-from lluda.bench.job import Sample
+from lluda.bench.process.job import Sample
 from lluda.formats.format import BlockFormat
 from lluda.formats.plain import BF16, plain_tensor
 from lluda.formats.q8_0 import Q8_0

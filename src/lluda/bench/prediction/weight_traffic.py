@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lluda.bench.arithmetic import chosen_share
+from lluda.bench.prediction.arithmetic import chosen_share
 from lluda.config.decoder import DecoderConfig
 from lluda.config.talker import TalkerConfig
 from lluda.models.causal_lm import causal_lm_parameters

@@ -1,11 +1,11 @@
 """The streaming bandwidth of the machine's memory, or of a GPU's: what decoding is limited by, and every row's share is
 a share of.
 
-``python -m lluda.bench.bandwidth`` measures it in a process of its own, with the protocol of `lluda.bench.worker`. A
-buffer far larger than any cache, on huge pages where the system gives them, is read from one end to the other by N
-threads, each its own part. Several readers are tried, for which instruction sequence streams best differs by machine;
-the median pass of the best reader counts, as medians of engines are held against it. On a GPU
-one buffer is copied to another.
+``python -m lluda.bench.prediction.bandwidth`` measures it in a process of its own, with the protocol of
+`lluda.bench.process.worker`. A buffer far larger than any cache, on huge pages where the system gives them, is read
+from one end to the other by N threads, each its own part. Several readers are tried, for which instruction sequence
+streams best differs by machine; the median pass of the best reader counts, as medians of engines are held against it.
+On a GPU one buffer is copied to another.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from lluda.bench.job import Job, Sample
+from lluda.bench.process.job import Job, Sample
 
 if TYPE_CHECKING:
     import numpy as np

@@ -22,7 +22,7 @@ LISTENING_TESTS = ("listen",)
 """Families of a whole Omni model, with its tokenizer and template; of lluda alone, last and only if asked for."""
 
 PRODUCT_TESTS = ("products",)
-"""Families of lluda's backend alone, behind all others; with them rows have a prediction (`lluda.bench.prediction`)."""
+"""Families of lluda's backend alone, behind all others; with them rows have a prediction (`bench.prediction`)."""
 
 CALLERS_POSITIONS = 2064
 """Of the longest sequence of the ``callers`` tests."""

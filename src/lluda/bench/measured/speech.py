@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from lluda.bench.job import Job, Sample
+from lluda.bench.process.job import Job, Sample
 from lluda.bench.session import EngineInfo
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lluda.bench.arithmetic import (
+from lluda.bench.measured.speech import PROMPT_ROWS
+from lluda.bench.prediction.arithmetic import (
     DecoderWeights,
     attention_flops,
     cache_bytes,
@@ -19,9 +20,8 @@ from lluda.bench.arithmetic import (
     vocoder_flops,
     vocoder_weights,
 )
-from lluda.bench.job import DECODE_PROMPT
-from lluda.bench.products import Products
-from lluda.bench.speech import PROMPT_ROWS
+from lluda.bench.prediction.products import Products
+from lluda.bench.process.job import DECODE_PROMPT
 from lluda.config.decoder import DecoderConfig
 from lluda.config.model import ModelConfig
 from lluda.config.omni import SpeechConfig

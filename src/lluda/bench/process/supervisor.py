@@ -17,11 +17,11 @@ from typing import IO, Any
 
 import psutil
 
-from lluda.bench.job import Job, Sample
+from lluda.bench.process.job import Job, Sample
 from lluda.bench.session import EngineInfo
 
-WORKER = "lluda.bench.worker"
-BANDWIDTH = "lluda.bench.bandwidth"
+WORKER = "lluda.bench.process.worker"
+BANDWIDTH = "lluda.bench.prediction.bandwidth"
 
 _SHOWN = 20_000
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
