@@ -100,13 +100,13 @@ void mono_convolution(lluda_context *context, Arguments &a) {
     lluda_mono_convolution convolution{};
     const std::int64_t taps = convolution.taps = a.size(7), channels = convolution.channels = a.size(60);
     convolution.frequency = a.array<float>(channels), convolution.amplitude = a.array<float>(channels);
-    convolution.weight = a.array<float>(taps * channels), convolution.bias = a.array<float>(1);
+    convolution.weight = a.array<float>(a.wrong ? 0 : taps * channels), convolution.bias = a.array<float>(1);
     const std::int64_t runs = 1 + a.input.number(3), x_stride = a.stride(channels);
     std::int64_t lengths[4] = {}, total = 0;
     std::uint16_t *kept[4] = {};
     for (std::int64_t i = 0; i < runs; ++i) {
         total += lengths[i] = a.rows();
-        kept[i] = a.array<std::uint16_t>((taps - 1) * channels);
+        kept[i] = a.array<std::uint16_t>(a.wrong ? 0 : (taps - 1) * channels);
     }
     const float *x = a.array<float>(total, x_stride, channels);
     float *y = a.array<float>(total);
@@ -117,13 +117,13 @@ void convnext(lluda_context *context, Arguments &a) {
     lluda_convnext block{};
     const std::int64_t channels = block.channels = a.size(60), taps = block.taps = a.size(7);
     block.inner = a.size(60);
-    block.dwconv = a.array<float>(taps * channels), block.dwconv_bias = a.array<float>(channels);
+    block.dwconv = a.array<float>(a.wrong ? 0 : taps * channels), block.dwconv_bias = a.array<float>(channels);
     block.norm = a.array<float>(channels), block.norm_bias = a.array<float>(channels);
     block.gamma = a.array<float>(channels), block.norm_eps = 1e-6f;
     const lluda_weight pwconv1 = a.weight(block.inner, channels), pwconv2 = a.weight(channels, block.inner);
     block.pwconv1 = &pwconv1, block.pwconv2 = &pwconv2;
     const std::int64_t rows = a.rows(), x_stride = a.stride(channels);
-    float *x = a.array<float>(rows, x_stride, channels), *kept = a.array<float>((taps - 1) * channels);
+    float *x = a.array<float>(rows, x_stride, channels), *kept = a.array<float>(a.wrong ? 0 : (taps - 1) * channels);
     expect(lluda_convnext_block(context, &block, 1, &rows, x, x_stride, &kept), a.wrong);
 }
 

@@ -13,6 +13,7 @@ void check(const lluda_convnext *block) {
     require_size("channels", block->channels);
     require_size("inner", block->inner);
     require_size("taps", block->taps);
+    require_size("taps * channels", block->taps * block->channels);
     require(block->dwconv && block->dwconv_bias && block->norm && block->norm_bias && block->gamma,
             "dwconv, its bias, norm, its bias and gamma must not be NULL");
     check_weight(block->pwconv1, "pwconv1", block->inner, block->channels);

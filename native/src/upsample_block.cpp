@@ -17,6 +17,7 @@ void check(const lluda_upsample *block) {
     require_size("out", block->out);
     require(block->taps == 1 || block->taps == 2, "taps", block->taps, "1 or 2");
     require_size("stride", block->stride);
+    require_size("stride * out", block->stride * block->out);
     require(block->frequency && block->amplitude, "frequency and amplitude must not be NULL");
     check_weight(block->conv, "conv", block->stride * block->out, block->taps * block->channels);
     require_size("unit_count", block->unit_count, 0);
