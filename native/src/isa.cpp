@@ -50,9 +50,10 @@ bool has_avx512bf16() { return false; }
 // Linux gives a process the matrix unit's registers when it asks for them. They are asked for once, for all threads.
 #if defined(__linux__) && defined(__x86_64__)
 bool has_amx() {
-    constexpr unsigned kAmx = 1u << 22 | 1u << 24 | 1u << 25;  // products of BF16, tiles, products of bytes
+    constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;
     constexpr long kRequestPermission = 0x1023, kTileData = 18;
-    if (!has_avx512bf16() || (Leaf(7).d & kAmx) != kAmx) return false;
+    const unsigned has = Leaf(7).d;
+    if (!has_avx512bf16() || !(has & kAmxBf16) || !(has & kAmxTile) || !(has & kAmxInt8)) return false;
     static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
     return granted;
 }

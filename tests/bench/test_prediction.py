@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ import pytest
 from lluda.backends import select_backend
 from lluda.bench.formats import FORMATS, load_options
 from lluda.bench.prediction.prediction import Prediction
-from lluda.bench.prediction.products import FLOPS_TEST, READ_TEST, Products, measure_products
+from lluda.bench.prediction.products import BF16_TEST, FLOPS_TEST, READ_TEST, Products, measure_products
 from lluda.bench.process.job import Plan
 from lluda.bench.runner import Settings, run_bench
 from lluda.bench.table import render
 from lluda.config.model import ModelConfig
 from tests.conftest import TINY_QWEN3
 
-FAST = Products(read=100e9, flops=1e13)
+FAST = Products(read=100e9, flops=1e13, bf16_flops=1e13)
 
 
 def predicted(raw: dict[str, Any], products: Products = FAST, nbytes: float = 2.0) -> dict[str, float]:
@@ -31,11 +32,11 @@ def test_decoding_follows_the_bandwidth_and_a_prompt_the_arithmetic(
 ) -> None:
     raw = released_config("Qwen3-8B")
     base = predicted(raw)
-    assert predicted(raw, Products(50e9, 1e13))["tg128"] == pytest.approx(base["tg128"] / 2, rel=0.02)
-    assert predicted(raw, Products(100e9, 0.5e13))["tg128"] == pytest.approx(base["tg128"])
+    assert predicted(raw, replace(FAST, read=50e9))["tg128"] == pytest.approx(base["tg128"] / 2, rel=0.02)
+    assert predicted(raw, replace(FAST, flops=0.5e13))["tg128"] == pytest.approx(base["tg128"])
     config = ModelConfig.from_hf(raw)
     prompt, slower = (
-        Prediction(config, Products(100e9, f), 2.0, "cpu").prefill(config.text, 2048) for f in (1e12, 5e11)
+        Prediction(config, replace(FAST, flops=f), 2.0, "cpu").prefill(config.text, 2048) for f in (1e12, 5e11)
     )
     assert slower == pytest.approx(2 * prompt, rel=0.15)
 
@@ -57,6 +58,13 @@ def test_what_speaks_is_predicted_of_an_omni_model_alone(released_config: Callab
     assert omni["rtf"] == pytest.approx((omni["speech_frame"] + omni["code2wav1"]) / 80)
 
 
+def test_convolutions_are_bf16_in_every_format(released_config: Callable[[str], dict[str, Any]]) -> None:
+    raw = released_config("Qwen3-Omni-30B-A3B-Instruct")
+    slow = predicted(raw, replace(FAST, flops=1e11))
+    assert slow["code2wav1"] == predicted(raw)["code2wav1"]
+    assert predicted(raw, replace(FAST, bf16_flops=1e11))["code2wav1"] > 10 * slow["code2wav1"]
+
+
 @pytest.fixture
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products of small matrices, few times."""
@@ -72,14 +80,15 @@ def test_products_are_measured_in_every_format(little: None, name: str) -> None:
     assert not backend.decoded
     assert 1e6 < measured.read < 1e13
     assert 1e6 < measured.flops < 1e16
+    assert 1e6 < measured.bf16_flops < 1e16
     again = Products.of_samples({sample.test: sample.value for sample in measured.samples()})
     assert again is not None
-    assert (again.read, again.flops) == pytest.approx((measured.read, measured.flops))
+    assert astuple(again) == pytest.approx(astuple(measured))
 
 
 def test_no_products_no_prediction() -> None:
     assert Products.of_samples({"tg128": 1.0, READ_TEST: 2.0}) is None
-    assert Products.of_samples({READ_TEST: 1.0, FLOPS_TEST: 2.0}) == Products(1e9, 2e9)
+    assert Products.of_samples({READ_TEST: 1.0, FLOPS_TEST: 2.0, BF16_TEST: 3.0}) == Products(1e9, 2e9, 3e9)
 
 
 def test_the_bench_shows_what_it_expected(little: None, in_this_process: None, checkpoint: Callable[..., Path]) -> None:

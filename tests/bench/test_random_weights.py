@@ -161,5 +161,5 @@ def test_formats_side_by_side_without_speech(tmp_path, capsys):
     few = ["--device", "cpu", "--prompt", "5", "--gen", "2", "--repeat", "1", "--threads", "1", "--json"]
     assert main(["bench", "--synth", str(tmp_path), "--no-speech", "--formats", "bf16,F32", *few]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
-    tests = ("pp5", "tg2", "tg2_sampled", "audio10s", "products1", "products512")
+    tests = ("pp5", "tg2", "tg2_sampled", "audio10s", "products1", "products512", "products512_bf16")
     assert [(row["format"], row["test"]) for row in rows] == [*product(("BF16", "F32"), tests)]

@@ -37,8 +37,9 @@ EXPECTED = {
     "streams2_sampled": "tok/s",
     "products1": "GB/s",
     "products512": "GFLOP/s",
+    "products512_bf16": "GFLOP/s",
 }
-OWN = ("_sampled", "products1", "products512")
+OWN = ("_sampled", "products1", "products512", "products512_bf16")
 """Endings of what is measured of lluda alone: sampling of an engine's own, and its products."""
 
 

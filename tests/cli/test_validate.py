@@ -90,9 +90,11 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, model, capsys
 @pytest.fixture
 def words(monkeypatch) -> None:
     """A tokenizer for a checkpoint that has none."""
-    from lluda.engine.loading import loading
+    from lluda.engine.loading import tokenizer
 
-    monkeypatch.setattr(loading, "load_tokenizer", lambda _: type("Words", (), {"encode": lambda *_, **__: [1, 2, 3]}))
+    monkeypatch.setattr(
+        tokenizer, "load_tokenizer", lambda _: type("Words", (), {"encode": lambda *_, **__: [1, 2, 3]})
+    )
 
 
 def test_a_prompt_is_cut_to_the_tokens_asked_for(model, words, capsys):

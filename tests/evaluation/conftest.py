@@ -67,7 +67,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, 
 @pytest.fixture
 def damage(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[torch.Tensor], Any]], None]:
     """Change one tensor as lluda reads it, while the reference reads the file as it is."""
-    from lluda.engine.loading import loading
+    from lluda.engine.loading import model_files
     from lluda.formats.plain import plain_tensor
     from lluda.formats.stored_tensor import StoredTensor
     from lluda.weights.safetensors.folder import FolderCheckpoint
@@ -85,7 +85,7 @@ def damage(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[torch.Te
 
     def install(name: str, change: Callable[[torch.Tensor], Any]) -> None:
         Damaged.name, Damaged.change = name, staticmethod(change)
-        monkeypatch.setattr(loading, "open_checkpoint", lambda source: Damaged(Path(source)))
+        monkeypatch.setattr(model_files, "open_checkpoint", lambda source: Damaged(Path(source)))
 
     return install
 

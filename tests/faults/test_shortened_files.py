@@ -87,7 +87,7 @@ from lluda.cli.main import main
 def progress(label):
     yield lambda done, total: os.truncate(sys.argv[1], 8192)
 
-import_module("lluda.cli." + sys.argv[2]).byte_progress = progress
+import_module("lluda.cli.verbs." + sys.argv[2]).byte_progress = progress
 sys.exit(main(sys.argv[2:]))
 """
     arguments = [*verb, tmp_path / "out.gguf", "-m", tmp_path / "m"]

@@ -73,7 +73,7 @@ def predict(args: argparse.Namespace, files: ModelFiles) -> Speeds:
         return list(Prediction(files.config, products, BYTES_PER_WEIGHT[name], backend).rows(_PROMPTS, _GENERATE))
 
     if args.bandwidth is not None:
-        told = Products(args.bandwidth * 1e9, args.flops * 1e12)
+        told = Products(args.bandwidth * 1e9, args.flops * 1e12, args.flops * 1e12)
         device = LoadOptions(**options.load_options(args)).device
         return {name: rows(name, told, device.partition(":")[0]) for name in FORMATS}
     found: Speeds = {}

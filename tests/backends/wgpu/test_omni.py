@@ -63,6 +63,8 @@ CODES = 256
 """Of a codebook of tiny-omni."""
 UNDECIDED = 0.02
 """Between two logits, which lie in a range of 40."""
+UNDECIDED_HEARD = 0.12
+"""The same where other sums than the reference's heard the question, so that all rows of it are rounded otherwise."""
 
 
 class Spoken(NamedTuple):
@@ -108,14 +110,14 @@ def expected():
         return spoken("cpu"), margins
 
 
-def same_to_the_end(ours, theirs, margins):
-    """Codes must be the same up to the first that the reference was undecided about, behind which a sentence goes
+def same_to_the_end(ours, theirs, margins, undecided):
+    """Codes must be the same up to the first that the reference was ``undecided`` about, behind which a sentence goes
     another way: whether there was none."""
     each = len(theirs[0]) - 1  # the talker itself chooses the first
     for frame, (found, wanted) in enumerate(zip(ours, theirs, strict=False)):
         if found != wanted:
             place = next(place for place, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
-            assert place and margins[frame * each + place - 1] <= UNDECIDED, (frame, place, found, wanted)
+            assert place and margins[frame * each + place - 1] <= undecided, (frame, place, found, wanted)
             return False
     assert len(ours) == len(theirs)
     return True
@@ -140,7 +142,8 @@ def test_tiny_omni_hears_and_speaks_the_codes_of_the_reference_wherever_it_is(ad
     device, (theirs, margins) = f"wgpu:{adapter.number}", expected
     ours = spoken(device if placed == "everything" else "cpu", PLACES[placed].format(device))
     assert ours.text == theirs.text == "A young lion is a cub."
-    if same_to_the_end(ours.codes, theirs.codes, margins):
+    undecided = UNDECIDED_HEARD if placed == "audio_encoder" else UNDECIDED
+    if same_to_the_end(ours.codes, theirs.codes, margins, undecided):
         assert (ours.samples - theirs.samples).abs().max() <= 0.01 * theirs.samples.abs().max()
     assert len(margins) > 100 and sum(margin <= UNDECIDED for margin in margins) <= 2
     if placed == "everything":

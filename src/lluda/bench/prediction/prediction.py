@@ -36,8 +36,9 @@ class _Fixed:
     """What a backend takes beside its products. ``layer``, ``sparse_layer``: seconds of a layer in a step, dense and
     with experts; ``prompt_layer``: of a layer in a prompt, and ``row`` of each of its rows for 1,024 of the hidden size
     (norms, rotation, activations); ``prompt``, ``experts``, ``attention``, ``vocoder``: shares of the products' FLOP/s
-    that a prompt's dense products, its experts', its attention and code2wav's convolutions reach; ``experts_read``: the
-    share of their bandwidth that experts are read with."""
+    that a prompt's dense products, its experts', its attention and code2wav's convolutions reach; ``experts_read``,
+    ``read_again``: shares of their bandwidth that experts are read with, and what the code predictor reads 15 times a
+    frame, which a CPU's last-level cache may hold."""
 
     layer: float
     sparse_layer: float
@@ -48,6 +49,7 @@ class _Fixed:
     attention: float
     vocoder: float
     experts_read: float = 1.0
+    read_again: float = 1.0
 
 
 _FIXED = {
@@ -59,7 +61,8 @@ _FIXED = {
         prompt=1.0,
         experts=1.0,
         attention=0.6,
-        vocoder=0.17,
+        vocoder=0.53,
+        read_again=1.15,
     ),
     "cuda": _Fixed(
         layer=13e-6,
@@ -115,12 +118,15 @@ class Prediction:
         self._config, self._products, self._bytes = config, products, bytes_per_weight
         self._backend, self._fixed = backend, _FIXED.get(backend, _UNKNOWN)
 
-    def step(self, config: DecoderConfig, positions: int = 0) -> float:
-        """Seconds of a decode step of one sequence behind ``positions``."""
+    def step(self, config: DecoderConfig, positions: int = 0, bandwidth: float = 1.0) -> float:
+        """Seconds of a decode step of one sequence behind ``positions``, whose weights are read with ``bandwidth``
+        times that of the products."""
         weights = DecoderWeights.of(config)
         chosen, others = chosen_share(config) * weights.experts, weights.dense + weights.head
         read = others + chosen / self._fixed.experts_read
-        products = max(read * self._bytes / self._products.read, 2 * (others + chosen) / self._products.flops)
+        products = max(
+            read * self._bytes / (bandwidth * self._products.read), 2 * (others + chosen) / self._products.flops
+        )
         caches = cache_bytes(config, positions) / self._products.read
         layer = self._fixed.sparse_layer if config.moe else self._fixed.layer
         return products + caches + layer * config.num_hidden_layers
@@ -141,7 +147,7 @@ class Prediction:
     def code_predictor(self, speech: SpeechConfig) -> float:
         """Seconds of a frame: all its passes and heads."""
         passes = speech.talker.num_code_groups - 1
-        return passes * self.step(speech.talker.code_predictor)
+        return passes * self.step(speech.talker.code_predictor, bandwidth=self._fixed.read_again)
 
     def talker(self, speech: SpeechConfig) -> float:
         """Seconds of a step."""
@@ -151,7 +157,7 @@ class Prediction:
         """Seconds of a push of ``frames``."""
         config = speech.code2wav
         read = vocoder_weights(config) * 2 / self._products.read
-        multiplied = frames * vocoder_flops(config) / (self._fixed.vocoder * self._products.flops)
+        multiplied = frames * vocoder_flops(config) / (self._fixed.vocoder * self._products.bf16_flops)
         return max(read, multiplied) + self._fixed.layer * config.transformer.num_hidden_layers
 
     def rows(self, prompts: tuple[int, ...], generate: int) -> Iterator[Predicted]:

@@ -25,7 +25,7 @@ from lluda.formats.stored_tensor import StoredTensor
 
 OUT, IN = 8192, 2048
 ROWS = 512
-READ_TEST, FLOPS_TEST = "products1", f"products{ROWS}"
+READ_TEST, FLOPS_TEST, BF16_TEST = "products1", f"products{ROWS}", f"products{ROWS}_bf16"
 _TOTAL_BYTES, _LEAST = 512 << 20, 2
 _PASSES, _ENOUGH_SECONDS = 7, 2.0
 
@@ -33,22 +33,24 @@ _PASSES, _ENOUGH_SECONDS = 7, 2.0
 @dataclass(frozen=True, slots=True)
 class Products:
     """``read``: bytes of weights a second in products of one row; ``flops``: floating-point operations a second in
-    products of ``ROWS`` rows."""
+    products of ``ROWS`` rows; ``bf16_flops``: the same of weights stored in BF16, as
+    those of convolutions are in every format."""
 
     read: float
     flops: float
+    bf16_flops: float
 
     def samples(self) -> Iterator[Sample]:
         """As rows of a worker, in GB/s and GFLOP/s."""
         yield Sample(READ_TEST, self.read / 1e9, "GB/s")
         yield Sample(FLOPS_TEST, self.flops / 1e9, "GFLOP/s")
+        yield Sample(BF16_TEST, self.bf16_flops / 1e9, "GFLOP/s")
 
     @classmethod
     def of_samples(cls, medians: Mapping[str, float]) -> Products | None:
         """Of the values of such rows by their tests; None without them."""
-        if READ_TEST not in medians or FLOPS_TEST not in medians:
-            return None
-        return cls(medians[READ_TEST] * 1e9, medians[FLOPS_TEST] * 1e9)
+        tests = (READ_TEST, FLOPS_TEST, BF16_TEST)
+        return cls(*(medians[test] * 1e9 for test in tests)) if medians.keys() >= set(tests) else None
 
 
 def measure_products(backend: ComputeBackend, format_name: str) -> Products:
@@ -64,7 +66,10 @@ def measure_products(backend: ComputeBackend, format_name: str) -> Products:
     # A GPU multiplies many rows in less time than the host takes to ask for it.
     several = weights if backend.captures else weights[:1]
     one, many = _seconds(backend, row, weights), _seconds(backend, rows, several)
-    return Products(sum(weight.nbytes for weight in weights) / one, 2 * ROWS * OUT * IN * len(several) / many)
+    multiplied = 2 * ROWS * OUT * IN
+    read, flops = sum(weight.nbytes for weight in weights) / one, multiplied * len(several) / many
+    plain = [_weight(backend, _stored(backend, BF16))] * len(several)
+    return Products(read, flops, multiplied * len(several) / _seconds(backend, rows, plain))
 
 
 def _stored(backend: ComputeBackend, stored_as: BlockFormat) -> StoredTensor:
