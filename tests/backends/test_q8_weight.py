@@ -73,7 +73,8 @@ def test_rows_are_rounded_as_asked(dtype: str) -> None:
     weight, _ = made.take(stored, "matrix")
     assert isinstance(weight, Q8Weight) and "rows rounded to Q8_0" in made.describe()
     x = torch.randn(5, 96).to(made.precision.compute)
-    expected = q8_0_tensor(x.float()).decode() @ stored.decode().T
+    # Ties, of which BF16 has many, are the only rows in which ours are not the package's (below).
+    expected = round_rows(x.float()) @ stored.decode().T
     torch.testing.assert_close(made.linear(x, weight).float(), expected, rtol=2e-2, atol=2e-2)
 
 
