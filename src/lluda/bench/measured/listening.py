@@ -117,6 +117,8 @@ def _hear(listener: Listener, samples: NDArray[np.float32]) -> None:
     for start in range(0, len(samples), _PIECE):
         listener.push(samples[start : start + _PIECE])
         listener.settled()
+    if listener.error is not None:  # a session would answer all the same, only later
+        raise listener.error
 
 
 def _ended(listener: Listener, rest: NDArray[np.float32]) -> dict[str, Any]:
