@@ -36,7 +36,7 @@ def test_a_run_has_the_first_token_and_the_first_sound_of_each_turn(folder: Path
     assert all(0 < median[f"{name}_token"] < median[f"{name}_sound"] for name in NAMES)
 
 
-# Failed once in a whole run, where nothing was taken over, and never again in dozens: the listener's error is raised now.
+# Failed once in a whole run, where nothing was taken over, and not again in dozens; a listener's error is raised now.
 @pytest.mark.slow
 def test_what_was_heard_before_is_not_computed_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The prompts' rows that are computed between the last sample and the first token, one a turn."""
