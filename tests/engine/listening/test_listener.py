@@ -322,11 +322,12 @@ def test_a_recording_that_is_too_short_is_refused_where_it_is_asked_about(fast):
         fast.chat([SYSTEM, message(listener.finish())])
 
 
-def test_a_turn_that_outgrows_the_context_is_heard_and_refused_when_asked(folders):
+def test_a_turn_that_outgrows_the_context_is_heard_and_refused_when_asked(folders, caplog):
     model = lluda.load(folders["hears"], max_context=200)
     with model.listen([SYSTEM]) as listener:
         hear(listener, sound(25))
         assert "context" in str(listener.error)
+        assert [record.args[1] for record in caplog.records] == [listener.error], "said once, not hidden"
         assert MIN_REUSED < listener.prefilled < 200
         assert listener.finish().result(PATIENCE).span.tokens == 25 * 13
         with pytest.raises(lluda.errors.ContextExceeded):

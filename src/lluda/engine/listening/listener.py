@@ -8,6 +8,7 @@ block's features (`GrowingLogMel`), the block has another key, and is encoded an
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lluda.engine.request import SpeechEvent
+
+_log = logging.getLogger(__name__)
 
 
 class Listener:
@@ -194,6 +197,7 @@ class Listener:
                     self._ask(self._ask_first_token(prompt), expected)
         except Exception as error:  # the recording is there in any case, and is heard at its end
             self.error = error
+            _log.warning("a recording is not heard ahead any more, but at its end: %s: %s", type(error).__name__, error)
 
     def _prepare_blocks(self, blocks: int) -> None:
         """Rows up to the last full block; again where a floor that rose changes one of them."""
